@@ -1,0 +1,242 @@
+//! The ops of the forward pass, with one meaning each and one implementation per device.
+//!
+//! A [`Backend`] owns a device: it holds weights, rows of activations and KV pages, and it runs the
+//! handful of fused ops that `forward` strings together. Everything above it - page
+//! accounting, policies, sessions, sampling - is written once and knows no device. An op that one
+//! backend lacks is a compile error, and every op is checked against the same naive f64 reference.
+//!
+//! Each op treats each row alone, with a fixed order of reduction, fixed tiles and a fixed split size.
+//! Which kernel runs depends on the [`Phase`], never on how many rows a batch has or who else is in it,
+//! so the bits of a row do not depend on batch composition, chunk size, thread count or page length.
+
+pub mod cpu;
+
+use std::ops::Range;
+
+use loris_loader::TensorView;
+
+use crate::cache::{PageId, PageLayout};
+use crate::error::Error;
+
+/// What a batch is doing; the only thing that chooses between kernels of one op.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Prompt tokens: many rows a sequence, compute bound.
+    Prefill,
+    /// One new token a sequence, memory bound.
+    Decode,
+}
+
+/// The rows that go through the layers together, all in one phase.
+#[derive(Debug)]
+pub struct Batch<'a> {
+    /// Which kernels run.
+    pub phase: Phase,
+    /// Token id of each row.
+    pub tokens: Vec<u32>,
+    /// Absolute position of each row.
+    pub positions: Vec<u32>,
+    /// The sequences that the rows belong to, in row order, without gaps.
+    pub seqs: Vec<Seq<'a>>,
+    /// Rows whose logits are wanted, ascending.
+    pub logit_rows: Vec<usize>,
+}
+
+impl Batch<'_> {
+    /// Rows in the batch.
+    pub fn n_rows(&self) -> usize {
+        self.tokens.len()
+    }
+}
+
+/// One sequence of a batch: its rows, and its cache in the layers of one segment.
+#[derive(Debug)]
+pub struct Seq<'a> {
+    /// Rows of the batch.
+    pub rows: Range<usize>,
+    /// Slots that held keys before this batch; row `rows.start + i` is appended to slot `kv_start + i`.
+    pub kv_start: usize,
+    /// Position of every slot, the new ones included (`kv_start + rows.len()` of them). A row sees the
+    /// slots whose position is at most its own and inside the layer's window.
+    pub slot_positions: &'a [u32],
+    /// Page ids `[page_idx][layer of the segment]`.
+    pub page_table: &'a [PageId],
+    /// Layers in the segment: the stride of `page_table`.
+    pub n_layers: usize,
+    /// Rotation frequencies, `[head_dim / 2]`, radians a position.
+    pub inv_freq: &'a [f64],
+    /// Factor on cosine and sine (YaRN's attention factor; 1 elsewhere).
+    pub rope_scale: f64,
+}
+
+impl Seq<'_> {
+    /// Slots in use once this batch has been appended.
+    pub fn kv_len(&self) -> usize {
+        self.kv_start + self.rows.len()
+    }
+
+    /// The page that holds slots `page_idx * page_len ..` of layer `layer` of the segment.
+    pub fn page(&self, page_idx: usize, layer: usize) -> PageId {
+        self.page_table[page_idx * self.n_layers + layer]
+    }
+}
+
+/// Head counts and widths of the attention block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_q_heads: usize,
+    /// Key and value heads; `n_q_heads` is a multiple.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Query heads that share a key head.
+    pub fn group_size(&self) -> usize {
+        self.n_q_heads / self.n_kv_heads
+    }
+}
+
+/// Weights of one layer. Matrices are `[out][in]` as in the checkpoint.
+#[derive(Debug)]
+pub struct LayerWeights<M, V> {
+    /// RMS norm before attention, `[hidden_dim]`.
+    pub attn_norm: V,
+    /// `[n_q_heads * head_dim][hidden_dim]`.
+    pub q: M,
+    /// `[n_kv_heads * head_dim][hidden_dim]`.
+    pub k: M,
+    /// `[n_kv_heads * head_dim][hidden_dim]`.
+    pub v: M,
+    /// Bias of q, k and v (Qwen2).
+    pub qkv_bias: Option<[V; 3]>,
+    /// RMS norm over each head of q and of k, before rotation (Qwen3), `[head_dim]`.
+    pub qk_norm: Option<[V; 2]>,
+    /// `[hidden_dim][n_q_heads * head_dim]`.
+    pub o: M,
+    /// RMS norm before the MLP, `[hidden_dim]`.
+    pub mlp_norm: V,
+    /// `[ffn_dim][hidden_dim]`.
+    pub gate: M,
+    /// `[ffn_dim][hidden_dim]`.
+    pub up: M,
+    /// `[hidden_dim][ffn_dim]`.
+    pub down: M,
+}
+
+/// A device and the ops that run on it.
+///
+/// Sizes are checked by the `Plan` before a batch is built; an implementation may
+/// assert them. `layer` arguments count inside the segment whose page tables the batch holds.
+pub trait Backend: Send + 'static {
+    /// A weight matrix on the device.
+    type Matrix: Send + Sync;
+    /// A weight vector on the device, f32.
+    type Vector: Send + Sync;
+    /// Activations on the device: f32 rows of one width, room for a fixed number.
+    type Rows: Send;
+    /// Storage of a pool of KV pages.
+    type Pages: Send;
+
+    /// Puts a matrix `[n][k]` on the device (the CPU keeps the mapped bytes).
+    fn matrix(&mut self, tensor: &TensorView) -> Result<Self::Matrix, Error>;
+    /// Puts a vector on the device.
+    fn vector(&mut self, tensor: &TensorView) -> Result<Self::Vector, Error>;
+    /// Room for `n_rows` rows of `width`.
+    fn rows(&mut self, n_rows: usize, width: usize) -> Result<Self::Rows, Error>;
+    /// Room for `n_pages` pages; memory is committed as pages are written.
+    fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<Self::Pages, Error>;
+
+    /// Takes in a batch before its layers run: rotation angles, page tables, positions.
+    fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error>;
+
+    /// `x[r] = table[tokens[r]]`.
+    fn embed(
+        &mut self,
+        table: &Self::Matrix,
+        batch: &Batch<'_>,
+        x: &mut Self::Rows,
+    ) -> Result<(), Error>;
+
+    /// Norm, Q/K/V projection, bias, q/k norm, rotation; K and V go to their pages, Q to `q`.
+    #[allow(clippy::too_many_arguments)]
+    fn norm_qkv_rope_append(
+        &mut self,
+        weights: &LayerWeights<Self::Matrix, Self::Vector>,
+        eps: f32,
+        batch: &Batch<'_>,
+        layer: usize,
+        x: &Self::Rows,
+        q: &mut Self::Rows,
+        pages: &mut Self::Pages,
+    ) -> Result<(), Error>;
+
+    /// `out[r][h] = softmax(q[r][h] . K^T / sqrt(head_dim)) V` over the slots that row `r` sees:
+    /// `position(slot) <= position(r)`, and `position(slot) > position(r) - window` if there is one.
+    fn attention(
+        &mut self,
+        batch: &Batch<'_>,
+        layer: usize,
+        window: Option<usize>,
+        q: &Self::Rows,
+        pages: &Self::Pages,
+        out: &mut Self::Rows,
+    ) -> Result<(), Error>;
+
+    /// `x += a W^T`.
+    fn linear_residual(
+        &mut self,
+        w: &Self::Matrix,
+        batch: &Batch<'_>,
+        a: &Self::Rows,
+        x: &mut Self::Rows,
+    ) -> Result<(), Error>;
+
+    /// `h = silu(norm(x) Wg^T) * (norm(x) Wu^T)`.
+    fn norm_gate_up_silu(
+        &mut self,
+        weights: &LayerWeights<Self::Matrix, Self::Vector>,
+        eps: f32,
+        batch: &Batch<'_>,
+        x: &Self::Rows,
+        h: &mut Self::Rows,
+    ) -> Result<(), Error>;
+
+    /// `logits[i] = norm(x[logit_rows[i]]) head^T`; one kernel in both phases.
+    fn norm_lm_head(
+        &mut self,
+        norm: &Self::Vector,
+        eps: f32,
+        head: &Self::Matrix,
+        batch: &Batch<'_>,
+        x: &Self::Rows,
+        logits: &mut Self::Rows,
+    ) -> Result<(), Error>;
+
+    /// Copies the first `n_rows` rows to the host.
+    fn read_rows(&mut self, rows: &Self::Rows, n_rows: usize, out: &mut [f32])
+    -> Result<(), Error>;
+    /// Copies page `from` over page `to` (a fork's first append, copy on write).
+    fn copy_page(
+        &mut self,
+        pages: &mut Self::Pages,
+        from: PageId,
+        to: PageId,
+    ) -> Result<(), Error>;
+    /// Copies a whole page to the host, in the layout of [`PageLayout`].
+    fn read_page(
+        &mut self,
+        pages: &Self::Pages,
+        page: PageId,
+        out: &mut [u8],
+    ) -> Result<(), Error>;
+    /// Fills a whole page from the host.
+    fn write_page(
+        &mut self,
+        pages: &mut Self::Pages,
+        page: PageId,
+        bytes: &[u8],
+    ) -> Result<(), Error>;
+}
