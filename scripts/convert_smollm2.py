@@ -144,7 +144,8 @@ def tokenizer_config(gguf):
         "eos_token": token("eos"),
         "model_max_length": field(gguf, "llama.context_length"),
         "pad_token": token("padding"),
-        "tokenizer_class": "GPT2Tokenizer",
+        # GPT2Tokenizer, the class upstream, makes transformers 5 drop the split of digits.
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": token("unknown"),
     }
 
