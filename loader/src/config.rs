@@ -1,0 +1,362 @@
+//! What `config.json` and `generation_config.json` say about a model, as plain facts.
+//!
+//! The reader knows the quirks of the four supported families and nothing else: a key that would change the
+//! mathematics and is not known (an activation, a bias, a quantisation, a RoPE type) is an error that names it, never
+//! a guess. Every number is range-checked and their products are known to fit before anything is allocated.
+//! Defaults are those of `transformers`, whose outputs are the reference.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::dtype::Dtype;
+use crate::error::Error;
+use crate::json;
+use crate::keys::{Accept, Keys};
+use crate::rope::RopeConfig;
+
+/// The file that describes the model.
+pub const CONFIG: &str = "config.json";
+/// The file with the author's advice on sampling.
+pub const GENERATION_CONFIG: &str = "generation_config.json";
+
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
+
+/// A model family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Llama 2 and 3, SmolLM2 and everything else of that shape.
+    Llama,
+    /// Llama with a sliding window.
+    Mistral,
+    /// Llama with biases on query, key and value.
+    Qwen2,
+    /// Llama with norms on each head's query and key.
+    Qwen3,
+}
+
+/// The facts of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
+    /// Transformer layers.
+    pub n_layers: usize,
+    /// Query heads of a layer.
+    pub n_q_heads: usize,
+    /// Key and value heads of a layer; divides `n_q_heads`.
+    pub n_kv_heads: usize,
+    /// Dimensions of a head; even.
+    pub head_dim: usize,
+    /// Dimensions of the residual stream.
+    pub hidden_dim: usize,
+    /// Dimensions inside the MLP.
+    pub ffn_dim: usize,
+    /// Rows of the embedding; the tokenizer may know fewer tokens.
+    pub vocab_size: usize,
+    /// Longest context that the model was made for (`max_position_embeddings`).
+    pub ctx_len: usize,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+    /// Rotary embedding.
+    pub rope: RopeConfig,
+    /// Whether the output head is the embedding.
+    pub tied_embeddings: bool,
+    /// Whether the query, key and value projections have biases.
+    pub qkv_bias: bool,
+    /// Whether each head's query and key are normalised before RoPE.
+    pub qk_norm: bool,
+    /// For each layer the sliding window, if any: a token sees itself and the `window - 1` before it.
+    pub windows: Vec<Option<usize>>,
+    /// The token that starts a sequence.
+    pub bos_id: Option<u32>,
+    /// The tokens that end an answer: the union of config.json, generation_config.json and the tokenizer, sorted.
+    pub eos_ids: Vec<u32>,
+    /// The padding token.
+    pub pad_id: Option<u32>,
+    /// The element type that the weights are said to have.
+    pub dtype: Option<Dtype>,
+    /// The author's advice on sampling.
+    pub generation: GenerationDefaults,
+}
+
+/// The author's advice on sampling; `None` where there is none.
+#[derive(Debug, Clone, Default, PartialEq)]
+#[allow(missing_docs)] // fields carry the names and meanings of generation_config.json
+pub struct GenerationDefaults {
+    pub do_sample: Option<bool>,
+    pub temperature: Option<f32>,
+    pub top_k: Option<usize>,
+    pub top_p: Option<f32>,
+    pub min_p: Option<f32>,
+    pub repetition_penalty: Option<f32>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` and, where it exists, `generation_config.json`.
+    pub fn open(dir: &Path) -> Result<ModelConfig, Error> {
+        let path = dir.join(CONFIG);
+        let Some(bytes) = json::read_file(&path, MAX_CONFIG_BYTES)? else {
+            let source = std::io::ErrorKind::NotFound.into();
+            return Err(Error::Io { file: path, action: "open (a model folder needs it)", source });
+        };
+        let mut config = ModelConfig::parse(&bytes, &path)?;
+        let path = dir.join(GENERATION_CONFIG);
+        if let Some(bytes) = json::read_file(&path, MAX_CONFIG_BYTES)? {
+            config.add_generation_config(&bytes, &path)?;
+        }
+        Ok(config)
+    }
+
+    /// Reads the bytes of a `config.json`; `path` is for messages.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<ModelConfig, Error> {
+        let map = json::parse_object(bytes, path)?;
+        let keys = Keys { file: path, parent: "", map: &map };
+        refuse_unknown_mathematics(&keys)?;
+        let architecture = architecture(&keys)?;
+        refuse_biases(&keys, architecture)?;
+
+        let n_layers = keys.need_uint("num_hidden_layers", 1..=1024)?;
+        let n_q_heads = keys.need_uint("num_attention_heads", 1..=1024)?;
+        let n_kv_heads = keys.uint("num_key_value_heads", 1..=1024)?.unwrap_or(n_q_heads);
+        if !n_q_heads.is_multiple_of(n_kv_heads) {
+            return Err(keys.wrong(
+                "num_key_value_heads",
+                format!("a divisor of the {n_q_heads} query heads"),
+            ));
+        }
+        let hidden_dim = keys.need_uint("hidden_size", 1..=1 << 17)?;
+        let head_dim = head_dim(&keys, architecture, hidden_dim, n_q_heads)?;
+        let ctx_len = keys.need_uint("max_position_embeddings", 1..=1 << 28)?;
+        let vocab_size = keys.need_uint("vocab_size", 1..=1 << 22)?;
+        let eps = Accept {
+            expected: "a number between 0 and 1",
+            test: |x| (f64::from(f32::MIN_POSITIVE)..1.0).contains(&x),
+        };
+
+        let mut eos_ids = keys.token_ids("eos_token_id", vocab_size)?;
+        sort_unique(&mut eos_ids);
+        // The first Llama checkpoints were exported with a padding token of -1, for none.
+        let no_pad = keys.get("pad_token_id").and_then(Value::as_i64) == Some(-1);
+        Ok(ModelConfig {
+            architecture,
+            n_layers,
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            hidden_dim,
+            ffn_dim: keys.need_uint("intermediate_size", 1..=1 << 20)?,
+            vocab_size,
+            ctx_len,
+            norm_eps: keys.float("rms_norm_eps", &eps)?.unwrap_or(1e-6) as f32,
+            rope: RopeConfig::read(&keys, ctx_len)?,
+            tied_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
+            qkv_bias: architecture == Architecture::Qwen2,
+            qk_norm: architecture == Architecture::Qwen3,
+            windows: windows(&keys, architecture, n_layers)?,
+            bos_id: keys.token_id("bos_token_id", vocab_size)?,
+            eos_ids,
+            pad_id: if no_pad { None } else { keys.token_id("pad_token_id", vocab_size)? },
+            dtype: dtype(&keys)?,
+            generation: GenerationDefaults::default(),
+        })
+    }
+
+    /// Adds the bytes of a `generation_config.json`; `path` is for messages.
+    pub fn add_generation_config(&mut self, bytes: &[u8], path: &Path) -> Result<(), Error> {
+        let map = json::parse_object(bytes, path)?;
+        let keys = Keys { file: path, parent: "", map: &map };
+        self.eos_ids.extend(keys.token_ids("eos_token_id", self.vocab_size)?);
+        sort_unique(&mut self.eos_ids);
+        self.bos_id = self.bos_id.or(keys.token_id("bos_token_id", self.vocab_size)?);
+
+        let positive = Accept { expected: "a number above 0", test: |x| x > 0.0 && x < 1e6 };
+        let not_negative =
+            Accept { expected: "a number from 0", test: |x| (0.0..1e6).contains(&x) };
+        let share = Accept { expected: "a number from 0 to 1", test: |x| (0.0..=1.0).contains(&x) };
+        let float =
+            |key, accept| -> Result<_, Error> { Ok(keys.float(key, accept)?.map(|x| x as f32)) };
+        self.generation = GenerationDefaults {
+            do_sample: keys.boolean("do_sample")?,
+            temperature: float("temperature", &not_negative)?,
+            top_k: keys.uint("top_k", 0..=1 << 22)?,
+            top_p: float("top_p", &share)?,
+            min_p: float("min_p", &share)?,
+            repetition_penalty: float("repetition_penalty", &positive)?,
+        };
+        Ok(())
+    }
+
+    /// Adds a token that ends an answer.
+    pub fn add_eos(&mut self, id: u32) {
+        self.eos_ids.push(id);
+        sort_unique(&mut self.eos_ids);
+    }
+
+    /// Query heads that share one key and value head.
+    pub fn group_size(&self) -> usize {
+        self.n_q_heads / self.n_kv_heads
+    }
+}
+
+/// Keys that change what the model computes, in ways that this engine does not.
+fn refuse_unknown_mathematics(keys: &Keys<'_>) -> Result<(), Error> {
+    if keys.get("quantization_config").is_some() || keys.get("compression_config").is_some() {
+        let what = "quantization_config".into();
+        return Err(Error::Quantised { file: keys.file.into(), what });
+    }
+    for key in ["text_config", "vision_config", "audio_config"] {
+        if keys.get(key).is_some() {
+            return Err(
+                keys.unsupported(key, "text-only checkpoints, whose config.json has no such key")
+            );
+        }
+    }
+    for key in [
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "num_experts",
+        "num_local_experts",
+        "no_rope_layers",
+    ] {
+        if keys.get(key).is_some() {
+            return Err(keys.unsupported(key, "dense decoders without this key"));
+        }
+    }
+    match keys.text("hidden_act")? {
+        None | Some("silu") => Ok(()),
+        Some(_) => Err(keys.unsupported("hidden_act", "silu")),
+    }
+}
+
+fn refuse_biases(keys: &Keys<'_>, architecture: Architecture) -> Result<(), Error> {
+    // Qwen2's biases are part of the family; its reference does not read the flag.
+    if architecture != Architecture::Qwen2 && keys.boolean("attention_bias")? == Some(true) {
+        return Err(keys.unsupported("attention_bias", "false"));
+    }
+    if keys.boolean("mlp_bias")? == Some(true) {
+        return Err(keys.unsupported("mlp_bias", "false"));
+    }
+    Ok(())
+}
+
+fn architecture(keys: &Keys<'_>) -> Result<Architecture, Error> {
+    use Architecture::{Llama, Mistral, Qwen2, Qwen3};
+    let class = match keys.list("architectures")? {
+        None | Some([]) => None,
+        Some([first, ..]) => {
+            let class = match first.as_str() {
+                Some("LlamaForCausalLM") => Llama,
+                Some("MistralForCausalLM") => Mistral,
+                Some("Qwen2ForCausalLM") => Qwen2,
+                Some("Qwen3ForCausalLM") => Qwen3,
+                _ => return Err(keys.unsupported("architectures", SUPPORTED)),
+            };
+            Some(class)
+        }
+    };
+    let family = match keys.text("model_type")? {
+        None => None,
+        Some("llama") => Some(Llama),
+        Some("mistral") => Some(Mistral),
+        Some("qwen2") => Some(Qwen2),
+        Some("qwen3") => Some(Qwen3),
+        Some(_) => return Err(keys.unsupported("model_type", "llama, mistral, qwen2, qwen3")),
+    };
+    match (class, family) {
+        (Some(class), Some(family)) if class != family => {
+            Err(keys.wrong("model_type", format!("that of architectures[0], {class:?}")))
+        }
+        (Some(architecture), _) | (None, Some(architecture)) => Ok(architecture),
+        (None, None) => Err(keys.wrong("architectures", format!("one of {SUPPORTED}"))),
+    }
+}
+
+/// An explicit `head_dim` wins over `hidden_size / num_attention_heads`.
+fn head_dim(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    hidden_dim: usize,
+    n_q_heads: usize,
+) -> Result<usize, Error> {
+    let explicit = keys.uint("head_dim", 2..=512)?;
+    // Qwen3's reference takes 128 where the key is absent, and divides where it is null.
+    let absent =
+        (architecture == Architecture::Qwen3 && !keys.map.contains_key("head_dim")).then_some(128);
+    let head_dim = match explicit.or(absent) {
+        Some(head_dim) => head_dim,
+        None if !hidden_dim.is_multiple_of(n_q_heads) => {
+            return Err(keys
+                .wrong("num_attention_heads", format!("a divisor of hidden_size = {hidden_dim}")));
+        }
+        None => hidden_dim / n_q_heads,
+    };
+    if !head_dim.is_multiple_of(2) || !(2..=512).contains(&head_dim) {
+        return Err(keys.wrong(
+            "head_dim",
+            format!("an even number from 2 to 512 (hidden_size / heads = {head_dim})"),
+        ));
+    }
+    Ok(head_dim)
+}
+
+/// For each layer its sliding window.
+fn windows(
+    keys: &Keys<'_>,
+    architecture: Architecture,
+    n_layers: usize,
+) -> Result<Vec<Option<usize>>, Error> {
+    let given = keys.uint("sliding_window", 1..=1 << 28)?;
+    let default = if keys.map.contains_key("sliding_window") { None } else { Some(4096) };
+    let window = match architecture {
+        Architecture::Llama if given.is_some() => {
+            return Err(
+                keys.unsupported("sliding_window", "null for llama, whose reference has no window")
+            );
+        }
+        Architecture::Llama => None,
+        Architecture::Mistral => given.or(default),
+        Architecture::Qwen2 | Architecture::Qwen3 => {
+            let on = keys.boolean("use_sliding_window")?.unwrap_or(false);
+            if on { given.or(default) } else { None }
+        }
+    };
+    let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
+    let Some(types) = keys.list("layer_types")? else {
+        let first =
+            if qwen { keys.uint("max_window_layers", 0..=1 << 20)?.unwrap_or(28) } else { 0 };
+        return Ok((0..n_layers).map(|layer| window.filter(|_| layer >= first)).collect());
+    };
+    if types.len() != n_layers {
+        return Err(
+            keys.wrong("layer_types", format!("one entry for each of the {n_layers} layers"))
+        );
+    }
+    let layer = |kind: &Value| match kind.as_str() {
+        Some("full_attention") if qwen || window.is_none() => Ok(None),
+        // With the window switched off, Qwen's sliding layers are full ones.
+        Some("sliding_attention") if qwen || window.is_some() => Ok(window),
+        Some("full_attention" | "sliding_attention") => {
+            Err(keys.wrong("layer_types", "entries that agree with sliding_window"))
+        }
+        _ => Err(keys.unsupported("layer_types", "full_attention, sliding_attention")),
+    };
+    types.iter().map(layer).collect()
+}
+
+fn dtype(keys: &Keys<'_>) -> Result<Option<Dtype>, Error> {
+    let key = if keys.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    match keys.text(key)? {
+        None | Some("auto") => Ok(None),
+        Some("bfloat16") => Ok(Some(Dtype::BF16)),
+        Some("float16") => Ok(Some(Dtype::F16)),
+        Some("float32") => Ok(Some(Dtype::F32)),
+        Some(_) => Err(keys.unsupported(key, "bfloat16, float16, float32")),
+    }
+}
+
+fn sort_unique(ids: &mut Vec<u32>) {
+    ids.sort_unstable();
+    ids.dedup();
+}

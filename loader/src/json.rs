@@ -1,0 +1,117 @@
+//! Small JSON files, read with a size limit and without repeated keys.
+//!
+//! JSON leaves open what a repeated key means, and readers differ; here it is an error.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use crate::error::{Error, Text};
+
+/// The bytes of a file that may not exist and may not be longer than `limit`.
+pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
+    let io = |action| move |source| Error::Io { file: path.into(), action, source };
+    let file = match File::open(path) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(io("open"))?,
+    };
+    let actual = file.metadata().map_err(io("stat"))?.len();
+    if actual > limit {
+        return Err(Error::TooLarge { file: path.into(), actual, limit });
+    }
+    let mut bytes = Vec::new();
+    // One byte more than allowed shows a file that grew, and special files whose length is said to be 0.
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(io("read"))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::TooLarge { file: path.into(), actual: bytes.len() as u64, limit });
+    }
+    Ok(Some(bytes))
+}
+
+/// The object in a JSON file, or `None` where there is no file.
+pub(crate) fn read_object(path: &Path, limit: u64) -> Result<Option<Map<String, Value>>, Error> {
+    read_file(path, limit)?.map(|bytes| parse_object(&bytes, path)).transpose()
+}
+
+/// Reads a JSON object; `path` is for the message.
+pub(crate) fn parse_object(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, Error> {
+    let invalid = |why: String| Error::Json { file: path.into(), why };
+    match serde_json::from_slice::<Strict>(bytes) {
+        Ok(Strict(Value::Object(map))) => Ok(map),
+        Ok(Strict(other)) => {
+            Err(invalid(format!("expected an object, found {}", describe(&other))))
+        }
+        Err(err) => Err(invalid(err.to_string())),
+    }
+}
+
+/// A value as messages show it.
+pub(crate) fn describe(value: &Value) -> Text {
+    match value {
+        Value::Array(list) if list.len() > 8 => format!("a list of {}", list.len()).into(),
+        Value::Object(_) => "an object".into(),
+        other => other.to_string().into(),
+    }
+}
+
+/// A [`Value`] without repeated keys.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(de: D) -> Result<Strict, D::Error> {
+        de.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number is not finite"))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut list = Vec::new();
+        while let Some(Strict(item)) = seq.next_element()? {
+            list.push(item);
+        }
+        Ok(Value::Array(list))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if map.contains_key(&key) {
+                return Err(A::Error::custom(format!("key {} is given twice", Text(key))));
+            }
+            let Strict(value) = entries.next_value()?;
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}

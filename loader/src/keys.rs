@@ -1,0 +1,126 @@
+//! Typed, range-checked access to the keys of a JSON object.
+//!
+//! `null` is read as absent, as the writers of these files mean it. Every refusal names the file, the key with its
+//! parents, what was expected and what was there.
+
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::Error;
+use crate::json::describe;
+
+/// An object of a JSON file.
+#[derive(Clone, Copy)]
+pub(crate) struct Keys<'a> {
+    pub(crate) file: &'a Path,
+    /// The path to this object inside the file, ending in a dot, or empty.
+    pub(crate) parent: &'a str,
+    pub(crate) map: &'a Map<String, Value>,
+}
+
+/// A test of a number and its description.
+pub(crate) struct Accept {
+    pub(crate) expected: &'static str,
+    pub(crate) test: fn(f64) -> bool,
+}
+
+impl<'a> Keys<'a> {
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    pub(crate) fn wrong(&self, key: &str, expected: impl Into<String>) -> Error {
+        Error::Value {
+            file: self.file.into(),
+            key: format!("{}{key}", self.parent),
+            expected: expected.into(),
+            actual: self.map.get(key).map_or_else(|| "nothing".into(), describe),
+        }
+    }
+
+    pub(crate) fn unsupported(&self, key: &str, supported: &'static str) -> Error {
+        Error::Unsupported {
+            file: self.file.into(),
+            key: format!("{}{key}", self.parent),
+            actual: self.map.get(key).map_or_else(|| "nothing".into(), describe),
+            supported,
+        }
+    }
+
+    pub(crate) fn uint(
+        &self,
+        key: &str,
+        range: RangeInclusive<usize>,
+    ) -> Result<Option<usize>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number =
+            value.as_u64().and_then(|n| usize::try_from(n).ok()).filter(|n| range.contains(n));
+        let expected = || format!("an integer from {} to {}", range.start(), range.end());
+        number.map(Some).ok_or_else(|| self.wrong(key, expected()))
+    }
+
+    pub(crate) fn need_uint(
+        &self,
+        key: &str,
+        range: RangeInclusive<usize>,
+    ) -> Result<usize, Error> {
+        let expected = format!("an integer from {} to {}", range.start(), range.end());
+        self.uint(key, range)?.ok_or_else(|| self.wrong(key, expected))
+    }
+
+    pub(crate) fn float(&self, key: &str, accept: &Accept) -> Result<Option<f64>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|&n| n.is_finite() && (accept.test)(n));
+        number.map(Some).ok_or_else(|| self.wrong(key, accept.expected))
+    }
+
+    pub(crate) fn need_float(&self, key: &str, accept: &Accept) -> Result<f64, Error> {
+        self.float(key, accept)?.ok_or_else(|| self.wrong(key, accept.expected))
+    }
+
+    pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false"))
+    }
+
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a string"))
+    }
+
+    pub(crate) fn list(&self, key: &str) -> Result<Option<&'a [Value]>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_array().map(|list| Some(list.as_slice())).ok_or_else(|| self.wrong(key, "a list"))
+    }
+
+    pub(crate) fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_object().map(Some).ok_or_else(|| self.wrong(key, "an object"))
+    }
+
+    /// Token ids: an integer, a list of them, or null.
+    pub(crate) fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>, Error> {
+        let Some(value) = self.get(key) else { return Ok(Vec::new()) };
+        let one = std::slice::from_ref(value);
+        let list = value.as_array().map_or(one, Vec::as_slice);
+        let id = |value: &Value| {
+            value
+                .as_u64()
+                .filter(|&id| id < vocab_size as u64)
+                .and_then(|id| u32::try_from(id).ok())
+        };
+        let expected = || format!("token ids below vocab_size = {vocab_size}");
+        list.iter().map(|value| id(value).ok_or_else(|| self.wrong(key, expected()))).collect()
+    }
+
+    /// One token id, or null.
+    pub(crate) fn token_id(&self, key: &str, vocab_size: usize) -> Result<Option<u32>, Error> {
+        match self.token_ids(key, vocab_size)?.as_slice() {
+            [] => Ok(None),
+            [id] => Ok(Some(*id)),
+            _ => Err(self.wrong(key, "one token id or null")),
+        }
+    }
+}

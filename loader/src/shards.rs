@@ -1,0 +1,376 @@
+//! The tensors of a checkpoint, from one file or from shards.
+//!
+//! `model.safetensors.index.json` is the authority where it exists: every shard that it names must be there, every
+//! tensor that it lists must be in the shard that it says, and a shard may hold no tensor besides. Without an index
+//! the folder's weights are `model.safetensors`. Other files (`consolidated.safetensors`, adapters) are not looked at.
+//!
+//! Names are normalised once: the prefixes `language_model.` and `model.`, which some exporters write and some leave
+//! out, are dropped, so that `model.layers.0.mlp.up_proj.weight` is `layers.0.mlp.up_proj.weight`. Look-ups accept
+//! either spelling.
+//!
+//! [`Weights::check_exactly`] is the rule that every tensor which the architecture needs is there once, in its shape,
+//! and no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Text};
+use crate::json;
+use crate::mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
+use crate::safetensors::{self, MAX_TENSORS, TensorInfo};
+
+/// The index's file name.
+pub const INDEX: &str = "model.safetensors.index.json";
+/// The file name of weights that are not sharded.
+pub const SINGLE: &str = "model.safetensors";
+
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+
+/// The tensors of a checkpoint, by normalised name.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    tensors: BTreeMap<String, TensorView>,
+    files: Vec<Arc<Storage>>,
+    origin: PathBuf,
+}
+
+/// One tensor. It holds its bytes' file open, so that it has no lifetime.
+#[derive(Debug, Clone)]
+pub struct TensorView {
+    /// Name without `model.` and `language_model.`.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions, slowest first.
+    pub shape: Vec<usize>,
+    /// The elements, little-endian, aligned to the element size.
+    pub bytes: TensorBytes,
+}
+
+/// A tensor that an architecture needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expected {
+    /// Its name, with or without `model.`.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// The name without the prefixes that exporters disagree about.
+pub fn normalise(name: &str) -> &str {
+    let name = name.strip_prefix("language_model.").unwrap_or(name);
+    name.strip_prefix("model.").unwrap_or(name)
+}
+
+impl Weights {
+    /// Opens the weights of a model folder. `progress` hears the number of files opened and of all files.
+    pub fn open(
+        dir: &Path,
+        mode: LoadMode,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Weights, Error> {
+        let index_path = dir.join(INDEX);
+        let index = read_index(&index_path)?;
+        let mut weights =
+            Weights { tensors: BTreeMap::new(), files: Vec::new(), origin: dir.into() };
+        let Some(index) = index else {
+            let path = dir.join(SINGLE);
+            if !path.exists() {
+                return Err(Error::NoWeights { dir: dir.into() });
+            }
+            let (storage, tensors) = open_file(&path, mode)?;
+            weights.add_file(storage, tensors)?;
+            progress(1, 1);
+            return Ok(weights);
+        };
+        let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
+        for shard in &shards {
+            if !dir.join(shard).exists() {
+                return Err(Error::ShardMissing { file: index_path, shard: (*shard).into() });
+            }
+        }
+        for (done, shard) in shards.iter().enumerate() {
+            let path = dir.join(shard);
+            let (storage, tensors) = open_file(&path, mode)?;
+            check_shard(&index, shard, &path, &tensors)?;
+            weights.add_file(storage, tensors)?;
+            progress(done + 1, shards.len());
+        }
+        Ok(weights)
+    }
+
+    /// Weights that were made in memory, for models without a folder.
+    pub fn from_memory(
+        tensors: Vec<(String, Dtype, Vec<usize>, impl Into<AlignedBytes>)>,
+    ) -> Result<Weights, Error> {
+        let mut weights =
+            Weights { tensors: BTreeMap::new(), files: Vec::new(), origin: "memory".into() };
+        for (name, dtype, shape, bytes) in tensors {
+            let storage = Arc::new(Storage::from_memory(&name, bytes.into()));
+            let (expected, actual) = (safetensors::byte_len(dtype, &shape), storage.len());
+            if expected != Some(actual) {
+                let expected =
+                    expected.map_or("a shape that can be counted".into(), |n| n.to_string());
+                return Err(Error::TensorData {
+                    tensor: name.into(),
+                    dtype,
+                    shape,
+                    expected,
+                    actual,
+                });
+            }
+            let info = TensorInfo { dtype, shape, range: 0..actual };
+            weights.add_file(storage, BTreeMap::from([(name, info)]))?;
+        }
+        Ok(weights)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = &TensorView> {
+        self.tensors.values()
+    }
+
+    /// The files that the tensors lie in.
+    pub fn files(&self) -> &[Arc<Storage>] {
+        &self.files
+    }
+
+    /// The tensor of this name.
+    pub fn get(&self, name: &str) -> Option<TensorView> {
+        self.tensors.get(normalise(name)).cloned()
+    }
+
+    /// The tensor of this name, which must exist, have this shape and be BF16, F16 or F32.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView, Error> {
+        let tensor = self.tensors.get(normalise(name)).ok_or_else(|| Error::TensorMissing {
+            file: self.origin.clone(),
+            tensor: name.into(),
+            shape: shape.into(),
+        })?;
+        check_weight(tensor, shape)?;
+        Ok(tensor.clone())
+    }
+
+    /// Fails unless the weights are exactly the `expected` tensors, besides those whose name contains one of the
+    /// `ignored` texts (such as `rotary_emb.inv_freq`, or `lm_head.weight` where the head is tied).
+    pub fn check_exactly(&self, expected: &[Expected], ignored: &[&str]) -> Result<(), Error> {
+        for tensor in self.tensors.values() {
+            let sign_of_scales =
+                [".weight_scale", ".weight_packed", ".qweight", ".qzeros", ".input_scale"];
+            if tensor.dtype.is_quantised()
+                || sign_of_scales.iter().any(|sign| tensor.name.contains(sign))
+            {
+                let what = format!("tensor {} of {}", tensor.name, tensor.dtype);
+                return Err(Error::Quantised { file: tensor.file(), what: what.into() });
+            }
+        }
+        let mut needed = BTreeSet::new();
+        for Expected { name, shape } in expected {
+            self.expect(name, shape)?;
+            needed.insert(normalise(name));
+        }
+        for (name, tensor) in &self.tensors {
+            if !needed.contains(name.as_str()) && !ignored.iter().any(|text| name.contains(text)) {
+                let shape = tensor.shape.clone();
+                return Err(Error::TensorUnexpected {
+                    file: tensor.file(),
+                    tensor: name.as_str().into(),
+                    shape,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+
+    /// Fails where a weight file was written to since it was opened.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
+    }
+
+    /// A number that tells checkpoints apart without reading them whole: names, element types, shapes, the lengths of
+    /// the files, and the first and last 4 KiB of every tensor. Not a proof against forgery.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        let mut lengths: Vec<u64> = self.files.iter().map(|file| file.len() as u64).collect();
+        lengths.sort_unstable();
+        lengths.iter().for_each(|len| hash.update(&len.to_le_bytes()));
+        for (name, tensor) in &self.tensors {
+            hash.update(&(name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+            hash.update(tensor.dtype.name().as_bytes());
+            hash.update(&(tensor.shape.len() as u64).to_le_bytes());
+            tensor.shape.iter().for_each(|&dim| hash.update(&(dim as u64).to_le_bytes()));
+            let edge = tensor.bytes.len().min(4096);
+            hash.update(&tensor.bytes[..edge]);
+            hash.update(&tensor.bytes[tensor.bytes.len() - edge..]);
+        }
+        hash.digest()
+    }
+
+    fn add_file(
+        &mut self,
+        storage: Arc<Storage>,
+        tensors: BTreeMap<String, TensorInfo>,
+    ) -> Result<(), Error> {
+        let mut spelling: BTreeMap<&str, &str> = BTreeMap::new();
+        for (name, info) in &tensors {
+            let normal = normalise(name);
+            let collision = |first: &str| Error::NameCollision {
+                file: storage.path.clone(),
+                first: first.into(),
+                second: name.as_str().into(),
+                name: normal.into(),
+            };
+            if let Some(first) = spelling.insert(normal, name) {
+                return Err(collision(first));
+            }
+            if let Some(first) = self.tensors.get(normal) {
+                return Err(collision(&format!("{} of {}", first.name, first.file().display())));
+            }
+            let Some(bytes) = TensorBytes::new(storage.clone(), info.range.clone()) else {
+                continue; // the parser has checked that every range lies within the file
+            };
+            let view = TensorView {
+                name: normal.into(),
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                bytes,
+            };
+            self.tensors.insert(normal.into(), view);
+        }
+        self.files.push(storage);
+        Ok(())
+    }
+}
+
+impl TensorView {
+    /// The file that holds the tensor.
+    pub fn file(&self) -> PathBuf {
+        self.bytes.storage().path.clone()
+    }
+}
+
+fn check_weight(tensor: &TensorView, shape: &[usize]) -> Result<(), Error> {
+    let name = || Text::from(tensor.name.as_str());
+    if tensor.shape != shape {
+        let (expected, actual) = (shape.into(), tensor.shape.clone());
+        return Err(Error::TensorShape { file: tensor.file(), tensor: name(), expected, actual });
+    }
+    if !tensor.dtype.is_weight() {
+        return Err(Error::TensorDtype {
+            file: tensor.file(),
+            tensor: name(),
+            actual: tensor.dtype,
+        });
+    }
+    Ok(())
+}
+
+fn open_file(
+    path: &Path,
+    mode: LoadMode,
+) -> Result<(Arc<Storage>, BTreeMap<String, TensorInfo>), Error> {
+    let storage = Arc::new(Storage::open(path, mode)?);
+    let header = safetensors::parse(&storage)
+        .map_err(|fault| Error::Safetensors { file: path.into(), fault })?;
+    Ok((storage, header.tensors))
+}
+
+/// The index's map of tensor to shard, or `None` where the folder has no index.
+fn read_index(path: &Path) -> Result<Option<BTreeMap<String, String>>, Error> {
+    match json::read_file(path, MAX_INDEX_BYTES)? {
+        Some(bytes) => parse_index(&bytes, path).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Reads an index's map of tensor to shard and checks the names; `path` is for messages.
+pub fn parse_index(bytes: &[u8], path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let wrong = |key: String, expected, actual: String| Error::Index {
+        file: path.into(),
+        key,
+        expected,
+        actual,
+    };
+    let mut object = json::parse_object(bytes, path)?;
+    let map = match object.remove("weight_map") {
+        Some(Value::Object(map)) => map,
+        Some(other) => {
+            return Err(wrong(
+                "weight_map".into(),
+                "an object",
+                json::describe(&other).to_string(),
+            ));
+        }
+        None => return Err(wrong("weight_map".into(), "an object", "nothing".into())),
+    };
+    if map.is_empty() || map.len() > MAX_TENSORS {
+        return Err(wrong("weight_map".into(), "1 to 200000 tensors", map.len().to_string()));
+    }
+    let mut shards = BTreeMap::new();
+    for (tensor, shard) in map {
+        let Value::String(shard) = shard else {
+            let key = format!("weight_map.{}", Text(tensor));
+            return Err(wrong(key, "a shard's name", json::describe(&shard).to_string()));
+        };
+        if !is_shard_name(&shard) {
+            return Err(Error::ShardName {
+                file: path.into(),
+                tensor: tensor.into(),
+                shard: shard.into(),
+            });
+        }
+        shards.insert(tensor, shard);
+    }
+    Ok(shards)
+}
+
+fn is_shard_name(name: &str) -> bool {
+    let stem = name.strip_suffix(".safetensors").unwrap_or("");
+    !stem.is_empty()
+        && name.len() <= 255
+        && !name.starts_with('.')
+        && !name.contains("..")
+        && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\' | ':'))
+}
+
+/// A shard holds exactly the tensors that the index places in it.
+fn check_shard(
+    index: &BTreeMap<String, String>,
+    shard: &str,
+    path: &Path,
+    tensors: &BTreeMap<String, TensorInfo>,
+) -> Result<(), Error> {
+    for name in tensors.keys() {
+        let tensor = || Text::from(name.as_str());
+        match index.get(name) {
+            Some(owner) if owner == shard => {}
+            Some(owner) => {
+                let expected = owner.as_str().into();
+                return Err(Error::TensorTwice { shard: path.into(), tensor: tensor(), expected });
+            }
+            None => return Err(Error::TensorNotInIndex { shard: path.into(), tensor: tensor() }),
+        }
+    }
+    match index.iter().find(|(name, owner)| *owner == shard && !tensors.contains_key(*name)) {
+        Some((name, _)) => {
+            Err(Error::TensorNotInShard { shard: path.into(), tensor: name.as_str().into() })
+        }
+        None => Ok(()),
+    }
+}
