@@ -88,6 +88,12 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
+    /// The device failed in the middle of a pass.
+    #[error("device: {reason}")]
+    Device {
+        /// What it said.
+        reason: String,
+    },
     /// A device that was asked for is absent.
     #[error("device {device}: {reason}")]
     NoDevice {
@@ -99,6 +105,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the position that a row of a batch stands for.
+    pub(crate) fn at_position(self, at: usize) -> Self {
+        match self {
+            Self::NonFinite { token_id, .. } => Self::NonFinite { pos: at, token_id },
+            e => e,
+        }
+    }
+
     pub(crate) fn option(
         name: &'static str,
         value: impl ToString,

@@ -215,9 +215,13 @@ pub trait Backend: Send + 'static {
         logits: &mut Self::Rows,
     ) -> Result<(), Error>;
 
-    /// Copies the first `n_rows` rows to the host.
-    fn read_rows(&mut self, rows: &Self::Rows, n_rows: usize, out: &mut [f32])
-    -> Result<(), Error>;
+    /// Copies rows `first ..` to the host, as many as `out` has room for.
+    fn read_rows(
+        &mut self,
+        rows: &Self::Rows,
+        first: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error>;
     /// Copies page `from` over page `to` (a fork's first append, copy on write).
     fn copy_page(
         &mut self,

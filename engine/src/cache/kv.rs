@@ -1,0 +1,146 @@
+//! A session's share of the cache: the token list of a segment and its page table.
+//!
+//! Growing is done in two halves, so that a step that fails leaves nothing changed:
+//! [`Segment::grow`] takes pages and says what the table would be, and [`Growth::commit`] or
+//! [`Growth::undo`] makes it so or gives the pages back.
+
+use std::ops::Range;
+
+use super::pages::{PageId, PagePool};
+use super::prefix::PrefixIndex;
+use crate::error::Error;
+
+/// The pages of all sessions of a model, and the prefixes that can be shared.
+#[derive(Debug)]
+pub struct Pool {
+    /// Free list and holders.
+    pub pages: PagePool,
+    /// Full pages by the tokens that lead to them.
+    pub prefixes: PrefixIndex,
+}
+
+impl Pool {
+    /// A pool of `n_pages` free pages.
+    pub fn new(n_pages: usize) -> Self {
+        Self { pages: PagePool::new(n_pages), prefixes: PrefixIndex::default() }
+    }
+
+    /// Takes a holder off each page of a table of `n_layers` pages a column.
+    pub fn release(&mut self, table: &[PageId], n_layers: usize) {
+        for column in table.chunks(n_layers) {
+            if self.pages.release(column) > 0 {
+                self.prefixes.forget(column[0]);
+            }
+        }
+    }
+}
+
+/// The tokens that a run of layers holds, and the pages that hold them.
+#[derive(Debug, Default)]
+pub struct Segment {
+    /// Layers in the segment.
+    pub n_layers: usize,
+    /// Absolute position of each slot.
+    pub positions: Vec<u32>,
+    /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for every `page_len` slots.
+    pub page_table: Vec<PageId>,
+}
+
+/// Pages taken for slots that a step is about to write.
+#[derive(Debug)]
+pub struct Growth {
+    /// The page table with room for the new slots.
+    pub page_table: Vec<PageId>,
+    /// Pages to copy before the step, `(from, to)`: the shared tail that the step would write.
+    pub copies: Vec<(PageId, PageId)>,
+    taken: Vec<PageId>,
+}
+
+impl Segment {
+    /// An empty segment of `n_layers`.
+    pub fn new(n_layers: usize) -> Self {
+        Self { n_layers, ..Self::default() }
+    }
+
+    /// Slots in use.
+    pub fn len(&self) -> usize {
+        self.positions.len()
+    }
+
+    /// True if no slot is in use.
+    pub fn is_empty(&self) -> bool {
+        self.positions.is_empty()
+    }
+
+    /// Pages that `n_new` more slots need, the copy of a shared tail counted.
+    pub fn pages_needed(&self, n_new: usize, page_len: usize, pool: &Pool) -> usize {
+        let n_columns = (self.len() + n_new).div_ceil(page_len);
+        let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
+        let copied = usize::from(n_new > 0 && self.tail_is_shared(page_len, pool));
+        (fresh + copied) * self.n_layers
+    }
+
+    /// Takes the pages that `positions` more slots need, all or none, and adds the positions.
+    pub fn grow(
+        &mut self,
+        positions: Range<u32>,
+        page_len: usize,
+        pool: &mut Pool,
+    ) -> Result<Growth, Error> {
+        let n_needed = self.pages_needed(positions.len(), page_len, pool);
+        let taken = pool.pages.take(n_needed)?;
+        let mut page_table = self.page_table.clone();
+        let mut copies = Vec::new();
+        let mut fresh = taken.as_slice();
+        if let Some(tail) = self.tail(page_len).filter(|_| !positions.is_empty()) {
+            if self.tail_is_shared(page_len, pool) {
+                let (copy, rest) = taken.split_at(self.n_layers);
+                copies = page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
+                page_table[tail].copy_from_slice(copy);
+                fresh = rest;
+            } else {
+                // Its slots past the end are about to change, whatever was known of them.
+                pool.prefixes.forget(page_table[tail.start]);
+            }
+        }
+        page_table.extend_from_slice(fresh);
+        self.positions.extend(positions);
+        Ok(Growth { page_table, copies, taken })
+    }
+
+    /// Forgets the slots from `len` on and gives back the pages that only they needed.
+    pub fn truncate(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
+        if len >= self.len() {
+            return;
+        }
+        self.positions.truncate(len);
+        let n_kept = len.div_ceil(page_len) * self.n_layers;
+        pool.release(&self.page_table[n_kept..], self.n_layers);
+        self.page_table.truncate(n_kept);
+    }
+
+    /// Entries of the partly filled last column, if there is one.
+    fn tail(&self, page_len: usize) -> Option<Range<usize>> {
+        let end = self.page_table.len();
+        (!self.len().is_multiple_of(page_len)).then(|| end - self.n_layers..end)
+    }
+
+    fn tail_is_shared(&self, page_len: usize, pool: &Pool) -> bool {
+        self.tail(page_len).is_some_and(|tail| pool.pages.is_shared(self.page_table[tail.start]))
+    }
+}
+
+impl Growth {
+    /// The step was done: the segment takes the new table, and copied pages lose a holder.
+    pub fn commit(self, segment: &mut Segment, pool: &mut Pool) {
+        segment.page_table = self.page_table;
+        let copied: Vec<PageId> = self.copies.iter().map(|&(from, _)| from).collect();
+        pool.release(&copied, segment.n_layers);
+    }
+
+    /// The step failed: the segment is as it was before [`Segment::grow`].
+    pub fn undo(self, segment: &mut Segment, n_new: usize, pool: &mut Pool) {
+        segment.positions.truncate(segment.len() - n_new);
+        pool.release(&self.taken, segment.n_layers);
+    }
+}
