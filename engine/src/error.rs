@@ -36,7 +36,9 @@ pub enum Error {
         vocab_size: usize,
     },
     /// The session's context length would be exceeded.
-    #[error("context is full: {needed} tokens are needed, the session was opened for {ctx_len}; open it with a longer context or truncate it")]
+    #[error(
+        "context is full: {needed} tokens are needed, the session was opened for {ctx_len}; open it with a longer context or truncate it"
+    )]
     CtxFull {
         /// Tokens the session would hold.
         needed: usize,
@@ -44,7 +46,9 @@ pub enum Error {
         ctx_len: usize,
     },
     /// The page pool has too few free pages.
-    #[error("KV pool is full: {needed} more pages are needed and {free} are free; free or truncate a session, or open the model with a larger pool")]
+    #[error(
+        "KV pool is full: {needed} more pages are needed and {free} are free; free or truncate a session, or open the model with a larger pool"
+    )]
     KvFull {
         /// Pages that the call needed.
         needed: usize,
@@ -55,7 +59,9 @@ pub enum Error {
     #[error("cancelled")]
     Cancelled,
     /// The model produced a logit that is not a number.
-    #[error("logits at position {pos} are not finite (token {token_id}): the weights or the cache are damaged, or the dtype overflowed")]
+    #[error(
+        "logits at position {pos} are not finite (token {token_id}): the weights or the cache are damaged, or the dtype overflowed"
+    )]
     NonFinite {
         /// Position of the row.
         pos: usize,

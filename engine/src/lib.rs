@@ -1,7 +1,50 @@
 //! loris: an in-process LLM inference engine for long prompts.
+//!
+//! A Hugging Face model folder is mapped into memory and runs as it is. Three handles lead to text: an
+//! [`Engine`] is a device, a [`Model`] is weights and a pool of KV pages on it, and a [`Session`] is one
+//! sequence. The forward pass, the caches' bookkeeping and the sampling are written once above a small
+//! set of fused ops, [`backend::Backend`], that every device implements.
+//!
+//! ```no_run
+//! use loris::{Engine, EngineOptions, GenerateOptions, ModelOptions, Sampler, SamplerParams, SessionOptions};
+//! use std::ops::ControlFlow;
+//!
+//! # fn main() -> Result<(), loris::Error> {
+//! let engine = Engine::new(&EngineOptions::default())?;
+//! let dir = std::path::Path::new("models/SmolLM2-135M-Instruct");
+//! let model = engine.open(dir, &ModelOptions::default(), &mut |_| {})?;
+//! let mut session = model.session(&SessionOptions::default())?;
+//! session.prefill(&[1, 2, 3])?;
+//! let mut sampler = Sampler::new(SamplerParams::default(), &model)?;
+//! loris::generate(&mut session, &mut sampler, &GenerateOptions::default(), &mut |token| {
+//!     let _text = token.text;
+//!     ControlFlow::Continue(())
+//! })?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod backend;
 pub mod cache;
-pub mod error;
+mod engine;
+mod error;
+mod forward;
+mod generate;
+pub mod model;
+mod plan;
+mod receipt;
+mod sampler;
+mod session;
+mod state;
+mod step;
 
+pub use cache::KvFormat;
+pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage, inspect};
 pub use error::Error;
+pub use generate::{Finish, GenerateOptions, Token, generate};
+pub use loris_loader as loader;
+pub use plan::{ModelOptions, Plan};
+pub use receipt::Receipt;
+pub use sampler::{Sampler, SamplerParams};
+pub use session::{Canceller, Session, SessionOptions};
+pub use step::Progress;

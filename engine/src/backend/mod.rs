@@ -216,26 +216,13 @@ pub trait Backend: Send + 'static {
     ) -> Result<(), Error>;
 
     /// Copies rows `first ..` to the host, as many as `out` has room for.
-    fn read_rows(
-        &mut self,
-        rows: &Self::Rows,
-        first: usize,
-        out: &mut [f32],
-    ) -> Result<(), Error>;
+    fn read_rows(&mut self, rows: &Self::Rows, first: usize, out: &mut [f32]) -> Result<(), Error>;
     /// Copies page `from` over page `to` (a fork's first append, copy on write).
-    fn copy_page(
-        &mut self,
-        pages: &mut Self::Pages,
-        from: PageId,
-        to: PageId,
-    ) -> Result<(), Error>;
+    fn copy_page(&mut self, pages: &mut Self::Pages, from: PageId, to: PageId)
+    -> Result<(), Error>;
     /// Copies a whole page to the host, in the layout of [`PageLayout`].
-    fn read_page(
-        &mut self,
-        pages: &Self::Pages,
-        page: PageId,
-        out: &mut [u8],
-    ) -> Result<(), Error>;
+    fn read_page(&mut self, pages: &Self::Pages, page: PageId, out: &mut [u8])
+    -> Result<(), Error>;
     /// Fills a whole page from the host.
     fn write_page(
         &mut self,

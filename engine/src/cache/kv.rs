@@ -95,7 +95,8 @@ impl Segment {
         if let Some(tail) = self.tail(page_len).filter(|_| !positions.is_empty()) {
             if self.tail_is_shared(page_len, pool) {
                 let (copy, rest) = taken.split_at(self.n_layers);
-                copies = page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
+                copies =
+                    page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
                 page_table[tail].copy_from_slice(copy);
                 fresh = rest;
             } else {

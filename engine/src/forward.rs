@@ -1,0 +1,131 @@
+//! The forward pass: a batch of rows through the layers, on any backend.
+//!
+//! One pass has one phase, so the kernels that run depend on nothing else. Rows never mix except through
+//! the cache: a row reads the pages of its own sequence.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use loris_loader::{ModelConfig, Weights};
+
+use crate::backend::{Backend, Batch};
+use crate::cache::PageId;
+use crate::error::Error;
+use crate::model::{self, ModelWeights};
+use crate::plan::Plan;
+
+/// A model on a device: weights, pages and room for one pass.
+pub(crate) struct Executor<B: Backend> {
+    backend: B,
+    weights: ModelWeights<B::Matrix, B::Vector>,
+    pages: B::Pages,
+    norm_eps: f32,
+    windows: Vec<Option<usize>>,
+    plan: Plan,
+    /// Residual stream, `[rows][hidden_dim]`.
+    x: B::Rows,
+    /// Queries, `[rows][n_q_heads * head_dim]`.
+    q: B::Rows,
+    /// Attention output, `[rows][n_q_heads * head_dim]`.
+    att: B::Rows,
+    /// Gated MLP activations, `[rows][ffn_dim]`.
+    h: B::Rows,
+    /// `[batch][vocab_size]`.
+    logits: B::Rows,
+    /// One row of logits on the host.
+    host_logits: Vec<f32>,
+}
+
+/// [`Executor`] without its backend's type: what the sessions of a model share.
+pub(crate) trait Execute: Send {
+    /// Copies pages, then runs a batch; a set flag among `cancelled` ends it within a layer.
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        copies: &[(PageId, PageId)],
+        cancelled: &[&AtomicBool],
+    ) -> Result<(), Error>;
+    /// Logits of `batch.logit_rows[idx]` of the last run; on an error `out` is as it was.
+    fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error>;
+    fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error>;
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error>;
+}
+
+impl<B: Backend> Executor<B> {
+    pub(crate) fn new(
+        mut backend: B,
+        config: &ModelConfig,
+        checkpoint: &Weights,
+        plan: &Plan,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Self, Error> {
+        let weights = model::weights(config, checkpoint, &mut backend, progress)?;
+        let q_dim = plan.shape.n_q_heads * plan.shape.head_dim;
+        Ok(Self {
+            pages: backend.pages(plan.layout, plan.n_pages)?,
+            x: backend.rows(plan.max_rows, config.hidden_dim)?,
+            q: backend.rows(plan.max_rows, q_dim)?,
+            att: backend.rows(plan.max_rows, q_dim)?,
+            h: backend.rows(plan.max_rows, config.ffn_dim)?,
+            logits: backend.rows(plan.batch, config.vocab_size)?,
+            host_logits: vec![0.0; config.vocab_size],
+            norm_eps: config.norm_eps,
+            windows: config.windows.clone(),
+            plan: plan.clone(),
+            weights,
+            backend,
+        })
+    }
+
+    fn forward(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<(), Error> {
+        let Self { backend, weights, pages, x, q, att, h, .. } = self;
+        let eps = self.norm_eps;
+        backend.begin(batch, self.plan.shape)?;
+        backend.embed(&weights.embed, batch, x)?;
+        for (l, layer) in weights.layers.iter().enumerate() {
+            if cancelled.iter().any(|flag| flag.load(Ordering::Relaxed)) {
+                return Err(Error::Cancelled);
+            }
+            backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages)?;
+            if batch.logit_rows.is_empty() && l + 1 == weights.layers.len() {
+                return Ok(()); // all that later tokens need of these rows is in the cache
+            }
+            backend.attention(batch, l, self.windows[l], q, pages, att)?;
+            backend.linear_residual(&layer.o, batch, att, x)?;
+            backend.norm_gate_up_silu(layer, eps, batch, x, h)?;
+            backend.linear_residual(&layer.down, batch, h, x)?;
+        }
+        let head = weights.head.as_ref().unwrap_or(&weights.embed);
+        backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits)
+    }
+}
+
+impl<B: Backend> Execute for Executor<B> {
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        copies: &[(PageId, PageId)],
+        cancelled: &[&AtomicBool],
+    ) -> Result<(), Error> {
+        for &(from, to) in copies {
+            self.backend.copy_page(&mut self.pages, from, to)?;
+        }
+        self.forward(batch, cancelled)
+    }
+
+    fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.backend.read_rows(&self.logits, idx, &mut self.host_logits)?;
+        if let Some(token_id) = self.host_logits.iter().position(|l| !l.is_finite()) {
+            return Err(Error::NonFinite { pos: idx, token_id });
+        }
+        out.copy_from_slice(&self.host_logits);
+        Ok(())
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error> {
+        self.backend.read_page(&self.pages, page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
+        self.backend.write_page(&mut self.pages, page, bytes)
+    }
+}

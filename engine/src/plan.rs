@@ -1,0 +1,154 @@
+//! Every size, decided once.
+//!
+//! A [`Plan`] is made from the facts of a checkpoint and the options of its user before anything is
+//! allocated. All arithmetic on sizes happens here, checked; whoever allocates later takes the number
+//! from the plan, and `loris inspect` prints it.
+
+use loris_loader::{LoadMode, ModelConfig};
+
+use crate::backend::AttentionShape;
+use crate::cache::{KvFormat, PageLayout};
+use crate::error::Error;
+
+/// How a model is opened.
+#[derive(Clone, Debug)]
+pub struct ModelOptions {
+    /// How the weights reach memory.
+    pub load: LoadMode,
+    /// Number format of the KV cache.
+    pub kv: KvFormat,
+    /// Tokens a KV page holds: a power of two from 16 to 256.
+    pub page_len: usize,
+    /// Tokens the page pool holds, all sessions together; `None`: one session of the model's full
+    /// context, at most 131,072. Memory is committed as pages are written.
+    pub kv_tokens: Option<usize>,
+    /// Prompt tokens that go through the layers together.
+    pub chunk: usize,
+    /// Sessions that decode in one pass, and rows whose logits one pass can give.
+    pub batch: usize,
+}
+
+impl Default for ModelOptions {
+    fn default() -> Self {
+        Self {
+            load: LoadMode::Mmap,
+            kv: KvFormat::Bf16,
+            page_len: 64,
+            kv_tokens: None,
+            chunk: 512,
+            batch: 16,
+        }
+    }
+}
+
+/// The sizes of an opened model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Head counts and widths.
+    pub shape: AttentionShape,
+    /// Layers, each with pages of its own.
+    pub n_layers: usize,
+    /// Shape of a page.
+    pub layout: PageLayout,
+    /// Pages in the pool.
+    pub n_pages: usize,
+    /// Rows a pass can hold.
+    pub max_rows: usize,
+    /// Prompt rows a pass takes.
+    pub chunk: usize,
+    /// Decode rows a pass takes, and rows of logits it can give.
+    pub batch: usize,
+    /// Longest context a session may ask for.
+    pub ctx_len: usize,
+    /// Bytes of weights as stored.
+    pub weight_bytes: u64,
+    /// Bytes of KV a token takes in all layers.
+    pub kv_bytes_per_token: usize,
+    /// Bytes of the whole page pool.
+    pub kv_bytes: usize,
+    /// Bytes of the activations of one pass.
+    pub activation_bytes: usize,
+    /// Bytes of the logits of one pass.
+    pub logits_bytes: usize,
+}
+
+impl Plan {
+    /// Checks the options and works out the sizes.
+    pub fn new(
+        config: &ModelConfig,
+        weight_bytes: u64,
+        options: &ModelOptions,
+    ) -> Result<Self, Error> {
+        check_range("page-len", options.page_len, 16, 256)?;
+        if !options.page_len.is_power_of_two() {
+            return Err(Error::option("page-len", options.page_len, "a power of two"));
+        }
+        check_range("chunk", options.chunk, 1, 65_536)?;
+        check_range("batch", options.batch, 1, 4_096)?;
+        let kv_tokens = options.kv_tokens.unwrap_or(config.ctx_len.min(131_072));
+        check_range("kv-tokens", kv_tokens, 1, 1 << 32)?;
+
+        let shape = AttentionShape {
+            n_q_heads: config.n_q_heads,
+            n_kv_heads: config.n_kv_heads,
+            head_dim: config.head_dim,
+        };
+        let layout = PageLayout {
+            n_kv_heads: config.n_kv_heads,
+            page_len: options.page_len,
+            head_dim: config.head_dim,
+            format: options.kv,
+        };
+        let too_large = |what| move || Error::OutOfMemory { what, bytes: usize::MAX };
+        let page_bytes = product(&[2, config.n_kv_heads, options.page_len, config.head_dim])
+            .and_then(|n| n.checked_mul(options.kv.bytes()))
+            .ok_or_else(too_large("a KV page"))?;
+        let n_pages = kv_tokens
+            .div_ceil(options.page_len)
+            .checked_mul(config.n_layers)
+            .filter(|&n| u32::try_from(n).is_ok())
+            .ok_or_else(too_large("the KV page pool"))?;
+        let kv_bytes = n_pages.checked_mul(page_bytes).ok_or_else(too_large("the KV page pool"))?;
+
+        let max_rows = options.chunk.max(options.batch);
+        let q_dim = config.n_q_heads * config.head_dim;
+        // The residual stream and its normalised copy, Q, the attention output, the MLP's hidden row.
+        let row_width = 2 * config.hidden_dim + 2 * q_dim + config.ffn_dim;
+        let activation_bytes =
+            product(&[max_rows, row_width, 4]).ok_or_else(too_large("the activations"))?;
+        let logits_bytes =
+            product(&[options.batch, config.vocab_size, 4]).ok_or_else(too_large("the logits"))?;
+        Ok(Self {
+            shape,
+            n_layers: config.n_layers,
+            layout,
+            n_pages,
+            max_rows,
+            chunk: options.chunk,
+            batch: options.batch,
+            ctx_len: config.ctx_len,
+            weight_bytes,
+            kv_bytes_per_token: page_bytes / options.page_len * config.n_layers,
+            kv_bytes,
+            activation_bytes,
+            logits_bytes,
+        })
+    }
+
+    /// Bytes of KV that a session of `len` tokens holds, whole pages counted.
+    pub fn kv_bytes_of(&self, len: usize) -> usize {
+        len.div_ceil(self.layout.page_len) * self.n_layers * self.layout.bytes()
+    }
+}
+
+fn product(factors: &[usize]) -> Option<usize> {
+    factors.iter().try_fold(1_usize, |product, &f| product.checked_mul(f))
+}
+
+fn check_range(name: &'static str, value: usize, min: usize, max: usize) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(Error::option(name, value, format!("{min} to {max}")))
+    }
+}

@@ -1,0 +1,16 @@
+//! What a session cost: counts of work done and bytes held.
+
+/// Work and memory of one session so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receipt {
+    /// Bytes of KV pages that the session holds; pages shared with others are counted in full.
+    pub kv_bytes: usize,
+    /// Prompt tokens that were computed.
+    pub n_prefilled: usize,
+    /// Prompt tokens whose pages came from another session's identical prefix.
+    pub n_shared: usize,
+    /// Generated tokens that were computed.
+    pub n_decoded: usize,
+    /// (token, layer) pairs that were computed.
+    pub token_layers: usize,
+}

@@ -1,0 +1,187 @@
+//! From logits to a token: greedy, temperature, top-k, top-p, min-p, repetition penalty.
+//!
+//! Filters apply in the order that Hugging Face's `generate` uses: repetition penalty, temperature, top-k,
+//! top-p, min-p; then one draw. The draw takes its randomness from a counter-based generator, so a seed
+//! gives the same tokens on every machine that gives the same logits.
+
+use std::collections::HashSet;
+
+use crate::engine::Model;
+use crate::error::Error;
+
+/// How the next token is chosen. The default is greedy.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplerParams {
+    /// Divides the logits; 0 is greedy.
+    pub temperature: f32,
+    /// Only the `top_k` likeliest tokens; 0: all.
+    pub top_k: usize,
+    /// Only the likeliest tokens whose probabilities reach `top_p` together; 1: all.
+    pub top_p: f32,
+    /// Only tokens at least `min_p` times as likely as the likeliest; 0: all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens that occurred; 1: off.
+    pub repetition_penalty: f32,
+    /// Start of the random sequence.
+    pub seed: u64,
+}
+
+impl Default for SamplerParams {
+    fn default() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplerParams {
+    /// Refuses values that have no meaning.
+    pub fn check(&self) -> Result<(), Error> {
+        let bad = |name, value: f32, expected: &str| Err(Error::option(name, value, expected));
+        if !(0.0..=100.0).contains(&self.temperature) {
+            return bad("temp", self.temperature, "0 to 100");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return bad("top-p", self.top_p, "above 0, at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return bad("min-p", self.min_p, "0 to 1");
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty <= 100.0) {
+            return bad("repeat-penalty", self.repetition_penalty, "above 0, at most 100");
+        }
+        Ok(())
+    }
+}
+
+/// Chooses tokens for one session.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplerParams,
+    state: u64,
+    /// Ids that are never chosen: the padding of a vocabulary. Empty: none.
+    masked: Vec<bool>,
+    candidates: Vec<Candidate>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Candidate {
+    id: u32,
+    logit: f32,
+}
+
+impl Sampler {
+    /// A sampler for a model: ids that its tokenizer does not have are never chosen.
+    pub fn new(params: SamplerParams, model: &Model) -> Result<Self, Error> {
+        let vocab_size = model.config().vocab_size;
+        let mut masked = Vec::new();
+        for id in model.tokenizer().iter().flat_map(|t| t.padded_ids(vocab_size)) {
+            masked.resize(vocab_size, false);
+            masked[id as usize] = true;
+        }
+        Self::with_mask(params, masked)
+    }
+
+    /// A sampler that never chooses the ids that are true in `masked`; empty: all may be chosen.
+    pub fn with_mask(params: SamplerParams, masked: Vec<bool>) -> Result<Self, Error> {
+        params.check()?;
+        Ok(Self { state: params.seed, params, masked, candidates: Vec::new() })
+    }
+
+    /// The next token. `history` is what the repetition penalty looks at.
+    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        let p = &self.params;
+        let masked = |id: u32| self.masked.get(id as usize).copied().unwrap_or(false);
+        let all = (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit });
+        let choices = all.filter(|c| !masked(c.id));
+        if p.temperature == 0.0 && p.repetition_penalty == 1.0 {
+            return likeliest(choices);
+        }
+        self.candidates.clear();
+        self.candidates.extend(choices);
+        penalise(&mut self.candidates, history, p.repetition_penalty);
+        if p.temperature == 0.0 {
+            return likeliest(self.candidates.iter().copied());
+        }
+        self.draw()
+    }
+
+    fn draw(&mut self) -> u32 {
+        let p = self.params.clone();
+        for c in &mut self.candidates {
+            c.logit /= p.temperature;
+        }
+        let by_logit = |a: &Candidate, b: &Candidate| {
+            b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id)) // ties by id: the order is total
+        };
+        if p.top_k > 0 && p.top_k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(p.top_k - 1, by_logit);
+            self.candidates.truncate(p.top_k);
+        }
+        self.candidates.sort_unstable_by(by_logit);
+        let top = self.candidates.first().map_or(0.0, |c| c.logit);
+        let mut weights: Vec<f64> =
+            self.candidates.iter().map(|c| f64::from(c.logit - top).exp()).collect();
+        if p.top_p < 1.0 {
+            let total: f64 = weights.iter().sum();
+            let mut reached = 0.0;
+            let enough = f64::from(p.top_p) * total;
+            let n = weights.iter().take_while(|&&w| {
+                let below = reached < enough;
+                reached += w;
+                below
+            });
+            let n = n.count().max(1);
+            weights.truncate(n);
+        }
+        // The likeliest has weight 1, so min-p is a threshold on the weight itself.
+        let n = weights.partition_point(|&w| w >= f64::from(p.min_p)).max(1);
+        weights.truncate(n);
+        let mut left = self.uniform() * weights.iter().sum::<f64>();
+        for (c, w) in self.candidates.iter().zip(&weights) {
+            left -= w;
+            if left < 0.0 {
+                return c.id;
+            }
+        }
+        self.candidates[weights.len() - 1].id
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014), its top 53 bits as a number in [0, 1).
+    fn uniform(&mut self) -> f64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^= z >> 31;
+        #[allow(clippy::cast_precision_loss)] // 53 bits fit
+        let mantissa = (z >> 11) as f64;
+        mantissa / (1_u64 << 53) as f64
+    }
+}
+
+/// The first of the largest.
+fn likeliest(choices: impl Iterator<Item = Candidate>) -> u32 {
+    let mut best = Candidate { id: 0, logit: f32::NEG_INFINITY };
+    for c in choices {
+        if c.logit > best.logit {
+            best = c;
+        }
+    }
+    best.id
+}
+
+fn penalise(candidates: &mut [Candidate], history: &[u32], penalty: f32) {
+    if penalty == 1.0 {
+        return;
+    }
+    let seen: HashSet<u32> = history.iter().copied().collect();
+    for c in candidates.iter_mut().filter(|c| seen.contains(&c.id)) {
+        c.logit = if c.logit > 0.0 { c.logit / penalty } else { c.logit * penalty };
+    }
+}

@@ -1,0 +1,366 @@
+//! One sequence: its tokens, its share of the KV cache, and the logits of its last token.
+//!
+//! A session is driven either alone ([`Session::prefill`], [`Session::decode`]) or together with others
+//! through [`Model::step`](crate::Model::step). A call that fails leaves it as it was.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use loris_loader::RopeScaling;
+
+use crate::backend::Phase;
+use crate::cache::Segment;
+use crate::engine::{Model, Shared};
+use crate::error::Error;
+use crate::receipt::Receipt;
+use crate::step::{Progress, Work};
+
+/// How a session is opened.
+#[derive(Clone, Debug, Default)]
+pub struct SessionOptions {
+    /// Tokens the session may hold; `None`: what the model was trained for.
+    pub ctx_len: Option<usize>,
+}
+
+/// One sequence in a model's page pool.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) model: Model,
+    pub(crate) ctx_len: usize,
+    /// Tokens in the cache, one a slot.
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) segment: Segment,
+    pub(crate) pending: Pending,
+    /// Logits after the last token, if `logits_ready`.
+    pub(crate) logits: Vec<f32>,
+    pub(crate) logits_ready: bool,
+    /// Leading tokens that prefill wrote from the very first on: their full pages can be shared.
+    pub(crate) n_shareable: usize,
+    pub(crate) rope: Rope,
+    pub(crate) cancel: Arc<AtomicBool>,
+    pub(crate) receipt: Receipt,
+}
+
+/// Tokens that were given to a session and are not in its cache yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Pending {
+    Nothing,
+    /// A prompt, of which the first `done` tokens are in the cache.
+    Prompt {
+        tokens: Vec<u32>,
+        done: usize,
+    },
+    /// One generated token.
+    Token(u32),
+}
+
+/// Rotation frequencies for a sequence length.
+#[derive(Clone, Debug)]
+pub(crate) struct Rope {
+    pub(crate) inv_freq: Vec<f64>,
+    pub(crate) scale: f64,
+    seq_len: usize,
+}
+
+/// Stops a session's running call from any thread.
+#[derive(Clone, Debug)]
+pub struct Canceller(Arc<AtomicBool>);
+
+impl Canceller {
+    /// The running call, or the next one if none runs, ends with [`Error::Cancelled`] within a layer.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Session {
+    pub(crate) fn new(model: Model, options: &SessionOptions) -> Result<Self, Error> {
+        let Shared { plan, config, .. } = &*model.shared;
+        let ctx_len = options.ctx_len.unwrap_or(plan.ctx_len);
+        // Beyond the trained context the answers degrade; dynamic scaling is made for it.
+        let longest = match config.rope.scaling {
+            RopeScaling::Dynamic { .. } => usize::MAX,
+            _ => plan.ctx_len,
+        };
+        if ctx_len == 0 || ctx_len > longest {
+            return Err(Error::option(
+                "ctx",
+                ctx_len,
+                format!("1 to {longest}, the model's context"),
+            ));
+        }
+        Ok(Self {
+            ctx_len,
+            tokens: Vec::new(),
+            segment: Segment::new(plan.n_layers),
+            pending: Pending::Nothing,
+            logits: vec![0.0; config.vocab_size],
+            logits_ready: false,
+            n_shareable: 0,
+            rope: Rope::new(&model, 0),
+            cancel: Arc::default(),
+            receipt: Receipt::default(),
+            model,
+        })
+    }
+
+    /// The model that the session runs on.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Tokens in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Number of tokens in the cache.
+    pub fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// True if the cache holds no token.
+    pub fn is_empty(&self) -> bool {
+        self.tokens.is_empty()
+    }
+
+    /// Tokens the session may hold.
+    pub fn ctx_len(&self) -> usize {
+        self.ctx_len
+    }
+
+    /// Logits after the last token: `None` before the first token and after a truncation.
+    pub fn logits(&self) -> Option<&[f32]> {
+        self.logits_ready.then_some(&self.logits)
+    }
+
+    /// What the session has cost so far.
+    pub fn receipt(&self) -> Receipt {
+        let n_pages = self.segment.page_table.len();
+        Receipt { kv_bytes: n_pages * self.model.plan().layout.bytes(), ..self.receipt }
+    }
+
+    /// A handle that stops this session's calls from any thread.
+    pub fn canceller(&self) -> Canceller {
+        Canceller(self.cancel.clone())
+    }
+
+    /// Queues a prompt (or the next turn's tokens) for [`Model::step`](crate::Model::step).
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.check_input("feed", tokens)?;
+        if tokens.is_empty() {
+            return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
+        }
+        self.rope.fit(&self.model, self.len() + tokens.len());
+        self.pending = Pending::Prompt { tokens: tokens.to_vec(), done: 0 };
+        Ok(())
+    }
+
+    /// Queues one generated token for [`Model::step`](crate::Model::step).
+    pub fn push(&mut self, token: u32) -> Result<(), Error> {
+        self.check_input("push", &[token])?;
+        if self.is_empty() {
+            let reason = "the first tokens of a session are a prompt; use feed or prefill".into();
+            return Err(Error::State { call: "push", reason });
+        }
+        self.rope.fit(&self.model, self.len() + 1);
+        self.pending = Pending::Token(token);
+        Ok(())
+    }
+
+    /// Drops tokens that were queued and not computed; returns how many.
+    pub fn clear_pending(&mut self) -> usize {
+        match std::mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Nothing => 0,
+            Pending::Prompt { tokens, done } => tokens.len() - done,
+            Pending::Token(_) => 1,
+        }
+    }
+
+    /// Runs a prompt through the model; the logits of its last token are ready afterwards.
+    pub fn prefill(&mut self, tokens: &[u32]) -> Result<(), Error> {
+        self.prefill_with(tokens, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// As [`prefill`](Self::prefill); `progress` is told tokens done and in all after each chunk, and may
+    /// stop the call. After any error the session is as it was before the call.
+    pub fn prefill_with(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        let (start, logits_ready) = (self.len(), self.logits_ready);
+        self.feed(tokens)?;
+        let outcome = self.run_prompt(progress);
+        if outcome.is_err() {
+            self.clear_pending();
+            self.cut(start);
+            self.logits_ready = logits_ready; // only the last chunk writes logits, and only if it succeeds
+        }
+        outcome
+    }
+
+    fn run_prompt(
+        &mut self,
+        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        loop {
+            let model = self.model.clone();
+            match model.step_one(self)? {
+                Progress::Ready | Progress::Idle => return Ok(()),
+                Progress::Pending { done, total } => {
+                    if progress(done, total).is_break() {
+                        return Err(Error::Cancelled);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds one generated token; its logits are ready afterwards.
+    pub fn decode(&mut self, token: u32) -> Result<(), Error> {
+        self.push(token)?;
+        let model = self.model.clone();
+        let outcome = model.step_one(self).map(drop);
+        if outcome.is_err() {
+            self.clear_pending();
+        }
+        outcome
+    }
+
+    /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits).
+    pub fn score(
+        &mut self,
+        tokens: &[u32],
+        visit: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), Error> {
+        let start = self.len();
+        self.feed(tokens)?;
+        let model = self.model.clone();
+        let outcome = model.score_one(self, visit);
+        if outcome.is_err() {
+            self.clear_pending();
+            self.truncate(start);
+        }
+        outcome
+    }
+
+    /// A second session with the same tokens. Pages are shared until one of the two writes to them.
+    pub fn fork(&self) -> Result<Session, Error> {
+        if self.pending != Pending::Nothing {
+            let reason = "tokens are queued; step or clear them first".into();
+            return Err(Error::State { call: "fork", reason });
+        }
+        self.model.shared.pool().pages.share(&self.segment.page_table);
+        Ok(Session {
+            model: self.model.clone(),
+            ctx_len: self.ctx_len,
+            tokens: self.tokens.clone(),
+            segment: Segment {
+                n_layers: self.segment.n_layers,
+                positions: self.segment.positions.clone(),
+                page_table: self.segment.page_table.clone(),
+            },
+            pending: Pending::Nothing,
+            logits: self.logits.clone(),
+            logits_ready: self.logits_ready,
+            n_shareable: self.n_shareable,
+            rope: self.rope.clone(),
+            cancel: Arc::default(),
+            receipt: self.receipt,
+        })
+    }
+
+    /// Forgets the tokens from `len` on; the pages that only they needed are free at once. Queued tokens
+    /// are dropped too. Logits are gone unless nothing was forgotten.
+    pub fn truncate(&mut self, len: usize) {
+        self.clear_pending();
+        if len < self.len() {
+            self.cut(len);
+            self.logits_ready = false;
+        }
+    }
+
+    fn cut(&mut self, len: usize) {
+        let shared = &*self.model.shared;
+        self.segment.truncate(len, shared.plan.layout.page_len, &mut shared.pool());
+        self.tokens.truncate(len);
+        self.n_shareable = self.n_shareable.min(len);
+    }
+
+    fn check_input(&self, call: &'static str, tokens: &[u32]) -> Result<(), Error> {
+        if self.pending != Pending::Nothing {
+            let reason = "earlier tokens are still queued; step or clear them first".into();
+            return Err(Error::State { call, reason });
+        }
+        let vocab_size = self.model.config().vocab_size;
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id, vocab_size });
+        }
+        let needed = self.len().saturating_add(tokens.len());
+        if needed > self.ctx_len {
+            return Err(Error::CtxFull { needed, ctx_len: self.ctx_len });
+        }
+        Ok(())
+    }
+
+    /// Takes over the leading full pages that another session's prompt has filled already.
+    pub(crate) fn share_prefix(&mut self) {
+        let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return };
+        let shared = &*self.model.shared;
+        let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
+        if !self.tokens.is_empty() || dynamic {
+            return; // dynamic scaling rotates a key by the length of the prompt it came with
+        }
+        let page_len = shared.plan.layout.page_len;
+        let mut pool = shared.pool();
+        // The last token is always computed: its logits are wanted.
+        let columns = pool.prefixes.find(&tokens[..tokens.len() - 1], page_len).concat();
+        pool.pages.share(&columns);
+        let n_found = columns.len() / self.segment.n_layers * page_len;
+        self.segment.page_table = columns;
+        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
+        self.segment.positions.extend(0..n_found as u32);
+        self.tokens.extend_from_slice(&tokens[..n_found]);
+        self.n_shareable = n_found;
+        self.receipt.n_shared += n_found;
+        *done = n_found;
+    }
+
+    /// What a pass of `phase` would compute of this session, at most `max_rows`.
+    pub(crate) fn work(&self, phase: Phase, max_rows: usize) -> Option<Work> {
+        let (tokens, is_last) = match (&self.pending, phase) {
+            (Pending::Prompt { tokens, done }, Phase::Prefill) => {
+                let n = (tokens.len() - done).min(max_rows);
+                (tokens[*done..done + n].to_vec(), done + n == tokens.len())
+            }
+            (Pending::Token(token), Phase::Decode) if max_rows > 0 => (vec![*token], true),
+            _ => return None,
+        };
+        (!tokens.is_empty()).then(|| Work::new(tokens, is_last))
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let shared = &*self.model.shared;
+        shared.pool().release(&self.segment.page_table, self.segment.n_layers);
+    }
+}
+
+impl Rope {
+    pub(crate) fn new(model: &Model, seq_len: usize) -> Self {
+        let config = model.config();
+        let (inv_freq, scale) = config.rope.inv_freq(config.head_dim, seq_len);
+        Self { inv_freq, scale, seq_len }
+    }
+
+    /// Dynamic scaling depends on how long the sequence has become; nothing else does.
+    pub(crate) fn fit(&mut self, model: &Model, seq_len: usize) {
+        let dynamic = matches!(model.config().rope.scaling, RopeScaling::Dynamic { .. });
+        if dynamic && seq_len > self.seq_len {
+            *self = Self::new(model, seq_len);
+        }
+    }
+}
