@@ -1,0 +1,309 @@
+//! Sessions: what comes out does not depend on who else is in the batch, and a call that fails changes
+//! nothing.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::ops::ControlFlow;
+
+use loris::loader::Dtype;
+use loris::{Error, Model, ModelOptions, Progress, Session, SessionOptions};
+use support::{argmax, bits, open, open_with, options, reference, rounded};
+
+const NAME: &str = "llama3-rope";
+
+fn model(options: &ModelOptions) -> Model {
+    open(rounded(NAME, Dtype::BF16), options)
+}
+
+fn session(model: &Model) -> Session {
+    model.session(&SessionOptions::default()).unwrap()
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn best(session: &Session) -> u32 {
+    argmax(session.logits().unwrap()) as u32
+}
+
+/// A prompt of `n` tokens, another for each `seed`.
+#[allow(clippy::cast_possible_truncation)]
+fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
+}
+
+/// Bits of the logits after the prompt and after each of `n` greedy tokens.
+fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
+    let mut s = session(model);
+    s.prefill(prompt).unwrap();
+    let mut out = vec![bits(s.logits().unwrap())];
+    for _ in 0..n {
+        s.decode(best(&s)).unwrap();
+        out.push(bits(s.logits().unwrap()));
+    }
+    out
+}
+
+#[test]
+fn bits_do_not_depend_on_chunk_page_length_or_threads() {
+    let want = run(&model(&options(256)), &prompt(1, 130), 6);
+    for (chunk, page_len, threads) in [
+        (1, 16, 1),
+        (7, 16, 2),
+        (64, 32, 3),
+        (63, 64, 1),
+        (65, 64, 2),
+        (100, 128, 2),
+        (512, 256, 3),
+        (130, 16, 2),
+    ] {
+        let options = ModelOptions { chunk, page_len, ..options(256) };
+        let model = open_with(threads, rounded(NAME, Dtype::BF16), &options);
+        let got = run(&model, &prompt(1, 130), 6);
+        assert!(got == want, "chunk {chunk}, page {page_len}, {threads} threads");
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    let lens = [1, 2, 15, 16, 17, 63, 64, 65, 100];
+    let n_tokens = 5;
+    let model = model(&ModelOptions { chunk: 40, batch: 4, ..options(4096) });
+    let alone: Vec<_> =
+        lens.iter().map(|&n| run(&model, &prompt(n, n), n_tokens)).collect();
+
+    // Sessions join at different times, so passes hold prompts of some and tokens of others.
+    let mut sessions: Vec<Session> = lens.iter().map(|_| session(&model)).collect();
+    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); lens.len()];
+    for round in 0.. {
+        if let Some(&n) = lens.get(round) {
+            sessions[round].feed(&prompt(n, n)).unwrap();
+        }
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        let results = model.step(&mut refs);
+        for (i, result) in results.iter().enumerate() {
+            if *result.as_ref().unwrap() == Progress::Ready {
+                seen[i].push(bits(sessions[i].logits().unwrap()));
+                if seen[i].len() <= n_tokens {
+                    let token = best(&sessions[i]);
+                    sessions[i].push(token).unwrap();
+                }
+            }
+        }
+        if round > lens.len() && results.iter().all(|r| matches!(r, Ok(Progress::Idle))) {
+            break;
+        }
+    }
+    for (i, n) in lens.iter().enumerate() {
+        assert!(seen[i] == alone[i], "the session of {n} tokens");
+    }
+}
+
+#[test]
+fn a_shared_prefix_changes_no_bit_and_takes_no_page() {
+    let model = model(&ModelOptions { page_len: 16, ..options(1024) });
+    let long = prompt(3, 90);
+    let mut other = long.clone();
+    other[70] = (other[70] + 1) % 128;
+    let want = [run(&model, &long, 4), run(&model, &other, 4)];
+
+    let mut first = session(&model);
+    first.prefill(&long).unwrap();
+    let n_used = model.pool_usage().n_used;
+    for (tokens, want, n_shared) in [(&long, &want[0], 80), (&other, &want[1], 64)] {
+        let mut second = session(&model);
+        second.prefill(tokens).unwrap();
+        assert_eq!(second.receipt().n_shared, n_shared);
+        assert_eq!(second.receipt().n_prefilled, tokens.len() - n_shared);
+        let n_own = (90_usize.div_ceil(16) - n_shared / 16) * model.plan().n_layers;
+        assert_eq!(model.pool_usage().n_used, n_used + n_own);
+        assert!(bits(second.logits().unwrap()) == want[0]);
+        for row in &want[1..] {
+            second.decode(best(&second)).unwrap();
+            assert!(bits(second.logits().unwrap()) == *row);
+        }
+    }
+    drop(first);
+    assert_eq!(model.pool_usage().n_used, 0);
+    // Nobody holds the prefix any more: it is computed again.
+    let mut third = session(&model);
+    third.prefill(&long).unwrap();
+    assert_eq!(third.receipt().n_shared, 0);
+}
+
+#[test]
+fn generated_tokens_are_never_shared_as_a_prefix() {
+    // Decode and prefill kernels round differently, so a prompt that repeats an answer is computed.
+    let model = model(&ModelOptions { page_len: 16, ..options(1024) });
+    let mut first = session(&model);
+    first.prefill(&prompt(4, 10)).unwrap();
+    for _ in 0..30 {
+        first.decode(best(&first)).unwrap();
+    }
+    let mut second = session(&model);
+    second.prefill(first.tokens()).unwrap();
+    assert_eq!(second.receipt().n_shared, 0);
+}
+
+#[test]
+fn a_truncated_page_that_is_written_again_is_not_shared() {
+    let model = model(&ModelOptions { page_len: 16, ..options(1024) });
+    let tokens = prompt(5, 33);
+    let mut first = session(&model);
+    first.prefill(&tokens).unwrap();
+    first.truncate(20);
+    first.prefill(&prompt(6, 30)).unwrap();
+    let mut second = session(&model);
+    second.prefill(&tokens).unwrap();
+    assert_eq!(second.receipt().n_shared, 16);
+    assert!(bits(second.logits().unwrap()) == run(&model, &tokens, 0)[0]);
+}
+
+#[test]
+fn forks_go_their_own_ways() {
+    let model = model(&ModelOptions { page_len: 16, ..options(1024) });
+    for len in [1, 15, 16, 17, 40] {
+        let mut a = session(&model);
+        a.prefill(&prompt(len, len)).unwrap();
+        let mut b = a.fork().unwrap();
+        let n_used = model.pool_usage().n_used;
+        assert_eq!(n_used, len.div_ceil(16) * model.plan().n_layers, "a fork takes no page");
+        let (x, y) = (7, 9);
+        a.decode(x).unwrap();
+        b.decode(y).unwrap();
+        let mut want_x = session(&model);
+        want_x.prefill(&prompt(len, len)).unwrap();
+        let mut want_y = want_x.fork().unwrap();
+        drop(want_x.decode(x));
+        want_y.decode(y).unwrap();
+        assert!(bits(a.logits().unwrap()) == bits(want_x.logits().unwrap()), "length {len}");
+        assert!(bits(b.logits().unwrap()) == bits(want_y.logits().unwrap()), "length {len}");
+        assert!(bits(a.logits().unwrap()) != bits(b.logits().unwrap()));
+        drop((a, b, want_x, want_y));
+        assert_eq!(model.pool_usage().n_used, 0);
+    }
+}
+
+#[test]
+fn a_session_without_pages_is_told_and_stays_as_it_was() {
+    let model = model(&ModelOptions { page_len: 16, ..options(64) });
+    let mut a = session(&model);
+    a.prefill(&prompt(1, 40)).unwrap(); // three of four columns
+    let before = bits(a.logits().unwrap());
+
+    let mut b = session(&model);
+    assert!(matches!(b.prefill(&prompt(2, 17)), Err(Error::KvFull { .. })));
+    assert!(b.is_empty() && b.logits().is_none());
+    b.prefill(&prompt(2, 16)).unwrap();
+    let b_logits = bits(b.logits().unwrap());
+    assert!(matches!(b.decode(3), Err(Error::KvFull { .. })));
+    assert_eq!(b.len(), 16);
+    assert!(bits(b.logits().unwrap()) == b_logits);
+
+    // In one step, the session that fits goes on and the other keeps its token.
+    a.push(5).unwrap();
+    b.push(6).unwrap();
+    let results = model.step(&mut [&mut b, &mut a]);
+    assert!(matches!(results[0], Err(Error::KvFull { .. })));
+    assert!(matches!(results[1], Ok(Progress::Ready)));
+    assert!(bits(a.logits().unwrap()) != before);
+    drop(a);
+    assert!(matches!(model.step(&mut [&mut b])[0], Ok(Progress::Ready)));
+    assert_eq!(b.len(), 17);
+}
+
+#[test]
+fn a_failed_prefill_in_the_middle_is_undone() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 16, ..options(128) });
+    let mut a = session(&model);
+    a.prefill(&prompt(1, 20)).unwrap();
+    let (before, n_used) = (bits(a.logits().unwrap()), model.pool_usage().n_used);
+    let outcome = a.prefill_with(&prompt(2, 50), &mut |done, _| match done {
+        0..40 => ControlFlow::Continue(()),
+        _ => ControlFlow::Break(()),
+    });
+    assert!(matches!(outcome, Err(Error::Cancelled)));
+    assert_eq!((a.len(), model.pool_usage().n_used), (20, n_used));
+    assert!(bits(a.logits().unwrap()) == before);
+
+    a.canceller().cancel();
+    assert!(matches!(a.decode(1), Err(Error::Cancelled)));
+    assert_eq!((a.len(), model.pool_usage().n_used), (20, n_used));
+    a.decode(1).unwrap(); // a cancel stops one call
+
+    assert!(matches!(a.prefill(&prompt(3, 120)), Err(Error::KvFull { .. })));
+    assert_eq!(a.len(), 21);
+}
+
+#[test]
+fn input_is_checked() {
+    let model = model(&options(256));
+    let options = SessionOptions { ctx_len: Some(8), ..SessionOptions::default() };
+    let mut s = model.session(&options).unwrap();
+    assert!(matches!(s.prefill(&[]), Err(Error::State { .. })));
+    assert!(matches!(s.decode(1), Err(Error::State { .. })));
+    assert!(matches!(s.prefill(&[1, 128]), Err(Error::TokenOutOfRange { id: 128, .. })));
+    assert!(matches!(s.prefill(&[1; 9]), Err(Error::CtxFull { needed: 9, ctx_len: 8 })));
+    s.prefill(&[1; 8]).unwrap();
+    assert!(matches!(s.decode(1), Err(Error::CtxFull { needed: 9, ctx_len: 8 })));
+    s.truncate(3);
+    assert!(s.logits().is_none());
+    s.push(1).unwrap();
+    assert!(matches!(s.push(1), Err(Error::State { .. })));
+    assert!(matches!(s.fork(), Err(Error::State { .. })));
+    assert_eq!(s.clear_pending(), 1);
+    let long = SessionOptions { ctx_len: Some(1 << 20), ..SessionOptions::default() };
+    assert!(matches!(model.session(&long), Err(Error::Option { name: "ctx", .. })));
+    let other = support::open(rounded(NAME, Dtype::BF16), &support::options(64));
+    assert!(matches!(other.step(&mut [&mut s])[0], Err(Error::State { .. })));
+}
+
+#[test]
+fn a_batch_larger_than_one_pass_is_served_whole() {
+    let model = model(&ModelOptions { batch: 2, chunk: 8, ..options(2048) });
+    let mut sessions: Vec<Session> = (0..5).map(|_| session(&model)).collect();
+    for (i, s) in sessions.iter_mut().enumerate() {
+        s.feed(&prompt(i, 11)).unwrap();
+    }
+    let mut n_steps = 0;
+    while sessions.iter().any(|s| s.len() < 11) {
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        model.step(&mut refs).into_iter().for_each(|r| drop(r.unwrap()));
+        n_steps += 1;
+    }
+    assert_eq!(n_steps, 7, "55 rows in chunks of 8");
+    for s in &mut sessions {
+        s.push(1).unwrap();
+    }
+    let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+    let results = model.step(&mut refs);
+    assert!(results.iter().all(|r| matches!(r, Ok(Progress::Ready))));
+    assert!(sessions.iter().all(|s| s.len() == 12));
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_an_error() {
+    let mut checkpoint = rounded(NAME, Dtype::BF16);
+    let tensors = checkpoint.weights.tensors().map(|t| {
+        let mut bytes = t.bytes.to_vec();
+        if t.name == "norm.weight" {
+            bytes[..2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+        }
+        (t.name.clone(), t.dtype, t.shape.clone(), bytes)
+    });
+    checkpoint.weights = loris::loader::Weights::from_memory(tensors.collect()).unwrap();
+    let model = open(checkpoint, &options(256));
+    let mut s = session(&model);
+    assert!(matches!(s.prefill(&prompt(1, 5)), Err(Error::NonFinite { pos: 4, .. })));
+    assert!(s.is_empty());
+    assert_eq!(model.pool_usage().n_used, 0);
+}
+
+#[test]
+fn the_fixture_answers_with_more_than_one_token() {
+    // Guards the tests above: a model that always says the same would pass them all.
+    let reference = reference(NAME);
+    let mut s = session(&model(&options(256)));
+    let mut bests = std::collections::BTreeSet::new();
+    s.score(&reference.tokens, &mut |_, logits| drop(bests.insert(argmax(logits)))).unwrap();
+    assert!(bests.len() > 10, "{bests:?}");
+}

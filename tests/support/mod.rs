@@ -1,0 +1,118 @@
+//! What the tests of the whole share: fixtures, reference logits, models opened in every variant.
+#![allow(dead_code)] // each test binary uses its part
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
+use loris::{Engine, EngineOptions, Model, ModelOptions};
+use safetensors::SafeTensors;
+
+/// Every fixture, with the context that its tokens need.
+pub const FIXTURES: [&str; 10] = [
+    "llama-tied",
+    "llama-untied",
+    "llama-sharded",
+    "llama3-rope",
+    "llama-linear",
+    "llama-yarn",
+    "llama-dynamic",
+    "mistral-window",
+    "qwen2",
+    "qwen3",
+];
+
+/// What `transformers` makes of a fixture.
+pub struct Reference {
+    pub tokens: Vec<u32>,
+    pub vocab_size: usize,
+    /// `[tokens][vocab_size]`, float32 weights.
+    pub logits_f32: Vec<f32>,
+    /// The same run with every weight rounded to bfloat16.
+    pub logits_bf16_weights: Vec<f32>,
+}
+
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+pub fn fixture(name: &str) -> PathBuf {
+    root().join("tests/fixtures").join(name)
+}
+
+pub fn reference(name: &str) -> Reference {
+    let bytes = std::fs::read(fixture(name).join("reference.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let tensor = file.tensor(name).unwrap();
+        tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let tokens = file.tensor("tokens").unwrap();
+    let tokens: Vec<u32> = tokens
+        .data()
+        .chunks_exact(4)
+        .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
+        .collect();
+    let logits_f32 = floats("logits_f32");
+    Reference {
+        vocab_size: logits_f32.len() / tokens.len(),
+        tokens,
+        logits_f32,
+        logits_bf16_weights: floats("logits_bf16_weights"),
+    }
+}
+
+/// A fixture as it is on disk, in float32.
+pub fn checkpoint(name: &str) -> Checkpoint {
+    loris::loader::open(&fixture(name), &OpenOptions::default()).unwrap()
+}
+
+/// A fixture with every weight rounded to a narrower type.
+pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
+    let checkpoint = checkpoint(name);
+    let round = |x: f32| -> [u8; 2] {
+        match dtype {
+            Dtype::BF16 => half::bf16::from_f32(x).to_le_bytes(),
+            Dtype::F16 => half::f16::from_f32(x).to_le_bytes(),
+            _ => panic!("{dtype} is not a 16-bit weight type"),
+        }
+    };
+    let tensors = checkpoint.weights.tensors().map(|tensor| {
+        let floats = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let bytes: Vec<u8> = floats.flat_map(round).collect();
+        (tensor.name.clone(), dtype, tensor.shape.clone(), bytes)
+    });
+    Checkpoint { weights: Weights::from_memory(tensors.collect()).unwrap(), ..checkpoint }
+}
+
+pub fn engine(threads: usize) -> Engine {
+    Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() }).unwrap()
+}
+
+pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    open_with(2, checkpoint, options)
+}
+
+pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    engine(threads).open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
+}
+
+/// Options with a pool for `kv_tokens` tokens.
+pub fn options(kv_tokens: usize) -> ModelOptions {
+    ModelOptions { kv_tokens: Some(kv_tokens), ..ModelOptions::default() }
+}
+
+/// The demo model's folder, which `scripts/fetch-model` makes.
+pub fn smollm2() -> PathBuf {
+    let dir = root().join("models/SmolLM2-135M-Instruct");
+    assert!(dir.is_dir(), "{} is missing: run scripts/fetch-model first", dir.display());
+    dir
+}
+
+pub fn argmax(logits: &[f32]) -> usize {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+pub fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|x| x.to_bits()).collect()
+}
