@@ -17,24 +17,33 @@
 
 #![deny(missing_docs)]
 
+mod chat;
 mod config;
 mod dtype;
 mod error;
 mod json;
 mod keys;
 mod mapping;
+mod metered;
+mod python;
 mod rope;
 pub mod safetensors;
 mod shards;
+mod shield;
+mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
+pub use chat::{
+    CHAT_TEMPLATE, COPY_BUDGET, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES, Message, TOKENIZER_CONFIG,
+};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Text};
 pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
+pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
 
 /// How to open a model folder.
 #[derive(Debug, Clone, Default)]
@@ -52,6 +61,10 @@ pub struct Checkpoint {
     pub config: ModelConfig,
     /// The model's tensors.
     pub weights: Weights,
+    /// The tokenizer, where the folder has one.
+    pub tokenizer: Option<Tokenizer>,
+    /// The chat template, where the folder has one.
+    pub chat: Option<ChatTemplate>,
 }
 
 /// Opens a model folder.
@@ -65,7 +78,31 @@ pub fn open_with_progress(
     options: &OpenOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Checkpoint, Error> {
-    let config = ModelConfig::open(dir)?;
+    let mut config = ModelConfig::open(dir)?;
     let weights = Weights::open(dir, options.load, progress)?;
-    Ok(Checkpoint { dir: dir.into(), config, weights })
+    let tokenizer = Tokenizer::open(dir)?;
+    let chat = ChatTemplate::open(dir)?;
+    if let Some(tokenizer) = &tokenizer {
+        tokenizer.check_vocab(config.vocab_size)?;
+        if let Some(id) = chat::eos_token(dir)?.and_then(|text| tokenizer.token_to_id(&text)) {
+            config.add_eos(id);
+        }
+    }
+    Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat })
+}
+
+impl Checkpoint {
+    /// The ids of a chat, ready for the model: rendered by the template, with the contents' own special tokens kept
+    /// from being parsed. Without a template or a tokenizer there are none.
+    pub fn encode_chat(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Option<Vec<u32>>, Error> {
+        let (Some(chat), Some(tokenizer)) = (&self.chat, &self.tokenizer) else { return Ok(None) };
+        let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
+        let shielded: Vec<Message> = messages.iter().map(shield).collect();
+        let rendered = chat.render(&shielded, add_generation_prompt)?;
+        tokenizer.encode_shielded(&rendered).map(Some)
+    }
 }

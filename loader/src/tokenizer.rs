@@ -1,0 +1,301 @@
+//! Text to token ids and back.
+//!
+//! `tokenizer.json` is read by the `tokenizers` crate; what this module adds is what an engine needs around it.
+//! Text from a user is encoded with [`Special::Plain`], where `<|im_end|>` is nine ordinary characters and not the end
+//! of the turn. Truncation and padding that a file may ask for are switched off, because a prompt must never be
+//! shortened in silence. Ids that the model has but the tokenizer does not ("padded" vocabularies) can be listed, so
+//! that they are never sampled. [`TextStream`] turns ids into text as they come.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokenizers::ModelWrapper;
+use tokenizers::Tokenizer as Inner;
+
+use crate::error::Error;
+use crate::json;
+
+/// The tokenizer's file.
+pub const TOKENIZER: &str = "tokenizer.json";
+/// The longest text that is encoded, in bytes.
+pub const MAX_TEXT_BYTES: usize = 64 << 20;
+
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// What the text of a special token means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Special {
+    /// The special token: for text that a chat template or the developer wrote.
+    Parse,
+    /// Its characters: for text from users.
+    Plain,
+}
+
+/// A tokenizer. Clones share it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Shared>);
+
+struct Shared {
+    path: PathBuf,
+    /// Whether special tokens are parsed is a flag inside the tokenizer; the lock lets it be flipped.
+    inner: RwLock<Inner>,
+    n_ids: u32,
+    /// Ids below `n_ids` that no token has.
+    holes: Vec<u32>,
+    special_ids: BTreeSet<u32>,
+    /// The texts of special tokens, longest first.
+    special_texts: Vec<String>,
+    unknown_id: Option<u32>,
+    byte_fallback: bool,
+}
+
+impl Tokenizer {
+    /// Opens `tokenizer.json`, or gives `None` where the folder has none.
+    pub fn open(dir: &Path) -> Result<Option<Tokenizer>, Error> {
+        let path = dir.join(TOKENIZER);
+        let Some(bytes) = json::read_file(&path, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
+        Tokenizer::parse(&bytes, &path).map(Some)
+    }
+
+    /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
+        let refuse = |why: String| Error::Tokenizer { file: path.into(), why: why.into() };
+        // The file goes to code that was not written for hostile input; a panic there must stay an error here.
+        let mut inner = catch_unwind(|| Inner::from_bytes(bytes))
+            .map_err(|_| refuse("the tokenizer library failed on this file".into()))?
+            .map_err(|err| refuse(format!("not a tokenizer: {err}")))?;
+        inner.with_truncation(None).map_err(|err| refuse(err.to_string()))?;
+        inner.with_padding(None);
+
+        let ids: BTreeSet<u32> = inner.get_vocab(true).into_values().collect();
+        let Some(&last) = ids.last().filter(|&&last| last < 1 << 22) else {
+            return Err(refuse(format!(
+                "expected ids below 2^22 and at least one, found {:?}",
+                ids.last()
+            )));
+        };
+        let added = inner.get_added_tokens_decoder();
+        let special: Vec<_> = added.iter().filter(|(_, token)| token.special).collect();
+        let mut special_texts: Vec<String> =
+            special.iter().map(|(_, token)| token.content.clone()).collect();
+        special_texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
+        let unknown_id = unknown_token(&inner).and_then(|text| inner.token_to_id(&text));
+        let decoder = serde_json::to_string(&inner.get_decoder()).unwrap_or_default();
+        Ok(Tokenizer(Arc::new(Shared {
+            path: path.into(),
+            n_ids: last + 1,
+            holes: (0..last).filter(|id| !ids.contains(id)).collect(),
+            special_ids: special.iter().map(|(id, _)| **id).collect(),
+            special_texts,
+            unknown_id,
+            byte_fallback: decoder.contains("\"ByteFallback\""),
+            inner: RwLock::new(inner),
+        })))
+    }
+
+    /// Encodes a text as it is.
+    pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, Error> {
+        self.encode_edges(text, special, false)
+    }
+
+    /// Encodes a whole prompt that no chat template was applied to: where the tokenizer says so, with the token that
+    /// starts a sequence.
+    pub fn encode_prompt(&self, text: &str, special: Special) -> Result<Vec<u32>, Error> {
+        self.encode_edges(text, special, true)
+    }
+
+    fn encode_edges(&self, text: &str, special: Special, edges: bool) -> Result<Vec<u32>, Error> {
+        if text.len() > MAX_TEXT_BYTES {
+            return Err(Error::TextTooLong { actual: text.len(), limit: MAX_TEXT_BYTES });
+        }
+        let encoding = self.with_flag(special == Special::Plain, |inner| {
+            catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, edges)))
+        });
+        let refuse = |why: String| Error::Text { action: "encode this text", why: why.into() };
+        let encoding = encoding
+            .map_err(|_| refuse("the tokenizer library failed on it".into()))?
+            .map_err(|err| refuse(err.to_string()))?;
+        let ids = encoding.get_ids();
+        if special == Special::Plain && !edges {
+            // Some models hold special tokens among their ordinary pieces, where the flag does not reach.
+            let slipped =
+                ids.iter().find(|id| self.is_special(**id) && Some(**id) != self.0.unknown_id);
+            if let Some(id) = slipped {
+                let token = self.id_to_token(*id).unwrap_or_default();
+                return Err(refuse(format!("it holds the text of special token {token}")));
+            }
+        }
+        Ok(ids.to_vec())
+    }
+
+    /// The text of these ids; with `Special::Plain` the text of special tokens is part of it, with `Special::Parse`
+    /// they are silent.
+    pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, Error> {
+        if let Some(id) = ids.iter().find(|id| **id >= self.0.n_ids) {
+            let why = format!("token id {id}: expected below {}", self.0.n_ids);
+            return Err(Error::Text { action: "decode", why: why.into() });
+        }
+        let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let text = inner.decode(ids, special == Special::Parse);
+        text.map_err(|err| Error::Text { action: "decode", why: err.to_string().into() })
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.0.n_ids as usize
+    }
+
+    /// The id of a token, by its text in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.0.inner.read().unwrap_or_else(PoisonError::into_inner).token_to_id(token)
+    }
+
+    /// A token's text in the vocabulary (which is not what it decodes to).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.0.inner.read().unwrap_or_else(PoisonError::into_inner).id_to_token(id)
+    }
+
+    /// Whether the id is that of a special token.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.special_ids.contains(&id)
+    }
+
+    /// The texts of special tokens, longest first.
+    pub fn special_texts(&self) -> &[String] {
+        &self.0.special_texts
+    }
+
+    /// The ids below `vocab_size`, the model's, that stand for no token and must never be sampled.
+    pub fn padded_ids(&self, vocab_size: usize) -> impl Iterator<Item = u32> + '_ {
+        let end = u32::try_from(vocab_size).unwrap_or(u32::MAX);
+        self.0.holes.iter().copied().chain(self.0.n_ids..end)
+    }
+
+    /// Fails where the tokenizer has ids that the model, with `vocab_size` rows of embeddings, has not.
+    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
+        if self.vocab_size() <= vocab_size {
+            return Ok(());
+        }
+        let why = format!(
+            "has {} ids, expected at most config.json's vocab_size = {vocab_size}",
+            self.vocab_size()
+        );
+        Err(Error::Tokenizer { file: self.0.path.clone(), why: why.into() })
+    }
+
+    /// Runs `body` with the flag that makes special tokens ordinary text. Other threads share the tokenizer where the
+    /// flag stands as they need it, and wait where it does not.
+    fn with_flag<T>(&self, plain: bool, body: impl FnOnce(&Inner) -> T) -> T {
+        let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
+        if inner.get_encode_special_tokens() == plain {
+            return body(&inner);
+        }
+        drop(inner);
+        let mut inner = self.0.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.set_encode_special_tokens(plain);
+        body(&inner)
+    }
+
+    /// Whether this id is one raw byte that is joined with its neighbours, as in vocabularies with byte fallback.
+    fn is_raw_byte(&self, id: u32) -> bool {
+        self.0.byte_fallback
+            && self.id_to_token(id).is_some_and(|token| {
+                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
+            })
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tokenizer({}, {} ids)", self.0.path.display(), self.0.n_ids)
+    }
+}
+
+fn unknown_token(inner: &Inner) -> Option<String> {
+    match inner.get_model() {
+        ModelWrapper::BPE(bpe) => bpe.get_unk_token().clone(),
+        ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
+        ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
+        ModelWrapper::Unigram(_) => Some("<unk>".into()),
+    }
+}
+
+/// Ids to text as they come. What [`push`](TextStream::push) and [`finish`](TextStream::finish) return, joined, is
+/// what [`Tokenizer::decode`] makes of all ids at once. The last character is held back while it may be incomplete.
+///
+/// Each push decodes a short window of the latest ids, so that a long answer costs no more per token than a short one.
+#[derive(Debug, Clone)]
+pub struct TextStream {
+    tokenizer: Tokenizer,
+    special: Special,
+    window: Vec<u32>,
+    /// How much of the window's text was returned.
+    emitted: usize,
+    /// How many ids at the window's end are raw bytes that wait for their neighbours.
+    raw_bytes: usize,
+}
+
+impl TextStream {
+    /// Ids in a window after it was cut, and when it is cut. The first must cover the three ids over which an
+    /// incomplete character can stretch, and one more for decoders that treat the first token differently.
+    const KEEP: usize = 8;
+    const CUT: usize = 24;
+    /// The longest run of raw bytes that is held back. A byte that fits no character spoils the whole run in a one-shot
+    /// decode; past this length the stream stops waiting for it.
+    const MAX_RAW_BYTES: usize = 256;
+
+    /// A stream; `special` as in [`Tokenizer::decode`].
+    pub fn new(tokenizer: &Tokenizer, special: Special) -> TextStream {
+        TextStream {
+            tokenizer: tokenizer.clone(),
+            special,
+            window: Vec::new(),
+            emitted: 0,
+            raw_bytes: 0,
+        }
+    }
+
+    /// Takes the next id and returns the text that is now complete, often one word, sometimes nothing.
+    pub fn push(&mut self, id: u32) -> Result<String, Error> {
+        // Silent tokens stay out of the window, where they could be all the context that is left.
+        if self.special == Special::Parse && self.tokenizer.is_special(id) {
+            return Ok(String::new());
+        }
+        self.window.push(id);
+        if self.tokenizer.is_raw_byte(id) && self.raw_bytes < TextStream::MAX_RAW_BYTES {
+            self.raw_bytes += 1;
+            return Ok(String::new());
+        }
+        self.raw_bytes = 0;
+        let text = self.tokenizer.decode(&self.window, self.special).inspect_err(|_| {
+            self.window.pop();
+        })?;
+        let held = if text.ends_with('\u{fffd}') { '\u{fffd}'.len_utf8() } else { 0 };
+        let new = self.take(&text, text.len() - held);
+        if self.window.len() >= TextStream::CUT {
+            self.window.drain(..self.window.len() - TextStream::KEEP);
+            let kept = self.tokenizer.decode(&self.window, self.special)?;
+            self.emitted = kept.len().saturating_sub(held);
+        }
+        Ok(new)
+    }
+
+    /// Ends the stream and returns what was held back.
+    pub fn finish(mut self) -> Result<String, Error> {
+        let text = self.tokenizer.decode(&self.window, self.special)?;
+        Ok(self.take(&text, text.len()))
+    }
+
+    fn take(&mut self, text: &str, end: usize) -> String {
+        match text.get(self.emitted..end) {
+            Some(new) => {
+                self.emitted = end;
+                new.to_owned()
+            }
+            None => String::new(),
+        }
+    }
+}
