@@ -6,7 +6,9 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loris_loader::{ChatTemplate, Checkpoint, LoadMode, ModelConfig, OpenOptions, Tokenizer};
+use loris_loader::{
+    ChatTemplate, Checkpoint, LoadMode, Message, ModelConfig, OpenOptions, Tokenizer,
+};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::cache::Pool;
@@ -133,6 +135,19 @@ impl Model {
     /// The folder's chat template.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.shared.chat.as_ref()
+    }
+
+    /// The ids of a chat, ready for [`Session::prefill`]: the template's special tokens are parsed, those
+    /// that a message's text happens to spell are not. `None` if the folder lacks a template or tokenizer.
+    pub fn encode_chat(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Option<Vec<u32>>, Error> {
+        let (Some(chat), Some(tokenizer)) = (self.chat_template(), self.tokenizer()) else {
+            return Ok(None);
+        };
+        Ok(Some(chat.encode(tokenizer, messages, add_generation_prompt)?))
     }
 
     /// Opens an empty session.

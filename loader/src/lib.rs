@@ -90,19 +90,3 @@ pub fn open_with_progress(
     }
     Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat })
 }
-
-impl Checkpoint {
-    /// The ids of a chat, ready for the model: rendered by the template, with the contents' own special tokens kept
-    /// from being parsed. Without a template or a tokenizer there are none.
-    pub fn encode_chat(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<Option<Vec<u32>>, Error> {
-        let (Some(chat), Some(tokenizer)) = (&self.chat, &self.tokenizer) else { return Ok(None) };
-        let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
-        let shielded: Vec<Message> = messages.iter().map(shield).collect();
-        let rendered = chat.render(&shielded, add_generation_prompt)?;
-        tokenizer.encode_shielded(&rendered).map(Some)
-    }
-}

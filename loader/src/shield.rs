@@ -8,6 +8,7 @@
 
 use std::borrow::Cow;
 
+use crate::chat::{ChatTemplate, Message};
 use crate::error::Error;
 use crate::tokenizer::{Special, Tokenizer};
 
@@ -65,5 +66,20 @@ impl Tokenizer {
         }
         ids.extend(self.encode(rest, Special::Parse)?);
         Ok(ids)
+    }
+}
+
+impl ChatTemplate {
+    /// The ids of a chat, ready for the model: rendered by the template, with the contents' own special tokens kept
+    /// from being parsed. Nothing is to be added in front of them.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Vec<u32>, Error> {
+        let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
+        let shielded: Vec<Message> = messages.iter().map(shield).collect();
+        tokenizer.encode_shielded(&self.render(&shielded, add_generation_prompt)?)
     }
 }
