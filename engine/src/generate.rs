@@ -67,7 +67,7 @@ pub fn generate(
         last_id = token.id;
         on_token(token)
     })?;
-    let rest = text.finish();
+    let rest = text.finish()?;
     if !rest.is_empty() && finish != Finish::Cancelled {
         let _ = on_token(Token { id: last_id, text: &rest });
     }
@@ -136,15 +136,15 @@ impl<'a> StopText<'a> {
     }
 
     /// What was held back when the answer ended.
-    fn finish(&mut self) -> String {
+    fn finish(&mut self) -> Result<String, Error> {
         if self.stopped {
-            return String::new();
+            return Ok(String::new());
         }
         if let Some(stream) = &mut self.stream {
-            self.held.push_str(&stream.finish());
+            self.held.push_str(&stream.finish()?);
         }
         let shown = self.release();
-        if self.stopped { shown } else { shown + &std::mem::take(&mut self.held) }
+        Ok(if self.stopped { shown } else { shown + &std::mem::take(&mut self.held) })
     }
 
     fn release(&mut self) -> String {
