@@ -1,1 +1,406 @@
-//! CPU backend.
+//! The CPU backend.
+//!
+//! Weights are read in place from the mapped file; activations are f32; accumulation is f32. The
+//! instruction set is chosen at run time ([`Isa`]), the threads are the backend's own.
+//!
+//! | file | what |
+//! |---|---|
+//! | `simd/` | vectors of each instruction set, and the seam that kernels are written against |
+//! | `team`, `run` | threads, regions and tasks; running kernels on them |
+//! | `micro`, `pack`, `gemm`, `prefill` | matrix products of many rows, and what follows each |
+//! | `gemv`, `decode` | matrix products of few rows, and what follows each |
+//! | `attention/` | attention over pages, for both phases |
+//! | `norm`, `heads` | row-wise arithmetic |
+//! | `matrix`, `pages`, `mem` | weights, KV pages, big buffers |
+//!
+//! `unsafe` is at home here: kernels work on raw pointers, and threads write disjoint parts of shared
+//! buffers. This file makes the pointers from checked sizes; nothing above it is unsafe.
+
+mod attention;
+mod decode;
+mod gemm;
+mod gemv;
+mod heads;
+mod matrix;
+mod mem;
+mod micro;
+mod norm;
+mod pack;
+mod pages;
+mod prefill;
+mod run;
+mod simd;
+mod team;
+
+use loris_loader::TensorView;
+
+use self::attention::{Attention, Merge, Work};
+use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
+use self::heads::Heads;
+use self::matrix::Format;
+use self::mem::{Buf, Shared};
+use self::norm::{Norm, Rotation};
+use self::pages::{Place, places};
+use self::prefill::{GateUp, Qkv, Residual};
+use self::run::{Runner, Source};
+use self::team::Tasks;
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase};
+use crate::cache::{KvFormat, PageId, PageLayout};
+use crate::error::Error;
+
+pub use self::matrix::{CpuMatrix, CpuVector};
+pub use self::pages::CpuPages;
+pub use self::simd::Isa;
+
+/// Up to this many rows, finishing heads and merging splits take less time than a region costs.
+const FEW_ROWS: usize = 4;
+
+/// How a CPU backend is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller's included; 0: as many as there are cores.
+    pub threads: usize,
+    /// Instruction set; `None`: the fastest that the machine has.
+    pub isa: Option<Isa>,
+}
+
+/// Activations: f32 rows of one width.
+#[derive(Debug)]
+pub struct CpuRows {
+    data: Buf<f32>,
+    width: usize,
+}
+
+impl CpuRows {
+    /// For kernels, which write only to rows that the op was given to write.
+    fn shared(&self) -> Shared<f32> {
+        Shared(self.data.as_ptr().cast_mut())
+    }
+
+    /// Panics unless the rows are `width` wide and at least `n_rows`: what kernels rely on.
+    #[track_caller]
+    fn check(&self, n_rows: usize, width: usize) {
+        assert!(
+            self.width == width && self.data.len() >= n_rows * width,
+            "rows of {} x {}, not {n_rows} x {width}",
+            self.data.len() / self.width.max(1),
+            self.width,
+        );
+    }
+}
+
+/// The CPU as a device.
+#[derive(Debug)]
+pub struct CpuBackend {
+    isa: Isa,
+    runner: Runner,
+    /// What `begin` was told: the shape, the angles and the attention work of the batch.
+    shape: Option<AttentionShape>,
+    rotation: Rotation,
+    work: Work,
+    /// Where the rows go in the layer at hand.
+    places: Vec<Place>,
+    /// Q, K and V of decode before they are finished.
+    qkv: Buf<f32>,
+    /// Partial results of attention.
+    partial: Buf<f32>,
+}
+
+impl CpuBackend {
+    /// A backend with its threads; fails where the machine lacks the instruction set asked for.
+    pub fn new(options: CpuOptions) -> Result<Self, Error> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_available() {
+            let reason = format!("this machine has no {isa:?}; it has {:?}", Isa::available());
+            return Err(Error::NoDevice { device: "cpu".into(), reason });
+        }
+        let n_threads = match options.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            n => n,
+        };
+        Ok(Self {
+            isa,
+            runner: Runner::new(n_threads)?,
+            shape: None,
+            rotation: Rotation::default(),
+            work: Work::default(),
+            places: Vec::new(),
+            qkv: Buf::empty(),
+            partial: Buf::empty(),
+        })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads, the caller's included.
+    pub fn n_threads(&self) -> usize {
+        self.runner.team.n_threads()
+    }
+
+    /// Runs a region without work: what the dispatch of an op costs.
+    pub fn empty_region(&mut self) {
+        self.runner.team.run(&|_, _| ());
+    }
+
+    fn shape(&self) -> Result<AttentionShape, Error> {
+        let reason = "begin was not called";
+        self.shape.ok_or_else(|| Error::State { call: "layer op", reason: reason.into() })
+    }
+
+    /// The instruction set for a product with these matrices, which must be of one format.
+    fn isa_for(&self, matrices: &[&CpuMatrix]) -> Result<Isa, Error> {
+        let format = matrices[0].format;
+        if matrices.iter().any(|m| m.format != format) {
+            let reason = "matrices that are multiplied together differ in dtype".into();
+            return Err(Error::State { call: "layer op", reason });
+        }
+        Ok(if format == Format::Bf16 { self.isa } else { self.isa.f32() })
+    }
+}
+
+impl Backend for CpuBackend {
+    type Matrix = CpuMatrix;
+    type Vector = CpuVector;
+    type Rows = CpuRows;
+    type Pages = CpuPages;
+
+    fn matrix(&mut self, tensor: &TensorView) -> Result<CpuMatrix, Error> {
+        CpuMatrix::new(tensor)
+    }
+
+    fn vector(&mut self, tensor: &TensorView) -> Result<CpuVector, Error> {
+        CpuVector::new(tensor)
+    }
+
+    fn rows(&mut self, n_rows: usize, width: usize) -> Result<CpuRows, Error> {
+        let data = Buf::zeroed(n_rows.saturating_mul(width), "activations")?;
+        Ok(CpuRows { data, width })
+    }
+
+    fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<CpuPages, Error> {
+        CpuPages::new(layout, n_pages)
+    }
+
+    fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
+        self.shape = Some(shape);
+        self.rotation.fill(batch, shape.head_dim);
+        self.work.fill(batch, shape);
+        let partial = self.work.partial_rows * attention::partial_len(shape.head_dim);
+        self.partial.reserve(partial, "partial results of attention")
+    }
+
+    fn embed(
+        &mut self,
+        table: &CpuMatrix,
+        batch: &Batch<'_>,
+        x: &mut CpuRows,
+    ) -> Result<(), Error> {
+        x.check(batch.n_rows(), table.k);
+        let rows = x.data.chunks_exact_mut(table.k);
+        for (&id, row) in batch.tokens.iter().zip(rows) {
+            if id as usize >= table.n {
+                return Err(Error::TokenOutOfRange { id, vocab_size: table.n });
+            }
+            table.read_row(id as usize, row);
+        }
+        Ok(())
+    }
+
+    fn norm_qkv_rope_append(
+        &mut self,
+        weights: &LayerWeights<CpuMatrix, CpuVector>,
+        eps: f32,
+        batch: &Batch<'_>,
+        layer: usize,
+        x: &CpuRows,
+        q: &mut CpuRows,
+        pages: &mut CpuPages,
+    ) -> Result<(), Error> {
+        let shape = self.shape()?;
+        let (n_rows, k) = (batch.n_rows(), weights.q.k);
+        let matrices = [&weights.q, &weights.k, &weights.v];
+        let isa = self.isa_for(&matrices)?;
+        x.check(n_rows, k);
+        q.check(n_rows, shape.n_q_heads * shape.head_dim);
+        places(batch, layer, pages, &mut self.places);
+        let norm = Norm { weight: &weights.attn_norm.0, eps };
+        let heads = Heads {
+            shape,
+            bias: weights.qkv_bias.as_ref().map(|bias| bias.each_ref().map(|b| &*b.0)),
+            norm: weights
+                .qk_norm
+                .as_ref()
+                .map(|norm| norm.each_ref().map(|n| Norm { weight: &n.0, eps })),
+            rotation: &self.rotation,
+            q: q.shared(),
+            places: &self.places,
+            pages: pages.writer(),
+        };
+        let runner = &mut self.runner;
+        if batch.phase == Phase::Prefill {
+            let n = Heads::count(shape) * shape.head_dim;
+            let grid = runner.grid(isa, n_rows, n, Some(shape.head_dim));
+            let source = Source { x: x.shared(), k, n_rows, norm: Some(norm) };
+            return runner.gemm(isa, source, grid, &Qkv { weights: matrices, heads });
+        }
+        let isa = isa.f32();
+        let format = weights.q.format;
+        let input = Input { x: x.shared(), k, n_rows, pick: None, norm: Some(norm), format };
+        let n = Heads::count(shape) * shape.head_dim;
+        self.qkv.reserve(n_rows * n, "queries, keys and values")?;
+        let qkv = Shared(self.qkv.as_mut_ptr());
+        runner.linear(isa, input, &Store { weights: &matrices, y: qkv })?;
+        let tasks = &Tasks::new(n_rows, runner.team.n_threads());
+        let heads = &heads;
+        let finish = |thread_idx, _| FinishHeads { heads, qkv, tasks, thread_idx };
+        if n_rows <= FEW_ROWS {
+            runner.alone(isa, finish)
+        } else {
+            runner.region(isa, finish)
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch<'_>,
+        layer: usize,
+        window: Option<usize>,
+        q: &CpuRows,
+        pages: &CpuPages,
+        out: &mut CpuRows,
+    ) -> Result<(), Error> {
+        let shape = self.shape()?;
+        let width = shape.n_q_heads * shape.head_dim;
+        q.check(batch.n_rows(), width);
+        out.check(batch.n_rows(), width);
+        // Queries and weights are rounded to bf16 where keys and values are, and only in prefill:
+        // decode is memory bound.
+        let is_bf16 = batch.phase == Phase::Prefill && pages.layout.format == KvFormat::Bf16;
+        let isa = if is_bf16 { self.isa } else { self.isa.f32() };
+        let (work, runner) = (&self.work, &mut self.runner);
+        runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
+        let partial = Shared(self.partial.as_mut_ptr());
+        let (q, out) = (q.shared(), out.shared());
+        let tasks = &Tasks::unordered(work.tasks.len());
+        runner.region(isa, |thread_idx, scratch| Attention {
+            batch,
+            work,
+            shape,
+            layer,
+            window,
+            q,
+            pages,
+            out,
+            partial,
+            tasks,
+            thread_idx,
+            scratch,
+        });
+        let tasks = &Tasks::unordered(work.merges.len());
+        let merge = |thread_idx, _| Merge { work, shape, partial, out, tasks, thread_idx };
+        match work.merges.len() {
+            0 => {}
+            n if n <= FEW_ROWS => runner.alone(isa, merge),
+            _ => runner.region(isa, merge),
+        }
+        Ok(())
+    }
+
+    fn linear_residual(
+        &mut self,
+        w: &CpuMatrix,
+        batch: &Batch<'_>,
+        a: &CpuRows,
+        x: &mut CpuRows,
+    ) -> Result<(), Error> {
+        let (n_rows, k) = (batch.n_rows(), w.k);
+        let isa = self.isa_for(&[w])?;
+        a.check(n_rows, k);
+        x.check(n_rows, w.n);
+        let (a, x) = (a.shared(), x.shared());
+        if batch.phase == Phase::Prefill {
+            let grid = self.runner.grid(isa, n_rows, w.n, None);
+            let epilogue = Residual { w, unit_columns: grid.unit_columns, x };
+            let source = Source { x: a, k, n_rows, norm: None };
+            return self.runner.gemm(isa, source, grid, &epilogue);
+        }
+        let input = Input { x: a, k, n_rows, pick: None, norm: None, format: w.format };
+        self.runner.linear(isa.f32(), input, &AddTo { w, x })
+    }
+
+    fn norm_gate_up_silu(
+        &mut self,
+        weights: &LayerWeights<CpuMatrix, CpuVector>,
+        eps: f32,
+        batch: &Batch<'_>,
+        x: &CpuRows,
+        h: &mut CpuRows,
+    ) -> Result<(), Error> {
+        let (gate, up) = (&weights.gate, &weights.up);
+        let (n_rows, k) = (batch.n_rows(), gate.k);
+        let isa = self.isa_for(&[gate, up])?;
+        x.check(n_rows, k);
+        h.check(n_rows, gate.n);
+        let norm = Some(Norm { weight: &weights.mlp_norm.0, eps });
+        let (x, h) = (x.shared(), h.shared());
+        if batch.phase == Phase::Prefill {
+            let grid = self.runner.grid(isa, n_rows, gate.n, None);
+            let epilogue = GateUp { gate, up, unit_columns: grid.unit_columns, h };
+            return self.runner.gemm(isa, Source { x, k, n_rows, norm }, grid, &epilogue);
+        }
+        let input = Input { x, k, n_rows, pick: None, norm, format: gate.format };
+        self.runner.linear(isa.f32(), input, &GatedTo { gate, up, h })
+    }
+
+    fn norm_lm_head(
+        &mut self,
+        norm: &CpuVector,
+        eps: f32,
+        head: &CpuMatrix,
+        batch: &Batch<'_>,
+        x: &CpuRows,
+        logits: &mut CpuRows,
+    ) -> Result<(), Error> {
+        x.check(batch.n_rows(), head.k);
+        logits.check(batch.logit_rows.len(), head.n);
+        let input = Input {
+            x: x.shared(),
+            k: head.k,
+            n_rows: batch.logit_rows.len(),
+            pick: Some(&batch.logit_rows),
+            norm: Some(Norm { weight: &norm.0, eps }),
+            format: head.format,
+        };
+        let sink = Store { weights: &[head], y: logits.shared() };
+        self.runner.linear(self.isa.f32(), input, &sink)
+    }
+
+    fn read_rows(&mut self, rows: &CpuRows, n_rows: usize, out: &mut [f32]) -> Result<(), Error> {
+        out.copy_from_slice(&rows.data[..n_rows * rows.width]);
+        Ok(())
+    }
+
+    fn copy_page(&mut self, pages: &mut CpuPages, from: PageId, to: PageId) -> Result<(), Error> {
+        pages.copy(from, to);
+        Ok(())
+    }
+
+    fn read_page(&mut self, pages: &CpuPages, page: PageId, out: &mut [u8]) -> Result<(), Error> {
+        out.copy_from_slice(pages.page(page));
+        Ok(())
+    }
+
+    fn write_page(
+        &mut self,
+        pages: &mut CpuPages,
+        page: PageId,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        pages.page_mut(page).copy_from_slice(bytes);
+        Ok(())
+    }
+}
