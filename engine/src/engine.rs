@@ -60,10 +60,14 @@ pub(crate) struct Shared {
 impl Engine {
     /// An engine on the CPU.
     pub fn new(options: &EngineOptions) -> Result<Self, Error> {
-        if options.threads == Some(0) {
-            return Err(Error::option("threads", 0, "at least 1"));
+        let mut cpu = CpuOptions::default();
+        if let Some(threads) = options.threads {
+            if !(1..=1024).contains(&threads) {
+                return Err(Error::option("threads", threads, "1 to 1024"));
+            }
+            cpu.threads = threads;
         }
-        Ok(Self { cpu: CpuOptions { threads: options.threads, ..CpuOptions::default() } })
+        Ok(Self { cpu })
     }
 
     /// Opens a model folder. `progress` is called as weights come in.

@@ -140,7 +140,7 @@ impl<'a> StopText<'a> {
         if self.stopped {
             return Ok(String::new());
         }
-        if let Some(stream) = &mut self.stream {
+        if let Some(stream) = self.stream.take() {
             self.held.push_str(&stream.finish()?);
         }
         let shown = self.release();
