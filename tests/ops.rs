@@ -480,7 +480,7 @@ impl<'a, B: Backend> World<'a, B> {
 
 fn read<B: Backend>(backend: &mut B, rows: &B::Rows, n: usize, width: usize) -> Vec<Vec<f32>> {
     let mut out = vec![0.0; n * width];
-    backend.read_rows(rows, n, &mut out).unwrap();
+    backend.read_rows(rows, 0, &mut out).unwrap();
     out.chunks_exact(width).map(<[f32]>::to_vec).collect()
 }
 
