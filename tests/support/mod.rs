@@ -1,6 +1,6 @@
 //! What the tests of the whole share: fixtures, reference logits, models opened in every variant.
 #![allow(dead_code)] // each test binary uses its part
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 
@@ -48,11 +48,8 @@ pub fn reference(name: &str) -> Reference {
         tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     };
     let tokens = file.tensor("tokens").unwrap();
-    let tokens: Vec<u32> = tokens
-        .data()
-        .chunks_exact(4)
-        .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
-        .collect();
+    let tokens: Vec<u32> =
+        tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
     let logits_f32 = floats("logits_f32");
     Reference {
         vocab_size: logits_f32.len() / tokens.len(),
@@ -78,7 +75,8 @@ pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
         }
     };
     let tensors = checkpoint.weights.tensors().map(|tensor| {
-        let floats = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let floats =
+            tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         let bytes: Vec<u8> = floats.flat_map(round).collect();
         (tensor.name.clone(), dtype, tensor.shape.clone(), bytes)
     });
