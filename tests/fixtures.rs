@@ -6,7 +6,7 @@ mod support;
 use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype};
 use loris::{KvFormat, Model, ModelOptions, SessionOptions};
-use support::{FIXTURES, argmax, checkpoint, open, options, reference, rounded};
+use support::{FIXTURES, argmax, checkpoint, open_on, options, reference, rounded};
 
 /// How far logits are from those of `transformers`.
 struct Distance {
@@ -33,13 +33,14 @@ fn logits(model: &Model, tokens: &[u32], n_prefill: usize) -> Vec<Vec<f32>> {
 /// than the error can explain, ours must be the same.
 fn distance(
     name: &str,
+    isa: Isa,
     checkpoint: Checkpoint,
     kv: KvFormat,
     reference_logits: &[f32],
     n_prefill: usize,
 ) -> Distance {
     let reference = reference(name);
-    let model = open(checkpoint, &ModelOptions { kv, ..options(192) });
+    let model = open_on(isa, checkpoint, &ModelOptions { kv, ..options(192) });
     let rows = logits(&model, &reference.tokens, n_prefill);
     assert_eq!(rows.concat().len(), reference_logits.len());
     let (mut difference, mut norm, mut worst) = (0.0, 0.0, 0.0_f64);
@@ -71,42 +72,44 @@ fn splits(name: &str, n_tokens: usize) -> Vec<usize> {
 
 #[test]
 fn float32_weights_agree_with_transformers() {
-    for name in FIXTURES {
+    for (name, isa) in on_every_isa() {
         let r = reference(name);
         for n in splits(name, r.tokens.len()) {
-            let d = distance(name, checkpoint(name), KvFormat::F32, &r.logits_f32, n);
-            assert!(d.worst <= 1e-4, "{name}: {:e} (prefill {n})", d.worst);
+            let d = distance(name, isa, checkpoint(name), KvFormat::F32, &r.logits_f32, n);
+            assert!(d.worst <= 1e-4, "{name} on {isa:?}: {:e} (prefill {n})", d.worst);
         }
     }
 }
 
 #[test]
 fn bfloat16_weights_agree_with_transformers() {
-    for name in FIXTURES {
+    for (name, isa) in on_every_isa() {
         let r = reference(name);
         for n in splits(name, r.tokens.len()) {
-            let weights = || rounded(name, Dtype::BF16);
-            let d = distance(name, weights(), KvFormat::Bf16, &r.logits_bf16_weights, n);
-            assert!(d.overall <= 2e-2, "{name}: {:e} (prefill {n})", d.overall);
-            // What is left is the rounding of the cache, nothing else: without it the error is that of f32.
-            let d = distance(name, weights(), KvFormat::F32, &r.logits_bf16_weights, n);
-            assert!(d.worst <= prefill_bound(), "{name}: {:e} (prefill {n})", d.worst);
+            let run =
+                |kv| distance(name, isa, rounded(name, Dtype::BF16), kv, &r.logits_bf16_weights, n);
+            let d = run(KvFormat::Bf16);
+            assert!(d.overall <= 2e-2, "{name} on {isa:?}: {:e} (prefill {n})", d.overall);
+            // Without bf16 dot products the only thing rounded is the cache: the rest is exact to f32.
+            if !isa.pairs() {
+                let d = run(KvFormat::F32);
+                assert!(d.worst <= 1e-4, "{name} on {isa:?}: {:e} (prefill {n})", d.worst);
+            }
         }
     }
-}
-
-/// Where the machine has bf16 dot products, prefill rounds activations too.
-fn prefill_bound() -> f64 {
-    if Isa::detect().pairs() { 4e-2 } else { 1e-4 }
 }
 
 #[test]
 fn float16_weights_are_accepted() {
     // Rounding to 11 bits costs less than rounding to 8: the bound of bfloat16 holds against float32.
-    for name in ["llama-tied", "qwen2"] {
+    for (name, isa) in on_every_isa().filter(|(name, _)| ["llama-tied", "qwen2"].contains(name)) {
         let r = reference(name);
         let weights = rounded(name, Dtype::F16);
-        let d = distance(name, weights, KvFormat::F32, &r.logits_f32, r.tokens.len());
-        assert!(d.overall <= 2e-2, "{name}: {:e}", d.overall);
+        let d = distance(name, isa, weights, KvFormat::F32, &r.logits_f32, r.tokens.len());
+        assert!(d.overall <= 2e-2, "{name} on {isa:?}: {:e}", d.overall);
     }
+}
+
+fn on_every_isa() -> impl Iterator<Item = (&'static str, Isa)> {
+    FIXTURES.into_iter().flat_map(|name| Isa::available().into_iter().map(move |isa| (name, isa)))
 }

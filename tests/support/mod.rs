@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
 use loris::{Engine, EngineOptions, Model, ModelOptions};
 use safetensors::SafeTensors;
@@ -89,6 +90,11 @@ pub fn engine(threads: usize) -> Engine {
 
 pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
     open_with(2, checkpoint, options)
+}
+
+pub fn open_on(isa: Isa, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    let engine = Engine::new(&EngineOptions { threads: Some(2), isa: Some(isa) }).unwrap();
+    engine.open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
 }
 
 pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
