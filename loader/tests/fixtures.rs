@@ -1,9 +1,12 @@
-//! The project's fixtures: checkpoints that `transformers` wrote, and the demo model's chat template.
+//! The project's fixtures: checkpoints that `transformers` wrote, chats that it rendered, and the demo model's tokens
+//! where the demo model has been fetched.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
 
-use loris_loader::{ChatTemplate, Error, LoadMode, Message, OpenOptions, RopeScaling, open};
+use loris_loader::{
+    ChatTemplate, Error, LoadMode, Message, OpenOptions, RopeScaling, Special, TextStream, open,
+};
 use serde_json::Value;
 
 fn fixtures() -> PathBuf {
@@ -93,5 +96,53 @@ fn chats_render_as_in_transformers() {
             }
             (found, _) => panic!("{found:?}: {row}"),
         }
+    }
+}
+
+#[test]
+fn the_demo_model_gives_the_reference_tokens() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/SmolLM2-135M-Instruct");
+    if !dir.join("tokenizer.json").exists() {
+        eprintln!("skipped: {} is not there; scripts/fetch-model gets it", dir.display());
+        return;
+    }
+    let read = |name: &str| std::fs::read(fixtures().join("smollm2").join(name)).unwrap();
+    let rows = |name: &str| serde_json::from_slice::<Vec<Value>>(&read(name)).unwrap();
+    let ids = |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).unwrap() };
+
+    let checkpoint = open(&dir, &OpenOptions::default()).unwrap();
+    let tokenizer = checkpoint.tokenizer.as_ref().unwrap();
+    assert!(checkpoint.config.eos_ids.contains(&tokenizer.token_to_id("<|im_end|>").unwrap()));
+    for row in rows("tokens.json") {
+        let text = row["text"].as_str().unwrap();
+        let parsed = tokenizer.encode(text, Special::Parse).unwrap();
+        assert_eq!(parsed, ids(&row["ids"]), "{text:?}");
+        assert_eq!(
+            tokenizer.encode(text, Special::Plain).unwrap(),
+            ids(&row["plain_ids"]),
+            "{text:?}"
+        );
+        assert_eq!(tokenizer.decode(&parsed, Special::Plain).unwrap(), row["decoded"], "{text:?}");
+        let mut stream = TextStream::new(tokenizer, Special::Parse);
+        let mut streamed: String = parsed.iter().map(|&id| stream.push(id).unwrap()).collect();
+        streamed.push_str(&stream.finish().unwrap());
+        assert_eq!(streamed, row["decoded_skipping_special"], "{text:?}");
+    }
+    let chat = checkpoint.chat.as_ref().unwrap();
+    for row in rows("chat.json").iter().filter(|row| row["template"].is_null()) {
+        let messages: Vec<Message> = row["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
+            .collect();
+        let prompt = row["add_generation_prompt"].as_bool().unwrap();
+        assert_eq!(chat.render(&messages, prompt).unwrap(), row["text"]);
+        let encoded = checkpoint.encode_chat(&messages, prompt).unwrap().unwrap();
+        let hostile = messages
+            .iter()
+            .any(|m| tokenizer.special_texts().iter().any(|t| m.content.contains(t)));
+        let parsed = tokenizer.encode(row["text"].as_str().unwrap(), Special::Parse).unwrap();
+        assert_eq!(encoded == parsed, !hostile, "{row}");
     }
 }
