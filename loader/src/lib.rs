@@ -100,7 +100,8 @@ impl Checkpoint {
         add_generation_prompt: bool,
     ) -> Result<Option<Vec<u32>>, Error> {
         let (Some(chat), Some(tokenizer)) = (&self.chat, &self.tokenizer) else { return Ok(None) };
-        let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
+        let shield =
+            |m: &Message| Message::new(tokenizer.shield(&m.role), tokenizer.shield(&m.content));
         let shielded: Vec<Message> = messages.iter().map(shield).collect();
         let rendered = chat.render(&shielded, add_generation_prompt)?;
         tokenizer.encode_shielded(&rendered).map(Some)

@@ -1,6 +1,6 @@
 //! The project's fixtures: checkpoints that `transformers` wrote, chats that it rendered, and the demo model's tokens
 //! where the demo model has been fetched.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 use std::path::{Path, PathBuf};
 
@@ -92,7 +92,7 @@ fn chats_render_as_in_transformers() {
         match (render(row), row["text"].as_str()) {
             (Ok(rendered), Some(text)) => assert_eq!(rendered, text, "{row}"),
             (Err(err), None) => {
-                assert!(err.to_string().contains(row["error"].as_str().unwrap()), "{err}")
+                assert!(err.to_string().contains(row["error"].as_str().unwrap()), "{err}");
             }
             (found, _) => panic!("{found:?}: {row}"),
         }
