@@ -284,8 +284,10 @@ impl Attention<'_> {
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
         // SAFETY: K, V and scores fit their parts; rows are the task's.
         unsafe {
-            self.pack_keys::<S, D>(seq, task.kv_head, slots.clone(), parts.k);
-            self.pack_values::<S, D>(seq, task.kv_head, slots.clone(), parts.v);
+            let mut places = [std::ptr::null(); TILE];
+            let places = self.locate(seq, task.kv_head, slots.clone(), &mut places);
+            self.pack_keys::<S, D>(places, parts.k);
+            self.pack_values::<S, D>(places, parts.v);
             for tile in 0..tiles.n {
                 let (first, n_rows) = (tiles.start(tile), tiles.rows(tile));
                 let positions = &positions[first / group..(first + n_rows - 1) / group + 1];
@@ -307,14 +309,18 @@ impl Attention<'_> {
                         .map_or(u32::MAX, |w| w.saturating_sub(1).min(u32::MAX as usize) as u32),
                     is_full: view == View::All && slots.len() == TILE,
                 };
-                let mut scale = [0.0_f32; MAX_LANES];
+                let (mut scale, mut sums) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
                 for r in 0..n_rows {
                     let row = first + r;
                     let position = self.batch.positions[task.tokens.start + row / group];
-                    let state = (&mut *parts.row_max.add(row), &mut *parts.row_sum.add(row));
-                    scale[r] = weigh::<S, D>(parts.scores.add(r * TILE), mask, position, state);
+                    let (scores, max) = (parts.scores.add(r * TILE), &mut *parts.row_max.add(row));
+                    (scale[r], sums[r]) = weigh::<S, D>(scores, mask, position, max);
                 }
                 scale_exp2::<S>(&mut scale);
+                for r in 0..n_rows {
+                    let sum = parts.row_sum.add(first + r);
+                    *sum = *sum * scale[r] + sums[r];
+                }
                 for column in (0..d).step_by(panel) {
                     let (a, b) = (parts.scores, parts.v.add(column * steps::<D>(TILE)));
                     let (c, out) = (parts.out.add(first * d + column), Out::Scale(scale.as_ptr()));
@@ -325,30 +331,40 @@ impl Attention<'_> {
         }
     }
 
-    /// First byte of a slot.
+    /// The first byte of K of each slot of a tile: a division a tile, not one a slot.
     #[inline(always)]
-    fn slot(&self, seq: &Seq<'_>, side: Side, kv_head: usize, slot: usize) -> *const u8 {
-        let layout = &self.pages.layout;
-        let page = seq.page(slot / layout.page_len, self.layer);
-        let head = self.pages.head(page, side, kv_head);
-        head.wrapping_add(slot % layout.page_len * layout.head_dim * layout.format.bytes())
-    }
-
-    /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
-    #[inline(always)]
-    unsafe fn pack_keys<S: Simd, D: Dot>(
+    fn locate<'p>(
         &self,
         seq: &Seq<'_>,
         kv_head: usize,
         slots: Range<usize>,
-        to: *mut f32,
-    ) {
+        places: &'p mut [*const u8; TILE],
+    ) -> &'p [*const u8] {
+        let layout = &self.pages.layout;
+        let stride = layout.head_dim * layout.format.bytes();
+        let (mut page_idx, mut offset) =
+            (slots.start / layout.page_len, slots.start % layout.page_len);
+        let n = slots.len();
+        let mut done = 0;
+        while done < n {
+            let page = seq.page(page_idx, self.layer);
+            let first = self.pages.head(page, Side::K, kv_head).wrapping_add(offset * stride);
+            let run = (layout.page_len - offset).min(n - done);
+            for (i, place) in places[done..done + run].iter_mut().enumerate() {
+                *place = first.wrapping_add(i * stride);
+            }
+            (done, page_idx, offset) = (done + run, page_idx + 1, 0);
+        }
+        &places[..n]
+    }
+
+    /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
+    #[inline(always)]
+    unsafe fn pack_keys<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let n_steps = steps::<D>(head_dim);
-        for (i, first) in slots.clone().step_by(S::LANES).enumerate() {
-            let rows: RowPtrs = std::array::from_fn(|lane| {
-                self.slot(seq, Side::K, kv_head, (first + lane).min(slots.end - 1))
-            });
+        let (n_steps, last) = (steps::<D>(head_dim), places.len() - 1);
+        for (i, first) in (0..places.len()).step_by(S::LANES).enumerate() {
+            let rows: RowPtrs = std::array::from_fn(|lane| places[(first + lane).min(last)]);
             // SAFETY: the slots are in use; half panel i starts at the panel's half.
             unsafe {
                 let to = to.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
@@ -361,33 +377,26 @@ impl Attention<'_> {
 
     /// V of a tile, as panels of columns.
     #[inline(always)]
-    unsafe fn pack_values<S: Simd, D: Dot>(
-        &self,
-        seq: &Seq<'_>,
-        kv_head: usize,
-        slots: Range<usize>,
-        to: *mut f32,
-    ) {
+    unsafe fn pack_values<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let format = Format::from(self.pages.layout.format);
+        let layout = &self.pages.layout;
+        let format = Format::from(layout.format);
+        // From K of a slot to V of the same slot.
+        let to_value = (layout.head(Side::V, 0) - layout.head(Side::K, 0)) * format.bytes();
         let per_step = if D::PAIRS { 2 } else { 1 };
-        for (step, slot) in slots.clone().step_by(per_step).enumerate() {
-            let from = self.slot(seq, Side::V, kv_head, slot);
-            // An odd last slot is paired with zeros: its partner's weight is 0, and 0 * NaN is not.
-            let partner = (slot + 1 < slots.end)
-                .then(|| self.slot(seq, Side::V, kv_head, slot + 1))
-                .filter(|_| D::PAIRS);
+        for (step, slots) in places.chunks(per_step).enumerate() {
             for column in (0..head_dim).step_by(panel) {
                 let n = panel.min(head_dim - column);
                 // SAFETY: n columns of slots in use; the panel has a row for every step.
                 unsafe {
                     let to = to.add(column * steps::<D>(TILE) + step * panel);
-                    let from = from.add(column * format.bytes());
+                    let at = |slot: *const u8| slot.add(to_value + column * format.bytes());
                     if D::PAIRS {
-                        let partner = partner.map(|p| p.add(column * format.bytes()));
-                        pair_rows(format, from, partner, to, n);
+                        // An odd last slot is paired with zeros: its partner's weight is 0, and
+                        // 0 * NaN is not.
+                        pair_rows(format, at(slots[0]), slots.get(1).map(|&s| at(s)), to, n);
                     } else {
-                        format.convert::<S>(from, to, n);
+                        format.convert::<S>(at(slots[0]), to, n);
                     }
                 }
             }
@@ -443,15 +452,15 @@ fn min_max(positions: &[u32]) -> (u32, u32) {
     positions.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
 }
 
-/// Turns a row of scores into weights, in place, and updates its maximum and sum. Returns the exponent
-/// of the factor by which what the row has gathered so far shrinks.
+/// Turns a row of scores into weights, in place, and updates its maximum. Returns the exponent of the
+/// factor by which what the row has gathered so far shrinks, and the sum of the weights.
 #[inline(always)]
 unsafe fn weigh<S: Simd, D: Dot>(
     scores: *mut f32,
     mask: Mask<'_>,
     position: u32,
-    (row_max, row_sum): (&mut f32, &mut f32),
-) -> f32 {
+    row_max: &mut f32,
+) -> (f32, f32) {
     // SAFETY: a row of scores has TILE elements.
     unsafe {
         if !mask.is_full {
@@ -482,11 +491,7 @@ unsafe fn weigh<S: Simd, D: Dot>(
         if D::PAIRS {
             to_pairs(scores, scores, TILE);
         }
-        let mut scale = [0.0; MAX_LANES];
-        scale[0] = old - base;
-        scale_exp2::<S>(&mut scale);
-        *row_sum = *row_sum * scale[0] + S::sum(sum);
-        old - base
+        (old - base, S::sum(sum))
     }
 }
 
