@@ -79,15 +79,25 @@ impl<B: Backend> Executor<B> {
     fn forward(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<(), Error> {
         let Self { backend, weights, pages, x, q, att, h, .. } = self;
         let eps = self.norm_eps;
-        backend.begin(batch, self.plan.shape)?;
+        let shape = self.plan.shape;
+        backend.begin(batch, shape)?;
         backend.embed(&weights.embed, batch, x)?;
+        let wanted = batch.of_logit_rows();
+        let mut batch = batch;
         for (l, layer) in weights.layers.iter().enumerate() {
             if cancelled.iter().any(|flag| flag.load(Ordering::Relaxed)) {
                 return Err(Error::Cancelled);
             }
             backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages)?;
-            if batch.logit_rows.is_empty() && l + 1 == weights.layers.len() {
-                return Ok(()); // all that later tokens need of these rows is in the cache
+            if l + 1 == weights.layers.len() && wanted.n_rows() < batch.n_rows() {
+                // All that later tokens need of the other rows is in the cache now.
+                if wanted.n_rows() == 0 {
+                    return Ok(());
+                }
+                backend.gather_rows(x, &batch.logit_rows)?;
+                backend.gather_rows(q, &batch.logit_rows)?;
+                backend.begin(&wanted, shape)?;
+                batch = &wanted;
             }
             backend.attention(batch, l, self.windows[l], q, pages, att)?;
             backend.linear_residual(&layer.o, batch, att, x)?;

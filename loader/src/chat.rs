@@ -10,11 +10,13 @@
 //!
 //! After a template no token that starts a sequence is added: the template writes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Value as Json;
 
@@ -40,7 +42,7 @@ const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// One message of a chat.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`, or what else the template knows.
     pub role: String,
@@ -126,19 +128,20 @@ impl ChatTemplate {
         let template = env
             .template_from_str(&self.metered.source)
             .map_err(|err| self.explain(&err, &budget))?;
-        let message = |m: &Message| {
-            Value::from_iter([("role", Value::from(&m.role)), ("content", Value::from(&m.content))])
-        };
-        let mut context: Vec<(&str, Value)> =
-            self.special_tokens.iter().map(|(name, text)| (*name, Value::from(text))).collect();
-        context.push(("messages", Value::from(messages.iter().map(message).collect::<Vec<_>>())));
-        context.push(("add_generation_prompt", Value::from(add_generation_prompt)));
-        context.push(("tools", Value::from(())));
-        context.push(("documents", Value::from(())));
+        let own = self.special_tokens.iter().map(|(name, text)| (*name, Value::from(text)));
+        let context: BTreeMap<&str, Value> = own
+            .chain([
+                ("messages", Value::from(Serde(messages))),
+                ("add_generation_prompt", Value::from(add_generation_prompt)),
+                // `transformers` defines both as None where there are none, and templates ask for that.
+                ("tools", Value::from(())),
+                ("documents", Value::from(())),
+            ])
+            .collect();
 
         let mut out = CappedWriter { bytes: Vec::new(), limit: budget.limit() };
         template
-            .render_captured_to(Value::from_iter(context), &mut out)
+            .render_captured_to(Value::from(context), &mut out)
             .map_err(|err| self.explain(&err, &budget))?;
         String::from_utf8(out.bytes)
             .map_err(|err| Error::Template { file: self.path.clone(), why: err.to_string().into() })

@@ -11,8 +11,10 @@
 //! such expression now stands directly inside the filter, the template is refused. Statements that take values past
 //! the filter and that chat templates have no use for (includes, call blocks, filter blocks) are refused too.
 
+use std::ops::Range;
+
 use minijinja::machinery::ast::{BinOpKind, CallArg, Expr, Stmt};
-use minijinja::machinery::{Span, parse};
+use minijinja::machinery::parse;
 use minijinja::syntax::SyntaxConfig;
 
 /// The filter that charges a value.
@@ -30,39 +32,37 @@ pub(crate) struct Metered {
 /// Rewrites a template, or says why it cannot be bounded.
 pub(crate) fn meter(source: &str, syntax: &SyntaxConfig) -> Result<Metered, String> {
     let tree = parse(source, "chat", syntax.clone()).map_err(|err| err.to_string())?;
-    let mut walk = Walk::default();
+    let mut walk = Walk { source, bare: Vec::new(), longest_captured: 0 };
     walk.stmt(&tree, false)?;
 
     let out = wrap(source, &walk.bare).ok_or("the template's parser gives a wrong position")?;
     let tree =
         parse(&out, "chat", syntax.clone()).map_err(|err| format!("cannot be metered: {err}"))?;
-    let mut check = Walk::default();
+    let mut check = Walk { source: &out, bare: Vec::new(), longest_captured: 0 };
     check.stmt(&tree, false)?;
     match check.bare.first() {
         None => Ok(Metered { source: out, longest_captured: walk.longest_captured }),
         Some(bare) => {
-            Err(format!("cannot be metered: the expression at line {}", bare.span.start_line))
+            Err(format!("cannot be metered: {}", out.get(bare.span.clone()).unwrap_or("?")))
         }
     }
 }
 
 /// The source with each of these expressions inside its filter.
 fn wrap(source: &str, bare: &[Bare]) -> Option<String> {
-    let mut opens: Vec<usize> = bare.iter().map(|bare| bare.span.start_offset as usize).collect();
+    let mut opens: Vec<usize> = bare.iter().map(|bare| bare.span.start).collect();
     opens.sort_unstable();
     let mut closes: Vec<&Bare> = bare.iter().collect();
     // Of those that end at one place the innermost closes first: the one that starts last, and of two filters around
     // one expression the meter.
-    closes.sort_by_key(|bare| {
-        (bare.span.end_offset, u32::MAX - bare.span.start_offset, bare.filter != METER)
-    });
+    closes.sort_by_key(|bare| (bare.span.end, usize::MAX - bare.span.start, bare.filter != METER));
 
     let mut out = String::with_capacity(source.len() + bare.len() * 16);
     let (mut opens, mut closes, mut done) =
         (opens.into_iter().peekable(), closes.into_iter().peekable(), 0);
     loop {
         let open = opens.peek().copied().unwrap_or(usize::MAX);
-        let close = closes.peek().map_or(usize::MAX, |bare| bare.span.end_offset as usize);
+        let close = closes.peek().map_or(usize::MAX, |bare| bare.span.end);
         let at = open.min(close);
         if at == usize::MAX {
             out.push_str(source.get(done..)?);
@@ -82,18 +82,18 @@ fn wrap(source: &str, bare: &[Bare]) -> Option<String> {
 
 /// An expression that must stand inside a filter and does not.
 struct Bare {
-    span: Span,
+    span: Range<usize>,
     filter: &'static str,
 }
 
 /// A walk over the syntax tree that collects them.
-#[derive(Default)]
-struct Walk {
+struct Walk<'a> {
+    source: &'a str,
     bare: Vec<Bare>,
     longest_captured: usize,
 }
 
-impl Walk {
+impl Walk<'_> {
     fn body(&mut self, body: &[Stmt<'_>], captured: bool) -> Result<(), String> {
         body.iter().try_for_each(|stmt| self.stmt(stmt, captured))
     }
@@ -154,7 +154,7 @@ impl Walk {
     /// `filter` is the one that the expression is the input of.
     fn expr_inside(&mut self, expr: &Expr<'_>, filter: &str) -> Result<(), String> {
         if grows(expr) && filter != METER {
-            self.bare.push(Bare { span: expr.span(), filter: METER });
+            self.bare.push(Bare { span: self.span(expr), filter: METER });
         }
         match expr {
             Expr::Var(_) | Expr::Const(_) => Ok(()),
@@ -171,7 +171,7 @@ impl Walk {
                     let text = matches!(side, Expr::Const(_))
                         || matches!(side, Expr::Filter(f) if f.name == TEXT);
                     if matches!(e.op, BinOpKind::Concat) && !text {
-                        self.bare.push(Bare { span: side.span(), filter: TEXT });
+                        self.bare.push(Bare { span: self.span(side), filter: TEXT });
                     }
                     self.expr(side)?;
                 }
@@ -207,6 +207,39 @@ impl Walk {
             Expr::Tuple(e) => e.items.iter().try_for_each(|item| self.expr(item)),
             Expr::Map(e) => e.keys.iter().chain(&e.values).try_for_each(|item| self.expr(item)),
         }
+    }
+
+    /// Where an expression stands in the source. The tree has the ends, but for what follows another expression (a
+    /// filter, a slice) it has the operator's beginning and not the expression's.
+    fn span(&self, expr: &Expr<'_>) -> Range<usize> {
+        let own = expr.span().start_offset as usize..expr.span().end_offset as usize;
+        let inner = match expr {
+            Expr::Slice(e) => &e.expr,
+            Expr::GetAttr(e) => &e.expr,
+            Expr::GetItem(e) => &e.expr,
+            Expr::Call(e) => &e.expr,
+            Expr::Test(e) => &e.expr,
+            Expr::Filter(e) => match &e.expr {
+                Some(input) => input,
+                None => return own,
+            },
+            Expr::UnaryOp(e) => return own.start.min(self.span(&e.expr).start)..own.end,
+            _ => return own,
+        };
+        let inner = self.span(inner);
+        // Parentheses around what is inside are in no node's span: as many open before it as close after it.
+        let after = self.source.get(inner.end..).unwrap_or_default();
+        let closed = after
+            .chars()
+            .take_while(|c| c.is_whitespace() || *c == ')')
+            .filter(|c| *c == ')')
+            .count();
+        let mut start = inner.start;
+        for _ in 0..closed {
+            let before = self.source.get(..start).unwrap_or_default();
+            start = before.trim_end().strip_suffix('(').map_or(start, str::len);
+        }
+        start..own.end
     }
 
     fn args(&mut self, args: &[CallArg<'_>]) -> Result<(), String> {

@@ -159,10 +159,11 @@ impl RopeConfig {
     }
 }
 
+/// An object and the key that it was found under.
+type Named<'a> = (&'static str, &'a Map<String, Value>);
+
 /// The object that describes the scaling. One for each layer type is accepted where all are equal.
-fn rope_object<'a>(
-    keys: &Keys<'a>,
-) -> Result<Option<(&'static str, &'a Map<String, Value>)>, Error> {
+fn rope_object<'a>(keys: &Keys<'a>) -> Result<Option<Named<'a>>, Error> {
     let new = keys.object("rope_parameters")?.filter(|map| !map.is_empty());
     let old = keys.object("rope_scaling")?.filter(|map| !map.is_empty());
     let (key, map) = match (new, old) {

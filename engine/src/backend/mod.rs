@@ -42,15 +42,38 @@ pub struct Batch<'a> {
     pub logit_rows: Vec<usize>,
 }
 
-impl Batch<'_> {
+impl<'a> Batch<'a> {
     /// Rows in the batch.
     pub fn n_rows(&self) -> usize {
         self.tokens.len()
     }
+
+    /// The batch of the rows whose logits are wanted, for the part of the last layer that only they need.
+    /// Their keys and values are in the cache like everybody's, so each sees what it would have seen.
+    pub fn of_logit_rows(&self) -> Batch<'a> {
+        let keep = &self.logit_rows;
+        let mut seqs = Vec::new();
+        let mut start = 0;
+        for seq in &self.seqs {
+            let n = keep.iter().filter(|row| seq.rows.contains(row)).count();
+            if n > 0 {
+                let rows = start..start + n;
+                seqs.push(Seq { rows, kv_start: seq.kv_len() - n, ..seq.clone() });
+                start += n;
+            }
+        }
+        Batch {
+            phase: self.phase,
+            tokens: keep.iter().map(|&row| self.tokens[row]).collect(),
+            positions: keep.iter().map(|&row| self.positions[row]).collect(),
+            seqs,
+            logit_rows: (0..keep.len()).collect(),
+        }
+    }
 }
 
 /// One sequence of a batch: its rows, and its cache in the layers of one segment.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Seq<'a> {
     /// Rows of the batch.
     pub rows: Range<usize>,
@@ -215,6 +238,8 @@ pub trait Backend: Send + 'static {
         logits: &mut Self::Rows,
     ) -> Result<(), Error>;
 
+    /// Moves rows `keep`, ascending, to the front; what stands behind them has no meaning.
+    fn gather_rows(&mut self, rows: &mut Self::Rows, keep: &[usize]) -> Result<(), Error>;
     /// Copies rows `first ..` to the host, as many as `out` has room for.
     fn read_rows(&mut self, rows: &Self::Rows, first: usize, out: &mut [f32]) -> Result<(), Error>;
     /// Copies page `from` over page `to` (a fork's first append, copy on write).

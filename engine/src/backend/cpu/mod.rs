@@ -379,8 +379,16 @@ impl Backend for CpuBackend {
         self.runner.linear(self.isa.f32(), input, &sink)
     }
 
-    fn read_rows(&mut self, rows: &CpuRows, n_rows: usize, out: &mut [f32]) -> Result<(), Error> {
-        out.copy_from_slice(&rows.data[..n_rows * rows.width]);
+    fn gather_rows(&mut self, rows: &mut CpuRows, keep: &[usize]) -> Result<(), Error> {
+        let width = rows.width;
+        for (to, &from) in keep.iter().enumerate() {
+            rows.data.copy_within(from * width..(from + 1) * width, to * width);
+        }
+        Ok(())
+    }
+
+    fn read_rows(&mut self, rows: &CpuRows, first: usize, out: &mut [f32]) -> Result<(), Error> {
+        out.copy_from_slice(&rows.data[first * rows.width..][..out.len()]);
         Ok(())
     }
 
