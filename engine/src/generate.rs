@@ -45,6 +45,8 @@ pub enum Finish {
 pub struct Token<'a> {
     /// Its id.
     pub id: u32,
+    /// The token was shown already, and this is text of its that had been held back.
+    pub is_rest: bool,
     /// Text that is certain now: whole characters, and nothing that could still become a stop text.
     pub text: &'a str,
 }
@@ -69,7 +71,7 @@ pub fn generate(
     })?;
     let rest = text.finish()?;
     if !rest.is_empty() && finish != Finish::Cancelled {
-        let _ = on_token(Token { id: last_id, text: &rest });
+        let _ = on_token(Token { id: last_id, is_rest: true, text: &rest });
     }
     Ok(finish)
 }
@@ -95,7 +97,7 @@ fn loop_tokens(
             return Ok(Finish::Eos);
         }
         let shown = text.push(id)?;
-        if on_token(Token { id, text: &shown }).is_break() {
+        if on_token(Token { id, is_rest: false, text: &shown }).is_break() {
             return Ok(Finish::Cancelled);
         }
         if text.stopped {

@@ -1,0 +1,51 @@
+//! A model folder in, streamed text out, in about 60 lines:
+//! `cargo run --release --example generate -- models/SmolLM2-135M-Instruct "Why is the sky blue?"`
+#![allow(clippy::print_stdout)]
+
+use std::error::Error;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use loris::loader::{Message, Special};
+use loris::{
+    Engine, EngineOptions, GenerateOptions, ModelOptions, Sampler, SamplerParams, SessionOptions,
+};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let usage = "usage: generate DIR TEXT";
+    let dir = PathBuf::from(args.next().ok_or(usage)?);
+    let text = args.next().ok_or(usage)?;
+
+    // An engine is a device, a model is weights on it, a session is one sequence.
+    let engine = Engine::new(&EngineOptions::default())?;
+    let model = engine.open(&dir, &ModelOptions::default(), &mut |_| {})?;
+    let mut session = model.session(&SessionOptions::default())?;
+
+    // The template, if there is one, makes a chat of the text. Special tokens that the user typed are
+    // shielded, so that they stay text.
+    let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
+    let prompt = match model.chat_template() {
+        Some(chat) => {
+            let messages = [Message::new("user", tokenizer.shield(&text))];
+            tokenizer.encode_shielded(&chat.render(&messages, true)?)?
+        }
+        None => tokenizer.encode_prompt(&text, Special::Plain)?,
+    };
+    session.prefill(&prompt)?;
+
+    // The default sampler is greedy; text arrives as whole characters.
+    let mut sampler = Sampler::new(SamplerParams::default(), &model)?;
+    let options = GenerateOptions { max_tokens: 256, ..GenerateOptions::default() };
+    let mut out = std::io::stdout().lock();
+    let finish = loris::generate(&mut session, &mut sampler, &options, &mut |token| match out
+        .write_all(token.text.as_bytes())
+        .and_then(|()| out.flush())
+    {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    })?;
+    writeln!(out, "\n[{finish:?}, {} KV bytes]", session.receipt().kv_bytes)?;
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! One prompt through a session: reuse what is there, prefill the rest, stream the answer, count.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use loris::loader::GenerationDefaults;
+use loris::{
+    Error, Finish, GenerateOptions, KvFormat, Model, Receipt, Sampler, SamplerParams, Session,
+};
+use serde_json::{Value, json};
+
+use crate::args::GenerateArgs;
+use crate::exit::{Failure, RUN_TIME};
+use crate::interrupt::Guard;
+use crate::report::{Report, Unit, bytes, peak_bytes, quantile, rounded};
+
+/// What stays the same from answer to answer.
+#[derive(Debug)]
+pub(crate) struct Answerer<'a> {
+    pub(crate) report: &'a Report,
+    pub(crate) sampler: Sampler,
+    pub(crate) params: SamplerParams,
+    pub(crate) options: GenerateOptions,
+    pub(crate) load_s: f64,
+}
+
+/// An answer that was given.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) last_id: Option<u32>,
+    pub(crate) statistics: Statistics,
+}
+
+/// What an answer took.
+#[derive(Clone, Debug)]
+pub(crate) struct Statistics {
+    pub(crate) load_s: f64,
+    pub(crate) prompt_tokens: usize,
+    /// Prompt tokens that were in the session or in another one's pages.
+    pub(crate) reused_tokens: usize,
+    pub(crate) prefill_s: f64,
+    pub(crate) ttft_s: f64,
+    pub(crate) generated_tokens: usize,
+    /// Seconds between tokens, sorted.
+    pub(crate) gaps_s: Vec<f64>,
+    pub(crate) kv_bytes: usize,
+    pub(crate) kv_format: KvFormat,
+    pub(crate) context_tokens: usize,
+    pub(crate) ctx_len: usize,
+    pub(crate) peak_bytes: Option<u64>,
+    pub(crate) finish: Finish,
+    pub(crate) receipt: Receipt,
+}
+
+/// The settings that the flags and the model's advice lead to.
+pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> SamplerParams {
+    let samples = advice.do_sample == Some(true);
+    let wants_samples = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
+    let temperature = match samples {
+        true => advice.temperature.unwrap_or(1.0),
+        false if wants_samples => 1.0,
+        false => 0.0,
+    };
+    let advised = |value: Option<f32>| value.filter(|_| samples);
+    let advised_k = advice.top_k.unwrap_or(50); // what transformers takes where the file is silent
+    let random_seed = || {
+        use std::hash::{BuildHasher, RandomState};
+        RandomState::new().hash_one(0) >> 32 // 32 bits: exact in any JSON reader
+    };
+    SamplerParams {
+        temperature: args.temp.unwrap_or(temperature),
+        top_k: args.top_k.unwrap_or(if samples { advised_k } else { 0 }),
+        top_p: args.top_p.or(advised(advice.top_p)).unwrap_or(1.0),
+        min_p: args.min_p.or(advised(advice.min_p)).unwrap_or(0.0),
+        repetition_penalty: args.repeat_penalty.or(advice.repetition_penalty).unwrap_or(1.0),
+        seed: args.seed.unwrap_or_else(random_seed),
+    }
+}
+
+impl<'a> Answerer<'a> {
+    pub(crate) fn new(
+        args: &GenerateArgs,
+        model: &Model,
+        load_s: f64,
+        report: &'a Report,
+    ) -> Result<Self, Failure> {
+        let params = sampling(args, &model.config().generation);
+        let options = GenerateOptions {
+            max_tokens: args.max_tokens,
+            stop: args.stop.clone(),
+            ignore_eos: args.ignore_eos,
+        };
+        let sampler = Sampler::new(params.clone(), model)?;
+        Ok(Self { report, sampler, params, options, load_s })
+    }
+
+    /// Answers a prompt that holds the whole sequence so far; the session keeps what it shares with it.
+    /// An empty prompt goes on where the session ended. `started` is when the user began to wait.
+    pub(crate) fn answer(
+        &mut self,
+        session: &mut Session,
+        prompt: &[u32],
+        started: Instant,
+    ) -> Result<Answer, Failure> {
+        let guard = Guard::new(session);
+        check_length(prompt.len(), session.ctx_len())?;
+        let before = session.receipt().n_shared;
+        let kept = match prompt {
+            [] => session.len(),
+            _ => keep_common(session, prompt),
+        };
+        let prefill_started = Instant::now();
+        if kept < prompt.len() {
+            self.prefill(session, &prompt[kept..], &guard)?;
+        }
+        let prefill_s = prefill_started.elapsed().as_secs_f64();
+        let shared = session.receipt().n_shared - before;
+
+        let mut shown = Shown::default();
+        let finish = loris::generate(session, &mut self.sampler, &self.options, &mut |token| {
+            shown.take(self.report, token)
+        })?;
+        if let Some(failure) = shown.failure {
+            return Err(failure);
+        }
+        let mut gaps_s: Vec<f64> =
+            shown.times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
+        gaps_s.sort_by(f64::total_cmp);
+        let first = shown.times.first().copied().unwrap_or_else(Instant::now);
+        let receipt = session.receipt();
+        let statistics = Statistics {
+            load_s: self.load_s,
+            prompt_tokens: prompt.len(),
+            reused_tokens: if prompt.is_empty() { 0 } else { kept + shared },
+            prefill_s,
+            ttft_s: (first - started).as_secs_f64(),
+            generated_tokens: shown.times.len(),
+            gaps_s,
+            kv_bytes: receipt.kv_bytes,
+            kv_format: session.model().plan().layout.format,
+            context_tokens: session.len(),
+            ctx_len: session.ctx_len(),
+            peak_bytes: peak_bytes(),
+            finish,
+            receipt,
+        };
+        Ok(Answer { text: shown.text, last_id: shown.last_id, statistics })
+    }
+
+    fn prefill(&self, session: &mut Session, tokens: &[u32], guard: &Guard) -> Result<(), Failure> {
+        let started = Instant::now();
+        let bar = self.report.bar("prompt", Unit::Tokens, tokens.len());
+        let mut failure = None;
+        let mut progress = |done: usize, total: usize| {
+            bar.set_position(done as u64);
+            match self.prefill_event(done, total, started) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(e) => {
+                    failure = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        };
+        let mut outcome = session.prefill_with(tokens, &mut progress);
+        if matches!(outcome, Err(Error::Cancelled)) && !guard.interrupted() && failure.is_none() {
+            // A Ctrl-C that came just after the last answer's end was meant for that one.
+            outcome = session.prefill_with(tokens, &mut |_, _| ControlFlow::Continue(()));
+        }
+        bar.finish_and_clear();
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        outcome?;
+        self.prefill_event(tokens.len(), tokens.len(), started)
+    }
+
+    fn prefill_event(&self, done: usize, total: usize, started: Instant) -> Result<(), Failure> {
+        let tok_s = rate(done, started.elapsed().as_secs_f64()).map(rounded);
+        self.report.event("prefill", json!({ "done": done, "total": total, "tok_s": tok_s }))
+    }
+
+    /// The effective settings, for events.
+    pub(crate) fn settings(&self) -> Value {
+        let p = &self.params;
+        let exact = |x: f32| json!(x.to_string().parse::<f64>().unwrap_or_default());
+        json!({
+            "temperature": exact(p.temperature), "top_k": p.top_k, "top_p": exact(p.top_p),
+            "min_p": exact(p.min_p), "repeat_penalty": exact(p.repetition_penalty), "seed": p.seed,
+            "max_tokens": self.options.max_tokens, "stop": self.options.stop,
+            "ignore_eos": self.options.ignore_eos,
+        })
+    }
+}
+
+/// What was shown of an answer so far.
+#[derive(Default)]
+struct Shown {
+    text: String,
+    last_id: Option<u32>,
+    times: Vec<Instant>,
+    failure: Option<Failure>,
+}
+
+impl Shown {
+    fn take(&mut self, report: &Report, token: loris::Token<'_>) -> ControlFlow<()> {
+        if !token.is_rest {
+            self.times.push(Instant::now());
+            self.last_id = Some(token.id);
+        }
+        self.text.push_str(token.text);
+        let id = (!token.is_rest).then_some(token.id);
+        let printed = match report.is_json() {
+            true => report.event("token", json!({ "id": id, "text": token.text })),
+            false if token.text.is_empty() => Ok(()),
+            false => report.print(token.text),
+        };
+        match printed {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(failure) => {
+                self.failure = Some(failure);
+                ControlFlow::Break(())
+            }
+        }
+    }
+}
+
+/// Refuses a prompt that leaves no room, before anything runs.
+fn check_length(n_tokens: usize, ctx_len: usize) -> Result<(), Failure> {
+    if n_tokens <= ctx_len {
+        return Ok(());
+    }
+    let message = format!(
+        "the prompt has {n_tokens} tokens and the context holds {ctx_len}; shorten the prompt, or raise -c/--ctx if the model allows it"
+    );
+    Err(Failure::new(RUN_TIME, message))
+}
+
+/// Cuts the session to what it shares with a prompt, so that the rest of the prompt can follow; returns
+/// how much that is. The last token is computed again if its logits are gone.
+fn keep_common(session: &mut Session, prompt: &[u32]) -> usize {
+    let common = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    let has_logits = common == session.len() && session.logits().is_some();
+    let kept = match common == prompt.len() && !has_logits {
+        true => common.saturating_sub(1),
+        false => common,
+    };
+    session.truncate(kept);
+    kept
+}
+
+/// Why an answer ended, as events spell it.
+pub(crate) fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Eos => "eos",
+        Finish::Stop => "stop",
+        Finish::Length => "length",
+        Finish::CtxFull => "ctx_full",
+        Finish::Cancelled => "cancelled",
+    }
+}
+
+/// Things a second; `None` where nothing was done or no time passed.
+pub(crate) fn rate(n: usize, seconds: f64) -> Option<f64> {
+    #[allow(clippy::cast_precision_loss)] // counts of tokens
+    (n > 0 && seconds > 0.0).then(|| n as f64 / seconds)
+}
+
+impl Statistics {
+    fn prefill_tok_s(&self) -> Option<f64> {
+        rate(self.prompt_tokens - self.reused_tokens.min(self.prompt_tokens), self.prefill_s)
+    }
+
+    fn decode_tok_s(&self) -> Option<f64> {
+        rate(self.gaps_s.len(), self.gaps_s.iter().sum())
+    }
+
+    /// The fields of a `done` event; `null` is what cannot be said.
+    pub(crate) fn event(&self) -> Value {
+        let ms = |p| quantile(&self.gaps_s, p).map(|s| rounded(s * 1e3));
+        let r = &self.receipt;
+        json!({
+            "finish": finish_name(self.finish),
+            "load_s": rounded(self.load_s),
+            "prompt_tokens": self.prompt_tokens,
+            "reused_tokens": self.reused_tokens,
+            "prefill_s": rounded(self.prefill_s),
+            "prefill_tok_s": self.prefill_tok_s().map(rounded),
+            "ttft_ms": rounded(self.ttft_s * 1e3),
+            "generated_tokens": self.generated_tokens,
+            "decode_tok_s": self.decode_tok_s().map(rounded),
+            "decode_p50_ms": ms(0.5),
+            "decode_p95_ms": ms(0.95),
+            "context_tokens": self.context_tokens,
+            "ctx_len": self.ctx_len,
+            "kv_bytes": self.kv_bytes,
+            "kv_format": self.kv_format.to_string(),
+            "peak_bytes": self.peak_bytes,
+            "receipt": {
+                "kv_bytes": r.kv_bytes, "n_prefilled": r.n_prefilled, "n_shared": r.n_shared,
+                "n_decoded": r.n_decoded, "token_layers": r.token_layers,
+            },
+        })
+    }
+
+    /// The same for people.
+    pub(crate) fn lines(&self) -> String {
+        let tok_s = |rate: Option<f64>| rate.map_or(String::new(), |r| format!(", {r:.1} tok/s"));
+        let reused = match self.reused_tokens {
+            0 => String::new(),
+            n => format!(" ({n} of them reused)"),
+        };
+        let ms = |p| quantile(&self.gaps_s, p).map(|s| s * 1e3);
+        let gaps = match (ms(0.5), ms(0.95)) {
+            (Some(p50), Some(p95)) => format!(", between tokens p50 {p50:.1} ms, p95 {p95:.1} ms"),
+            _ => String::new(),
+        };
+        let end = match self.finish {
+            Finish::Eos => "ended by the model",
+            Finish::Stop => "ended by a stop text",
+            Finish::Length => "ended by -n/--max-tokens",
+            Finish::CtxFull => "ended because the context is full",
+            Finish::Cancelled => "interrupted",
+        };
+        let peak = self.peak_bytes.map_or(String::new(), |n| format!("peak {}, ", bytes(n)));
+        format!(
+            "load    {:.2} s\n\
+             prompt  {} tokens{reused}{}, first token after {:.0} ms\n\
+             answer  {} tokens{}{gaps}, {end}\n\
+             memory  {peak}KV {} in {}, context {} of {} tokens",
+            self.load_s,
+            self.prompt_tokens,
+            tok_s(self.prefill_tok_s()),
+            self.ttft_s * 1e3,
+            self.generated_tokens,
+            tok_s(self.decode_tok_s()),
+            bytes(self.kv_bytes as u64),
+            self.kv_format,
+            self.context_tokens,
+            self.ctx_len,
+        )
+    }
+}

@@ -1,0 +1,304 @@
+//! What users type.
+//!
+//! Names follow llama.cpp and mlx-lm where those agree. A value that was not given is an `Option`, so that
+//! "not said" and "said, and equal to the default" stay apart: the model's own advice on sampling fills
+//! only what was not said.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use loris::loader::LoadMode;
+use loris::{KvFormat, ModelOptions};
+
+/// In-process LLM inference for long prompts: a model folder in, streamed text out.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 run-time error, 2 usage, 3 bad model folder, \
+4 out of memory, 5 device asked for and absent, 130 interrupted.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Answer one prompt
+    Run(Box<RunArgs>),
+    /// Talk, turn by turn
+    Chat(Box<ChatArgs>),
+    /// Say what a model folder holds and how much memory a run takes
+    Inspect(InspectArgs),
+    /// Measure prompt and decode speed
+    Bench(BenchArgs),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// List the devices
+    Devices,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct OutputArgs {
+    /// Only the answer and errors: no bars, notes or statistics
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// JSON on stdout. run and chat: one event a line, `load`, `prefill`, `token` (`id` is null for text
+    /// that was held back to the end), `done`, `error`. Others: one object
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Colour on stderr; NO_COLOR and CLICOLOR_FORCE are heeded
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: When,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum When {
+    Auto,
+    On,
+    Off,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// Folder of a Hugging Face model (config.json, *.safetensors, tokenizer.json)
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// The prompt; `-` reads stdin. Through the model's chat template it is one user turn, in which the
+    /// text of a special token such as <|im_end|> is plain text
+    #[arg(short, long, value_name = "TEXT", conflicts_with = "file", allow_hyphen_values = true)]
+    pub(crate) prompt: Option<String>,
+    /// Read the prompt from a file, less one newline at its end; `-` is stdin, which is also read if it
+    /// is not a terminal and neither -p nor -f is given
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// System message for the chat template
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub(crate) system: Option<String>,
+    /// No chat template: the model goes on with the text as it is, in which the text of a special token
+    /// is that token
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Write the session to a file after the answer
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_state: Option<PathBuf>,
+    /// Start from a saved session: what the prompt has in common with it is not computed again; without
+    /// a prompt, the saved answer goes on
+    #[arg(long, value_name = "FILE")]
+    pub(crate) load_state: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) generate: GenerateArgs,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Folder of a Hugging Face model with a chat template
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) generate: GenerateArgs,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+/// Without any of these: greedy, unless the model's generation_config.json says `do_sample`, then as it
+/// advises. A flag wins over the file. --top-k, --top-p or --min-p alone mean --temp 1.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Answer")]
+pub(crate) struct GenerateArgs {
+    /// Tokens at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    pub(crate) max_tokens: usize,
+    /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
+    #[arg(long, value_name = "T")]
+    pub(crate) temp: Option<f32>,
+    /// Only the K likeliest tokens; 0: all
+    #[arg(long, value_name = "K")]
+    pub(crate) top_k: Option<usize>,
+    /// Only the likeliest tokens that reach probability P together
+    #[arg(long, value_name = "P")]
+    pub(crate) top_p: Option<f32>,
+    /// Only tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P")]
+    pub(crate) min_p: Option<f32>,
+    /// Penalty on tokens that occurred; 1: none
+    #[arg(long, value_name = "R")]
+    pub(crate) repeat_penalty: Option<f32>,
+    /// Start of the random sequence [default: random; `load` and `done` events show it]
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// End the answer before this text; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) stop: Vec<String>,
+    /// Go on after an end-of-sequence token
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub(crate) struct ContextArgs {
+    /// Tokens that prompt and answer may take together [default: the model's, at most 131072]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) ctx: Option<usize>,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub(crate) struct SizeArgs {
+    /// Number format of the KV cache
+    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    pub(crate) kv: Kv,
+    /// Prompt tokens that go through the layers together
+    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().chunk)]
+    pub(crate) chunk: usize,
+    /// Tokens that a page of the KV cache holds: a power of two from 16 to 256
+    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().page_len)]
+    pub(crate) page_len: usize,
+}
+
+impl SizeArgs {
+    /// Options for sessions that together hold `kv_tokens` tokens, one at a time.
+    pub(crate) fn model_options(&self, kv_tokens: Option<usize>) -> ModelOptions {
+        ModelOptions {
+            kv: match self.kv {
+                Kv::Bf16 => KvFormat::Bf16,
+                Kv::F32 => KvFormat::F32,
+            },
+            page_len: self.page_len,
+            kv_tokens,
+            chunk: self.chunk,
+            batch: 1,
+            ..ModelOptions::default()
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Kv {
+    Bf16,
+    F32,
+}
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Engine")]
+pub(crate) struct EngineArgs {
+    /// Where to run: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
+    pub(crate) device: Device,
+    /// Threads of the CPU [default: as many as the process may use]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
+    /// Map the weight files, or read them (for files that others may truncate)
+    #[arg(long, value_name = "MODE", default_value = "mmap")]
+    pub(crate) load: Load,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Device {
+    Auto,
+    Cpu,
+    /// As the user spelt it.
+    Cuda(String),
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text {
+        "auto" => Ok(Device::Auto),
+        "cpu" => Ok(Device::Cpu),
+        "cuda" => Ok(Device::Cuda(text.into())),
+        _ => match text.strip_prefix("cuda:").map(str::parse::<u32>) {
+            Some(Ok(_)) => Ok(Device::Cuda(text.into())),
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        },
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum Load {
+    Mmap,
+    Read,
+}
+
+impl From<Load> for LoadMode {
+    fn from(load: Load) -> Self {
+        match load {
+            Load::Mmap => Self::Mmap,
+            Load::Read => Self::Read,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// Folder of a Hugging Face model
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    #[command(flatten)]
+    pub(crate) context: ContextArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: BenchModel,
+    /// Prompt lengths to measure
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [512, 2048])]
+    pub(crate) prompt_lens: Vec<usize>,
+    /// Tokens to decode
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) decode: usize,
+    /// Tokens in the context before decoding is measured
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) decode_ctx: usize,
+    /// Measurements of each; the result is their median
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) rounds: usize,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct BenchModel {
+    /// Folder of a Hugging Face model
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: Option<PathBuf>,
+    /// A known shape with random weights
+    #[arg(long, value_name = "NAME", value_parser = loris::model::synthetic::NAMES)]
+    pub(crate) synthetic: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PerplexityArgs {
+    /// Folder of a Hugging Face model
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// The text, UTF-8
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Tokens of a window; each window is scored alone
+    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    pub(crate) ctx: usize,
+    /// Windows at most [default: all; tokens that do not fill a last one are left out]
+    #[arg(long, value_name = "N")]
+    pub(crate) windows: Option<usize>,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}

@@ -1,0 +1,206 @@
+//! `loris bench`: prompt and decode speed.
+//!
+//! Tokens are pseudo-random, from a fixed seed, and no two prompts are alike, so nothing is shared between
+//! rounds. As in llama-bench, decoding is fed random tokens: it measures the model, not the sampler. A
+//! short run before the first round brings weights and buffers into memory.
+
+use std::time::Instant;
+
+use loris::{Model, ModelOptions, SessionOptions};
+use serde_json::{Value, json};
+
+use crate::answer::rate;
+use crate::args::BenchArgs;
+use crate::exit::{Failure, USAGE};
+use crate::interrupt::Guard;
+use crate::open;
+use crate::report::{Report, bytes, peak_bytes, quantile, rounded};
+
+/// What was measured.
+struct Results {
+    /// Prompt length and the seconds of each round.
+    prefill: Vec<(usize, Vec<f64>)>,
+    /// Seconds of decoding of each round.
+    decode: Vec<f64>,
+    /// Seconds of each token of all rounds, sorted.
+    steps: Vec<f64>,
+}
+
+pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
+    let usage = |message: &str| Err(Failure::new(USAGE, message));
+    if args.rounds == 0 {
+        return usage("--rounds 0: expected at least 1");
+    }
+    if args.prompt_lens.contains(&0) || args.decode_ctx == 0 {
+        return usage(
+            "a prompt of 0 tokens has no speed; give --prompt-lens and --decode-ctx 1 or more",
+        );
+    }
+    let model = open_model(args, report)?;
+    let mut ids = Ids { state: 1, vocab_size: model.config().vocab_size };
+    let warm_len = args.prompt_lens.iter().copied().max().unwrap_or(1).min(model.plan().chunk);
+    prefill(&model, &ids.take(warm_len))?;
+    decode(&model, &mut ids, 1, 2)?;
+
+    let mut results = Results {
+        prefill: args.prompt_lens.iter().map(|&len| (len, Vec::new())).collect(),
+        decode: Vec::new(),
+        steps: Vec::new(),
+    };
+    for _ in 0..args.rounds {
+        for (len, seconds) in &mut results.prefill {
+            seconds.push(prefill(&model, &ids.take(*len))?);
+        }
+        if args.decode > 0 {
+            let steps = decode(&model, &mut ids, args.decode_ctx, args.decode)?;
+            results.decode.push(steps.iter().sum());
+            results.steps.extend(steps);
+        }
+    }
+    results.steps.sort_by(f64::total_cmp);
+    match report.is_json() {
+        true => report.print(&format!("{}\n", json(args, &results))),
+        false => report.print(&table(args, &results)),
+    }
+}
+
+fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
+    let decoded = args.decode_ctx.saturating_add(args.decode).max(8);
+    let longest = args.prompt_lens.iter().copied().chain([decoded]).max().unwrap_or(decoded);
+    let options = args.size.model_options(Some(longest));
+    if let Some(dir) = &args.model.dir {
+        return Ok(open::open(dir, &args.engine, options, report)?.model);
+    }
+    let name = args.model.synthetic.as_deref().unwrap_or_default();
+    let options = ModelOptions { load: args.engine.load.into(), ..options };
+    let engine = open::engine(&args.engine)?;
+    report.note(format!("making {name} with random weights"));
+    let checkpoint = loris::model::synthetic::checkpoint(name)?;
+    Ok(engine.open_checkpoint(checkpoint, &options, &mut |_| {})?)
+}
+
+/// Seconds from a prompt to the logits of its last token.
+fn prefill(model: &Model, tokens: &[u32]) -> Result<f64, Failure> {
+    let mut session = model.session(&SessionOptions { ctx_len: Some(tokens.len()) })?;
+    let _guard = Guard::new(&session);
+    let started = Instant::now();
+    session.prefill(tokens)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Seconds of each of `n` tokens after a prompt.
+fn decode(model: &Model, ids: &mut Ids, ctx: usize, n: usize) -> Result<Vec<f64>, Failure> {
+    let mut session = model.session(&SessionOptions { ctx_len: Some(ctx + n) })?;
+    let _guard = Guard::new(&session);
+    session.prefill(&ids.take(ctx))?;
+    let mut steps = Vec::with_capacity(n);
+    for id in ids.take(n) {
+        let started = Instant::now();
+        session.decode(id)?;
+        steps.push(started.elapsed().as_secs_f64());
+    }
+    Ok(steps)
+}
+
+/// Token ids from a linear congruential generator (Knuth's constants).
+struct Ids {
+    state: u64,
+    vocab_size: usize,
+}
+
+impl Ids {
+    fn take(&mut self, n: usize) -> Vec<u32> {
+        let mut next = || {
+            self.state = self
+                .state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((self.state >> 33) % self.vocab_size as u64) as u32
+        };
+        (0..n).map(|_| next()).collect()
+    }
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    match sorted.len() % 2 {
+        0 if !sorted.is_empty() => (sorted[sorted.len() / 2 - 1] + upper) / 2.0,
+        _ => upper,
+    }
+}
+
+fn model_name(args: &BenchArgs) -> String {
+    match &args.model.dir {
+        Some(dir) => dir.display().to_string(),
+        None => args.model.synthetic.clone().unwrap_or_default(),
+    }
+}
+
+fn load_average() -> Option<Vec<f64>> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().take(3).map(|field| field.parse().ok()).collect()
+}
+
+fn json(args: &BenchArgs, results: &Results) -> Value {
+    let prefill: Vec<_> = results
+        .prefill
+        .iter()
+        .map(|(len, seconds)| {
+            let s = median(seconds);
+            json!({ "tokens": len, "tok_s": rate(*len, s).map(rounded), "ttft_ms": rounded(s * 1e3) })
+        })
+        .collect();
+    let ms = |p| quantile(&results.steps, p).map(|s| rounded(s * 1e3));
+    json!({
+        "model": model_name(args),
+        "threads": open::n_threads(&args.engine),
+        "rounds": args.rounds,
+        "kv_format": format!("{:?}", args.size.kv).to_lowercase(),
+        "prefill": prefill,
+        "decode": {
+            "tokens": args.decode, "ctx": args.decode_ctx,
+            "tok_s": rate(args.decode, median(&results.decode)).map(rounded),
+            "p50_ms": ms(0.5), "p95_ms": ms(0.95),
+        },
+        "peak_bytes": peak_bytes(),
+        "loadavg": load_average(),
+    })
+}
+
+fn table(args: &BenchArgs, results: &Results) -> String {
+    let mut lines = vec![
+        format!(
+            "{}, {} threads, median of {}",
+            model_name(args),
+            open::n_threads(&args.engine),
+            args.rounds
+        ),
+        format!("{:<16} {:>10} {:>12}", "", "tok/s", "ms"),
+    ];
+    let tok_s = |n, s| rate(n, s).unwrap_or(0.0);
+    for (len, seconds) in &results.prefill {
+        let s = median(seconds);
+        lines.push(format!(
+            "{:<16} {:>10.1} {:>12.1}",
+            format!("prompt {len}"),
+            tok_s(*len, s),
+            s * 1e3
+        ));
+    }
+    if let (Some(p50), Some(p95)) = (quantile(&results.steps, 0.5), quantile(&results.steps, 0.95))
+    {
+        let s = median(&results.decode);
+        let name = format!("decode {}", args.decode);
+        lines.push(format!(
+            "{name:<16} {:>10.1} {:>12.1} (a token: p50 {:.2}, p95 {:.2})",
+            tok_s(args.decode, s),
+            s * 1e3,
+            p50 * 1e3,
+            p95 * 1e3
+        ));
+    }
+    lines.extend(peak_bytes().map(|n| format!("peak memory {}", bytes(n))));
+    lines.join("\n") + "\n"
+}

@@ -1,0 +1,168 @@
+//! `loris inspect`: what a folder holds and what a run of it takes, without reading its weights.
+
+use std::collections::BTreeMap;
+
+use loris::Plan;
+use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling};
+use serde_json::{Value, json};
+
+use crate::args::InspectArgs;
+use crate::exit::{Failure, USAGE};
+use crate::open::check_dir;
+use crate::report::{Report, bytes};
+
+/// What is said, in both forms.
+struct Facts<'a> {
+    checkpoint: &'a Checkpoint,
+    plan: Plan,
+    /// Tokens of the context that the memory is for.
+    ctx: usize,
+    n_params: u64,
+    /// Parameters of each element type.
+    dtypes: BTreeMap<String, u64>,
+}
+
+pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure> {
+    check_dir(&args.dir)?;
+    let checkpoint = loris::loader::open(&args.dir, &OpenOptions::default())?;
+    let config = &checkpoint.config;
+    loris::model::check(config, &checkpoint.weights)?;
+    let options = args.context.size.model_options(args.context.ctx);
+    let plan = Plan::new(config, checkpoint.weights.total_bytes(), &options)?;
+    let is_dynamic = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
+    if let Some(ctx) = args.context.ctx.filter(|&ctx| ctx > config.ctx_len && !is_dynamic) {
+        let message =
+            format!("--ctx {ctx}: expected at most {}, the model's context", config.ctx_len);
+        return Err(Failure::new(USAGE, message));
+    }
+    let mut dtypes = BTreeMap::new();
+    for tensor in checkpoint.weights.tensors() {
+        let n = tensor.shape.iter().product::<usize>() as u64;
+        *dtypes.entry(tensor.dtype.to_string().to_lowercase()).or_insert(0) += n;
+    }
+    let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
+    let facts = Facts {
+        ctx: args.context.ctx.unwrap_or(config.ctx_len.min(pool)),
+        n_params: dtypes.values().sum(),
+        checkpoint: &checkpoint,
+        plan,
+        dtypes,
+    };
+    match report.is_json() {
+        true => report.print(&format!("{}\n", facts.json())),
+        false => report.print(&facts.text()),
+    }
+}
+
+impl Facts<'_> {
+    fn working_bytes(&self) -> usize {
+        self.plan.kv_bytes + self.plan.activation_bytes + self.plan.logits_bytes
+    }
+
+    fn json(&self) -> Value {
+        let Self { plan, checkpoint, .. } = self;
+        let c = &checkpoint.config;
+        json!({
+            "model": checkpoint.dir.display().to_string(),
+            "architecture": architecture(c),
+            "n_layers": c.n_layers, "n_q_heads": c.n_q_heads, "n_kv_heads": c.n_kv_heads,
+            "head_dim": c.head_dim, "hidden_dim": c.hidden_dim, "ffn_dim": c.ffn_dim,
+            "vocab_size": c.vocab_size, "ctx_len": c.ctx_len,
+            "tied_embeddings": c.tied_embeddings, "qkv_bias": c.qkv_bias, "qk_norm": c.qk_norm,
+            "n_params": self.n_params, "dtypes": self.dtypes,
+            "rope": { "theta": c.rope.theta, "scaling": scaling_name(&c.rope.scaling) },
+            "windows": c.windows, "bos_id": c.bos_id, "eos_ids": c.eos_ids,
+            "tokenizer": checkpoint.tokenizer.is_some(),
+            "chat_template": checkpoint.chat.is_some(),
+            "memory": {
+                "ctx": self.ctx, "kv_format": plan.layout.format.to_string(),
+                "chunk": plan.chunk, "page_len": plan.layout.page_len,
+                "weight_bytes": plan.weight_bytes,
+                "kv_bytes_per_token": plan.kv_bytes_per_token,
+                "kv_bytes": plan.kv_bytes,
+                "activation_bytes": plan.activation_bytes,
+                "logits_bytes": plan.logits_bytes,
+                "beyond_weights_bytes": self.working_bytes(),
+            },
+        })
+    }
+
+    fn text(&self) -> String {
+        let Self { plan, checkpoint, .. } = self;
+        let c = &checkpoint.config;
+        let yes_no = |b: bool| if b { "yes" } else { "no" };
+        let size = |n: usize| bytes(n as u64);
+        let dtypes: Vec<_> = self.dtypes.keys().map(String::as_str).collect();
+        let mut extras = vec![if c.tied_embeddings { "tied head" } else { "untied head" }];
+        extras.extend(c.qkv_bias.then_some("bias on q, k, v"));
+        extras.extend(c.qk_norm.then_some("norm on q and k"));
+        let rows = [
+            ("model", checkpoint.dir.display().to_string()),
+            ("architecture", format!("{}, {}", architecture(c), extras.join(", "))),
+            ("layers", c.n_layers.to_string()),
+            ("widths", format!("hidden {}, MLP {}", c.hidden_dim, c.ffn_dim)),
+            (
+                "heads",
+                format!("{} query, {} key/value, of {}", c.n_q_heads, c.n_kv_heads, c.head_dim),
+            ),
+            ("vocabulary", c.vocab_size.to_string()),
+            ("parameters", format!("{} in {}", millions(self.n_params), dtypes.join(", "))),
+            ("RoPE", format!("theta {}, scaling {}", c.rope.theta, scaling_name(&c.rope.scaling))),
+            ("context", format!("{} tokens", c.ctx_len)),
+            ("window", windows(c)),
+            ("eos ids", format!("{:?}", c.eos_ids)),
+            ("tokenizer", yes_no(checkpoint.tokenizer.is_some()).into()),
+            ("chat template", yes_no(checkpoint.chat.is_some()).into()),
+            ("", String::new()),
+            ("weights", format!("{}, mapped", bytes(plan.weight_bytes))),
+            ("KV a token", format!("{} in {}", size(plan.kv_bytes_per_token), plan.layout.format)),
+            (
+                "KV pool",
+                format!("{} for --ctx {}, taken as it fills", size(plan.kv_bytes), self.ctx),
+            ),
+            ("activations", format!("{} for --chunk {}", size(plan.activation_bytes), plan.chunk)),
+            ("logits", size(plan.logits_bytes)),
+            ("in all", format!("{} at most, beyond the weights", size(self.working_bytes()))),
+        ];
+        let line =
+            |(name, value): (&str, String)| format!("{name:<14} {value}").trim_end().to_owned();
+        rows.map(line).join("\n") + "\n"
+    }
+}
+
+pub(crate) fn architecture(config: &ModelConfig) -> String {
+    format!("{:?}", config.architecture).to_lowercase()
+}
+
+fn scaling_name(scaling: &RopeScaling) -> &'static str {
+    match scaling {
+        RopeScaling::None => "none",
+        RopeScaling::Linear { .. } => "linear",
+        RopeScaling::Dynamic { .. } => "dynamic",
+        RopeScaling::Yarn { .. } => "yarn",
+        RopeScaling::Llama3 { .. } => "llama3",
+    }
+}
+
+fn windows(config: &ModelConfig) -> String {
+    let mut lens: Vec<usize> = config.windows.iter().flatten().copied().collect();
+    let n = lens.len();
+    lens.sort_unstable();
+    lens.dedup();
+    let lens: Vec<_> = lens.iter().map(usize::to_string).collect();
+    match n {
+        0 => "none".into(),
+        n if n == config.n_layers => format!("{} tokens", lens.join(", ")),
+        n => format!("{} tokens in {n} of {} layers", lens.join(", "), config.n_layers),
+    }
+}
+
+fn millions(n: u64) -> String {
+    #[allow(clippy::cast_precision_loss)] // shown with four digits
+    let n = n as f64;
+    match n {
+        n if n >= 1e9 => format!("{:.2} B", n / 1e9),
+        n if n >= 1e6 => format!("{:.1} M", n / 1e6),
+        n => format!("{:.1} K", n / 1e3),
+    }
+}

@@ -1,0 +1,83 @@
+//! From the command line to an opened model, with a bar while weights come in.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use loris::loader::Tokenizer;
+use loris::{Engine, EngineOptions, Error, LoadProgress, Model, ModelOptions, SessionOptions};
+
+use crate::args::{Device, EngineArgs};
+use crate::exit::{BAD_MODEL, Failure};
+use crate::report::{Report, Unit};
+
+/// A model and how long it took.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) model: Model,
+    pub(crate) load: Duration,
+}
+
+/// The engine that the flags ask for.
+pub(crate) fn engine(args: &EngineArgs) -> Result<Engine, Failure> {
+    if let Device::Cuda(device) = &args.device {
+        let reason = "this build of loris has no CUDA backend yet; use --device cpu".into();
+        return Err(Error::NoDevice { device: device.clone(), reason }.into());
+    }
+    Ok(Engine::new(&EngineOptions { threads: args.threads })?)
+}
+
+/// Threads that the flags lead to.
+pub(crate) fn n_threads(args: &EngineArgs) -> usize {
+    let all = || std::thread::available_parallelism().map_or(1, usize::from);
+    args.threads.unwrap_or_else(all)
+}
+
+/// Opens a folder.
+pub(crate) fn open(
+    dir: &Path,
+    args: &EngineArgs,
+    options: ModelOptions,
+    report: &Report,
+) -> Result<Opened, Failure> {
+    let engine = engine(args)?;
+    check_dir(dir)?;
+    let options = ModelOptions { load: args.load.into(), ..options };
+    let started = Instant::now();
+    let bar = report.bar("loading", Unit::Bytes, 0);
+    let model = engine.open(dir, &options, &mut |LoadProgress { done, total }| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(Opened { model: model?, load: started.elapsed() })
+}
+
+/// Fails where there is no folder, before anything is said about the files in it.
+pub(crate) fn check_dir(dir: &Path) -> Result<(), Failure> {
+    let what = match dir.metadata() {
+        Ok(metadata) if metadata.is_dir() => return Ok(()),
+        Ok(_) => "is not a folder".into(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => "no such folder".into(),
+        Err(e) => format!("cannot open: {e}"),
+    };
+    let message = format!(
+        "{}: {what}; give the folder of a Hugging Face model (config.json, *.safetensors, tokenizer.json)",
+        dir.display()
+    );
+    Err(Failure::new(BAD_MODEL, message))
+}
+
+/// A session's options: the context asked for, else all that the model and its page pool have.
+pub(crate) fn session_options(model: &Model, ctx: Option<usize>) -> SessionOptions {
+    let plan = model.plan();
+    let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
+    SessionOptions { ctx_len: Some(ctx.unwrap_or(plan.ctx_len.min(pool))) }
+}
+
+/// The tokenizer, which a folder may lack and text needs.
+pub(crate) fn tokenizer<'m>(model: &'m Model, dir: &Path) -> Result<&'m Tokenizer, Failure> {
+    model.tokenizer().ok_or_else(|| {
+        let dir = dir.display();
+        Failure::new(BAD_MODEL, format!("{dir}: has no tokenizer.json, which text needs; add it"))
+    })
+}

@@ -1,0 +1,146 @@
+//! `loris run`: one prompt, one answer.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use loris::{Error, Finish, Model, SamplerParams, Session};
+use serde_json::{Value, json};
+
+use crate::answer::{Answer, Answerer, sampling};
+use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
+use crate::exit::{Failure, RUN_TIME, USAGE};
+use crate::open::{self, Opened};
+use crate::prompt;
+use crate::report::Report;
+
+pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
+    check_flags(&args.generate)?;
+    open::engine(&args.engine)?;
+    open::check_dir(&args.model)?;
+    let text = prompt::text(args)?;
+    if text.as_deref().is_none_or(str::is_empty) && args.load_state.is_none() {
+        let message = "there is no prompt; give -p TEXT or -f FILE, or pipe text to stdin";
+        return Err(Failure::new(USAGE, message));
+    }
+
+    let opened = open_for_answers(&args.model, &args.engine, &args.context, report)?;
+    let model = &opened.model;
+    let tokenizer = open::tokenizer(model, &args.model)?;
+    let mut answerer = Answerer::new(&args.generate, model, opened.load.as_secs_f64(), report)?;
+    report.event("load", load_event(&args.model, &opened, &args.engine, answerer.settings()))?;
+    if !args.raw && model.chat_template().is_none() {
+        report.note("note: the folder has no chat template; the prompt goes in as it is");
+    }
+    let mut session = session(args, model)?;
+
+    let started = Instant::now();
+    let tokens = match text.as_deref() {
+        None | Some("") => Vec::new(),
+        Some(text) => prompt::encode(model, tokenizer, args, text)?,
+    };
+    let answer = answerer.answer(&mut session, &tokens, started)?;
+    if !report.is_json() && !answer.text.is_empty() && !answer.text.ends_with('\n') {
+        report.print("\n")?;
+    }
+    if let Some(path) = &args.save_state {
+        save(&mut session, &answer, path)?;
+    }
+    finish(&answerer, &answer, report)
+}
+
+/// Statistics, and the exit code of an answer that was interrupted.
+fn finish(answerer: &Answerer<'_>, answer: &Answer, report: &Report) -> Result<(), Failure> {
+    let mut event = answer.statistics.event();
+    event["settings"] = answerer.settings();
+    report.event("done", event)?;
+    report.note(answer.statistics.lines());
+    match answer.statistics.finish {
+        Finish::Cancelled => Err(Failure::interrupted()),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses flags that no model could make sense of, before one is opened.
+pub(crate) fn check_flags(args: &GenerateArgs) -> Result<(), Failure> {
+    let params: SamplerParams = sampling(args, &Default::default());
+    Ok(params.check()?)
+}
+
+/// Opens a folder for sessions that are used one at a time.
+pub(crate) fn open_for_answers(
+    dir: &Path,
+    engine: &EngineArgs,
+    context: &ContextArgs,
+    report: &Report,
+) -> Result<Opened, Failure> {
+    open::open(dir, engine, context.size.model_options(context.ctx), report)
+}
+
+/// The fields of a `load` event.
+pub(crate) fn load_event(
+    dir: &Path,
+    opened: &Opened,
+    engine: &EngineArgs,
+    settings: Value,
+) -> Value {
+    let plan = opened.model.plan();
+    json!({
+        "model": dir.display().to_string(),
+        "architecture": format!("{:?}", opened.model.config().architecture).to_lowercase(),
+        "load_s": crate::report::rounded(opened.load.as_secs_f64()),
+        "weight_bytes": plan.weight_bytes,
+        "device": "cpu",
+        "threads": open::n_threads(engine),
+        "kv_format": plan.layout.format.to_string(),
+        "page_len": plan.layout.page_len,
+        "chunk": plan.chunk,
+        "settings": settings,
+    })
+}
+
+/// An empty session, or the saved one.
+fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
+    let options = open::session_options(model, args.context.ctx);
+    let Some(path) = &args.load_state else { return Ok(model.session(&options)?) };
+    let file = File::open(path).map_err(|e| {
+        let message = format!(
+            "{}: cannot open the saved session: {e}; --save-state makes one",
+            path.display()
+        );
+        Failure::new(RUN_TIME, message)
+    })?;
+    model.restore(&mut BufReader::new(file), &options).map_err(|e| match e {
+        Error::SavedState { .. } => Failure::new(
+            RUN_TIME,
+            format!("{}: {e}; save it again with this model and --kv", path.display()),
+        ),
+        e => e.into(),
+    })
+}
+
+/// Saves the session with the whole answer in it; the file is complete or not there.
+fn save(session: &mut Session, answer: &Answer, path: &Path) -> Result<(), Failure> {
+    // The last token was shown but nobody has asked for its successor.
+    let statistics = &answer.statistics;
+    let is_short = matches!(statistics.finish, Finish::Length | Finish::Stop);
+    if let Some(id) = answer.last_id.filter(|_| is_short && session.len() < session.ctx_len()) {
+        session.decode(id)?;
+    }
+    let refuse = |e: &dyn std::fmt::Display| {
+        Failure::new(RUN_TIME, format!("{}: cannot save the session: {e}", path.display()))
+    };
+    let part = PathBuf::from(format!("{}.part", path.display()));
+    let write = || -> Result<(), Error> {
+        let io = |source: io::Error| Error::Io { path: part.display().to_string(), source };
+        let mut out = BufWriter::new(File::create(&part).map_err(io)?);
+        session.save(&mut out)?;
+        out.flush().map_err(io)?;
+        std::fs::rename(&part, path).map_err(io)
+    };
+    write().map_err(|e| {
+        let _ = std::fs::remove_file(&part);
+        refuse(&e)
+    })
+}
