@@ -68,18 +68,14 @@ impl<const M: usize, const PACKED: bool> Kernel for Tile<M, PACKED> {
         // SAFETY: the caller's operands.
         unsafe {
             let mut acc = [[S::splat(0.0); 2]; M];
-            let mut left = steps;
-            // Four steps a round: the loop's own instructions matter where 28 multiply-adds and 16
-            // loads nearly fill what the core issues in a step.
-            while left >= 4 {
-                for s in 0..4 {
-                    add_step::<S, D, M>(a.add(s * step), row, b.add(s * 2 * S::LANES), &mut acc);
+            for _ in 0..steps {
+                let (b0, b1) = (S::load(b), S::load(b.add(S::LANES)));
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let a = S::splat(*a.add(i * row));
+                    acc[0] = D::madd::<S>(a, b0, acc[0]);
+                    acc[1] = D::madd::<S>(a, b1, acc[1]);
                 }
-                (a, b) = (a.add(4 * step), b.add(4 * 2 * S::LANES));
-                left -= 4;
-            }
-            for s in 0..left {
-                add_step::<S, D, M>(a.add(s * step), row, b.add(s * 2 * S::LANES), &mut acc);
+                (a, b) = (a.add(step), b.add(2 * S::LANES));
             }
             for (i, acc) in acc.into_iter().enumerate() {
                 for (j, acc) in acc.into_iter().enumerate() {
@@ -92,25 +88,6 @@ impl<const M: usize, const PACKED: bool> Kernel for Tile<M, PACKED> {
                     S::store(c, v);
                 }
             }
-        }
-    }
-}
-
-/// One step: two vectors of B times `M` units of A, `row` apart.
-#[inline(always)]
-unsafe fn add_step<S: Simd, D: Dot, const M: usize>(
-    a: *const f32,
-    row: usize,
-    b: *const f32,
-    acc: &mut [[S::V; 2]; M],
-) {
-    // SAFETY: as the kernel.
-    unsafe {
-        let (b0, b1) = (S::load(b), S::load(b.add(S::LANES)));
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let a = S::splat(*a.add(i * row));
-            acc[0] = D::madd::<S>(a, b0, acc[0]);
-            acc[1] = D::madd::<S>(a, b1, acc[1]);
         }
     }
 }
