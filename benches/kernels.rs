@@ -386,13 +386,13 @@ mod peak {
             if is_x86_feature_detected!("avx512f") {
                 // SAFETY: the instructions are there.
                 return best(threads, clock, (STEPS * 24 * 16 * 2) as f64, |_| unsafe {
-                    wide(STEPS)
+                    wide(STEPS);
                 });
             }
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
                 // SAFETY: the instructions are there.
                 return best(threads, clock, (STEPS * 12 * 8 * 2) as f64, |_| unsafe {
-                    narrow(STEPS)
+                    narrow(STEPS);
                 });
             }
         }
