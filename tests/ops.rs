@@ -9,6 +9,8 @@
 //! 2^-9, which random signs keep near 2^-9 of the row: 1e-2 of the largest magnitude. Inputs of each op
 //! are what the op before really gave, so errors do not add up.
 
+#![allow(clippy::unwrap_used)]
+
 mod reference;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};

@@ -10,7 +10,7 @@ use loris_loader::{
     ChatTemplate, Checkpoint, LoadMode, Message, ModelConfig, OpenOptions, Tokenizer,
 };
 
-use crate::backend::cpu::{CpuBackend, CpuOptions};
+use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::cache::Pool;
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
@@ -23,6 +23,8 @@ use crate::session::{Session, SessionOptions};
 pub struct EngineOptions {
     /// Threads of the CPU backend; `None`: as many as the process may use.
     pub threads: Option<usize>,
+    /// Instruction set of the CPU backend; `None`: the fastest that the machine has.
+    pub isa: Option<Isa>,
 }
 
 /// A device to open models on.
@@ -60,7 +62,7 @@ pub(crate) struct Shared {
 impl Engine {
     /// An engine on the CPU.
     pub fn new(options: &EngineOptions) -> Result<Self, Error> {
-        let mut cpu = CpuOptions::default();
+        let mut cpu = CpuOptions { isa: options.isa, ..CpuOptions::default() };
         if let Some(threads) = options.threads {
             if !(1..=1024).contains(&threads) {
                 return Err(Error::option("threads", threads, "1 to 1024"));

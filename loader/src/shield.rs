@@ -78,7 +78,8 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, Error> {
-        let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
+        let shield =
+            |m: &Message| Message::new(tokenizer.shield(&m.role), tokenizer.shield(&m.content));
         let shielded: Vec<Message> = messages.iter().map(shield).collect();
         tokenizer.encode_shielded(&self.render(&shielded, add_generation_prompt)?)
     }

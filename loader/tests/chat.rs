@@ -39,7 +39,7 @@ fn templates_render_as_transformers_renders_them() {
         match (case["text"].as_str(), rendered) {
             (Some(text), Ok(rendered)) => assert_eq!(rendered, text, "{name}"),
             (None, Err(Error::TemplateRefused { why, .. })) => {
-                assert_eq!(why.0, case["error"], "{name}")
+                assert_eq!(why.0, case["error"], "{name}");
             }
             (expected, found) => panic!("{name}: {expected:?} {found:?}"),
         }

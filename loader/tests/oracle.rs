@@ -1,5 +1,6 @@
 //! The parser against the format's reference crate, on mutated headers: what we accept the reference accepts too, and
 //! means the same by it. The mutations are seeded and counted, so that a run takes seconds and can be repeated.
+#![allow(clippy::unwrap_used)]
 
 mod common;
 

@@ -71,7 +71,7 @@ fn a_map_survives_a_replaced_file() {
     let folder = Folder::tiny();
     let map = load(&folder, LoadMode::Mmap);
     let before = map.fingerprint();
-    folder.write("new", &[tiny_weights(), tiny_weights()].concat());
+    folder.write("new", [tiny_weights(), tiny_weights()].concat());
     std::fs::rename(folder.file("new"), folder.file("model.safetensors")).unwrap();
     assert_eq!(map.fingerprint(), before);
     assert!(map.check_unchanged().is_err());

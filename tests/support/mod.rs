@@ -1,9 +1,10 @@
 //! What the tests of the whole share: fixtures, reference logits, models opened in every variant.
 #![allow(dead_code)] // each test binary uses its part
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 
+use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
 use loris::{Engine, EngineOptions, Model, ModelOptions};
 use safetensors::SafeTensors;
@@ -48,11 +49,8 @@ pub fn reference(name: &str) -> Reference {
         tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     };
     let tokens = file.tensor("tokens").unwrap();
-    let tokens: Vec<u32> = tokens
-        .data()
-        .chunks_exact(4)
-        .map(|b| u32::from_le_bytes(b.try_into().unwrap()))
-        .collect();
+    let tokens: Vec<u32> =
+        tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
     let logits_f32 = floats("logits_f32");
     Reference {
         vocab_size: logits_f32.len() / tokens.len(),
@@ -78,7 +76,8 @@ pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
         }
     };
     let tensors = checkpoint.weights.tensors().map(|tensor| {
-        let floats = tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+        let floats =
+            tensor.bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         let bytes: Vec<u8> = floats.flat_map(round).collect();
         (tensor.name.clone(), dtype, tensor.shape.clone(), bytes)
     });
@@ -91,6 +90,11 @@ pub fn engine(threads: usize) -> Engine {
 
 pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
     open_with(2, checkpoint, options)
+}
+
+pub fn open_on(isa: Isa, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    let engine = Engine::new(&EngineOptions { threads: Some(2), isa: Some(isa) }).unwrap();
+    engine.open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
 }
 
 pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {

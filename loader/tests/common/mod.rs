@@ -155,3 +155,31 @@ fn byte_char(byte: u8) -> char {
     let index = (0..byte).filter(|&b| !prints(b)).count() as u32;
     char::from_u32(256 + index).unwrap()
 }
+
+/// Name of the fault, the error's variant (for safetensors the fault's), what the message must mention, and how to
+/// break the tiny folder.
+pub type Row = (&'static str, &'static str, &'static [&'static str], fn(&Folder));
+
+/// Breaks the tiny folder as each row says and holds the error to what the row expects.
+pub fn check(rows: &[Row]) {
+    for (name, variant, mentions, break_it) in rows {
+        let folder = Folder::tiny();
+        break_it(&folder);
+        let error = match folder.load() {
+            Ok(_) => panic!("{name}: accepted"),
+            Err(error) => error,
+        };
+        let (debug, message) = (format!("{error:?}"), error.to_string());
+        let found = match &error {
+            Error::Safetensors { fault, .. } => format!("{fault:?}"),
+            _ => debug.clone(),
+        };
+        let found = found.split([' ', '{', '(']).next().unwrap();
+        assert_eq!(found, *variant, "{name}: {message}");
+        for text in *mentions {
+            assert!(message.contains(text), "{name}: {message:?} does not mention {text:?}");
+        }
+        assert!(!message.chars().any(|c| c.is_control()), "{name}: {message:?}");
+        assert!(message.len() < 1000, "{name}: {message}");
+    }
+}

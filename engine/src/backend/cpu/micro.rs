@@ -44,8 +44,7 @@ impl Product {
         macro_rules! rows {
             ($($m:literal)*) => {
                 match m {
-                    // The guard keeps tiles that a type never has from being compiled for it.
-                    $($m if $m <= S::TILE_ROWS => S::enter::<D, _>(Tile::<$m, PACKED>(self)),)*
+                    $($m => S::enter::<D, _>(Tile::<$m, PACKED>(self)),)*
                     _ => debug_assert!(m == 0, "a tile has at most {} rows, not {m}", S::TILE_ROWS),
                 }
             };
@@ -60,6 +59,10 @@ struct Tile<const M: usize, const PACKED: bool>(Product);
 impl<const M: usize, const PACKED: bool> Kernel for Tile<M, PACKED> {
     #[inline(always)]
     unsafe fn run<S: Simd, D: Dot>(self) {
+        if M > S::TILE_ROWS {
+            // No tile of this type is that tall: nothing to compile.
+            return debug_assert!(false, "a tile has at most {} rows, not {M}", S::TILE_ROWS);
+        }
         let Product { mut a, mut b, steps, c, ldc, out } = self.0;
         let (row, step) = if PACKED { (1, M) } else { (ROW_STRIDE, 1) };
         // SAFETY: the caller's operands.
@@ -72,8 +75,7 @@ impl<const M: usize, const PACKED: bool> Kernel for Tile<M, PACKED> {
                     acc[0] = D::madd::<S>(a, b0, acc[0]);
                     acc[1] = D::madd::<S>(a, b1, acc[1]);
                 }
-                a = a.add(step);
-                b = b.add(2 * S::LANES);
+                (a, b) = (a.add(step), b.add(2 * S::LANES));
             }
             for (i, acc) in acc.into_iter().enumerate() {
                 for (j, acc) in acc.into_iter().enumerate() {

@@ -257,9 +257,9 @@ impl Backend for CpuBackend {
         let heads = &heads;
         let finish = |thread_idx, _| FinishHeads { heads, qkv, tasks, thread_idx };
         if n_rows <= FEW_ROWS {
-            runner.alone(isa, finish)
+            runner.alone(isa, finish);
         } else {
-            runner.region(isa, finish)
+            runner.region(isa, finish);
         }
         Ok(())
     }

@@ -49,11 +49,11 @@ pub(super) unsafe fn pack<S: Simd, D: Dot>(
             let at = Dest { to: dest.to.add((step - first) * dest.stride), ..dest };
             match (format, D::PAIRS) {
                 (Format::Bf16, true) => {
-                    pack_block::<S>(rows, |p| S::load(p.add(4 * step).cast()), at)
+                    pack_block::<S>(rows, |p| S::load(p.add(4 * step).cast()), at);
                 }
                 (Format::Bf16, false) => pack_split::<S>(rows, step, at),
                 (Format::F16, _) => {
-                    pack_block::<S>(rows, |p| S::load_f16(p.add(2 * step).cast()), at)
+                    pack_block::<S>(rows, |p| S::load_f16(p.add(2 * step).cast()), at);
                 }
                 (Format::F32, _) => pack_block::<S>(rows, |p| S::load(p.add(4 * step).cast()), at),
             }

@@ -6,7 +6,7 @@ use super::gemm::{Block, Epilogue, Operands};
 use super::heads::{Head, Heads};
 use super::matrix::CpuMatrix;
 use super::mem::Shared;
-use super::simd::{Simd, exp2};
+use super::simd::{MAX_LANES, Simd, exp2};
 
 /// `x += a W^T`. A unit is some columns of W.
 pub(super) struct Residual<'a> {
@@ -101,11 +101,10 @@ pub(super) unsafe fn silu_mul<S: Simd>(g: *const f32, u: *const f32, h: *mut f32
             i += S::LANES;
         }
         if i < n {
-            let mut tail = [[0.0_f32; super::simd::MAX_LANES]; 2];
-            for j in 0..n - i {
-                (tail[0][j], tail[1][j]) = (*g.add(i + j), *u.add(i + j));
-            }
-            let v = vector::<S>(S::load(tail[0].as_ptr()), S::load(tail[1].as_ptr()));
+            let (mut g_tail, mut u_tail) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
+            std::ptr::copy_nonoverlapping(g.add(i), g_tail.as_mut_ptr(), n - i);
+            std::ptr::copy_nonoverlapping(u.add(i), u_tail.as_mut_ptr(), n - i);
+            let v = vector::<S>(S::load(g_tail.as_ptr()), S::load(u_tail.as_ptr()));
             S::store_first(h.add(i), v, n - i);
         }
     }

@@ -8,6 +8,10 @@
 //! region never waits for a worker that has not begun: the caller takes part, and once it finds no more
 //! tasks it closes the region, so on an oversubscribed machine a worker that the scheduler has not run
 //! costs nothing. That is safe because results do not depend on which thread runs a task.
+//!
+//! Why not rayon: measured on two cores, ten tasks that keep both threads busy for 20 us take 21.1 us in a
+//! region of a team and 44 us in `rayon::ThreadPool::broadcast`, whose workers have gone to sleep by then;
+//! empty, 1 us against 4.5 us.
 
 use std::any::Any;
 use std::cell::UnsafeCell;

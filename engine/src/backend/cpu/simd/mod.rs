@@ -90,7 +90,7 @@ impl Isa {
     }
 
     /// Whether products of bf16 matrices are taken pairwise in bf16.
-    pub(super) fn pairs(self) -> bool {
+    pub fn pairs(self) -> bool {
         self != self.f32()
     }
 

@@ -1,154 +1,39 @@
-//! Attention over pages, flash style: no matrix of all scores is ever held.
-//!
-//! A *task* is a sequence, a key head and a run of tokens whose query heads share that key head: the
-//! heads of a token are packed as rows of one product, so K and V are read once for all of them. It walks
-//! the slots in tiles of 64, counted from slot 0 whatever the page length: K is packed like a weight panel
-//! (a slot is a weight row), scores come from the micro-kernel of the matrix products, a running maximum
-//! and sum turn them into weights, and the same micro-kernel adds the weighted V.
-//!
-//! In decode a task also has a *split*: 512 slots whose partial result (unnormalised output, maximum,
-//! sum) goes to memory, to be merged in order of splits by [`Merge`].
-//!
-//! Masks compare positions, never the order of slots. A tile that no row of a task sees is skipped, one
-//! that all rows of a micro tile see needs no mask. For a row that sees nothing of a tile the update is
-//! exact: the maximum stays, the weights are 0, the scale is 1. Slots that are not in use are not read.
+//! The walk over the slots: one task of attention.
 
 use std::ops::Range;
 
-use super::matrix::Format;
-use super::mem::Shared;
-use super::micro::{Out, Product, ROW_STRIDE};
-use super::pack::{Dest, RowPtrs, Tiles, pack, pack_tile, pair, steps, to_pairs};
-use super::pages::CpuPages;
-use super::simd::{Dot, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
-use super::team::Tasks;
-use crate::backend::{AttentionShape, Batch, Phase, Seq};
+use super::super::matrix::Format;
+use super::super::mem::Shared;
+use super::super::micro::{Out, Product};
+use super::super::pack::{Dest, RowPtrs, Tiles, pack, pack_tile, pair, steps, to_pairs};
+use super::super::pages::CpuPages;
+use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
+use super::super::team::Tasks;
+use super::work::{Task, Work};
+use super::{TILE, partial_len};
+use crate::backend::{AttentionShape, Batch, Seq};
 use crate::cache::Side;
 
-/// Slots of a tile.
-pub(super) const TILE: usize = ROW_STRIDE;
-
-/// Slots of a split.
-const SPLIT: usize = 512;
-
-/// Rows (tokens x heads of a group) that a task of prefill aims at: packing K and V is then some 2 % of
-/// its work, and queries and output of 64-wide heads stay in L2.
-const TASK_ROWS: usize = 192;
-
-/// A unit of work.
-#[derive(Clone, Debug)]
-pub(super) struct Task {
-    seq: usize,
-    kv_head: usize,
-    /// Rows of the batch.
-    tokens: Range<usize>,
-    slots: Range<usize>,
-    /// Where the partial result goes in decode, counted in rows; `None`: straight to the output.
-    partial: Option<usize>,
-}
-
-/// A result to be merged from partial ones.
-#[derive(Clone, Debug)]
-pub(super) struct MergeTask {
-    kv_head: usize,
-    tokens: Range<usize>,
-    n_splits: usize,
-    /// First row of the first partial result; each has as many rows as there are tokens x heads.
-    partial: usize,
-}
-
-/// The work of one batch, the same for all layers.
-#[derive(Debug, Default)]
-pub(super) struct Work {
-    pub(super) tasks: Vec<Task>,
-    pub(super) merges: Vec<MergeTask>,
-    /// Rows of partial results.
-    pub(super) partial_rows: usize,
-    /// The most rows (tokens x heads) of a task.
-    pub(super) max_rows: usize,
-    /// Least and greatest position in each tile of each sequence.
-    bounds: Vec<Vec<(u32, u32)>>,
-}
-
-impl Work {
-    /// Lays out the tasks of a batch.
-    pub(super) fn fill(&mut self, batch: &Batch<'_>, shape: AttentionShape) {
-        let group = shape.group_size();
-        let step = (TASK_ROWS / group).max(1);
-        self.tasks.clear();
-        self.merges.clear();
-        self.partial_rows = 0;
-        self.max_rows = 0;
-        self.bounds.resize_with(batch.seqs.len(), Vec::new);
-        for (seq_idx, seq) in batch.seqs.iter().enumerate() {
-            self.bounds[seq_idx].clear();
-            self.bounds[seq_idx].extend(seq.slot_positions.chunks(TILE).map(|tile| {
-                tile.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
-            }));
-            // Late tokens see the most: they come first, so that no long task is left for the end.
-            for first in seq.rows.clone().step_by(step).rev() {
-                let tokens = first..seq.rows.end.min(first + step);
-                self.max_rows = self.max_rows.max(tokens.len() * group);
-                for kv_head in 0..shape.n_kv_heads {
-                    self.push(batch.phase, seq_idx, seq, kv_head, tokens.clone(), group);
-                }
-            }
-        }
-    }
-
-    fn push(
-        &mut self,
-        phase: Phase,
-        seq_idx: usize,
-        seq: &Seq<'_>,
-        kv_head: usize,
-        tokens: Range<usize>,
-        group: usize,
-    ) {
-        let kv_len = seq.kv_len();
-        let n_splits = if phase == Phase::Decode { kv_len.div_ceil(SPLIT) } else { 1 };
-        let task =
-            Task { seq: seq_idx, kv_head, tokens: tokens.clone(), slots: 0..kv_len, partial: None };
-        if n_splits <= 1 {
-            self.tasks.push(task);
-            return;
-        }
-        let n_rows = tokens.len() * group;
-        self.merges.push(MergeTask { kv_head, tokens, n_splits, partial: self.partial_rows });
-        for split in 0..n_splits {
-            let slots = split * SPLIT..kv_len.min((split + 1) * SPLIT);
-            let partial = Some(self.partial_rows);
-            self.tasks.push(Task { slots, partial, ..task.clone() });
-            self.partial_rows += n_rows;
-        }
-    }
-}
-
-/// Numbers that a partial row takes: output, maximum, sum.
-pub(super) fn partial_len(head_dim: usize) -> usize {
-    head_dim + 2
-}
-
 /// Attention of a batch in one layer.
-pub(super) struct Attention<'a> {
-    pub(super) batch: &'a Batch<'a>,
-    pub(super) work: &'a Work,
-    pub(super) shape: AttentionShape,
-    pub(super) layer: usize,
-    pub(super) window: Option<usize>,
-    pub(super) q: Shared<f32>,
-    pub(super) pages: &'a CpuPages,
-    pub(super) out: Shared<f32>,
+pub(in super::super) struct Attention<'a> {
+    pub(in super::super) batch: &'a Batch<'a>,
+    pub(in super::super) work: &'a Work,
+    pub(in super::super) shape: AttentionShape,
+    pub(in super::super) layer: usize,
+    pub(in super::super) window: Option<usize>,
+    pub(in super::super) q: Shared<f32>,
+    pub(in super::super) pages: &'a CpuPages,
+    pub(in super::super) out: Shared<f32>,
     /// `[partial row][partial_len]`
-    pub(super) partial: Shared<f32>,
-    pub(super) tasks: &'a Tasks,
-    pub(super) thread_idx: usize,
+    pub(in super::super) partial: Shared<f32>,
+    pub(in super::super) tasks: &'a Tasks,
+    pub(in super::super) thread_idx: usize,
     /// [`scratch_len`] numbers.
-    pub(super) scratch: *mut f32,
+    pub(in super::super) scratch: *mut f32,
 }
 
 /// Numbers of scratch a thread needs for tasks of at most `max_rows` rows.
-pub(super) fn scratch_len(max_rows: usize, head_dim: usize) -> usize {
+pub(in super::super) fn scratch_len(max_rows: usize, head_dim: usize) -> usize {
     let d = head_dim.next_multiple_of(2 * MAX_LANES);
     // Queries and output; maximum and sum; K and V; a tile of queries before packing; scores.
     2 * max_rows * d + 2 * max_rows + 2 * TILE * d + MAX_LANES * (d + TILE)
@@ -284,8 +169,10 @@ impl Attention<'_> {
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
         // SAFETY: K, V and scores fit their parts; rows are the task's.
         unsafe {
-            self.pack_keys::<S, D>(seq, task.kv_head, slots.clone(), parts.k);
-            self.pack_values::<S, D>(seq, task.kv_head, slots.clone(), parts.v);
+            let mut places = [std::ptr::null(); TILE];
+            let places = self.locate(seq, task.kv_head, slots.clone(), &mut places);
+            self.pack_keys::<S, D>(places, parts.k);
+            self.pack_values::<S, D>(places, parts.v);
             for tile in 0..tiles.n {
                 let (first, n_rows) = (tiles.start(tile), tiles.rows(tile));
                 let positions = &positions[first / group..(first + n_rows - 1) / group + 1];
@@ -307,14 +194,18 @@ impl Attention<'_> {
                         .map_or(u32::MAX, |w| w.saturating_sub(1).min(u32::MAX as usize) as u32),
                     is_full: view == View::All && slots.len() == TILE,
                 };
-                let mut scale = [0.0_f32; MAX_LANES];
+                let (mut scale, mut sums) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
                 for r in 0..n_rows {
                     let row = first + r;
                     let position = self.batch.positions[task.tokens.start + row / group];
-                    let state = (&mut *parts.row_max.add(row), &mut *parts.row_sum.add(row));
-                    scale[r] = weigh::<S, D>(parts.scores.add(r * TILE), mask, position, state);
+                    let (scores, max) = (parts.scores.add(r * TILE), &mut *parts.row_max.add(row));
+                    (scale[r], sums[r]) = weigh::<S, D>(scores, mask, position, max);
                 }
-                scale_exp2::<S>(&mut scale);
+                exp2_each::<S>(&mut scale);
+                for r in 0..n_rows {
+                    let sum = parts.row_sum.add(first + r);
+                    *sum = *sum * scale[r] + sums[r];
+                }
                 for column in (0..d).step_by(panel) {
                     let (a, b) = (parts.scores, parts.v.add(column * steps::<D>(TILE)));
                     let (c, out) = (parts.out.add(first * d + column), Out::Scale(scale.as_ptr()));
@@ -325,30 +216,40 @@ impl Attention<'_> {
         }
     }
 
-    /// First byte of a slot.
+    /// The first byte of K of each slot of a tile: a division a tile, not one a slot.
     #[inline(always)]
-    fn slot(&self, seq: &Seq<'_>, side: Side, kv_head: usize, slot: usize) -> *const u8 {
-        let layout = &self.pages.layout;
-        let page = seq.page(slot / layout.page_len, self.layer);
-        let head = self.pages.head(page, side, kv_head);
-        head.wrapping_add(slot % layout.page_len * layout.head_dim * layout.format.bytes())
-    }
-
-    /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
-    #[inline(always)]
-    unsafe fn pack_keys<S: Simd, D: Dot>(
+    fn locate<'p>(
         &self,
         seq: &Seq<'_>,
         kv_head: usize,
         slots: Range<usize>,
-        to: *mut f32,
-    ) {
+        places: &'p mut [*const u8; TILE],
+    ) -> &'p [*const u8] {
+        let layout = &self.pages.layout;
+        let stride = layout.head_dim * layout.format.bytes();
+        let (mut page_idx, mut offset) =
+            (slots.start / layout.page_len, slots.start % layout.page_len);
+        let n = slots.len();
+        let mut done = 0;
+        while done < n {
+            let page = seq.page(page_idx, self.layer);
+            let first = self.pages.head(page, Side::K, kv_head).wrapping_add(offset * stride);
+            let run = (layout.page_len - offset).min(n - done);
+            for (i, place) in places[done..done + run].iter_mut().enumerate() {
+                *place = first.wrapping_add(i * stride);
+            }
+            (done, page_idx, offset) = (done + run, page_idx + 1, 0);
+        }
+        &places[..n]
+    }
+
+    /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
+    #[inline(always)]
+    unsafe fn pack_keys<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let n_steps = steps::<D>(head_dim);
-        for (i, first) in slots.clone().step_by(S::LANES).enumerate() {
-            let rows: RowPtrs = std::array::from_fn(|lane| {
-                self.slot(seq, Side::K, kv_head, (first + lane).min(slots.end - 1))
-            });
+        let (n_steps, last) = (steps::<D>(head_dim), places.len() - 1);
+        for (i, first) in (0..places.len()).step_by(S::LANES).enumerate() {
+            let rows: RowPtrs = std::array::from_fn(|lane| places[(first + lane).min(last)]);
             // SAFETY: the slots are in use; half panel i starts at the panel's half.
             unsafe {
                 let to = to.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
@@ -359,35 +260,37 @@ impl Attention<'_> {
         }
     }
 
+    /// From K of a slot to V of the same slot, in bytes.
+    #[inline(always)]
+    fn to_value(&self) -> usize {
+        let layout = &self.pages.layout;
+        (layout.head(Side::V, 0) - layout.head(Side::K, 0)) * layout.format.bytes()
+    }
+
     /// V of a tile, as panels of columns.
     #[inline(always)]
-    unsafe fn pack_values<S: Simd, D: Dot>(
-        &self,
-        seq: &Seq<'_>,
-        kv_head: usize,
-        slots: Range<usize>,
-        to: *mut f32,
-    ) {
+    unsafe fn pack_values<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
         let format = Format::from(self.pages.layout.format);
         let per_step = if D::PAIRS { 2 } else { 1 };
-        for (step, slot) in slots.clone().step_by(per_step).enumerate() {
-            let from = self.slot(seq, Side::V, kv_head, slot);
-            // An odd last slot is paired with zeros: its partner's weight is 0, and 0 * NaN is not.
-            let partner = (slot + 1 < slots.end)
-                .then(|| self.slot(seq, Side::V, kv_head, slot + 1))
-                .filter(|_| D::PAIRS);
-            for column in (0..head_dim).step_by(panel) {
-                let n = panel.min(head_dim - column);
-                // SAFETY: n columns of slots in use; the panel has a row for every step.
-                unsafe {
-                    let to = to.add(column * steps::<D>(TILE) + step * panel);
-                    let from = from.add(column * format.bytes());
+        for column in (0..head_dim).step_by(panel) {
+            let n = panel.min(head_dim - column);
+            let from = self.to_value() + column * format.bytes();
+            // SAFETY: n columns of slots in use; the panel has a row for every step.
+            unsafe {
+                let to = to.add(column * steps::<D>(TILE));
+                for (step, slots) in places.chunks(per_step).enumerate() {
+                    let (to, slot) = (to.add(step * panel), slots[0].add(from));
                     if D::PAIRS {
-                        let partner = partner.map(|p| p.add(column * format.bytes()));
-                        pair_rows(format, from, partner, to, n);
+                        // An odd last slot is paired with zeros: its partner's weight is 0, and
+                        // 0 * NaN is not.
+                        pair_rows(format, slot, slots.get(1).map(|slot| slot.add(from)), to, n);
+                    } else if n == panel {
+                        let half = S::LANES * format.bytes();
+                        S::store(to, format.load::<S>(slot));
+                        S::store(to.add(S::LANES), format.load::<S>(slot.add(half)));
                     } else {
-                        format.convert::<S>(from, to, n);
+                        format.convert::<S>(slot, to, n);
                     }
                 }
             }
@@ -443,26 +346,25 @@ fn min_max(positions: &[u32]) -> (u32, u32) {
     positions.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
 }
 
-/// Turns a row of scores into weights, in place, and updates its maximum and sum. Returns the exponent
-/// of the factor by which what the row has gathered so far shrinks.
+/// Turns a row of scores into weights, in place, and updates its maximum. Returns the exponent of the
+/// factor by which what the row has gathered so far shrinks, and the sum of the weights.
 #[inline(always)]
 unsafe fn weigh<S: Simd, D: Dot>(
     scores: *mut f32,
     mask: Mask<'_>,
     position: u32,
-    (row_max, row_sum): (&mut f32, &mut f32),
-) -> f32 {
+    row_max: &mut f32,
+) -> (f32, f32) {
     // SAFETY: a row of scores has TILE elements.
     unsafe {
         if !mask.is_full {
-            for (i, &slot) in mask.slots.iter().enumerate() {
-                let sees = slot <= position && position.wrapping_sub(slot) <= mask.reach;
-                let score = *scores.add(i);
-                scores.add(i).write(if sees { score } else { f32::NEG_INFINITY });
+            let (used, unused) =
+                std::slice::from_raw_parts_mut(scores, TILE).split_at_mut(mask.slots.len());
+            for (score, &slot) in used.iter_mut().zip(mask.slots) {
+                let sees = (slot <= position) & (position.wrapping_sub(slot) <= mask.reach);
+                *score = if sees { *score } else { f32::NEG_INFINITY };
             }
-            for i in mask.slots.len()..TILE {
-                scores.add(i).write(f32::NEG_INFINITY);
-            }
+            unused.fill(f32::NEG_INFINITY);
         }
         let mut largest = S::load(scores);
         for i in (S::LANES..TILE).step_by(S::LANES) {
@@ -482,17 +384,16 @@ unsafe fn weigh<S: Simd, D: Dot>(
         if D::PAIRS {
             to_pairs(scores, scores, TILE);
         }
-        let mut scale = [0.0; MAX_LANES];
-        scale[0] = old - base;
-        scale_exp2::<S>(&mut scale);
-        *row_sum = *row_sum * scale[0] + S::sum(sum);
-        old - base
+        (old - base, S::sum(sum))
     }
 }
 
 /// `2^x` of every element.
+///
+/// # Safety
+/// As [`Simd`].
 #[inline(always)]
-unsafe fn scale_exp2<S: Simd>(x: &mut [f32; MAX_LANES]) {
+pub(super) unsafe fn exp2_each<S: Simd>(x: &mut [f32; MAX_LANES]) {
     for part in x.chunks_exact_mut(S::LANES) {
         // SAFETY: a part has LANES elements.
         unsafe { S::store(part.as_mut_ptr(), exp2::<S>(S::load(part.as_ptr()))) };
@@ -524,63 +425,6 @@ unsafe fn pair_rows(
                 for i in 0..n {
                     to.add(i).write(pair(bits(even, i), odd.map_or(0, |odd| bits(odd, i))));
                 }
-            }
-        }
-    }
-}
-
-/// Merges the partial results of splits, in their order.
-pub(super) struct Merge<'a> {
-    pub(super) work: &'a Work,
-    pub(super) shape: AttentionShape,
-    pub(super) partial: Shared<f32>,
-    pub(super) out: Shared<f32>,
-    pub(super) tasks: &'a Tasks,
-    pub(super) thread_idx: usize,
-}
-
-impl Kernel for Merge<'_> {
-    #[inline(always)]
-    unsafe fn run<S: Simd, D: Dot>(self) {
-        while let Some(i) = self.tasks.next(self.thread_idx) {
-            let task = &self.work.merges[i];
-            let group = self.shape.group_size();
-            for r in 0..task.tokens.len() * group {
-                // SAFETY: this row of the output is this task's.
-                unsafe { self.row::<S>(task, r, group) };
-            }
-        }
-    }
-}
-
-impl Merge<'_> {
-    #[inline(always)]
-    unsafe fn row<S: Simd>(&self, task: &MergeTask, r: usize, group: usize) {
-        let d = self.shape.head_dim;
-        let n_rows = task.tokens.len() * group;
-        let (token, head) = (task.tokens.start + r / group, task.kv_head * group + r % group);
-        let part = |split: usize| {
-            self.partial.get().wrapping_add((task.partial + split * n_rows + r) * partial_len(d))
-        };
-        // SAFETY: every split has a partial row; the output has the row.
-        unsafe {
-            let out = self.out.get().add((token * self.shape.n_q_heads + head) * d);
-            let max = (0..task.n_splits).fold(f32::NEG_INFINITY, |m, i| m.max(*part(i).add(d)));
-            let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-            std::ptr::write_bytes(out, 0, d);
-            let mut sum = 0.0;
-            for split in 0..task.n_splits {
-                let part = part(split);
-                let mut weight = [*part.add(d) - base; MAX_LANES];
-                scale_exp2::<S>(&mut weight);
-                sum += *part.add(d + 1) * weight[0];
-                for i in 0..d {
-                    *out.add(i) += *part.add(i) * weight[0];
-                }
-            }
-            let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-            for i in 0..d {
-                *out.add(i) *= factor;
             }
         }
     }
