@@ -372,7 +372,8 @@ fn perplexity_is_that_of_the_library() {
     let result = done(loris(&args).arg("--json")).object();
     assert_eq!((&result["tokens"], &result["left_out_tokens"]), (&156.into(), &36.into()));
 
-    let engine = Engine::new(&EngineOptions { threads: Some(1) }).unwrap();
+    let engine =
+        Engine::new(&EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
     let model = engine.open(folder.0.path(), &ModelOptions::default(), &mut |_| {}).unwrap();
     let tokens = model.tokenizer().unwrap().encode(&prose, Special::Plain).unwrap();
     let mut total = 0.0;

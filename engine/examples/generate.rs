@@ -26,8 +26,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The template, if there is one, makes a chat of the text, in which a special token that the user typed
     // stays text.
     let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
-    let prompt = match model.chat_template() {
-        Some(chat) => chat.encode(tokenizer, &[Message::new("user", text)], true)?,
+    let prompt = match model.encode_chat(&[Message::new("user", text.as_str())], true)? {
+        Some(tokens) => tokens,
         None => tokenizer.encode_prompt(&text, Special::Plain)?,
     };
     session.prefill(&prompt)?;

@@ -142,10 +142,8 @@ impl Chat<'_> {
         let model = self.session.model();
         let system = self.system.iter().map(|text| Message::new("system", text.as_str()));
         let messages: Vec<_> = system.chain(self.messages.iter().cloned()).collect();
-        match (model.tokenizer(), model.chat_template()) {
-            (Some(tokenizer), Some(chat)) => Ok(chat.encode(tokenizer, &messages, true)?),
-            _ => Ok(Vec::new()), // checked when the model was opened
-        }
+        let tokens = model.encode_chat(&messages, true)?;
+        Ok(tokens.unwrap_or_default()) // both parts were there when the model was opened
     }
 }
 

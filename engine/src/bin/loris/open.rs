@@ -23,7 +23,7 @@ pub(crate) fn engine(args: &EngineArgs) -> Result<Engine, Failure> {
         let reason = "this build of loris has no CUDA backend yet; use --device cpu".into();
         return Err(Error::NoDevice { device: device.clone(), reason }.into());
     }
-    Ok(Engine::new(&EngineOptions { threads: args.threads })?)
+    Ok(Engine::new(&EngineOptions { threads: args.threads, ..EngineOptions::default() })?)
 }
 
 /// Threads that the flags lead to.

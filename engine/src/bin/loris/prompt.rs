@@ -66,14 +66,14 @@ pub(crate) fn encode(
     if args.raw {
         return Ok(tokenizer.encode_prompt(text, Special::Parse)?);
     }
-    let Some(chat) = model.chat_template() else {
-        if args.system.is_some() {
-            let message = "--system: the folder has no chat template to put it in; leave it out";
-            return Err(Failure::new(USAGE, message));
-        }
-        return Ok(tokenizer.encode_prompt(text, Special::Plain)?);
-    };
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
     let messages: Vec<_> = system.chain([Message::new("user", text)]).collect();
-    Ok(chat.encode(tokenizer, &messages, true)?)
+    match model.encode_chat(&messages, true)? {
+        Some(tokens) => Ok(tokens),
+        None if args.system.is_some() => {
+            let message = "--system: the folder has no chat template to put it in; leave it out";
+            Err(Failure::new(USAGE, message))
+        }
+        None => Ok(tokenizer.encode_prompt(text, Special::Plain)?),
+    }
 }
