@@ -23,14 +23,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let model = engine.open(&dir, &ModelOptions::default(), &mut |_| {})?;
     let mut session = model.session(&SessionOptions::default())?;
 
-    // The template, if there is one, makes a chat of the text. Special tokens that the user typed are
-    // shielded, so that they stay text.
+    // The template, if there is one, makes a chat of the text, in which a special token that the user typed
+    // stays text.
     let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
-    let prompt = match model.chat_template() {
-        Some(chat) => {
-            let messages = [Message::new("user", tokenizer.shield(&text))];
-            tokenizer.encode_shielded(&chat.render(&messages, true)?)?
-        }
+    let prompt = match model.encode_chat(&[Message::new("user", text.as_str())], true)? {
+        Some(tokens) => tokens,
         None => tokenizer.encode_prompt(&text, Special::Plain)?,
     };
     session.prefill(&prompt)?;

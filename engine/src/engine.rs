@@ -93,7 +93,7 @@ impl Engine {
         let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
-        let backend = CpuBackend::new(self.cpu.clone())?;
+        let backend = CpuBackend::new(self.cpu)?;
         let mut done = 0_u64;
         let mut report = |bytes: usize| {
             done += bytes as u64;

@@ -101,6 +101,7 @@ fn ctrl_c_stops_an_answer_and_the_chat_goes_on() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 
     let (mut child, mut out) = spawn(&mut folder.command("chat", &args));
+    let _open = child.stdin.take();
     wait_for(&mut out, "load");
     interrupt(&child); // nothing is being answered: leave
     assert_eq!(child.wait().unwrap().code(), Some(130));

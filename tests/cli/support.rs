@@ -9,16 +9,16 @@ use std::process::{Command, Output, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-pub const SPECIAL: [&str; 5] = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
+pub(crate) const SPECIAL: [&str; 5] = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"];
 
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// A model folder in a folder of its own, gone when dropped.
-pub struct Folder(pub TempDir);
+pub(crate) struct Folder(pub(crate) TempDir);
 
 impl Folder {
     /// A fixture with random weights.
-    pub fn bare() -> Self {
+    pub(crate) fn bare() -> Self {
         let dir = TempDir::new().unwrap();
         let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama-tied");
         for name in ["config.json", "model.safetensors"] {
@@ -28,21 +28,21 @@ impl Folder {
     }
 
     /// With a tokenizer: one token a character, of printable ASCII and newline.
-    pub fn without_template() -> Self {
+    pub(crate) fn without_template() -> Self {
         let folder = Self::bare();
         folder.write("tokenizer.json", &tokenizer().to_string());
         folder
     }
 
     /// With a tokenizer and a chat template.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Self::without_template();
         folder.write("chat_template.jinja", TEMPLATE);
         folder
     }
 
     /// With room for a long answer.
-    pub fn with_ctx(ctx_len: usize) -> Self {
+    pub(crate) fn with_ctx(ctx_len: usize) -> Self {
         let folder = Self::new();
         let config = std::fs::read_to_string(folder.path("config.json")).unwrap();
         let mut config: Value = serde_json::from_str(&config).unwrap();
@@ -51,29 +51,29 @@ impl Folder {
         folder
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// A path as an argument.
-    pub fn arg(&self, name: &str) -> String {
+    pub(crate) fn arg(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 
-    pub fn write(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap();
         path
     }
 
     /// `loris SUBCOMMAND -m FOLDER ARGS...`, on one thread: the models are too small for more.
-    pub fn command(&self, subcommand: &str, args: &[&str]) -> Command {
+    pub(crate) fn command(&self, subcommand: &str, args: &[&str]) -> Command {
         let mut command = loris(&[subcommand, "--threads", "1", "-m"]);
         command.arg(self.0.path()).args(args);
         command
     }
 
-    pub fn run(&self, args: &[&str]) -> Done {
+    pub(crate) fn run(&self, args: &[&str]) -> Done {
         done(&mut self.command("run", args))
     }
 }
@@ -102,7 +102,7 @@ fn tokenizer() -> Value {
 }
 
 /// The binary, in an environment that says nothing of colour.
-pub fn loris(args: &[&str]) -> Command {
+pub(crate) fn loris(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loris"));
     command.args(args).stdin(Stdio::null());
     command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env_remove("CLICOLOR");
@@ -110,29 +110,29 @@ pub fn loris(args: &[&str]) -> Command {
 }
 
 /// What a process left behind.
-pub struct Done {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
+pub(crate) struct Done {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: String,
+    pub(crate) err: String,
 }
 
 impl Done {
     /// The lines of stdout as JSON.
-    pub fn events(&self) -> Vec<Value> {
+    pub(crate) fn events(&self) -> Vec<Value> {
         let parse =
             |line: &str| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));
         self.out.lines().map(parse).collect()
     }
 
     /// The one JSON object on stdout.
-    pub fn object(&self) -> Value {
+    pub(crate) fn object(&self) -> Value {
         self.ok();
         assert_eq!(self.out.lines().count(), 1, "{}", self.out);
         serde_json::from_str(&self.out).unwrap()
     }
 
     /// Asserts success.
-    pub fn ok(&self) -> &Self {
+    pub(crate) fn ok(&self) -> &Self {
         assert_eq!(self.code, Some(0), "{}", self.err);
         self
     }
@@ -148,12 +148,12 @@ impl From<Output> for Done {
     }
 }
 
-pub fn done(command: &mut Command) -> Done {
+pub(crate) fn done(command: &mut Command) -> Done {
     command.output().unwrap().into()
 }
 
 /// Runs a command with a text on stdin.
-pub fn done_with_stdin(command: &mut Command, stdin: &str) -> Done {
+pub(crate) fn done_with_stdin(command: &mut Command, stdin: &str) -> Done {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -165,11 +165,11 @@ pub fn done_with_stdin(command: &mut Command, stdin: &str) -> Done {
 }
 
 /// Events of one kind.
-pub fn named<'e>(events: &'e [Value], name: &str) -> Vec<&'e Value> {
+pub(crate) fn named<'e>(events: &'e [Value], name: &str) -> Vec<&'e Value> {
     events.iter().filter(|event| event["event"] == name).collect()
 }
 
 /// The text of all `token` events.
-pub fn text(events: &[Value]) -> String {
+pub(crate) fn text(events: &[Value]) -> String {
     named(events, "token").iter().map(|event| event["text"].as_str().unwrap()).collect()
 }

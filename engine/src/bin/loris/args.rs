@@ -120,19 +120,19 @@ pub(crate) struct GenerateArgs {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
     pub(crate) max_tokens: usize,
     /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
     /// Only the K likeliest tokens; 0: all
     #[arg(long, value_name = "K")]
     pub(crate) top_k: Option<usize>,
     /// Only the likeliest tokens that reach probability P together
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Only tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
     /// Penalty on tokens that occurred; 1: none
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
     /// Start of the random sequence [default: random; `load` and `done` events show it]
     #[arg(long, value_name = "N")]

@@ -16,7 +16,6 @@ use crate::answer::{Answerer, Statistics};
 use crate::args::ChatArgs;
 use crate::exit::{BAD_MODEL, Failure, INTERRUPTED, RUN_TIME};
 use crate::open;
-use crate::prompt;
 use crate::report::Report;
 use crate::run::{check_flags, load_event, open_for_answers};
 
@@ -143,10 +142,8 @@ impl Chat<'_> {
         let model = self.session.model();
         let system = self.system.iter().map(|text| Message::new("system", text.as_str()));
         let messages: Vec<_> = system.chain(self.messages.iter().cloned()).collect();
-        match (model.tokenizer(), model.chat_template()) {
-            (Some(tokenizer), Some(chat)) => prompt::encode_chat(tokenizer, chat, &messages),
-            _ => Ok(Vec::new()), // checked when the model was opened
-        }
+        let tokens = model.encode_chat(&messages, true)?;
+        Ok(tokens.unwrap_or_default()) // both parts were there when the model was opened
     }
 }
 

@@ -9,7 +9,7 @@ use std::io::{IsTerminal, Read};
 use std::path::Path;
 
 use loris::Model;
-use loris::loader::{ChatTemplate, Message, Special, Tokenizer};
+use loris::loader::{Message, Special, Tokenizer};
 
 use crate::args::RunArgs;
 use crate::exit::{Failure, RUN_TIME, USAGE};
@@ -56,18 +56,6 @@ fn cut_newline(mut text: String) -> String {
     text
 }
 
-/// A chat through a template, with the contents' own special tokens kept from being parsed.
-pub(crate) fn encode_chat(
-    tokenizer: &Tokenizer,
-    chat: &ChatTemplate,
-    messages: &[Message],
-) -> Result<Vec<u32>, Failure> {
-    let shield = |m: &Message| Message::new(m.role.as_str(), tokenizer.shield(&m.content));
-    let shielded: Vec<Message> = messages.iter().map(shield).collect();
-    let rendered = chat.render(&shielded, true)?;
-    Ok(tokenizer.encode_shielded(&rendered)?)
-}
-
 /// The tokens of one prompt, by template if there is one to apply.
 pub(crate) fn encode(
     model: &Model,
@@ -78,14 +66,14 @@ pub(crate) fn encode(
     if args.raw {
         return Ok(tokenizer.encode_prompt(text, Special::Parse)?);
     }
-    let Some(chat) = model.chat_template() else {
-        if args.system.is_some() {
-            let message = "--system: the folder has no chat template to put it in; leave it out";
-            return Err(Failure::new(USAGE, message));
-        }
-        return Ok(tokenizer.encode_prompt(text, Special::Plain)?);
-    };
     let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
     let messages: Vec<_> = system.chain([Message::new("user", text)]).collect();
-    encode_chat(tokenizer, chat, &messages)
+    match model.encode_chat(&messages, true)? {
+        Some(tokens) => Ok(tokens),
+        None if args.system.is_some() => {
+            let message = "--system: the folder has no chat template to put it in; leave it out";
+            Err(Failure::new(USAGE, message))
+        }
+        None => Ok(tokenizer.encode_prompt(text, Special::Plain)?),
+    }
 }

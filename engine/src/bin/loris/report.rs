@@ -63,9 +63,12 @@ impl Report {
         let style = ProgressStyle::with_template(template)
             .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("=> ");
-        let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-        bar.set_style(style);
-        bar.set_message(what);
+        let bar = ProgressBar::with_draw_target(Some(total as u64), target)
+            .with_style(style)
+            .with_message(what);
+        if total > 0 {
+            bar.tick(); // a first chunk can take long
+        }
         bar
     }
 
