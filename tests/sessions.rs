@@ -236,7 +236,7 @@ fn a_failed_prefill_in_the_middle_is_undone() {
 #[test]
 fn input_is_checked() {
     let model = model(&options(256));
-    let options = SessionOptions { ctx_len: Some(8), ..SessionOptions::default() };
+    let options = SessionOptions { ctx_len: Some(8) };
     let mut s = model.session(&options).unwrap();
     assert!(matches!(s.prefill(&[]), Err(Error::State { .. })));
     assert!(matches!(s.decode(1), Err(Error::State { .. })));
@@ -250,7 +250,7 @@ fn input_is_checked() {
     assert!(matches!(s.push(1), Err(Error::State { .. })));
     assert!(matches!(s.fork(), Err(Error::State { .. })));
     assert_eq!(s.clear_pending(), 1);
-    let long = SessionOptions { ctx_len: Some(1 << 20), ..SessionOptions::default() };
+    let long = SessionOptions { ctx_len: Some(1 << 20) };
     assert!(matches!(model.session(&long), Err(Error::Option { name: "ctx", .. })));
     let other = support::open(rounded(NAME, Dtype::BF16), &support::options(64));
     assert!(matches!(other.step(&mut [&mut s])[0], Err(Error::State { .. })));
