@@ -14,7 +14,7 @@ use super::matrix::CpuMatrix;
 use super::mem::Shared;
 use super::micro::{Out, Product};
 use super::norm::{Norm, rms_norm};
-use super::pack::{Dest, RowPtrs, Tiles, pack, pack_tile, steps, to_pairs};
+use super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, steps, to_pairs};
 use super::simd::{Dot, Isa, Kernel, MAX_LANES, Simd};
 use super::team::Tasks;
 
@@ -271,7 +271,8 @@ unsafe fn pack_panels<S: Simd, D: Dot>(
         unsafe {
             let to = to.add((i / 2) * panel * size + (i % 2) * S::LANES);
             let dest = Dest { to, stride: panel, n: S::LANES };
-            pack::<S, D>(&rows, matrix.format, matrix.k, range.clone(), dest);
+            let (format, k, steps) = (matrix.format, matrix.k, range.clone());
+            S::enter::<D, _>(Pack { rows: &rows, format, k, steps, dest });
         }
     }
 }

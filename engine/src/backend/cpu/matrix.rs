@@ -5,7 +5,7 @@
 
 use loris_loader::{Dtype, TensorView};
 
-use super::simd::{Simd, bf16_value};
+use super::simd::{Simd, bf16_value, f16_value};
 use crate::cache::KvFormat;
 use crate::error::Error;
 
@@ -36,7 +36,7 @@ impl Format {
         unsafe {
             match self {
                 Self::Bf16 => bf16_value(p.cast::<u16>().read_unaligned()),
-                Self::F16 => half::f16::from_bits(p.cast::<u16>().read_unaligned()).to_f32(),
+                Self::F16 => f16_value(p.cast::<u16>().read_unaligned()),
                 Self::F32 => p.cast::<f32>().read_unaligned(),
             }
         }

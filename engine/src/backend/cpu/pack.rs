@@ -6,8 +6,10 @@
 //! of its up to `TILE_ROWS` rows. Both are made by transposing `LANES x LANES` blocks in registers.
 //! bf16 weights that feed f32 products are transposed as pairs and split afterwards: half the shuffles.
 
+use std::ops::Range;
+
 use super::matrix::Format;
-use super::simd::{Dot, MAX_LANES, Simd, bf16_bits};
+use super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits};
 
 /// Rows of one operand, by pointer: lane `i` reads row `i`.
 pub(super) type RowPtrs = [*const u8; MAX_LANES];
@@ -26,45 +28,53 @@ pub(super) struct Dest {
     pub(super) n: usize,
 }
 
-/// Packs steps `from .. to` of `LANES` rows of `k` elements each.
+/// Packs some steps of `LANES` rows of `k` elements each.
 ///
-/// # Safety
-/// As [`Simd`]; `LANES` row pointers to `k` elements, and room at `dest`.
-#[inline(always)]
-pub(super) unsafe fn pack<S: Simd, D: Dot>(
-    rows: &RowPtrs,
-    format: Format,
-    k: usize,
-    range: std::ops::Range<usize>,
-    dest: Dest,
-) {
-    let (mut step, first) = (range.start, range.start);
-    let split = format == Format::Bf16 && !D::PAIRS;
-    // A transposed vector gives one step, or two where pairs are split. A block must not read past k.
-    let block = if split { 2 * S::LANES } else { S::LANES };
-    let whole = range.end.min(if D::PAIRS { k / 2 } else { k });
-    // SAFETY: blocks lie inside the rows' k elements and inside the panel.
-    unsafe {
-        while step + block <= whole {
-            let at = Dest { to: dest.to.add((step - first) * dest.stride), ..dest };
-            match (format, D::PAIRS) {
-                (Format::Bf16, true) => {
+/// A kernel of its own, so that it is compiled once for an instruction set and not into every product.
+pub(super) struct Pack<'a> {
+    /// `LANES` of them, to `k` elements each.
+    pub(super) rows: &'a RowPtrs,
+    pub(super) format: Format,
+    pub(super) k: usize,
+    pub(super) steps: Range<usize>,
+    pub(super) dest: Dest,
+}
+
+impl Kernel for Pack<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        let Self { rows, format, k, steps, dest } = self;
+        let (mut step, first) = (steps.start, steps.start);
+        let split = format == Format::Bf16 && !D::PAIRS;
+        // A transposed vector gives one step, or two where pairs are split.
+        let block = if split { 2 * S::LANES } else { S::LANES };
+        // Blocks must not read past k. Only bf16 rows hold pairs; others are rounded one by one.
+        let whole = match (D::PAIRS, format) {
+            (false, _) => steps.end,
+            (true, Format::Bf16) => steps.end.min(k / 2),
+            (true, _) => 0,
+        };
+        // SAFETY: blocks lie inside the rows' k elements and inside the panel.
+        unsafe {
+            while step + block <= whole {
+                let at = Dest { to: dest.to.add((step - first) * dest.stride), ..dest };
+                if split {
+                    pack_split::<S>(rows, step, at);
+                } else if format == Format::F16 {
+                    pack_block::<S>(rows, |p| S::load_f16(p.add(2 * step).cast()), at);
+                } else {
+                    // Units as they are: f32, or pairs of bf16.
                     pack_block::<S>(rows, |p| S::load(p.add(4 * step).cast()), at);
                 }
-                (Format::Bf16, false) => pack_split::<S>(rows, step, at),
-                (Format::F16, _) => {
-                    pack_block::<S>(rows, |p| S::load_f16(p.add(2 * step).cast()), at);
+                step += block;
+            }
+            while step < steps.end {
+                let to = dest.to.add((step - first) * dest.stride);
+                for (lane, row) in rows.iter().enumerate().take(dest.n) {
+                    to.add(lane).write(unit::<D>(*row, format, k, step));
                 }
-                (Format::F32, _) => pack_block::<S>(rows, |p| S::load(p.add(4 * step).cast()), at),
+                step += 1;
             }
-            step += block;
-        }
-        while step < range.end {
-            let to = dest.to.add((step - first) * dest.stride);
-            for (lane, row) in rows.iter().enumerate().take(dest.n) {
-                to.add(lane).write(unit::<D>(*row, format, k, step));
-            }
-            step += 1;
         }
     }
 }
@@ -94,7 +104,7 @@ pub(super) fn pair(even: u16, odd: u16) -> f32 {
 
 #[inline(always)]
 unsafe fn pack_block<S: Simd>(rows: &RowPtrs, load: impl Fn(*const u8) -> S::V, dest: Dest) {
-    // SAFETY: as `pack`.
+    // SAFETY: as `Pack`.
     unsafe {
         let mut block = [S::splat(0.0); MAX_LANES];
         for lane in 0..S::LANES {
@@ -110,7 +120,7 @@ unsafe fn pack_block<S: Simd>(rows: &RowPtrs, load: impl Fn(*const u8) -> S::V, 
 /// `2 * LANES` steps of bf16 rows as f32.
 #[inline(always)]
 unsafe fn pack_split<S: Simd>(rows: &RowPtrs, step: usize, dest: Dest) {
-    // SAFETY: as `pack`.
+    // SAFETY: as `Pack`.
     unsafe {
         let mut block = [S::splat(0.0); MAX_LANES];
         for lane in 0..S::LANES {
@@ -126,7 +136,7 @@ unsafe fn pack_split<S: Simd>(rows: &RowPtrs, step: usize, dest: Dest) {
 
 #[inline(always)]
 unsafe fn store<S: Simd>(to: *mut f32, v: S::V, n: usize) {
-    // SAFETY: as `pack`.
+    // SAFETY: as `Pack`.
     unsafe { if n == S::LANES { S::store(to, v) } else { S::store_first(to, v, n) } }
 }
 
@@ -147,28 +157,32 @@ pub(super) unsafe fn to_pairs(from: *const f32, to: *mut f32, k: usize) {
     }
 }
 
-/// How `n_rows` rows fall into tiles of at most `max`, as even as can be: (first row, rows) of tile `i`.
+/// How rows fall into tiles, as even as can be: the first ones may have a row more than the others.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tiles {
-    n_rows: usize,
     pub(super) n: usize,
+    /// Rows of a tile, and how many tiles have one more.
+    rows: usize,
+    extra: usize,
 }
 
 impl Tiles {
+    /// As few tiles of at most `max` rows as do for `n_rows`.
     pub(super) fn new(n_rows: usize, max: usize) -> Self {
-        Self { n_rows, n: n_rows.div_ceil(max) }
+        let n = n_rows.div_ceil(max);
+        Self { n, rows: n_rows / n.max(1), extra: n_rows % n.max(1) }
     }
 
     /// First row of tile `i`; `start(n)` is the number of rows.
     #[inline(always)]
     pub(super) fn start(&self, i: usize) -> usize {
-        self.n_rows * i / self.n.max(1)
+        i * self.rows + i.min(self.extra)
     }
 
     /// Rows of tile `i`.
     #[inline(always)]
     pub(super) fn rows(&self, i: usize) -> usize {
-        self.start(i + 1) - self.start(i)
+        self.rows + usize::from(i < self.extra)
     }
 }
 
@@ -191,6 +205,7 @@ pub(super) unsafe fn pack_tile<S: Simd>(
             *row = from.add(i * stride).cast();
         }
         let dest = Dest { to, stride: n_rows, n: n_rows };
-        pack::<S, super::simd::Fma>(&rows, Format::F32, steps, 0..steps, dest);
+        let pack = Pack { rows: &rows, format: Format::F32, k: steps, steps: 0..steps, dest };
+        S::enter::<Fma, _>(pack);
     }
 }

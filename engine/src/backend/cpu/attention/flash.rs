@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::super::matrix::Format;
 use super::super::mem::Shared;
 use super::super::micro::{Out, Product};
-use super::super::pack::{Dest, RowPtrs, Tiles, pack, pack_tile, pair, steps, to_pairs};
+use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_pairs};
 use super::super::pages::CpuPages;
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
 use super::super::team::Tasks;
@@ -255,7 +255,8 @@ impl Attention<'_> {
                 let to = to.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
                 let dest = Dest { to, stride: panel, n: S::LANES };
                 let format = self.pages.layout.format.into();
-                pack::<S, D>(&rows, format, head_dim, 0..n_steps, dest);
+                let (k, steps) = (head_dim, 0..n_steps);
+                S::enter::<D, _>(Pack { rows: &rows, format, k, steps, dest });
             }
         }
     }

@@ -152,17 +152,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn flush_subnormal(a: __m256) -> __m256 {
-        unsafe {
-            let bits = _mm256_castps_si256(a);
-            let exponent = _mm256_and_si256(bits, _mm256_set1_epi32(0x7f80_0000));
-            let tiny = _mm256_cmpeq_epi32(exponent, _mm256_setzero_si256());
-            let sign = _mm256_and_si256(bits, _mm256_set1_epi32(i32::MIN));
-            _mm256_castsi256_ps(_mm256_blendv_epi8(bits, sign, tiny))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn dot_bf16(_: __m256, _: __m256, _: __m256) -> __m256 {
         unreachable!("only an AVX512_BF16 machine multiplies bf16 natively")
     }

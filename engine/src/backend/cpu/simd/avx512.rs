@@ -169,16 +169,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn flush_subnormal(a: __m512) -> __m512 {
-        unsafe {
-            let bits = _mm512_castps_si512(a);
-            let tiny = _mm512_testn_epi32_mask(bits, _mm512_set1_epi32(0x7f80_0000));
-            let sign = _mm512_set1_epi32(i32::MIN);
-            _mm512_castsi512_ps(_mm512_mask_and_epi32(bits, tiny, bits, sign))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn dot_bf16(a: __m512, b: __m512, c: __m512) -> __m512 {
         unsafe {
             let (a, b) = (transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b));

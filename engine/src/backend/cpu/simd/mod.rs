@@ -106,7 +106,8 @@ impl Isa {
     pub(super) fn tile_rows(self) -> usize {
         match self.f32() {
             Self::Avx512 => 14,
-            _ => 6,
+            Self::Avx2 => 6,
+            _ => 4,
         }
     }
 
@@ -194,8 +195,6 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn even_bf16(pairs: Self::V) -> Self::V;
     /// Of `LANES` pairs of bf16 in 32 bits each: the second of each pair, as f32.
     unsafe fn odd_bf16(pairs: Self::V) -> Self::V;
-    /// Each element with what is subnormal set to zero of its sign.
-    unsafe fn flush_subnormal(a: Self::V) -> Self::V;
     /// `c + a.odd * b.odd + a.even * b.even` by one instruction; only behind [`Bf16Native`].
     unsafe fn dot_bf16(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
@@ -246,9 +245,9 @@ impl Dot for Bf16Native {
     }
 }
 
-/// `VDPBF16PS` in other words: two multiply-adds, the odd elements first, each rounded to nearest even,
-/// subnormals taken and given as zero. (Whether the sum of a step is rounded once or twice is the CPU's
-/// own business on the parts that exist; nothing here depends on it.)
+/// `VDPBF16PS` in other words: two multiply-adds, the odd elements first. Products of bf16 numbers are
+/// exact in f32, so all that rounds is the two additions. (The instruction also takes and gives subnormal
+/// numbers as zero, which this does not: they are below anything that a sum of products notices.)
 pub(super) struct Bf16Emulated;
 
 impl Dot for Bf16Emulated {
@@ -259,17 +258,8 @@ impl Dot for Bf16Emulated {
     unsafe fn madd<S: Simd>(a: S::V, b: S::V, c: S::V) -> S::V {
         // SAFETY: passed on.
         unsafe {
-            let odd = S::fma(
-                S::flush_subnormal(S::odd_bf16(a)),
-                S::flush_subnormal(S::odd_bf16(b)),
-                S::flush_subnormal(c),
-            );
-            let even = S::fma(
-                S::flush_subnormal(S::even_bf16(a)),
-                S::flush_subnormal(S::even_bf16(b)),
-                S::flush_subnormal(odd),
-            );
-            S::flush_subnormal(even)
+            let c = S::fma(S::odd_bf16(a), S::odd_bf16(b), c);
+            S::fma(S::even_bf16(a), S::even_bf16(b), c)
         }
     }
 }
@@ -309,4 +299,14 @@ pub(super) fn bf16_bits(x: f32) -> u16 {
 #[inline(always)]
 pub(super) fn bf16_value(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
+}
+
+/// The f32 that f16 bits stand for: shifted into place, the exponent is 112 short, which a product sets
+/// right for subnormals too; what was infinite or NaN is made so again.
+#[inline(always)]
+pub(super) fn f16_value(bits: u16) -> f32 {
+    let magnitude = u32::from(bits & 0x7fff) << 13;
+    let scaled = (f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23)).to_bits();
+    let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(scaled | special | u32::from(bits & 0x8000) << 16)
 }

@@ -15,7 +15,7 @@ fn map(a: [f32; N], b: [f32; N], f: impl Fn(f32, f32) -> f32) -> [f32; N] {
 
 impl Simd for Portable {
     const LANES: usize = N;
-    const TILE_ROWS: usize = 6;
+    const TILE_ROWS: usize = 4;
     type V = [f32; N];
 
     #[inline(always)]
@@ -60,7 +60,7 @@ impl Simd for Portable {
     unsafe fn load_f16(p: *const u16) -> [f32; N] {
         // SAFETY: the caller has N elements there.
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
-        bits.map(|b| half::f16::from_bits(b).to_f32())
+        bits.map(super::f16_value)
     }
 
     #[inline(always)]
@@ -137,14 +137,6 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn odd_bf16(pairs: [f32; N]) -> [f32; N] {
         pairs.map(|p| f32::from_bits(p.to_bits() & 0xffff_0000))
-    }
-
-    #[inline(always)]
-    unsafe fn flush_subnormal(a: [f32; N]) -> [f32; N] {
-        a.map(|a| {
-            let bits = a.to_bits();
-            f32::from_bits(if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { bits })
-        })
     }
 
     #[inline(always)]
