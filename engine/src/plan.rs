@@ -112,8 +112,10 @@ impl Plan {
 
         let max_rows = options.chunk.max(options.batch);
         let q_dim = config.n_q_heads * config.head_dim;
-        // The residual stream and its normalised copy, Q, the attention output, the MLP's hidden row.
-        let row_width = 2 * config.hidden_dim + 2 * q_dim + config.ffn_dim;
+        // The residual stream, Q, the attention output, the MLP's hidden row, and the operand of a product,
+        // which is one of them laid out for the kernel.
+        let widest = config.hidden_dim.max(q_dim).max(config.ffn_dim);
+        let row_width = config.hidden_dim + 2 * q_dim + config.ffn_dim + widest;
         let activation_bytes =
             product(&[max_rows, row_width, 4]).ok_or_else(too_large("the activations"))?;
         let logits_bytes =
