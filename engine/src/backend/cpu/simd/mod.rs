@@ -30,13 +30,13 @@ pub(super) const MAX_LANES: usize = 16;
 pub enum Isa {
     /// Eight-lane arrays that the compiler maps to what the target has.
     Portable,
-    /// `Portable`, with bf16 matrices multiplied as AVX512_BF16 would: for tests.
-    PortableBf16,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// `Avx2`, with bf16 matrices multiplied as AVX512_BF16 would: for tests.
+    Avx2EmulatedBf16,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// `Avx512`, with the bf16 dot product emulated: for tests.
+    /// `Avx512`, with bf16 matrices multiplied as AVX512_BF16 would: for tests.
     Avx512EmulatedBf16,
     /// AVX-512 with the bf16 dot product.
     Avx512Bf16,
@@ -45,8 +45,8 @@ pub enum Isa {
 impl Isa {
     const ALL: [Self; 6] = [
         Self::Portable,
-        Self::PortableBf16,
         Self::Avx2,
+        Self::Avx2EmulatedBf16,
         Self::Avx512,
         Self::Avx512EmulatedBf16,
         Self::Avx512Bf16,
@@ -55,9 +55,9 @@ impl Isa {
     /// Whether this machine runs it.
     pub fn is_available(self) -> bool {
         match self {
-            Self::Portable | Self::PortableBf16 => true,
+            Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2::available(),
+            Self::Avx2 | Self::Avx2EmulatedBf16 => avx2::available(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 | Self::Avx512EmulatedBf16 => avx512::available(),
             #[cfg(target_arch = "x86_64")]
@@ -83,7 +83,7 @@ impl Isa {
     /// The same vectors with f32 products: for matrices that are not bf16.
     pub(super) fn f32(self) -> Self {
         match self {
-            Self::PortableBf16 => Self::Portable,
+            Self::Avx2EmulatedBf16 => Self::Avx2,
             Self::Avx512EmulatedBf16 | Self::Avx512Bf16 => Self::Avx512,
             other => other,
         }
@@ -121,9 +121,10 @@ impl Isa {
         unsafe {
             match self {
                 Self::Portable => Portable::enter::<Fma, K>(kernel),
-                Self::PortableBf16 => Portable::enter::<Bf16Emulated, K>(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx2 => avx2::Avx2::enter::<Fma, K>(kernel),
+                #[cfg(target_arch = "x86_64")]
+                Self::Avx2EmulatedBf16 => avx2::Avx2::enter::<Bf16Emulated, K>(kernel),
                 #[cfg(target_arch = "x86_64")]
                 Self::Avx512 => avx512::Avx512::enter::<Fma, K>(kernel),
                 #[cfg(target_arch = "x86_64")]
