@@ -50,3 +50,17 @@ pub(crate) fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]]) -> Vec<f64> 
 pub(crate) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
+
+/// `|got - want| <= bound * largest(want) + relative * |want|`
+pub(crate) fn compare(got: &[f32], want: &[f64], bound: f64, relative: f64, what: &str) {
+    let scale = want.iter().fold(0.0_f64, |m, x| m.max(x.abs()));
+    compare_to(got, want, bound * scale, relative, what);
+}
+
+pub(crate) fn compare_to(got: &[f32], want: &[f64], absolute: f64, relative: f64, what: &str) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    for (i, (&got, want)) in got.iter().zip(want).enumerate() {
+        let (error, allowed) = ((f64::from(got) - want).abs(), absolute + relative * want.abs());
+        assert!(error <= allowed, "{what}, element {i}: {got} for {want}, allowed {allowed:e}");
+    }
+}

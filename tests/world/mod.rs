@@ -1,0 +1,502 @@
+//! A layer on a backend: random weights, sequences over a pool of pages, and the comparison of every op
+//! with the reference. Generic over the backend; `tests/ops.rs` says on which ones it runs.
+
+use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
+use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, Seq};
+use loris::cache::{KvFormat, PageId, PageLayout, Side};
+use loris_loader::{Dtype, TensorView, Weights};
+
+use super::reference::{self, compare, compare_to};
+
+/// A backend under test.
+pub(crate) struct Target<B> {
+    pub(crate) name: String,
+    pub(crate) make: Box<dyn Fn(usize) -> B>,
+    /// Products of prefill with bf16 weights or pages are taken in bf16.
+    pub(crate) multiplies_bf16: bool,
+}
+
+pub(crate) fn targets() -> Vec<Target<CpuBackend>> {
+    let target = |isa: Isa| Target {
+        name: format!("cpu {isa:?}"),
+        make: Box::new(move |threads| {
+            CpuBackend::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
+        }),
+        multiplies_bf16: format!("{isa:?}").contains("Bf16"),
+    };
+    Isa::available().into_iter().map(target).collect()
+}
+
+/// Random numbers that are the same everywhere (splitmix64).
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in -1..1.
+    pub(crate) fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+}
+
+/// A tensor as the backend gets it and as the reference sees it.
+pub(crate) struct Both {
+    pub(crate) view: TensorView,
+    pub(crate) values: Vec<f64>,
+}
+
+pub(crate) fn tensor(
+    random: &mut Random,
+    dtype: Dtype,
+    shape: &[usize],
+    scale: f32,
+    offset: f32,
+) -> Both {
+    let n: usize = shape.iter().product();
+    let mut bytes = Vec::new();
+    let mut values = Vec::new();
+    for _ in 0..n {
+        let x = random.unit() * scale + offset;
+        match dtype {
+            Dtype::BF16 => {
+                let x = half::bf16::from_f32(x);
+                bytes.extend(x.to_le_bytes());
+                values.push(x.to_f64());
+            }
+            Dtype::F16 => {
+                let x = half::f16::from_f32(x);
+                bytes.extend(x.to_le_bytes());
+                values.push(x.to_f64());
+            }
+            _ => {
+                bytes.extend(x.to_le_bytes());
+                values.push(f64::from(x));
+            }
+        }
+    }
+    let weights = Weights::from_memory(vec![("t".into(), dtype, shape.to_vec(), bytes)]).unwrap();
+    Both { view: weights.get("t").unwrap(), values }
+}
+
+/// What varies between worlds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Case {
+    pub(crate) shape: AttentionShape,
+    pub(crate) hidden: usize,
+    pub(crate) ffn: usize,
+    pub(crate) vocab: usize,
+    pub(crate) dtype: Dtype,
+    pub(crate) kv: KvFormat,
+    pub(crate) page_len: usize,
+    pub(crate) window: Option<usize>,
+    pub(crate) extras: bool,
+}
+
+pub(crate) const BASE: Case = Case {
+    shape: AttentionShape { n_q_heads: 6, n_kv_heads: 2, head_dim: 32 },
+    hidden: 96,
+    ffn: 160,
+    vocab: 75,
+    dtype: Dtype::BF16,
+    kv: KvFormat::Bf16,
+    page_len: 64,
+    window: None,
+    extras: false,
+};
+
+pub(crate) const EPS: f32 = 1e-5;
+pub(crate) const N_LAYERS: usize = 2;
+pub(crate) const LAYER: usize = 1;
+
+/// Weights of the one layer, in the order of `LayerWeights`, then embedding, final norm and head.
+pub(crate) struct Model {
+    pub(crate) case: Case,
+    pub(crate) attn_norm: Both,
+    pub(crate) qkv: [Both; 3],
+    pub(crate) bias: [Both; 3],
+    pub(crate) qk_norm: [Both; 2],
+    pub(crate) o: Both,
+    pub(crate) mlp_norm: Both,
+    pub(crate) gate: Both,
+    pub(crate) up: Both,
+    pub(crate) down: Both,
+    pub(crate) embed: Both,
+    pub(crate) norm: Both,
+    pub(crate) head: Both,
+    pub(crate) inv_freq: Vec<f64>,
+}
+
+impl Model {
+    pub(crate) fn new(case: Case) -> Self {
+        let r = &mut Random(7);
+        let AttentionShape { n_q_heads, n_kv_heads, head_dim } = case.shape;
+        let (q, kv, h) = (n_q_heads * head_dim, n_kv_heads * head_dim, case.hidden);
+        let mut matrix =
+            |n: usize, k: usize| tensor(r, case.dtype, &[n, k], 2.5 / (k as f32).sqrt(), 0.0);
+        let qkv = [matrix(q, h), matrix(kv, h), matrix(kv, h)];
+        let (o, gate, up) = (matrix(h, q), matrix(case.ffn, h), matrix(case.ffn, h));
+        let (down, head, embed) =
+            (matrix(h, case.ffn), matrix(case.vocab, h), matrix(case.vocab, h));
+        let mut vector = |n: usize, offset| tensor(r, case.dtype, &[n], 0.5, offset);
+        Self {
+            case,
+            attn_norm: vector(h, 1.0),
+            qkv,
+            bias: [vector(q, 0.0), vector(kv, 0.0), vector(kv, 0.0)],
+            qk_norm: [vector(head_dim, 1.0), vector(head_dim, 1.0)],
+            o,
+            mlp_norm: vector(h, 1.0),
+            gate,
+            up,
+            down,
+            embed,
+            norm: vector(h, 1.0),
+            head,
+            inv_freq: (0..head_dim / 2).map(|i| 0.8_f64.powi(i as i32)).collect(),
+        }
+    }
+
+    pub(crate) fn rope_scale(&self) -> f64 {
+        if self.case.extras { 1.2 } else { 1.0 }
+    }
+}
+
+/// A model and a pool on a backend.
+pub(crate) struct World<'a, B: Backend> {
+    pub(crate) model: &'a Model,
+    pub(crate) target: &'a str,
+    pub(crate) backend: B,
+    pub(crate) multiplies_bf16: bool,
+    pub(crate) weights: LayerWeights<B::Matrix, B::Vector>,
+    pub(crate) embed: B::Matrix,
+    pub(crate) norm: B::Vector,
+    pub(crate) head: B::Matrix,
+    pub(crate) pages: B::Pages,
+    pub(crate) layout: PageLayout,
+    pub(crate) next_page: PageId,
+}
+
+/// One sequence: its future tokens and positions, and its pages so far.
+#[derive(Clone)]
+pub(crate) struct Sequence {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
+    pub(crate) len: usize,
+    pub(crate) table: Vec<PageId>,
+}
+
+impl Sequence {
+    /// `n` tokens that depend on `seed` alone, at the positions that `position` gives.
+    pub(crate) fn new(seed: u64, n: usize, position: impl Fn(usize) -> u32) -> Self {
+        let mut random = Random(seed);
+        let tokens = (0..n).map(|_| (random.next() % BASE.vocab as u64) as u32).collect();
+        Self { tokens, positions: (0..n).map(position).collect(), len: 0, table: Vec::new() }
+    }
+}
+
+/// Everything that the ops gave for one row.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Row {
+    pub(crate) q: Vec<f32>,
+    pub(crate) attn: Vec<f32>,
+    pub(crate) x1: Vec<f32>,
+    pub(crate) h: Vec<f32>,
+    pub(crate) x2: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
+}
+
+impl Row {
+    pub(crate) fn bits(&self) -> Vec<u32> {
+        let parts = [&self.q, &self.attn, &self.x1, &self.h, &self.x2, &self.logits];
+        parts.into_iter().flatten().map(|x| x.to_bits()).collect()
+    }
+}
+
+pub(crate) const N_PAGES: usize = 400;
+
+impl<'a, B: Backend> World<'a, B> {
+    pub(crate) fn new(model: &'a Model, target: &'a Target<B>, threads: usize) -> Self {
+        let (mut backend, case) = ((target.make)(threads), model.case);
+        let b = &mut backend;
+        let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
+        let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, format: case.kv };
+        let mut pages = b.pages(layout, N_PAGES).unwrap();
+        for page in 0..N_PAGES as PageId {
+            b.write_page(&mut pages, page, &vec![0xff; layout.bytes()]).unwrap();
+        }
+        let weights = LayerWeights {
+            attn_norm: b.vector(&model.attn_norm.view).unwrap(),
+            q: b.matrix(&model.qkv[0].view).unwrap(),
+            k: b.matrix(&model.qkv[1].view).unwrap(),
+            v: b.matrix(&model.qkv[2].view).unwrap(),
+            qkv_bias: case
+                .extras
+                .then(|| model.bias.each_ref().map(|t| b.vector(&t.view).unwrap())),
+            qk_norm: case
+                .extras
+                .then(|| model.qk_norm.each_ref().map(|t| b.vector(&t.view).unwrap())),
+            o: b.matrix(&model.o.view).unwrap(),
+            mlp_norm: b.vector(&model.mlp_norm.view).unwrap(),
+            gate: b.matrix(&model.gate.view).unwrap(),
+            up: b.matrix(&model.up.view).unwrap(),
+            down: b.matrix(&model.down.view).unwrap(),
+        };
+        Self {
+            model,
+            target: &target.name,
+            multiplies_bf16: target.multiplies_bf16,
+            weights,
+            embed: b.matrix(&model.embed.view).unwrap(),
+            norm: b.vector(&model.norm.view).unwrap(),
+            head: b.matrix(&model.head.view).unwrap(),
+            pages,
+            layout,
+            next_page: 0,
+            backend,
+        }
+    }
+
+    /// Pages for `n` more tokens, out of order and with gaps: page ids must not matter.
+    pub(crate) fn grow(&mut self, seq: &mut Sequence, n: usize) {
+        let needed = (seq.len + n).div_ceil(self.layout.page_len) * N_LAYERS;
+        while seq.table.len() < needed {
+            seq.table.push((self.next_page * 7 + 3) % N_PAGES as PageId);
+            self.next_page += 1;
+            assert!((self.next_page as usize) < N_PAGES, "the test needs a larger pool");
+        }
+    }
+
+    /// Advances each sequence by some tokens in one batch. Returns the rows in batch order.
+    pub(crate) fn forward(
+        &mut self,
+        phase: Phase,
+        seqs: &mut [(&mut Sequence, usize)],
+        check: bool,
+    ) -> Vec<Row> {
+        let model = self.model;
+        let case = model.case;
+        for (seq, n) in seqs.iter_mut() {
+            self.grow(seq, *n);
+        }
+        let (mut tokens, mut positions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+        for (seq, n) in seqs.iter() {
+            let new = seq.len..seq.len + n;
+            parts.push(Seq {
+                rows: tokens.len()..tokens.len() + n,
+                kv_start: seq.len,
+                slot_positions: &seq.positions[..new.end],
+                page_table: &seq.table,
+                n_layers: N_LAYERS,
+                inv_freq: &model.inv_freq,
+                rope_scale: model.rope_scale(),
+            });
+            tokens.extend(&seq.tokens[new.clone()]);
+            positions.extend(&seq.positions[new]);
+        }
+        let n = tokens.len();
+        let batch = Batch { phase, tokens, positions, seqs: parts, logit_rows: (0..n).collect() };
+        let b = &mut self.backend;
+        let width = case.shape.n_q_heads * case.shape.head_dim;
+        let mut x = b.rows(n, case.hidden).unwrap();
+        let mut q = b.rows(n, width).unwrap();
+        let mut attn = b.rows(n, width).unwrap();
+        let mut h = b.rows(n, case.ffn).unwrap();
+        let mut logits = b.rows(n, case.vocab).unwrap();
+        let (w, pages) = (&self.weights, &mut self.pages);
+        b.begin(&batch, case.shape).unwrap();
+        b.embed(&self.embed, &batch, &mut x).unwrap();
+        let x0 = read(b, &x, n, case.hidden);
+        b.norm_qkv_rope_append(w, EPS, &batch, LAYER, &x, &mut q, pages).unwrap();
+        let q_rows = read(b, &q, n, width);
+        b.attention(&batch, LAYER, case.window, &q, pages, &mut attn).unwrap();
+        let attn_rows = read(b, &attn, n, width);
+        b.linear_residual(&w.o, &batch, &attn, &mut x).unwrap();
+        let x1 = read(b, &x, n, case.hidden);
+        b.norm_gate_up_silu(w, EPS, &batch, &x, &mut h).unwrap();
+        let h_rows = read(b, &h, n, case.ffn);
+        b.linear_residual(&w.down, &batch, &h, &mut x).unwrap();
+        let x2 = read(b, &x, n, case.hidden);
+        b.norm_lm_head(&self.norm, EPS, &self.head, &batch, &x, &mut logits).unwrap();
+        let logits = read(b, &logits, n, case.vocab);
+        let rows: Vec<Row> = (0..n)
+            .map(|r| Row {
+                q: q_rows[r].clone(),
+                attn: attn_rows[r].clone(),
+                x1: x1[r].clone(),
+                h: h_rows[r].clone(),
+                x2: x2[r].clone(),
+                logits: logits[r].clone(),
+            })
+            .collect();
+        if check {
+            self.check(&batch, &x0, &rows);
+        }
+        drop(batch);
+        for (seq, n) in seqs.iter_mut() {
+            seq.len += *n;
+        }
+        rows
+    }
+
+    /// A head of K or V of every slot in use, as stored.
+    pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
+        let (layout, d) = (self.layout, self.layout.head_dim);
+        let mut bytes = vec![0; layout.bytes()];
+        let mut slots = Vec::new();
+        for slot in 0..seq.kv_len() {
+            let page = seq.page(slot / layout.page_len, LAYER);
+            if slot % layout.page_len == 0 {
+                self.backend.read_page(&self.pages, page, &mut bytes).unwrap();
+            }
+            let first = layout.head(side, kv_head) + slot % layout.page_len * d;
+            let element = |i: usize| match layout.format {
+                KvFormat::Bf16 => {
+                    half::bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f64()
+                }
+                KvFormat::F32 => {
+                    f64::from(f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap()))
+                }
+            };
+            slots.push((first..first + d).map(element).collect());
+        }
+        slots
+    }
+
+    /// Compares what the ops gave with the reference.
+    pub(crate) fn check(&mut self, batch: &Batch<'_>, x0: &[Vec<f32>], rows: &[Row]) {
+        let (model, case) = (self.model, self.model.case);
+        let in_bf16 = self.multiplies_bf16 && batch.phase == Phase::Prefill;
+        let linear = if in_bf16 && case.dtype == Dtype::BF16 { 1e-2 } else { 1e-5 };
+        let attention = if in_bf16 && case.kv == KvFormat::Bf16 { 1e-2 } else { 1e-5 };
+        let fail = |op: &str, row: usize| format!("{} {op} row {row} of {case:?}", self.target);
+        let eps = f64::from(EPS);
+        for (r, row) in rows.iter().enumerate() {
+            let token = batch.tokens[r] as usize;
+            let embedded = &model.embed.values[token * case.hidden..][..case.hidden];
+            assert_eq!(f64s(&x0[r]), embedded, "{}", fail("embed", r));
+            let mut x1 = reference::matvec(&model.o.values, &f64s(&row.attn));
+            add(&mut x1, &x0[r]);
+            compare(&row.x1, &x1, linear, 0.0, &fail("linear_residual", r));
+            let normed = reference::rms_norm(&f64s(&row.x1), &model.mlp_norm.values, eps);
+            let gate = reference::matvec(&model.gate.values, &normed);
+            let up = reference::matvec(&model.up.values, &normed);
+            let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| reference::silu(*g) * u).collect();
+            compare(&row.h, &h, linear, 0.0, &fail("norm_gate_up_silu", r));
+            let mut x2 = reference::matvec(&model.down.values, &f64s(&row.h));
+            add(&mut x2, &row.x1);
+            compare(&row.x2, &x2, linear, 0.0, &fail("linear_residual (down)", r));
+            let normed = reference::rms_norm(&f64s(&row.x2), &model.norm.values, eps);
+            let logits = reference::matvec(&model.head.values, &normed);
+            compare(&row.logits, &logits, 1e-5, 0.0, &fail("norm_lm_head", r));
+        }
+        for seq in &batch.seqs {
+            self.check_qkv(seq, batch, x0, rows, linear);
+            self.check_attention(seq, batch, rows, attention);
+        }
+    }
+
+    pub(crate) fn check_qkv(
+        &mut self,
+        seq: &Seq<'_>,
+        batch: &Batch<'_>,
+        x0: &[Vec<f32>],
+        rows: &[Row],
+        bound: f64,
+    ) {
+        let (model, case) = (self.model, self.model.case);
+        let d = case.shape.head_dim;
+        let stored = [Side::K, Side::V].map(|side| {
+            (0..case.shape.n_kv_heads).map(|head| self.stored(seq, side, head)).collect::<Vec<_>>()
+        });
+        for r in seq.rows.clone() {
+            let normed = reference::rms_norm(&f64s(&x0[r]), &model.attn_norm.values, EPS.into());
+            for kind in 0..3 {
+                let mut out = reference::matvec(&model.qkv[kind].values, &normed);
+                if case.extras {
+                    out.iter_mut().zip(&model.bias[kind].values).for_each(|(o, b)| *o += b);
+                }
+                let finish = |head: &[f64]| match kind {
+                    2 => head.to_vec(),
+                    _ => {
+                        let norm = |h: &[f64]| {
+                            reference::rms_norm(h, &model.qk_norm[kind].values, EPS.into())
+                        };
+                        let head = if case.extras { norm(head) } else { head.to_vec() };
+                        let position = batch.positions[r];
+                        reference::rotate(&head, position, &model.inv_freq, model.rope_scale())
+                    }
+                };
+                let want: Vec<f64> = out.chunks_exact(d).flat_map(finish).collect();
+                let what =
+                    format!("{} {} of row {r}, {case:?}", self.target, ["q", "k", "v"][kind]);
+                if kind == 0 {
+                    compare(&rows[r].q, &want, bound, 0.0, &what);
+                    continue;
+                }
+                let slot = seq.kv_start + r - seq.rows.start;
+                let got: Vec<f32> =
+                    stored[kind - 1].iter().flat_map(|h| &h[slot]).map(|&x| x as f32).collect();
+                // The rounding to bf16 is half a unit in the last of 8 bits.
+                let rounding = if case.kv == KvFormat::Bf16 { 1.0 / 256.0 } else { 0.0 };
+                compare(&got, &want, bound, rounding, &what);
+            }
+        }
+    }
+
+    pub(crate) fn check_attention(
+        &mut self,
+        seq: &Seq<'_>,
+        batch: &Batch<'_>,
+        rows: &[Row],
+        bound: f64,
+    ) {
+        let AttentionShape { n_q_heads, head_dim: d, .. } = self.model.case.shape;
+        let case = self.model.case;
+        for head in 0..n_q_heads {
+            let kv_head = head / case.shape.group_size();
+            let keys = self.stored(seq, Side::K, kv_head);
+            let values = self.stored(seq, Side::V, kv_head);
+            for r in seq.rows.clone() {
+                let position = i64::from(batch.positions[r]);
+                let sees = |slot: &usize| {
+                    let at = i64::from(seq.slot_positions[*slot]);
+                    at <= position && case.window.is_none_or(|w| at > position - w as i64)
+                };
+                let visible: Vec<usize> = (0..seq.kv_len()).filter(sees).collect();
+                let k: Vec<&[f64]> = visible.iter().map(|&s| &*keys[s]).collect();
+                let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
+                let q = f64s(&rows[r].q[head * d..][..d]);
+                let want = reference::attend(&q, &k, &v);
+                let what = format!("{} attention head {head} row {r} of {case:?}", self.target);
+                // The result is an average of values: their magnitude is the scale.
+                let scale = v.iter().flat_map(|v| v.iter()).fold(0.0_f64, |m, x| m.max(x.abs()));
+                let got = &rows[r].attn[head * d..][..d];
+                compare_to(got, &want, bound * scale, 0.0, &what);
+            }
+        }
+    }
+}
+
+pub(crate) fn read<B: Backend>(
+    backend: &mut B,
+    rows: &B::Rows,
+    n: usize,
+    width: usize,
+) -> Vec<Vec<f32>> {
+    let mut out = vec![0.0; n * width];
+    backend.read_rows(rows, 0, &mut out).unwrap();
+    out.chunks_exact(width).map(<[f32]>::to_vec).collect()
+}
+
+pub(crate) fn f64s(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&x| x.into()).collect()
+}
+
+pub(crate) fn add(x: &mut [f64], y: &[f32]) {
+    x.iter_mut().zip(y).for_each(|(x, &y)| *x += f64::from(y));
+}
