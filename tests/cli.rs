@@ -321,7 +321,7 @@ fn inspect_says_what_is_there_and_what_it_takes() {
     assert_eq!(memory["kv_bytes"], 128 * 2 * 2 * 64 * 2);
     assert_eq!(memory["weight_bytes"], facts["dtypes"]["f32"].as_u64().unwrap() * 4);
     let n = |name: &str| memory[name].as_u64().unwrap();
-    let sum = n("kv_bytes") + n("activation_bytes") + n("logits_bytes");
+    let sum = n("kv_bytes") + n("activation_bytes") + n("logits_bytes") + n("tokenizer_bytes");
     assert_eq!(n("beyond_weights_bytes"), sum);
 
     let shown = done(&mut loris(&["inspect", dir]));

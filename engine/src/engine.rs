@@ -6,9 +6,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loris_loader::{
-    ChatTemplate, Checkpoint, LoadMode, Message, ModelConfig, OpenOptions, Tokenizer,
-};
+use loris_loader::{ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::cache::Pool;
@@ -112,14 +110,6 @@ impl Engine {
             }),
         })
     }
-}
-
-/// What `loris inspect` says of a folder, without reading its weights.
-pub fn inspect(dir: &Path, options: &ModelOptions) -> Result<(ModelConfig, Plan), Error> {
-    let checkpoint = loris_loader::open(dir, &OpenOptions { load: LoadMode::Mmap })?;
-    model::check(&checkpoint.config, &checkpoint.weights)?;
-    let plan = Plan::new(&checkpoint.config, checkpoint.weights.total_bytes(), options)?;
-    Ok((checkpoint.config, plan))
 }
 
 impl Model {

@@ -39,7 +39,7 @@ mod state;
 mod step;
 
 pub use cache::KvFormat;
-pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage, inspect};
+pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Token, generate};
 pub use loris_loader as loader;

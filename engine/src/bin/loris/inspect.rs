@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use loris::Plan;
-use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling};
+use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling, TOKENIZER};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -15,6 +15,8 @@ use crate::report::{Report, bytes};
 struct Facts<'a> {
     checkpoint: &'a Checkpoint,
     plan: Plan,
+    /// Memory of the tokenizer: its tables take about eight times its file.
+    tokenizer_bytes: usize,
     /// Tokens of the context that the memory is for.
     ctx: usize,
     n_params: u64,
@@ -41,7 +43,9 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
         *dtypes.entry(tensor.dtype.to_string().to_lowercase()).or_insert(0) += n;
     }
     let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
+    let tokenizer_file = std::fs::metadata(args.dir.join(TOKENIZER)).map_or(0, |file| file.len());
     let facts = Facts {
+        tokenizer_bytes: usize::try_from(tokenizer_file).unwrap_or(0).saturating_mul(8),
         ctx: args.context.ctx.unwrap_or(config.ctx_len.min(pool)),
         n_params: dtypes.values().sum(),
         checkpoint: &checkpoint,
@@ -56,7 +60,8 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
 
 impl Facts<'_> {
     fn working_bytes(&self) -> usize {
-        self.plan.kv_bytes + self.plan.activation_bytes + self.plan.logits_bytes
+        let Plan { kv_bytes, activation_bytes, logits_bytes, .. } = self.plan;
+        kv_bytes + activation_bytes + logits_bytes + self.tokenizer_bytes
     }
 
     fn json(&self) -> Value {
@@ -82,6 +87,7 @@ impl Facts<'_> {
                 "kv_bytes": plan.kv_bytes,
                 "activation_bytes": plan.activation_bytes,
                 "logits_bytes": plan.logits_bytes,
+                "tokenizer_bytes": self.tokenizer_bytes,
                 "beyond_weights_bytes": self.working_bytes(),
             },
         })
@@ -111,7 +117,7 @@ impl Facts<'_> {
             ("context", format!("{} tokens", c.ctx_len)),
             ("window", windows(c)),
             ("eos ids", format!("{:?}", c.eos_ids)),
-            ("tokenizer", yes_no(checkpoint.tokenizer.is_some()).into()),
+            ("has tokenizer", yes_no(checkpoint.tokenizer.is_some()).into()),
             ("chat template", yes_no(checkpoint.chat.is_some()).into()),
             ("", String::new()),
             ("weights", format!("{}, mapped", bytes(plan.weight_bytes))),
@@ -122,6 +128,7 @@ impl Facts<'_> {
             ),
             ("activations", format!("{} for --chunk {}", size(plan.activation_bytes), plan.chunk)),
             ("logits", size(plan.logits_bytes)),
+            ("tokenizer", format!("about {}", size(self.tokenizer_bytes))),
             ("in all", format!("{} at most, beyond the weights", size(self.working_bytes()))),
         ];
         let line =
