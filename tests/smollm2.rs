@@ -4,11 +4,12 @@
 
 mod support;
 
+use loris::backend::cpu::Isa;
 use loris::loader::Special;
-use loris::{Model, ModelOptions, SessionOptions};
+use loris::{KvFormat, Model, ModelOptions, SessionOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use support::{argmax, engine, fixture, options, smollm2};
+use support::{argmax, engine, fixture, on, options, smollm2};
 
 fn rows<T: DeserializeOwned>(name: &str) -> Vec<T> {
     let text = std::fs::read_to_string(fixture("smollm2").join(name)).unwrap();
@@ -26,15 +27,14 @@ struct Greedy {
     output_ids: Vec<u32>,
     gaps: Vec<f32>,
     runner_up_ids: Vec<u32>,
+    bf16_parts_at: Option<usize>,
 }
 
 /// Greedy continuations equal those of float32 `transformers`, or part where its two best tokens were
-/// closer than bfloat16 can tell apart (our KV cache is bfloat16).
-#[test]
-fn greedy_text_is_that_of_transformers() {
-    let model = model(&options(8192));
-    let rows: Vec<Greedy> = rows("greedy.json");
-    assert_eq!(rows.len(), 20);
+/// closer than bfloat16 can tell apart. Returns how many part.
+fn parted(isa: Isa, rows: &[Greedy]) -> usize {
+    let options = ModelOptions { kv: KvFormat::Bf16, ..options(8192) };
+    let model = on(isa).open(&smollm2(), &options, &mut |_| {}).unwrap();
     let mut n_parted = 0;
     for row in rows {
         let mut session = model.session(&SessionOptions::default()).unwrap();
@@ -43,16 +43,39 @@ fn greedy_text_is_that_of_transformers() {
             #[allow(clippy::cast_possible_truncation)]
             let ours = argmax(session.logits().unwrap()) as u32;
             if ours != want {
+                let gap = row.gaps[step];
+                eprintln!("{isa:?}: {:.40?} parts at step {step}, gap {gap}", row.text);
                 assert_eq!(ours, row.runner_up_ids[step], "{:?} step {step}", row.text);
-                assert!(row.gaps[step] < 0.15, "{:?} step {step}: {}", row.text, row.gaps[step]);
+                // transformers in bfloat16 parts there too, at the latest.
+                let too = row.bf16_parts_at.is_some_and(|at| at <= step);
+                assert!(gap < 0.15 || too, "{:?} step {step}: {gap}", row.text);
                 n_parted += 1;
                 break;
             }
             session.decode(want).unwrap();
         }
     }
-    // transformers in bfloat16 parts more often; here only the cache is rounded.
-    assert!(n_parted <= 5, "{n_parted} of 20 part");
+    n_parted
+}
+
+#[test]
+fn greedy_text_is_that_of_transformers() {
+    let rows: Vec<Greedy> = rows("greedy.json");
+    assert_eq!(rows.len(), 20);
+    let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
+    let n_parted = parted(Isa::detect(), &rows);
+    // Here the cache alone is rounded, or the activations of prefill too: never more than all of it.
+    let bound = if Isa::detect().pairs() { n_bf16 } else { 5 };
+    assert!(n_parted <= bound, "{n_parted} of 20 part, {n_bf16} of transformers in bfloat16");
+}
+
+/// What a machine with bf16 dot products would answer, wherever the test runs.
+#[test]
+fn greedy_text_with_bf16_dot_products_is_that_of_transformers() {
+    let Some(isa) = Isa::available().into_iter().rfind(|isa| isa.pairs()) else { return };
+    let rows: Vec<Greedy> = rows("greedy.json");
+    let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
+    assert!(parted(isa, &rows) <= n_bf16);
 }
 
 #[derive(Deserialize)]

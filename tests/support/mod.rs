@@ -92,9 +92,13 @@ pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
     open_with(2, checkpoint, options)
 }
 
+pub fn on(isa: Isa) -> Engine {
+    let options = EngineOptions { threads: Some(2), isa: Some(isa) };
+    Engine::new(&options).unwrap()
+}
+
 pub fn open_on(isa: Isa, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
-    let engine = Engine::new(&EngineOptions { threads: Some(2), isa: Some(isa) }).unwrap();
-    engine.open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
+    on(isa).open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
 }
 
 pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
