@@ -1,6 +1,6 @@
 //! The demo model against `transformers`: greedy text and perplexity. (The loader's tests hold its token ids
 //! and chats to the same reference.)
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
 
 mod support;
 
@@ -43,6 +43,7 @@ fn parted(isa: Isa, rows: &[Greedy]) -> usize {
             let ours = argmax(session.logits().unwrap()) as u32;
             if ours != want {
                 let gap = row.gaps[step];
+                // Shown with --nocapture: where, and how near a tie.
                 eprintln!("{isa:?}: prompt {i} parts at step {step}, gap {gap}");
                 assert_eq!(ours, row.runner_up_ids[step], "prompt {i}, step {step}");
                 // transformers in bfloat16 parts there too, at the latest.
