@@ -1,1 +1,3 @@
-//! CUDA side of loris. No kernels are built yet: the engine runs on the CPU.
+//! CUDA kernels of loris and the only code that talks to the driver.
+
+pub mod ops;

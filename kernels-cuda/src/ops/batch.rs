@@ -1,0 +1,1 @@
+//! A batch on the device: what kernels read about rows, sequences and pages.
