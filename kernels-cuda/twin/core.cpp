@@ -32,9 +32,10 @@ const Kernel *find_kernel(const char *name) {
     return found == kernels().end() ? nullptr : found->second;
 }
 
+// On the heap: what is thread-local itself must fit where dlopen can place it.
 Block &host_block() {
-    static thread_local Block block;
-    return block;
+    static thread_local std::unique_ptr<Block> block(new Block);
+    return *block;
 }
 
 Index thread_idx() { return {self->id, 0, 0}; }

@@ -33,11 +33,12 @@ std::string HeapView::describe(uintptr_t address) const {
         if (distance < least) least = distance, nearest = &r;
     }
     if (nearest == nullptr) return "nothing is allocated";
+    const bool below = address < nearest->begin, past = address >= nearest->end;
     char text[160];
-    bool below = address < nearest->begin;
-    snprintf(text, sizeof text, "%zu bytes %s the %zu bytes at %#zx", below ? least : address - nearest->begin,
-             below ? "before" : address < nearest->end ? "into" : "from the start of",
-             nearest->end - nearest->begin, nearest->begin);
+    snprintf(text, sizeof text, "%zu bytes %s the %zu bytes at %#zx",
+             below ? least : address - (past ? nearest->end : nearest->begin),
+             below ? "before" : past ? "past the end of" : "into", nearest->end - nearest->begin,
+             nearest->begin);
     return text;
 }
 
