@@ -138,13 +138,15 @@ impl Model {
         for job in &mut jobs {
             let Job { session, result, work } = job;
             **result = match &outcome {
-                Ok(()) => {
+                Ok(replayed) => {
                     let idx = work.is_last.then_some(logit_idx);
                     logit_idx += usize::from(work.is_last);
-                    session.finish(work, phase, |logits| match idx {
+                    let progress = session.finish(work, phase, |logits| match idx {
                         Some(idx) => exec.read_logits(idx, logits).map(|()| true),
                         None => Ok(false),
-                    })
+                    });
+                    session.receipt.n_replayed += usize::from(*replayed && progress.is_ok());
+                    progress
                 }
                 Err(e) => {
                     session.undo(work);
@@ -303,6 +305,11 @@ impl Session {
         match (e, stopped) {
             (Error::Cancelled, true) => Err(Error::Cancelled),
             (Error::Cancelled, false) => Ok(self.progress()),
+            (&Error::OutOfMemory { what, bytes }, _) => Err(Error::OutOfMemory { what, bytes }),
+            (&Error::OutOfDeviceMemory { what, bytes, free, total }, _) => {
+                Err(Error::OutOfDeviceMemory { what, bytes, free, total })
+            }
+            (Error::Device { reason }, _) => Err(Error::Device { reason: reason.clone() }),
             (e, _) => Err(Error::Device { reason: e.to_string() }),
         }
     }
