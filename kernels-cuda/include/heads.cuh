@@ -35,12 +35,29 @@ DEV uint16_t *append_slot(const LorisHeads &heads, uint32_t row) {
     return kv.at(0, 0, seq.kv_start + (row - seq.row_start), heads.head_dim);
 }
 
+// Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
+template <int D>
+struct Rotation {
+    float cos[4], sin[4];
+
+    DEV void load(const LorisHeads &heads, uint32_t row) {
+        uint32_t first = 4 * (prim::lane() % HeadGroup<D>::LANES);
+        const float *from = heads.cos_sin + (static_cast<uint64_t>(row) * (D / 2) + first) * 2;
+        float lo[4], hi[4];
+        load4(lo, from);
+        load4(hi, from + 4);
+        cos[0] = lo[0], sin[0] = lo[1], cos[1] = lo[2], sin[1] = lo[3];
+        cos[2] = hi[0], sin[2] = hi[1], cos[3] = hi[2], sin[3] = hi[3];
+    }
+};
+
 // (warp) Finishes a head: `proj` are its D raw projections in shared or global memory, 16-byte aligned, `head`
 // counts q heads, then k heads, then v heads. `slot` is append_slot of the row, not read for a q head. The
 // arguments are the same in all lanes of a HeadGroup; groups that are not `active` only keep the warp together.
+// `rotation` is the row's, not read for a v head.
 template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
-                     uint16_t *slot, bool active) {
+                     uint16_t *slot, bool active, const Rotation<D> &rotation) {
     constexpr int LANES = HeadGroup<D>::LANES;
     uint32_t n_kv_heads = heads.pages.n_kv_heads, n_q_heads = heads.n_q_heads;
     bool is_q = head < n_q_heads, is_v = head >= n_q_heads + n_kv_heads;
@@ -74,15 +91,10 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     if (!active) return;
 
     if (!is_v) {
-        const float *angles = heads.cos_sin + (static_cast<uint64_t>(row) * (D / 2) + first) * 2;
-        float a[2][4];  // (cos, sin) of four pairs
-        load4(a[0], angles);
-        load4(a[1], angles + 4);
         for (int i = 0; i < 4; i++) {
-            float cos = a[i / 2][2 * (i % 2)], sin = a[i / 2][2 * (i % 2) + 1];
             float x = lo[i], y = hi[i];
-            lo[i] = x * cos - y * sin;
-            hi[i] = y * cos + x * sin;
+            lo[i] = x * rotation.cos[i] - y * rotation.sin[i];
+            hi[i] = y * rotation.cos[i] + x * rotation.sin[i];
         }
     }
 
@@ -92,4 +104,13 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     *reinterpret_cast<Bf16x4 *>(out + first) = {prim::pack_bf16(lo[0], lo[1]), prim::pack_bf16(lo[2], lo[3])};
     *reinterpret_cast<Bf16x4 *>(out + first + D / 2) = {prim::pack_bf16(hi[0], hi[1]),
                                                        prim::pack_bf16(hi[2], hi[3])};
+}
+
+// (warp) The same with the rotation loaded on the way.
+template <int D>
+DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
+                     uint16_t *slot, bool active) {
+    Rotation<D> rotation = {};
+    if (active) rotation.load(heads, row);
+    finish_head<D>(heads, proj, head, row, slot, active, rotation);
 }
