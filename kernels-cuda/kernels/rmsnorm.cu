@@ -1,8 +1,9 @@
-// out[r] = bf16(x[r] / sqrt(mean(x[r]^2) + eps) * weight): x f32 [n_rows][hidden_dim], out bf16 of the same shape.
+// out[r] = bf16(x[r] / sqrt(mean(x[r]^2) + eps) * weight): x f32 [n_rows][hidden_dim], out bf16 of
+// the same shape.
 //
-// One block a row. Thread t takes columns 8 t .. 8 t + 7 of every 2048, sums their squares in order, and the
-// block sums over the threads. Up to 8192 columns stay in registers: x is read once (4 bytes an element, 2
-// written); what is longer is read again, from cache.
+// One block a row. Thread t takes columns 8 t .. 8 t + 7 of every 2048, sums their squares in
+// order, and the block sums over the threads. Up to 8192 columns stay in registers: x is read once
+// (4 bytes an element, 2 written); what is longer is read again, from cache.
 #include "reduce.cuh"
 
 constexpr int N_THREADS = 256;
@@ -29,7 +30,8 @@ struct Float8 {
 };
 
 // Eight normalised columns, from `col` on.
-DEV void store(const RmsnormArgs &args, uint16_t *out, uint32_t col, const Float8 &x, float inv_rms) {
+DEV void store(const RmsnormArgs &args, uint16_t *out, uint32_t col, const Float8 &x,
+               float inv_rms) {
     Float8 w;
     w.load(args.weight + col);
     uint32_t pairs[4];
