@@ -61,26 +61,25 @@ DEV void qkv(const QkvDecodeArgs &args) {
     if (n >= 8 * N_TILES || row >= args.in.n_rows) return;
     const uint32_t i = strip.first + m;
     const float scale = product.inverse_rms(n, args.in);
-    float lo = product.at(0, m, n) * scale;
-    float hi = product.at(0, m + PAIRS, n) * scale;
+    const float sum_lo = product.at(0, m, n), sum_hi = product.at(0, m + PAIRS, n);
 
     if (args.raw != nullptr) {
         uint64_t n_heads = strip.n_q_heads + 2 * strip.n_kv_heads;
         float *raw = args.raw + (row * n_heads + strip.head) * d;
-        raw[i] = lo;
-        raw[i + strip.half] = hi;
+        raw[i] = sum_lo * scale;
+        raw[i + strip.half] = sum_hi * scale;
         return;
     }
 
-    if (heads.bias != nullptr) {
-        lo += heads.bias[strip.head * d + i];
-        hi += heads.bias[strip.head * d + i + strip.half];
-    }
+    // Contractions are written out, so that both kernels round alike.
+    const float *bias = heads.bias == nullptr ? nullptr : heads.bias + strip.head * d + i;
+    float lo = fmaf(sum_lo, scale, bias == nullptr ? 0.0f : bias[0]);
+    float hi = fmaf(sum_hi, scale, bias == nullptr ? 0.0f : bias[strip.half]);
     if (!strip.is_v()) {
         const float *angle = heads.cos_sin + (static_cast<uint64_t>(row) * strip.half + i) * 2;
-        const float cos = angle[0], sin = angle[1], x = lo, y = hi;
-        lo = x * cos - y * sin;
-        hi = y * cos + x * sin;
+        const float cos = angle[0], sin = angle[1], x = lo;
+        lo = fmaf(x, cos, -(hi * sin));
+        hi = fmaf(hi, cos, x * sin);
     }
     // K of kv head h is h strips of page_len slots further in the page; V follows behind all of K.
     uint32_t kv_head = strip.head - strip.n_q_heads;
