@@ -1,19 +1,20 @@
 // The main loop of decode: weights stream from memory once, past up to 16 rows.
 //
-// A block multiplies 16 weight rows (of one matrix, or of two that share the input) by a group of 8 or 16
-// rows of the batch. Its warps split k between them:
+// A block multiplies 16 weight rows (of one matrix, or of two that share the input) by a group of 8
+// or 16 rows of the batch. Its warps split k between them:
 //
 //     k: | warp 0: DEPTH chunks of 32 | warp 1 | ... | warp 7 | warp 0 | ...
 //
-// In a chunk, lane 4 g + t loads the 16 bytes at k = 8 t of weight rows g and g + 8, and of batch rows g and
-// g + 8: 64 contiguous bytes a row. mma.m16n8k16 wants other k in a lane, but a product does not mind how k is
-// ordered as long as both sides agree: the first four values of each 16 bytes are the fragments of one mma,
-// the last four those of a second, and nothing is moved between lanes.
+// In a chunk, lane 4 g + t loads the 16 bytes at k = 8 t of weight rows g and g + 8, and of batch
+// rows g and g + 8: 64 contiguous bytes a row. mma.m16n8k16 wants other k in a lane, but a product
+// does not mind how k is ordered as long as both sides agree: the first four values of each 16
+// bytes are the fragments of one mma, the last four those of a second, and nothing is moved between
+// lanes.
 //
-// The loads of the next chunks are issued as soon as a chunk is used, and the batch rows are fetched while
-// they are under way, so that every thread has LOADS of them in flight: 32 KB a block.
-// The warps' sums are added through shared memory, in order. So the bits of a row depend on its own values
-// alone: neither on other rows nor on whether 8 or 16 are served.
+// The loads of the next chunks are issued as soon as a chunk is used, and the batch rows are
+// fetched while they are under way, so that every thread has LOADS of them in flight: 32 KB a
+// block. The warps' sums are added through shared memory, in order. So the bits of a row depend on
+// its own values alone: neither on other rows nor on whether 8 or 16 are served.
 #pragma once
 
 #include "frag.h"
@@ -26,25 +27,26 @@ constexpr int N_THREADS = 32 * N_WARPS;
 constexpr int N_WEIGHT_ROWS = 16;  // that a block takes of each matrix
 constexpr int CHUNK = 32;          // k of one load of a warp: 16 bytes a lane
 constexpr int LOADS = 8;           // weight loads that a thread keeps in flight
-constexpr int COLUMN = 20;         // floats of a batch row's 16 sums in shared memory, padded against conflicts
+constexpr int COLUMN = 20;         // room of a batch row's 16 sums: without bank conflicts
 
-static_assert(N_THREADS >= N_WEIGHT_ROWS * LORIS_DECODE_ROWS, "a thread finishes at most one value");
+static_assert(N_THREADS >= N_WEIGHT_ROWS * LORIS_DECODE_ROWS, "a thread finishes one value");
 
 // Shared memory: sums [warp][matrix][batch row][COLUMN], then sums of squares [warp][batch row].
 template <int N_MATS, int N_TILES>
 constexpr int SMEM_FLOATS = N_WARPS * 8 * N_TILES * (N_MATS * COLUMN + 1);
 
-// The group of batch rows that a block serves: 8 N_TILES of them from blockIdx.x * LORIS_DECODE_ROWS on.
+// The first of the batch rows that a block serves.
 DEV uint32_t first_row() { return blockIdx.x * LORIS_DECODE_ROWS; }
 
-// Row of the batch whose values a lane holds in tile `tile`. Beyond the last it is the last again: it costs no
-// memory traffic, and what comes of it is not stored.
+// Row of the batch whose values a lane holds in tile `tile`. Beyond the last it is the last again:
+// it costs no memory traffic, and what comes of it is not stored.
 DEV uint32_t lane_row(const LorisDecodeInput &in, int tile) {
     uint32_t row = first_row() + 8 * tile + prim::lane() / 4;
     return row < in.n_rows ? row : in.n_rows - 1;
 }
 
-// The weight row of a lane's fragment half `i`: 0 or 1. Beyond the last it is the last again, likewise.
+// The weight row of a lane's fragment half `i`: 0 or 1. Beyond the last it is the last again,
+// likewise.
 DEV uint32_t weight_row(int i, uint32_t n) {
     uint32_t row = blockIdx.y * N_WEIGHT_ROWS + prim::lane() / 4 + 8 * i;
     return row < n ? row : n - 1;
@@ -80,8 +82,8 @@ struct PlainRows {
     DEV void finish(float *) {}
 };
 
-// Rows that are normalised on the way: x times the norm's weight goes into the product, and 1 / rms(x), which
-// is known only at the end, scales its result.
+// Rows that are normalised on the way: x times the norm's weight goes into the product, and 1 /
+// rms(x), which is known only at the end, scales its result.
 template <int N_TILES>
 struct NormRows {
     const float *x[N_TILES];  // [k]
@@ -137,8 +139,8 @@ struct Product {
     static constexpr int N_ROWS = 8 * N_TILES;
     static_assert(DEPTH >= 1, "a chunk is at least in flight");
 
-    float *sums = prim::smem<float>();                                // [warp][matrix][row][COLUMN]
-    float *squares = sums + N_WARPS * N_MATS * N_ROWS * COLUMN;       // [warp][row]
+    float *sums = prim::smem<float>();                           // [warp][matrix][row][COLUMN]
+    float *squares = sums + N_WARPS * N_MATS * N_ROWS * COLUMN;  // [warp][row]
 
     // Multiplies; `w[mat][i]` is the lane's weight row lane / 4 + 8 i of a matrix, [k].
     template <class Rows>
@@ -225,8 +227,8 @@ private:
 template <int N_TILES>
 struct Value {
     int m = threadIdx.x % N_WEIGHT_ROWS, n = threadIdx.x / N_WEIGHT_ROWS;
-    uint32_t row = first_row() + n;                          // of the batch
-    uint32_t column = blockIdx.y * N_WEIGHT_ROWS + m;        // of the output
+    uint32_t row = first_row() + n;                    // of the batch
+    uint32_t column = blockIdx.y * N_WEIGHT_ROWS + m;  // of the output
     bool exists;
 
     DEV Value(uint32_t n_rows, uint32_t n_columns)

@@ -1,17 +1,19 @@
-// Q, K and V of the few rows of a decode step, from the residual stream to where attention reads them.
+// Q, K and V of the few rows of a decode step, from the residual stream to where attention reads
+// them.
 //
 //   wq, wk, wv [heads * d][k] bf16, taken as one list of heads: queries, keys, values
 //
-//        head   +------------+  row i
-//               |  8 rows    |  \
-//               +------------+   a block's 16 weight rows: the rotation pairs (i, i + d/2) of 8 i, so that
-//               |  8 rows    |  /  one thread finishes both elements of a pair
-//               +------------+  row i + d/2
+//   a head  +----------+  i, i + 1 ...
+//           |  8 rows  |--+
+//           +----------+  |  16 weight rows of a block: 8 rotation pairs (i, i + d/2), so that one
+//           |  8 rows  |--+  thread finishes both elements of a pair
+//           +----------+  i + d/2 ...
 //
-// block (g, i): i-th such strip of all heads by batch rows 16 g .. 16 g + 16. The norm rides along: 1 / rms
-// scales the sums at the end. Then bias, rotation of Q and K, rounding to bf16, and the way to `heads.q` or to
-// the row's slot. Where there is a q/k norm a head must be complete before it is rotated: the projections go
-// to `raw`, and qkv_finish takes them from there, a head in D / 8 lanes.
+// block (g, i): i-th such strip of all heads by batch rows 16 g .. 16 g + 16. The norm rides along:
+// 1 / rms scales the sums at the end. Then bias, rotation of Q and K, rounding to bf16, and the way
+// to `heads.q` or to the row's slot. Where there is a q/k norm a head must be complete before it is
+// rotated: the projections go to `raw`, and qkv_finish takes them from there, a head in D / 8
+// lanes.
 // Bytes: (n_q_heads + 2 n_kv_heads) d k 2 of weights; the rows (n_rows k 4) come from the L2 cache.
 #include "gemv_decode.cuh"
 #include "heads.cuh"

@@ -1,7 +1,7 @@
 //! The matrix kernels of decode against naive f64 references.
 //!
-//! The fused norm has two references: one that rounds `x * g` to bf16 exactly where the kernels do, and the
-//! textbook's, which rounds nowhere.
+//! The fused norm has two references: one that rounds `x * g` to bf16 exactly where the kernels do,
+//! and the textbook's, which rounds nowhere.
 #![cfg(feature = "twin")]
 
 mod common;
@@ -25,7 +25,8 @@ const BF16: f64 = 1.0 / 256.0;
 #[test]
 fn linear_adds_the_product() {
     let device = common::device();
-    // (rows, n, k): every count of rows around a tile of 8 and a group of 16, every tail of k and n.
+    // (rows, n, k): every count of rows around a tile of 8 and a group of 16, every tail of k and
+    // n.
     for (rows, n, k) in [
         (0, 16, 32),
         (1, 8, 8),
@@ -167,16 +168,31 @@ struct QkvCase {
     seqs: &'static [(usize, usize)],
 }
 
-#[rustfmt::skip]
+const PLAIN: [bool; 2] = [false, false];
+const BIAS: [bool; 2] = [true, false];
+const QK_NORM: [bool; 2] = [false, true];
+const BIAS_AND_QK_NORM: [bool; 2] = [true, true];
+
 const QKV_CASES: &[QkvCase] = &[
-    QkvCase { head_dim: 32, n_q_heads: 1, n_kv_heads: 1, hidden_dim: 8, page_len: 16, bias: false, qk_norm: false, seqs: &[(0, 1)] },
-    QkvCase { head_dim: 64, n_q_heads: 3, n_kv_heads: 1, hidden_dim: 96, page_len: 16, bias: true, qk_norm: false, seqs: &[(15, 1), (16, 1), (17, 1)] },
-    QkvCase { head_dim: 128, n_q_heads: 2, n_kv_heads: 1, hidden_dim: 1000, page_len: 64, bias: false, qk_norm: false, seqs: &[(63, 2), (0, 1), (64, 1), (5, 4)] },
-    QkvCase { head_dim: 32, n_q_heads: 4, n_kv_heads: 2, hidden_dim: 32, page_len: 32, bias: true, qk_norm: false, seqs: &[(31, 9), (1, 8)] },
-    QkvCase { head_dim: 32, n_q_heads: 5, n_kv_heads: 1, hidden_dim: 96, page_len: 16, bias: true, qk_norm: true, seqs: &[(16, 1), (0, 1)] },
-    QkvCase { head_dim: 64, n_q_heads: 2, n_kv_heads: 2, hidden_dim: 32, page_len: 16, bias: false, qk_norm: true, seqs: &[(15, 2), (3, 7)] },
-    QkvCase { head_dim: 128, n_q_heads: 2, n_kv_heads: 1, hidden_dim: 96, page_len: 16, bias: false, qk_norm: true, seqs: &[(7, 1)] },
+    case(32, [1, 1], 8, 16, PLAIN, &[(0, 1)]),
+    case(64, [3, 1], 96, 16, BIAS, &[(15, 1), (16, 1), (17, 1)]),
+    case(128, [2, 1], 1000, 64, PLAIN, &[(63, 2), (0, 1), (64, 1), (5, 4)]),
+    case(32, [4, 2], 32, 32, BIAS, &[(31, 9), (1, 8)]),
+    case(32, [5, 1], 96, 16, BIAS_AND_QK_NORM, &[(16, 1), (0, 1)]),
+    case(64, [2, 2], 32, 16, QK_NORM, &[(15, 2), (3, 7)]),
+    case(128, [2, 1], 96, 16, QK_NORM, &[(7, 1)]),
 ];
+
+const fn case(
+    head_dim: usize,
+    [n_q_heads, n_kv_heads]: [usize; 2],
+    hidden_dim: usize,
+    page_len: usize,
+    [bias, qk_norm]: [bool; 2],
+    seqs: &'static [(usize, usize)],
+) -> QkvCase {
+    QkvCase { head_dim, n_q_heads, n_kv_heads, hidden_dim, page_len, bias, qk_norm, seqs }
+}
 
 #[test]
 fn heads_go_where_attention_reads_them() {
@@ -483,7 +499,8 @@ fn product(a: &[f64], w: &[f64], k: usize) -> Vec<f64> {
     a.chunks(k).flat_map(|a| w.chunks(k).map(move |w| dot(a, w))).collect()
 }
 
-/// Rows divided by their rms, times the norm's weight; `rounded`: x times the weight is rounded to bf16.
+/// Rows divided by their rms, times the norm's weight; `rounded`: x times the weight is rounded to
+/// bf16.
 fn normed(x: &[f32], norm: &[f32], rounded: bool) -> Vec<f64> {
     let mut out = Vec::new();
     for row in x.chunks(norm.len()) {

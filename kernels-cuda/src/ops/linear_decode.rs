@@ -1,7 +1,8 @@
-//! Launcher of `linear_decode_add`, and what the launchers of all kernels of `gemv_decode.cuh` share.
+//! Launcher of `linear_decode_add`, and what the launchers of all kernels of `gemv_decode.cuh`
+//! share.
 //!
-//! Weights stream past up to 16 rows a block. There is a kernel for at most 8 rows and one for any number; a row
-//! has the same bits in both, so the choice is one of speed.
+//! Weights stream past up to 16 rows a block. There is a kernel for at most 8 rows and one for any
+//! number; a row has the same bits in both, so the choice is one of speed.
 
 use std::ptr;
 
@@ -57,8 +58,8 @@ pub(super) fn check_weights(w: &Matrix) -> Result<(), Error> {
     Error::check_room("decode weights, at least", w.data.len(), w.n.saturating_mul(w.k))
 }
 
-/// Rows of `x` that are normalised on the way: those of `row_idx` (a device address) where there is one, else
-/// the first. The caller has checked how many rows there are.
+/// Rows of `x` that are normalised on the way: those of `row_idx` (a device address) where there is
+/// one, else the first. The caller has checked how many rows there are.
 pub(super) fn norm_input(
     x: &Rows<f32>,
     norm: &Buffer<f32>,
@@ -78,8 +79,8 @@ pub(super) fn norm_input(
     })
 }
 
-/// The launch for `n` rows of each of `n_mats` matrices; `kernels` are those for at most 8 rows and for any
-/// number. Blocks of the same weights are neighbours.
+/// The launch for `n` rows of each of `n_mats` matrices; `kernels` are those for at most 8 rows and
+/// for any number. Blocks of the same weights are neighbours.
 pub(super) fn decode_launch(
     kernels: [&'static str; 2],
     n_rows: usize,
@@ -87,7 +88,8 @@ pub(super) fn decode_launch(
     n_mats: usize,
 ) -> Launch {
     let many = n_rows > 8;
-    // Product::SMEM_FLOATS: of each of 8 warps and 8 or 16 rows, 20 sums a matrix and a sum of squares.
+    // Product::SMEM_FLOATS: of each of 8 warps and 8 or 16 rows, 20 sums a matrix and a sum of
+    // squares.
     let smem_bytes = 8 * (if many { 16 } else { 8 }) * (n_mats * 20 + 1) * size_of::<f32>();
     Launch {
         kernel: kernels[usize::from(many)],

@@ -29,7 +29,8 @@ pub fn lm_head(
     };
     let kernels = ["linear_decode_store_r8", "linear_decode_store_r16"];
     let launch = decode_launch(kernels, n_rows, head.n, 1);
-    // SAFETY: the pointers are to buffers of the sizes just checked; logit rows are rows of the batch.
+    // SAFETY: the pointers are to buffers of the sizes just checked; logit rows are rows of the
+    // batch.
     unsafe { device.launch(&launch, &args) }
 }
 

@@ -1,5 +1,5 @@
-//! Launchers of `qkv_decode` and `qkv_finish`: projections of few rows that end in attention's q and in the
-//! pages.
+//! Launchers of `qkv_decode` and `qkv_finish`: projections of few rows that end in attention's q
+//! and in the pages.
 
 use std::ptr;
 
@@ -11,8 +11,8 @@ use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
 
 /// Q of the batch's rows of `x`, normalised on the way, to `q`; K and V to their slots of `pages`.
 ///
-/// A head with a q/k norm must be complete before it is rotated, so its projections go through `raw`,
-/// `[n_rows][(n_q_heads + 2 n_kv_heads) * head_dim]`, which is not touched otherwise.
+/// A head with a q/k norm must be complete before it is rotated, so its projections go through
+/// `raw`, `[n_rows][(n_q_heads + 2 n_kv_heads) * head_dim]`, which is not touched otherwise.
 #[expect(clippy::too_many_arguments)]
 pub fn qkv_decode(
     device: &Device,
@@ -47,7 +47,8 @@ pub fn qkv_decode(
         heads,
     };
     let launch = decode_launch(["qkv_decode_r8", "qkv_decode_r16"], n_rows, n, 1);
-    // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of the pool.
+    // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of
+    // the pool.
     unsafe { device.launch(&launch, &args) }?;
     if raw.is_null() { Ok(()) } else { qkv_finish(device, n_rows, raw, heads) }
 }
