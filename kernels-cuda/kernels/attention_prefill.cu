@@ -6,7 +6,7 @@
 // the group: all heads of a group share the K and V that are loaded) and walks over the tiles of BLOCK_KV slots,
 // counted from slot 0, that any of its rows sees:
 //
-//            BLOCK_KV slots                     Q            [BLOCK_Q][D]   shared memory (D = 128) or registers
+//            BLOCK_KV slots                     Q            [BLOCK_Q][D]   shared memory
 //          +---------------+                    K, V         [BLOCK_KV][D]  ring of N_STAGES half tiles, K V K V ..
 //   warp 0 | 32 rows       |  S = Q K^T         S, O         registers, f32
 //   warp 1 | 32 rows       |  P = 2^(S - max)   P            registers, bf16: the accumulators of S are,
@@ -109,7 +109,6 @@ struct PackedRow {
 template <int D>
 DEV void attention_prefill(const AttentionPrefillArgs &args) {
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
-    constexpr bool Q_IN_REGISTERS = D <= 64;  // at D = 128 the accumulators need them
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
@@ -186,16 +185,7 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     next_page = run_page(next);
 
     const float scale = args.scale * LOG2_E;
-    const int q_lane = lane_offset_mk<D>(), k_lane = lane_offset_nk<D>(), v_lane = q_lane;
-    uint32_t q[Q_IN_REGISTERS ? N_K : 1][N_M][4];
-    if (Q_IN_REGISTERS) {
-        prim::cp_wait<1>();
-        prim::warp_sync();
-#pragma unroll
-        for (int k = 0; k < N_K; k++)
-            for (int m = 0; m < N_M; m++)
-                prim::ldsm_x4(q[k][m], q_smem + m * 16 * ROW_BYTES + (q_lane ^ k << 5));
-    }
+    const int mk_lane = lane_offset_mk<D>(), nk_lane = lane_offset_nk<D>();
     SoftmaxState state[N_ROWS];
     float o[N_M][D / 8][4] = {};
 
@@ -214,14 +204,13 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
             for (int i = 0; i < N_M * N_KV * 4; i++) (&s[0][0][0])[i] = 0.0f;
 #pragma unroll
             for (int k = 0; k < N_K; k++) {
-                uint32_t (&a)[N_M][4] = q[Q_IN_REGISTERS ? k : 0];
-                if (!Q_IN_REGISTERS)
-                    for (int m = 0; m < N_M; m++)
-                        prim::ldsm_x4(a[m], q_smem + m * 16 * ROW_BYTES + (q_lane ^ k << 5));
+                uint32_t a[N_M][4];
+                for (int m = 0; m < N_M; m++)
+                    prim::ldsm_x4(a[m], q_smem + m * 16 * ROW_BYTES + (nk_lane ^ k << 5));
 #pragma unroll
                 for (int n = 0; n < N_KV; n += 2) {
                     uint32_t b[4];
-                    prim::ldsm_x4(b, ring_smem + k_stage + n * 8 * ROW_BYTES + (k_lane ^ k << 5));
+                    prim::ldsm_x4(b, ring_smem + k_stage + n * 8 * ROW_BYTES + (nk_lane ^ k << 5));
 #pragma unroll
                     for (int m = 0; m < N_M; m++) {
                         prim::mma_bf16(s[m][n], a[m], b[0], b[1]);
@@ -296,7 +285,7 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
 #pragma unroll
                 for (int n = 0; n < D / 8; n += 2) {
                     uint32_t b[4];
-                    prim::ldsm_x4_t(b, ring_smem + v_stage + k * 16 * ROW_BYTES + (v_lane ^ n << 4));
+                    prim::ldsm_x4_t(b, ring_smem + v_stage + k * 16 * ROW_BYTES + (mk_lane ^ n << 4));
 #pragma unroll
                     for (int m = 0; m < N_M; m++) {
                         prim::mma_bf16(o[m][n], a[m], b[0], b[1]);
