@@ -4,9 +4,8 @@ mod common;
 
 use common::Random;
 use loris_kernels::abi::LorisSampling;
-use loris_kernels::buffer::{Buffer, Rows};
-use loris_kernels::device::Device;
 use loris_kernels::ops::sample::sample;
+use loris_kernels::{Buffer, Device, Rows};
 
 /// What the engine's sampler draws, with both cuts by weight moved by a share of all weights.
 fn reference(logits: &[f32], masked: &[u32], s: &LorisSampling, moved: [f64; 2]) -> u32 {
