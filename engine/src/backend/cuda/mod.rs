@@ -25,7 +25,8 @@ use loris_kernels::ops::attention::{self, Partial};
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, linear, lm_head, mlp_gate, page_copy, rmsnorm,
+    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
+    qkv_decode, rmsnorm,
 };
 use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
 use loris_loader::TensorView;
@@ -154,12 +155,15 @@ impl CudaBackend {
             self.raw = None;
             self.raw = Some(Rows::new(&self.device, n_rows, width, "projections of decode")?);
         }
-        let is_small = |p: &Partial| !p.has_room(kernel_shape(shape), form.n_rows, form.max_splits);
+        let n_parts = form.n_rows * shape.n_q_heads * form.n_splits;
+        let is_small = |p: &Partial| {
+            p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2
+        };
         if self.partial.as_ref().is_none_or(is_small) {
             self.recorder.forget();
             self.partial = None;
             let shape = kernel_shape(shape);
-            self.partial = Some(Partial::new(&self.device, shape, n_rows, form.max_splits)?);
+            self.partial = Some(Partial::new(&self.device, shape, n_rows, form.n_splits)?);
         }
         Ok(())
     }
@@ -281,7 +285,7 @@ impl Backend for CudaBackend {
             }
             Phase::Decode => {
                 let raw = raw.as_mut().ok_or_else(|| missing("projections"))?;
-                qkv::qkv_decode(d, &qkv, norm, x, on_device, layer, raw, q, pages)?;
+                qkv_decode::qkv_decode(d, &qkv, norm, x, on_device, layer, raw, q, pages)?;
             }
         }
         Ok(())
@@ -326,7 +330,7 @@ impl Backend for CudaBackend {
         let (d, a, x) = (&self.device, a.bf16()?, x.f32_mut()?);
         match batch.phase {
             Phase::Prefill => linear::linear_prefill(d, w, a, batch.n_rows(), x)?,
-            Phase::Decode => linear::linear_decode(d, w, a, batch.n_rows(), x)?,
+            Phase::Decode => linear_decode::linear_decode(d, w, a, batch.n_rows(), x)?,
         }
         Ok(())
     }
@@ -347,7 +351,7 @@ impl Backend for CudaBackend {
                 rmsnorm::rmsnorm(d, x, norm, eps, n_rows, a)?;
                 mlp_gate::gate_up_prefill(d, gate, up, a, n_rows, h)?;
             }
-            Phase::Decode => mlp_gate::gate_up_decode(d, gate, up, norm, eps, x, n_rows, h)?,
+            Phase::Decode => mlp_gate_decode::gate_up_decode(d, gate, up, norm, eps, x, n_rows, h)?,
         }
         Ok(())
     }

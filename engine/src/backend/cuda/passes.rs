@@ -5,7 +5,7 @@
 //! recorded as a CUDA graph, and the next ones are one upload, one launch and one read of the result.
 //! Prefill is not recorded: its launches hide behind its work.
 
-use loris_kernels::abi::LORIS_SPLIT_LEN;
+use loris_kernels::ops::attention;
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::{Device, Graph, Recording};
 
@@ -33,21 +33,20 @@ pub(super) struct Form {
     pub(super) n_seqs: usize,
     n_logit_rows: usize,
     n_layers: usize,
-    /// Splits of the longest sequence, rounded up to a power of two as `attention_decode` does.
-    pub(super) max_splits: usize,
+    /// Splits of the longest sequence, rounded up, so that a recording serves sequences that grow.
+    pub(super) n_splits: usize,
     /// Of the uploaded batch's addresses.
     generation: u64,
 }
 
 impl Form {
     pub(super) fn new(batch: &Batch<'_>, arrays: &Arrays) -> Self {
-        let n_splits = arrays.max_kv_len.div_ceil(LORIS_SPLIT_LEN as usize).max(1);
         Self {
             n_rows: batch.n_rows(),
             n_seqs: batch.seqs.len(),
             n_logit_rows: batch.logit_rows.len(),
             n_layers: batch.seqs.first().map_or(0, |seq| seq.n_layers),
-            max_splits: n_splits.next_power_of_two(),
+            n_splits: attention::n_splits(arrays.max_kv_len),
             generation: 0,
         }
     }
