@@ -73,7 +73,10 @@ impl Found {
             Err(reason) if choice == DeviceChoice::Auto => {
                 Ok(Self::Cpu { why_not_cuda: Some(reason) })
             }
-            Err(reason) => Err(Error::NoDevice { device: choice.to_string(), reason }),
+            Err(reason) => {
+                let reason = format!("{reason}; use --device cpu");
+                Err(Error::NoDevice { device: choice.to_string(), reason })
+            }
         }
     }
 }
