@@ -3,10 +3,11 @@
 mod common;
 
 use common::Random;
-use loris_kernels::abi::{LorisSeq, LORIS_DENSE};
+use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
+use loris_kernels::buffer::{Buffer, KvPages, Matrix, Rows};
+use loris_kernels::device::Device;
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{aux_gather, embed, fill_random, page_copy};
-use loris_kernels::{Buffer, Device, KvPages, Matrix, Rows};
 
 fn random_words(random: &mut Random, n: usize) -> Vec<u16> {
     (0..n).map(|_| u16::try_from(random.below(1 << 16)).unwrap()).collect()
@@ -22,11 +23,20 @@ fn token_batch(device: &Device, tokens: &[u32]) -> DeviceBatch {
         page_table_start: 0,
         positions_start: LORIS_DENSE,
     }];
-    let row_seq = vec![0; tokens.len()];
     let positions: Vec<u32> = (0..n_rows).collect();
-    let mut batch = DeviceBatch::new(device, tokens.len(), 32).unwrap();
-    let (row_seq, positions) = (&row_seq[..], &positions[..]);
-    let host = HostBatch { seqs: &seqs, row_seq, positions, tokens, ..HostBatch::default() };
+    let mut batch = DeviceBatch::new(device, tokens.len().max(1), 32).unwrap();
+    let host = HostBatch {
+        seqs: &seqs,
+        row_seq: &vec![0; tokens.len()],
+        positions: &positions,
+        slot_positions: &[],
+        page_tables: &vec![0; tokens.len().div_ceil(16)],
+        n_layers: 1,
+        tokens,
+        cos_sin: &vec![0.0; 32 * tokens.len()],
+        tiles: &[],
+        logit_rows: &[],
+    };
     batch.upload(device, &host).unwrap();
     batch
 }
@@ -35,7 +45,8 @@ fn token_batch(device: &Device, tokens: &[u32]) -> DeviceBatch {
 fn embed_takes_rows_of_the_table() {
     let device = common::device();
     let mut random = Random::new(1);
-    for (vocab_size, hidden_dim, n_rows) in [(1, 8, 1), (7, 576, 0), (100, 576, 3), (50, 2048, 17)] {
+    for (vocab_size, hidden_dim, n_rows) in [(1, 8, 1), (7, 576, 0), (100, 576, 3), (50, 2048, 17)]
+    {
         let bits = random_words(&mut random, vocab_size * hidden_dim);
         let data = Buffer::from_slice(&device, &bits, "table").unwrap();
         let table = Matrix { data, n: vocab_size, k: hidden_dim };
@@ -95,7 +106,8 @@ fn gather_takes_rows_by_index() {
 
         let mut got = vec![0.0; n_rows * width];
         to.data.download(&device, 0, &mut got).unwrap();
-        let want: Vec<f32> = idx.iter().flat_map(|&i| &data[i * width..][..width]).copied().collect();
+        let want: Vec<f32> =
+            idx.iter().flat_map(|&i| &data[i * width..][..width]).copied().collect();
         assert!(got == want, "{n_rows} of {n_from} rows of {width}");
     }
     let from = Rows::<f32>::new(&device, 1, 3, "from").unwrap(); // 12 bytes a row
