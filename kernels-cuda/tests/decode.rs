@@ -2,11 +2,11 @@
 //!
 //! The fused norm has two references: one that rounds `x * g` to bf16 exactly where the kernels do,
 //! and the textbook's, which rounds nowhere.
-#![cfg(feature = "twin")]
 
 mod common;
 
-use loris_kernels::abi::LorisSeq;
+use common::{Random, compare, from_bf16, from_bf16s, to_bf16};
+use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::qkv::QkvWeights;
 use loris_kernels::ops::{linear_decode, lm_head, mlp_gate_decode, qkv_decode};
@@ -49,7 +49,7 @@ fn linear_adds_the_product() {
             .zip(&before)
             .map(|(product, &y)| product + f64::from(y))
             .collect::<Vec<_>>();
-        check(&got, &want, n, SUMS, 0.0, &format!("linear {rows} x {n} x {k}"));
+        check(&format!("linear {rows} x {n} x {k}"), &got, &want, n, SUMS, 0.0);
     }
 }
 
@@ -60,7 +60,7 @@ fn bits_of_a_row_are_its_own() {
     let mut random = Random::new(1);
     let (a, w) = (random.bf16(rows * k, 1.0), random.bf16(n * k, 1.0));
     let before = random.f32(rows * n, 1.0);
-    let (x, norm) = (random.f32(rows * k, 2.0), random.norm(k));
+    let (x, norm) = (random.f32(rows * k, 2.0), norm_weights(&mut random, k));
     let up = random.bf16(n * k, 1.0);
 
     let linear = |rows: std::ops::Range<usize>| {
@@ -98,16 +98,16 @@ fn gate_up_is_silu_of_gate_times_up() {
         (17, 16, 1000),
     ] {
         let mut random = Random::new((rows * 1000 + k) as u64);
-        let (x, norm) = (random.f32(rows * k, 3.0), random.norm(k));
+        let (x, norm) = (random.f32(rows * k, 3.0), norm_weights(&mut random, k));
         let scale = 2.0 / (k as f32).sqrt();
         let (gate, up) = (random.bf16(n * k, scale), random.bf16(n * k, scale));
-        let got = widen32(&run_gate_up(&device, [&gate, &up], n, &norm, &x));
+        let got = from_bf16s(&run_gate_up(&device, [&gate, &up], n, &norm, &x));
         for (rounded, bound) in [(true, NORMED), (false, TEXTBOOK)] {
             let a = normed(&x, &norm, rounded);
             let (g, u) = (product(&a, &widen(&gate), k), product(&a, &widen(&up), k));
             let want =
                 g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>();
-            check(&got, &want, n, bound, BF16, &format!("gate_up {rows} x {n} x {k}"));
+            check(&format!("gate_up {rows} x {n} x {k}"), &got, &want, n, bound, BF16);
         }
     }
 }
@@ -125,7 +125,7 @@ fn logits_are_of_the_rows_asked_for() {
         (&[4; 17], 17, 96),
     ] {
         let mut random = Random::new(k as u64);
-        let (x, norm) = (random.f32(9 * k, 3.0), random.norm(k));
+        let (x, norm) = (random.f32(9 * k, 3.0), norm_weights(&mut random, k));
         let head = random.bf16(n * k, 1.0);
         let got = run_lm_head(&device, &head, n, &norm, &x, rows);
         let picked =
@@ -134,7 +134,7 @@ fn logits_are_of_the_rows_asked_for() {
             let want = product(&normed(&picked, &norm, rounded), &widen(&head), k);
             // A row of one logit has no larger one to be measured by.
             let bound = if n == 1 { 10.0 * bound } else { bound };
-            check(&got, &want, n, bound, 0.0, &format!("lm_head {} x {n} x {k}", rows.len()));
+            check(&format!("lm_head {} x {n} x {k}", rows.len()), &got, &want, n, bound, 0.0);
         }
     }
 }
@@ -144,12 +144,12 @@ fn large_and_small_rows_keep_their_precision() {
     let device = common::device();
     let (n, k) = (16, 96);
     let mut random = Random::new(7);
-    let (norm, head) = (random.norm(k), random.bf16(n * k, 1.0));
+    let (norm, head) = (norm_weights(&mut random, k), random.bf16(n * k, 1.0));
     for magnitude in [1e-3f32, 1.0, 1e4] {
         let x = random.f32(3 * k, magnitude);
         let got = run_lm_head(&device, &head, n, &norm, &x, &[0, 1, 2]);
         let want = product(&normed(&x, &norm, true), &widen(&head), k);
-        check(&got, &want, n, NORMED, 0.0, &format!("magnitude {magnitude}"));
+        check(&format!("magnitude {magnitude}"), &got, &want, n, NORMED, 0.0);
     }
     let zeros = run_lm_head(&device, &head, n, &norm, &vec![0.0; k], &[0]);
     assert!(zeros.iter().all(|&logit| logit == 0.0));
@@ -205,7 +205,7 @@ fn heads_go_where_attention_reads_them() {
         let n_heads = case.n_q_heads + 2 * case.n_kv_heads;
         let (got, want) = (got.rows(case), model.reference(batch));
         let width = n_heads * case.head_dim;
-        check(&widen32(&got), &want, width, NORMED, BF16, &format!("qkv case {i}"));
+        check(&format!("qkv case {i}"), &from_bf16s(&got), &want, width, NORMED, BF16);
 
         // Each row alone has the same bits.
         for row in [0, n_rows / 2, n_rows - 1] {
@@ -260,8 +260,14 @@ fn run_linear(
 ) -> Vec<f32> {
     let n_rows = a.len() / k;
     let mut y = rows(device, before, n);
-    linear_decode::linear_decode(device, &matrix(device, w, n), &rows(device, a, k), n_rows, &mut y)
-        .unwrap();
+    linear_decode::linear_decode(
+        device,
+        &matrix(device, w, n),
+        &rows(device, a, k),
+        n_rows,
+        &mut y,
+    )
+    .unwrap();
     download(device, &y.data, n_rows * n)
 }
 
@@ -313,7 +319,7 @@ fn seq(row_start: usize, n_rows: usize, kv_start: usize, page_table_start: usize
         n_rows: n_rows as u32,
         kv_start: kv_start as u32,
         page_table_start: page_table_start as u32,
-        positions_start: u32::MAX,
+        positions_start: LORIS_DENSE,
     }
 }
 
@@ -348,8 +354,8 @@ impl<'a> QkvModel<'a> {
             case,
             w: heads.map(|n| random.bf16(n * d * k, scale)),
             bias: random.f32(heads.iter().sum::<usize>() * d, 1.0),
-            qk_norm: [random.norm(d), random.norm(d)],
-            norm: random.norm(k),
+            qk_norm: [norm_weights(&mut random, d), norm_weights(&mut random, d)],
+            norm: norm_weights(&mut random, k),
             x: random.f32(n_rows * k, 2.0),
             cos_sin: angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect(),
         }
@@ -444,7 +450,8 @@ impl<'a> QkvModel<'a> {
         let mut out = Vec::new();
         for row in batch_rows {
             let a = normed(&self.x[row * k..][..k], &self.norm, true);
-            let mut heads = self.w.iter().flat_map(|w| product(&a, &widen(w), k)).collect::<Vec<_>>();
+            let mut heads =
+                self.w.iter().flat_map(|w| product(&a, &widen(w), k)).collect::<Vec<_>>();
             for (h, head) in heads.chunks_mut(d).enumerate() {
                 if case.bias {
                     let bias = &self.bias[h * d..][..d];
@@ -514,68 +521,22 @@ fn normed(x: &[f32], norm: &[f32], rounded: bool) -> Vec<f64> {
     out
 }
 
-/// |got - want| <= bound * (largest of the row) + relative * |want|.
-fn check(got: &[f32], want: &[f64], width: usize, bound: f64, relative: f64, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let mut worst = 0.0f64;
-    for (row, (got, want)) in got.chunks(width).zip(want.chunks(width)).enumerate() {
-        let largest = want.iter().fold(0.0f64, |max, x| max.max(x.abs()));
-        for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-            let error = (f64::from(got) - want).abs() - relative * want.abs();
-            worst = worst.max(error / largest);
-            assert!(error <= bound * largest, "{what}: row {row}, {i}: {got} is not {want}");
-        }
-    }
-    eprintln!("{what}: {worst:.1e} of {bound:.0e}");
+/// Compares, and says how close it was.
+#[track_caller]
+fn check(what: &str, got: &[f32], want: &[f64], width: usize, bound: f64, relative: f64) {
+    let worst = compare(what, got, want, width, bound, relative);
+    println!("{what}: {worst:.1e} of {bound:.0e} + {relative:.0e}");
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
 
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-}
-
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-fn widen32(a: &[u16]) -> Vec<f32> {
-    a.iter().map(|&bits| from_bf16(bits)).collect()
-}
-
 fn widen(a: &[u16]) -> Vec<f64> {
     a.iter().map(|&bits| f64::from(from_bf16(bits))).collect()
 }
 
-/// Uniform values from a counter.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1)
-    }
-
-    /// In -1 .. 1.
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn f32(&mut self, n: usize, scale: f32) -> Vec<f32> {
-        (0..n).map(|_| self.next() * scale).collect()
-    }
-
-    fn bf16(&mut self, n: usize, scale: f32) -> Vec<u16> {
-        (0..n).map(|_| to_bf16(self.next() * scale)).collect()
-    }
-
-    /// Weights of a norm: about 1.
-    fn norm(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| 1.0 + 0.5 * self.next()).collect()
-    }
+/// Weights of a norm: about 1.
+fn norm_weights(random: &mut Random, n: usize) -> Vec<f32> {
+    (0..n).map(|_| random.uniform(0.5, 1.5)).collect()
 }
