@@ -2,15 +2,17 @@
 //!
 //! The fused norm has two references: one that rounds `x * g` to bf16 exactly where the kernels do,
 //! and the textbook's, which rounds nowhere.
-#![cfg(feature = "twin")]
+#![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod common;
+#[path = "decode/qkv.rs"]
+mod qkv;
 
-use loris_kernels::abi::LorisSeq;
+use common::{Random, compare, from_bf16, from_bf16s, to_bf16};
+use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
-use loris_kernels::ops::qkv::QkvWeights;
-use loris_kernels::ops::{linear_decode, lm_head, mlp_gate_decode, qkv_decode};
-use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, Rows};
+use loris_kernels::ops::{linear_decode, lm_head, mlp_gate_decode};
+use loris_kernels::{Buffer, Device, Error, Matrix, Rows};
 
 const EPS: f32 = 1e-5;
 /// Bound of f32 sums of exact products, of the largest value of a row.
@@ -22,24 +24,18 @@ const TEXTBOOK: f64 = 1e-2;
 /// Relative error of rounding to bf16.
 const BF16: f64 = 1.0 / 256.0;
 
+/// (rows, n, k): counts of rows around a tile of 8 and a group of 16, with tails of k and n; the last
+/// k are longer than what a block takes at once.
+fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
+    let rows = [0, 1, 2, 7, 8, 9, 15, 16, 17, 33].into_iter();
+    let matrices = [(16, 8), (8, 32), (24, 96), (104, 576), (16, 1000), (40, 2600)];
+    rows.flat_map(move |rows| matrices.map(|(n, k)| (rows, n, k)))
+}
+
 #[test]
 fn linear_adds_the_product() {
     let device = common::device();
-    // (rows, n, k): every count of rows around a tile of 8 and a group of 16, every tail of k and
-    // n.
-    for (rows, n, k) in [
-        (0, 16, 32),
-        (1, 8, 8),
-        (1, 16, 96),
-        (2, 24, 32),
-        (7, 104, 576),
-        (8, 16, 1000),
-        (9, 40, 96),
-        (15, 16, 576),
-        (16, 24, 1000),
-        (17, 8, 32),
-        (33, 16, 96),
-    ] {
+    for (rows, n, k) in shapes() {
         let mut random = Random::new((rows * 1000 + k) as u64);
         let (a, w) = (random.bf16(rows * k, 1.0), random.bf16(n * k, 1.0));
         let before = random.f32(rows * n, 1.0);
@@ -49,18 +45,18 @@ fn linear_adds_the_product() {
             .zip(&before)
             .map(|(product, &y)| product + f64::from(y))
             .collect::<Vec<_>>();
-        check(&got, &want, n, SUMS, 0.0, &format!("linear {rows} x {n} x {k}"));
+        compare(&format!("linear {rows} x {n} x {k}"), &got, &want, n, SUMS, 0.0);
     }
 }
 
 #[test]
 fn bits_of_a_row_are_its_own() {
     let device = common::device();
-    let (rows, n, k) = (33, 24, 600);
+    let (rows, n, k) = (33, 24, 1096);
     let mut random = Random::new(1);
     let (a, w) = (random.bf16(rows * k, 1.0), random.bf16(n * k, 1.0));
     let before = random.f32(rows * n, 1.0);
-    let (x, norm) = (random.f32(rows * k, 2.0), random.norm(k));
+    let (x, norm) = (random.f32(rows * k, 2.0), norm_weights(&mut random, k));
     let up = random.bf16(n * k, 1.0);
 
     let linear = |rows: std::ops::Range<usize>| {
@@ -86,28 +82,19 @@ fn bits_of_a_row_are_its_own() {
 #[test]
 fn gate_up_is_silu_of_gate_times_up() {
     let device = common::device();
-    for (rows, n, k) in [
-        (0, 16, 32),
-        (1, 8, 8),
-        (1, 24, 576),
-        (2, 16, 96),
-        (7, 16, 32),
-        (8, 40, 1000),
-        (9, 16, 96),
-        (16, 8, 576),
-        (17, 16, 1000),
-    ] {
+    for (rows, n, k) in shapes() {
         let mut random = Random::new((rows * 1000 + k) as u64);
-        let (x, norm) = (random.f32(rows * k, 3.0), random.norm(k));
+        let (x, norm) = (random.f32(rows * k, 3.0), norm_weights(&mut random, k));
         let scale = 2.0 / (k as f32).sqrt();
         let (gate, up) = (random.bf16(n * k, scale), random.bf16(n * k, scale));
-        let got = widen32(&run_gate_up(&device, [&gate, &up], n, &norm, &x));
-        for (rounded, bound) in [(true, NORMED), (false, TEXTBOOK)] {
+        let got = from_bf16s(&run_gate_up(&device, [&gate, &up], n, &norm, &x));
+        // Two products meet in a value, and so do their errors.
+        for (rounded, bound) in [(true, NORMED), (false, 2.0 * TEXTBOOK)] {
             let a = normed(&x, &norm, rounded);
             let (g, u) = (product(&a, &widen(&gate), k), product(&a, &widen(&up), k));
             let want =
                 g.iter().zip(&u).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect::<Vec<_>>();
-            check(&got, &want, n, bound, BF16, &format!("gate_up {rows} x {n} x {k}"));
+            compare(&format!("gate_up {rows} x {n} x {k}"), &got, &want, n, bound, BF16);
         }
     }
 }
@@ -120,12 +107,12 @@ fn logits_are_of_the_rows_asked_for() {
         (&[0], 1, 8),
         (&[2], 15, 96),
         (&[3, 1], 16, 576),
-        (&[0, 1, 2, 3, 4, 5, 6, 7], 17, 1000),
+        (&[0, 1, 2, 3, 4, 5, 6, 7], 17, 2600),
         (&[8, 7, 6, 5, 4, 3, 2, 1, 0], 100, 32),
         (&[4; 17], 17, 96),
     ] {
         let mut random = Random::new(k as u64);
-        let (x, norm) = (random.f32(9 * k, 3.0), random.norm(k));
+        let (x, norm) = (random.f32(9 * k, 3.0), norm_weights(&mut random, k));
         let head = random.bf16(n * k, 1.0);
         let got = run_lm_head(&device, &head, n, &norm, &x, rows);
         let picked =
@@ -134,7 +121,7 @@ fn logits_are_of_the_rows_asked_for() {
             let want = product(&normed(&picked, &norm, rounded), &widen(&head), k);
             // A row of one logit has no larger one to be measured by.
             let bound = if n == 1 { 10.0 * bound } else { bound };
-            check(&got, &want, n, bound, 0.0, &format!("lm_head {} x {n} x {k}", rows.len()));
+            compare(&format!("lm_head {} x {n} x {k}", rows.len()), &got, &want, n, bound, 0.0);
         }
     }
 }
@@ -144,75 +131,15 @@ fn large_and_small_rows_keep_their_precision() {
     let device = common::device();
     let (n, k) = (16, 96);
     let mut random = Random::new(7);
-    let (norm, head) = (random.norm(k), random.bf16(n * k, 1.0));
+    let (norm, head) = (norm_weights(&mut random, k), random.bf16(n * k, 1.0));
     for magnitude in [1e-3f32, 1.0, 1e4] {
         let x = random.f32(3 * k, magnitude);
         let got = run_lm_head(&device, &head, n, &norm, &x, &[0, 1, 2]);
         let want = product(&normed(&x, &norm, true), &widen(&head), k);
-        check(&got, &want, n, NORMED, 0.0, &format!("magnitude {magnitude}"));
+        compare(&format!("magnitude {magnitude}"), &got, &want, n, NORMED, 0.0);
     }
     let zeros = run_lm_head(&device, &head, n, &norm, &vec![0.0; k], &[0]);
     assert!(zeros.iter().all(|&logit| logit == 0.0));
-}
-
-/// A model's heads and a batch of sequences.
-struct QkvCase {
-    head_dim: usize,
-    n_q_heads: usize,
-    n_kv_heads: usize,
-    hidden_dim: usize,
-    page_len: usize,
-    bias: bool,
-    qk_norm: bool,
-    /// (slots in use, rows) of each sequence.
-    seqs: &'static [(usize, usize)],
-}
-
-const PLAIN: [bool; 2] = [false, false];
-const BIAS: [bool; 2] = [true, false];
-const QK_NORM: [bool; 2] = [false, true];
-const BIAS_AND_QK_NORM: [bool; 2] = [true, true];
-
-const QKV_CASES: &[QkvCase] = &[
-    case(32, [1, 1], 8, 16, PLAIN, &[(0, 1)]),
-    case(64, [3, 1], 96, 16, BIAS, &[(15, 1), (16, 1), (17, 1)]),
-    case(128, [2, 1], 1000, 64, PLAIN, &[(63, 2), (0, 1), (64, 1), (5, 4)]),
-    case(32, [4, 2], 32, 32, BIAS, &[(31, 9), (1, 8)]),
-    case(32, [5, 1], 96, 16, BIAS_AND_QK_NORM, &[(16, 1), (0, 1)]),
-    case(64, [2, 2], 32, 16, QK_NORM, &[(15, 2), (3, 7)]),
-    case(128, [2, 1], 96, 16, QK_NORM, &[(7, 1)]),
-];
-
-const fn case(
-    head_dim: usize,
-    [n_q_heads, n_kv_heads]: [usize; 2],
-    hidden_dim: usize,
-    page_len: usize,
-    [bias, qk_norm]: [bool; 2],
-    seqs: &'static [(usize, usize)],
-) -> QkvCase {
-    QkvCase { head_dim, n_q_heads, n_kv_heads, hidden_dim, page_len, bias, qk_norm, seqs }
-}
-
-#[test]
-fn heads_go_where_attention_reads_them() {
-    let device = common::device();
-    for (i, case) in QKV_CASES.iter().enumerate() {
-        let model = QkvModel::new(case, i as u64);
-        let n_rows = case.seqs.iter().map(|seq| seq.1).sum::<usize>();
-        let batch = 0..n_rows;
-        let got = model.run(&device, batch.clone());
-        let n_heads = case.n_q_heads + 2 * case.n_kv_heads;
-        let (got, want) = (got.rows(case), model.reference(batch));
-        let width = n_heads * case.head_dim;
-        check(&widen32(&got), &want, width, NORMED, BF16, &format!("qkv case {i}"));
-
-        // Each row alone has the same bits.
-        for row in [0, n_rows / 2, n_rows - 1] {
-            let alone = model.run(&device, row..row + 1).rows(case);
-            assert_eq!(alone, got[row * width..][..width], "qkv case {i}, row {row} alone");
-        }
-    }
 }
 
 #[test]
@@ -260,8 +187,14 @@ fn run_linear(
 ) -> Vec<f32> {
     let n_rows = a.len() / k;
     let mut y = rows(device, before, n);
-    linear_decode::linear_decode(device, &matrix(device, w, n), &rows(device, a, k), n_rows, &mut y)
-        .unwrap();
+    linear_decode::linear_decode(
+        device,
+        &matrix(device, w, n),
+        &rows(device, a, k),
+        n_rows,
+        &mut y,
+    )
+    .unwrap();
     download(device, &y.data, n_rows * n)
 }
 
@@ -313,181 +246,7 @@ fn seq(row_start: usize, n_rows: usize, kv_start: usize, page_table_start: usize
         n_rows: n_rows as u32,
         kv_start: kv_start as u32,
         page_table_start: page_table_start as u32,
-        positions_start: u32::MAX,
-    }
-}
-
-/// Weights, rows and sequences of a case on the host.
-struct QkvModel<'a> {
-    case: &'a QkvCase,
-    w: [Vec<u16>; 3],
-    bias: Vec<f32>,
-    qk_norm: [Vec<f32>; 2],
-    norm: Vec<f32>,
-    x: Vec<f32>,
-    cos_sin: Vec<f32>,
-}
-
-/// What a run leaves: q, the pages, and the pages' slots of its rows.
-struct QkvOutput {
-    q: Vec<u16>,
-    pages: Vec<u16>,
-    /// (page, slot in it) of each row.
-    slots: Vec<(usize, usize)>,
-}
-
-impl<'a> QkvModel<'a> {
-    fn new(case: &'a QkvCase, seed: u64) -> Self {
-        let mut random = Random::new(seed);
-        let (d, k) = (case.head_dim, case.hidden_dim);
-        let n_rows = case.seqs.iter().map(|seq| seq.1).sum::<usize>();
-        let heads = [case.n_q_heads, case.n_kv_heads, case.n_kv_heads];
-        let scale = 2.0 / (k as f32).sqrt();
-        let angles = random.f32(n_rows * d / 2, 3.0);
-        Self {
-            case,
-            w: heads.map(|n| random.bf16(n * d * k, scale)),
-            bias: random.f32(heads.iter().sum::<usize>() * d, 1.0),
-            qk_norm: [random.norm(d), random.norm(d)],
-            norm: random.norm(k),
-            x: random.f32(n_rows * k, 2.0),
-            cos_sin: angles.iter().flat_map(|a| [a.cos(), a.sin()]).collect(),
-        }
-    }
-
-    /// Runs some rows of the batch as a batch of their own, in the second of three layers.
-    fn run(&self, device: &Device, batch_rows: std::ops::Range<usize>) -> QkvOutput {
-        const N_LAYERS: usize = 3;
-        const LAYER: usize = 1;
-        let case = self.case;
-        let (d, k) = (case.head_dim, case.hidden_dim);
-        let n_rows = batch_rows.len();
-
-        // Pages are handed out backwards, a table of all layers after the other.
-        let (mut seqs, mut row_seq, mut slots) = (Vec::new(), Vec::new(), Vec::new());
-        let n_table = case.seqs.iter().map(|s| (s.0 + s.1).div_ceil(case.page_len)).sum::<usize>();
-        let page_tables = (0..(n_table * N_LAYERS) as u32).rev().collect::<Vec<_>>();
-        let (mut first_row, mut table_start) = (0, 0);
-        for &(kv_start, n) in case.seqs {
-            let ours = first_row.max(batch_rows.start)..(first_row + n).min(batch_rows.end);
-            if !ours.is_empty() {
-                let kv_start = kv_start + ours.start - first_row;
-                row_seq.extend(ours.clone().map(|_| seqs.len() as u32));
-                seqs.push(seq(ours.start - batch_rows.start, ours.len(), kv_start, table_start));
-                slots.extend((kv_start..kv_start + ours.len()).map(|slot| {
-                    let entry = table_start + slot / case.page_len * N_LAYERS + LAYER;
-                    (page_tables[entry] as usize, slot % case.page_len)
-                }));
-            }
-            first_row += n;
-            table_start += (kv_start + n).div_ceil(case.page_len) * N_LAYERS;
-        }
-        let mut batch = DeviceBatch::new(device, 64, d).unwrap();
-        let host = HostBatch {
-            seqs: &seqs,
-            row_seq: &row_seq,
-            positions: &vec![0; n_rows],
-            slot_positions: &[],
-            page_tables: &page_tables,
-            n_layers: N_LAYERS,
-            tokens: &vec![0; n_rows],
-            cos_sin: &self.cos_sin[batch_rows.start * d..batch_rows.end * d],
-            tiles: &[],
-            logit_rows: &[],
-        };
-        batch.upload(device, &host).unwrap();
-
-        let n_pages = page_tables.len();
-        let page_elems = 2 * case.n_kv_heads * case.page_len * d;
-        let poison = vec![0xffu8; n_pages * page_elems * 2];
-        let mut pages = KvPages {
-            data: Buffer::from_slice(device, &poison, "pages").unwrap(),
-            n_pages,
-            n_kv_heads: case.n_kv_heads,
-            page_len: case.page_len,
-            head_dim: d,
-        };
-        let n_heads = case.n_q_heads + 2 * case.n_kv_heads;
-        let mut q = rows(device, &vec![0xffff; n_rows * case.n_q_heads * d], case.n_q_heads * d);
-        let mut raw = rows(device, &vec![f32::NAN; n_rows * n_heads * d], n_heads * d);
-        let [wq, wk, wv] = [0, 1, 2].map(|i| matrix(device, &self.w[i], self.w[i].len() / k));
-        let bias = Buffer::from_slice(device, &self.bias, "bias").unwrap();
-        let [q_norm, k_norm] =
-            [0, 1].map(|i| Buffer::from_slice(device, &self.qk_norm[i], "norm").unwrap());
-        let weights = QkvWeights {
-            q: &wq,
-            k: &wk,
-            v: &wv,
-            bias: case.bias.then_some(&bias),
-            qk_norm: case.qk_norm.then_some([&q_norm, &k_norm]),
-            n_q_heads: case.n_q_heads,
-            n_kv_heads: case.n_kv_heads,
-            head_dim: d,
-            eps: EPS,
-        };
-        let norm = Buffer::from_slice(device, &self.norm, "norm").unwrap();
-        let x = rows(device, &self.x[batch_rows.start * k..batch_rows.end * k], k);
-        qkv_decode::qkv_decode(
-            device, &weights, &norm, &x, &batch, LAYER, &mut raw, &mut q, &mut pages,
-        )
-        .unwrap();
-
-        let bytes = download(device, &pages.data, poison.len());
-        let pages = bytes.chunks(2).map(|b| u16::from_le_bytes([b[0], b[1]])).collect();
-        QkvOutput { q: download(device, &q.data, n_rows * case.n_q_heads * d), pages, slots }
-    }
-
-    /// Q, K and V of each row, one head after the other.
-    fn reference(&self, batch_rows: std::ops::Range<usize>) -> Vec<f64> {
-        let case = self.case;
-        let (d, k) = (case.head_dim, case.hidden_dim);
-        let mut out = Vec::new();
-        for row in batch_rows {
-            let a = normed(&self.x[row * k..][..k], &self.norm, true);
-            let mut heads = self.w.iter().flat_map(|w| product(&a, &widen(w), k)).collect::<Vec<_>>();
-            for (h, head) in heads.chunks_mut(d).enumerate() {
-                if case.bias {
-                    let bias = &self.bias[h * d..][..d];
-                    head.iter_mut().zip(bias).for_each(|(x, &b)| *x += f64::from(b));
-                }
-                if h >= case.n_q_heads + case.n_kv_heads {
-                    continue;
-                }
-                if case.qk_norm {
-                    let norm = &self.qk_norm[usize::from(h >= case.n_q_heads)];
-                    let mean = head.iter().map(|x| x * x).sum::<f64>() / d as f64;
-                    let scale = 1.0 / (mean + f64::from(EPS)).sqrt();
-                    head.iter_mut().zip(norm).for_each(|(x, &g)| *x *= scale * f64::from(g));
-                }
-                for i in 0..d / 2 {
-                    let [cos, sin] = [0, 1].map(|j| f64::from(self.cos_sin[row * d + 2 * i + j]));
-                    let (x, y) = (head[i], head[i + d / 2]);
-                    head[i] = x * cos - y * sin;
-                    head[i + d / 2] = y * cos + x * sin;
-                }
-            }
-            out.extend(heads);
-        }
-        out
-    }
-}
-
-impl QkvOutput {
-    /// Q, K and V of each row, one head after the other. Everything else in the pages is as it was.
-    fn rows(mut self, case: &QkvCase) -> Vec<u16> {
-        let d = case.head_dim;
-        let q_width = case.n_q_heads * d;
-        let mut out = Vec::new();
-        for (row, &(page, slot)) in self.slots.iter().enumerate() {
-            out.extend(&self.q[row * q_width..][..q_width]);
-            for head in 0..2 * case.n_kv_heads {
-                let at = ((page * 2 * case.n_kv_heads + head) * case.page_len + slot) * d;
-                out.extend(&self.pages[at..][..d]);
-                self.pages[at..][..d].fill(0xffff);
-            }
-        }
-        assert!(self.pages.iter().all(|&bits| bits == 0xffff), "a slot of no row was written");
-        out
+        positions_start: LORIS_DENSE,
     }
 }
 
@@ -514,68 +273,15 @@ fn normed(x: &[f32], norm: &[f32], rounded: bool) -> Vec<f64> {
     out
 }
 
-/// |got - want| <= bound * (largest of the row) + relative * |want|.
-fn check(got: &[f32], want: &[f64], width: usize, bound: f64, relative: f64, what: &str) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    let mut worst = 0.0f64;
-    for (row, (got, want)) in got.chunks(width).zip(want.chunks(width)).enumerate() {
-        let largest = want.iter().fold(0.0f64, |max, x| max.max(x.abs()));
-        for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
-            let error = (f64::from(got) - want).abs() - relative * want.abs();
-            worst = worst.max(error / largest);
-            assert!(error <= bound * largest, "{what}: row {row}, {i}: {got} is not {want}");
-        }
-    }
-    eprintln!("{what}: {worst:.1e} of {bound:.0e}");
-}
-
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-fn to_bf16(x: f32) -> u16 {
-    let bits = x.to_bits();
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-}
-
-fn from_bf16(bits: u16) -> f32 {
-    f32::from_bits(u32::from(bits) << 16)
-}
-
-fn widen32(a: &[u16]) -> Vec<f32> {
-    a.iter().map(|&bits| from_bf16(bits)).collect()
 }
 
 fn widen(a: &[u16]) -> Vec<f64> {
     a.iter().map(|&bits| f64::from(from_bf16(bits))).collect()
 }
 
-/// Uniform values from a counter.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1)
-    }
-
-    /// In -1 .. 1.
-    fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    fn f32(&mut self, n: usize, scale: f32) -> Vec<f32> {
-        (0..n).map(|_| self.next() * scale).collect()
-    }
-
-    fn bf16(&mut self, n: usize, scale: f32) -> Vec<u16> {
-        (0..n).map(|_| to_bf16(self.next() * scale)).collect()
-    }
-
-    /// Weights of a norm: about 1.
-    fn norm(&mut self, n: usize) -> Vec<f32> {
-        (0..n).map(|_| 1.0 + 0.5 * self.next()).collect()
-    }
+/// Weights of a norm: about 1.
+fn norm_weights(random: &mut Random, n: usize) -> Vec<f32> {
+    (0..n).map(|_| random.uniform(0.5, 1.5)).collect()
 }
