@@ -5,8 +5,8 @@
 //! chunks, nor pages.
 
 use crate::abi::{
-    AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW, LORIS_SPLIT_LEN,
-    LorisQTile, LorisSeq,
+    AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
+    LORIS_SPLIT_LEN, LorisQTile, LorisSeq,
 };
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
@@ -44,7 +44,12 @@ impl AttentionShape {
     pub(crate) fn variant(&self, kernels: [&'static str; 3]) -> Result<&'static str, Error> {
         let Self { n_q_heads, n_kv_heads, head_dim } = *self;
         let whole = n_kv_heads > 0 && n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads);
-        Error::check_supported("attention n_q_heads", n_q_heads, whole, "a multiple of n_kv_heads")?;
+        Error::check_supported(
+            "attention n_q_heads",
+            n_q_heads,
+            whole,
+            "a multiple of n_kv_heads",
+        )?;
         match head_dim {
             32 => Ok(kernels[0]),
             64 => Ok(kernels[1]),
