@@ -26,7 +26,8 @@ type Result<T> = std::result::Result<T, String>;
 /// PTX is for devices newer than the toolkit.
 const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "compute_80"];
 const NVCC_FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-lineinfo", "-Iinclude", "-Xptxas=-v"];
-const TWIN_FLAGS: [&str; 6] = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Iinclude", "-c"];
+const TWIN_FLAGS: [&str; 6] =
+    ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Iinclude", "-c"];
 const TWIN_CORE_FLAGS: [&str; 3] = ["-O3", "-Wall", "-Wextra"];
 /// Memory accesses of kernels become calls that `twin/checks.cpp` implements; no sanitizer's runtime is linked.
 const TWIN_KERNEL_FLAGS: [&str; 9] = [
@@ -228,7 +229,9 @@ fn build_twin(cache: &Cache, out: &Path) -> Result<PathBuf> {
     // Programs that run the old one keep it.
     let new = out.join("libloris_twin.so.new");
     let mut link = Command::new(compiler.path());
-    link.args(["-shared", "-pthread", "-Wl,-z,defs", "-o"]).arg(&new).args(objects.iter().map(|made| &made.path));
+    link.args(["-shared", "-pthread", "-Wl,-z,defs", "-o"])
+        .arg(&new)
+        .args(objects.iter().map(|made| &made.path));
     output(link.arg("-ldl"))?;
     fs::rename(&new, &library).map_err(text)?;
     Ok(library)

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError};
 
-use bytemuck::Pod;
+pub use bytemuck::Pod;
 use cust::memory::{AsyncCopyDestination, DeviceBuffer};
 
 use crate::abi::LorisPages;
@@ -126,7 +126,7 @@ impl<T: Pod> Buffer<T> {
         if end <= self.len {
             return Ok(());
         }
-        Err(Error::Size { what: self.what, found: end, expected: self.len })
+        Err(Error::size(self.what, end, self.len))
     }
 }
 

@@ -187,12 +187,8 @@ impl Device {
         let module =
             self.modules.iter().find(|(name, _)| file == Some(name) || *name == TWIN_IMAGE);
         let Some((_, module)) = module else {
-            let found = kernel.to_string();
-            return Err(Error::Unsupported {
-                what: "kernel",
-                found,
-                expected: "the kernels of this build",
-            });
+            let (what, found) = ("kernel".into(), kernel.into());
+            return Err(Error::Unsupported { what, found, expected: "the kernels of this build" });
         };
         let function =
             module.get_function(kernel).map_err(|_| fail("cuModuleGetFunction", kernel))?;

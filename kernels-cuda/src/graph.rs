@@ -35,7 +35,7 @@ impl Graph {
     /// Queues the work in the stream of the device that recorded it.
     pub fn launch(&self, device: &Device) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.shared, &device.shared) {
-            let (what, found) = ("graph", "another device".to_string());
+            let (what, found) = ("graph".into(), "another device".into());
             return Err(Error::Unsupported {
                 what,
                 found,

@@ -35,7 +35,7 @@ pub mod launch;
 pub mod ops;
 pub mod staging;
 
-pub use buffer::{Buffer, KvPages, Matrix, Rows};
+pub use buffer::{Buffer, KvPages, Matrix, Pod, Rows};
 pub use device::{Device, DeviceInfo, DeviceOptions, probe};
 pub use error::Error;
 pub use graph::Graph;
