@@ -77,9 +77,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // Errors here are those of earlier work, which its own callers hear of.
-        let _ = self.shared.set_current();
-        let _ = self.shared.stream.synchronize();
+        self.shared.settle();
         self.exec = None;
         let mut freed = self.shared.freed.lock().unwrap_or_else(PoisonError::into_inner);
         freed.n_graphs -= 1;
