@@ -33,6 +33,19 @@ static const Range IMAGE = find_image();
 
 static const char *verb(Access kind) { return kind == Access::Read ? "reads" : "writes"; }
 
+// Blocks of a launch run in any order, so that none may touch what another writes, but for atomics; a block
+// that has used one may know by it that others are done.
+static void check_blocks(Block &block, const HeapView::Entry &entry, size_t offset, size_t n_bytes,
+                         Access kind) {
+    if (kind == Access::Atomic) block.has_met_others = true;
+    if (kind == Access::Atomic || block.has_met_others) return;
+    int64_t other = entry.writers->other(block.heap->launch, block.number, offset, n_bytes);
+    if (other >= 0)
+        fail(FaultKind::Launch, "race: %s %zu bytes at byte %zu of an allocation, which block number %lld wrote",
+             verb(kind), n_bytes, offset, static_cast<long long>(other));
+    if (kind == Access::Write) entry.writers->record(block.heap->launch, block.number, offset, n_bytes);
+}
+
 static inline void check(const void *at, size_t n_bytes, size_t align, Access kind) {
     Thread *thread = self;
     if (thread == nullptr || n_bytes == 0) return;
@@ -51,9 +64,10 @@ static inline void check(const void *at, size_t n_bytes, size_t align, Access ki
         block.shadow.access(kind, thread->id, static_cast<uint32_t>(offset), static_cast<uint32_t>(n_bytes));
         return;
     }
-    if (block.heap->holds(address, n_bytes)) {
+    if (const HeapView::Entry *entry = block.heap->find(address, n_bytes)) {
         if (misaligned)
             fail(FaultKind::Address, "misaligned: %s %zu bytes at %p", verb(kind), n_bytes, at);
+        check_blocks(block, *entry, address - entry->begin, n_bytes, kind);
         return;
     }
     auto in = [&](uintptr_t begin, size_t size) {
@@ -115,9 +129,11 @@ void cp_async16(void *smem, const void *gmem, bool valid) {
         fail(FaultKind::Address, "misaligned: copies to byte %u of shared memory", offset);
     const auto source = reinterpret_cast<uintptr_t>(gmem);
     if (source % 16 != 0) fail(FaultKind::Address, "misaligned: copies 16 bytes from %p", gmem);
-    if (valid && !block.heap->holds(source, 16))
+    const HeapView::Entry *entry = valid ? block.heap->find(source, 16) : nullptr;
+    if (valid && entry == nullptr)
         fail(FaultKind::Address, "out of bounds: copies 16 bytes from %p, %s", gmem,
              block.heap->describe(source).c_str());
+    if (valid) check_blocks(block, *entry, source - entry->begin, 16, Access::Read);
     block.shadow.copy_issued(thread.id, offset);
     thread.copies.push_back({offset, valid ? gmem : nullptr, thread.open_group});
 }

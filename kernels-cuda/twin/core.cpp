@@ -102,6 +102,7 @@ std::unique_ptr<Fault> Block::run(const Launch &what, const HeapView &view, uint
     for (uint64_t i = 0; i < n_blocks && fault == nullptr; i++, at = (at + step) % n_blocks) {
         uint64_t row = at / what.grid.x;
         index = {uint32_t(at % what.grid.x), uint32_t(row % what.grid.y), uint32_t(row / what.grid.y)};
+        number = static_cast<uint32_t>(at % 0xfffff);
         run_block(seed);
     }
     return std::move(fault);
@@ -116,6 +117,7 @@ void fiber_main() {
 }
 
 void Block::run_block(uint64_t seed) {
+    has_met_others = false;
     memset(smem, 0xff, launch->smem_bytes);
     shadow.begin(launch->smem_bytes, n_warps);
     for (Barrier &barrier : barriers) barrier = {};

@@ -92,6 +92,8 @@ struct Block {
     const Launch *launch = nullptr;
     const HeapView *heap = nullptr;
     Index index = {};
+    uint32_t number = 0;          // of the block in its grid, as far as it fits the shadow of global memory
+    bool has_met_others = false;  // by an atomic on global memory
     unsigned char *smem = nullptr;  // MAX_SMEM bytes
     SharedShadow shadow;
     Stacks stacks;
