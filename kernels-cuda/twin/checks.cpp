@@ -164,6 +164,23 @@ using twin::check;
 
 extern "C" {
 
+// A wide access that the compiler would split into words is checked for its alignment by type, where the code says
+// so (-fsanitize=alignment): what the other sanitizer's entry point is told.
+struct TypeMismatch {
+    struct {
+        const char *file;
+        uint32_t line, column;
+    } site;
+    const void *type;
+    unsigned char log_align, kind;
+};
+
+void __ubsan_handle_type_mismatch_v1(TypeMismatch *what, uintptr_t address) {
+    if (twin::self == nullptr) return;
+    twin::fail(twin::FaultKind::Address, "misaligned: %#zx is no multiple of %d (%s:%u)", size_t{address},
+               1 << what->log_align, what->site.file, what->site.line);
+}
+
 #define TWIN_SIZED(n)                                                                        \
     void __tsan_read##n(void *p) { check(p, n, n, Access::Read); }                           \
     void __tsan_write##n(void *p) { check(p, n, n, Access::Write); }                         \

@@ -5,11 +5,11 @@
 // To build it, from the directory of this package:
 //   the core     g++ -std=c++17 -O3 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -c twin/X.cpp
 //   the kernels  g++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -x c++ -DLORIS_TWIN -I include
-//                -fsanitize=thread -fno-tree-vectorize -fno-strict-aliasing -ffp-contract=off
-//                -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
+//                -fsanitize=thread,alignment -fno-tree-vectorize -fno-strict-aliasing
+//                -ffp-contract=off -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
 //   the library  g++ -shared -Wl,-z,defs -o libloris_twin.so *.o
-// The sanitizer's run-time library is not linked: `checks.cpp` implements its entry points. With clang++,
-// -fsanitize=thread takes -mllvm -tsan-instrument-func-entry-exit=0 beside it.
+// The sanitizers' run-time libraries are not linked: `checks.cpp` implements their entry points. With clang++,
+// -fsanitize=thread,alignment takes -mllvm -tsan-instrument-func-entry-exit=0 beside it.
 #include <stdio.h>
 #include <string.h>
 

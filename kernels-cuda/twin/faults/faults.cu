@@ -27,6 +27,8 @@ KERNEL(twin_fault_cp_wait, FaultArgs, 128, 1) {  // <= 32 registers
 
 // Reads a background copy of another warp behind a barrier, or without one.
 KERNEL(twin_fault_cp_sync, FaultArgs, 128, 1) {  // <= 32 registers
+    tile()[4 * threadIdx.x] = 0;
+    prim::block_sync();
     prim::cp_async16(tile() + 4 * threadIdx.x, args.in + 4 * threadIdx.x);
     prim::cp_commit();
     prim::cp_wait<0>();
@@ -36,9 +38,9 @@ KERNEL(twin_fault_cp_sync, FaultArgs, 128, 1) {  // <= 32 registers
 
 // Read after write, between warps.
 KERNEL(twin_fault_raw, FaultArgs, 128, 1) {  // <= 32 registers
-    tile()[threadIdx.x] = args.in[threadIdx.x];
+    tile()[threadIdx.x] = 0;
     prim::block_sync();
-    tile()[threadIdx.x] += 1;
+    tile()[threadIdx.x] = args.in[threadIdx.x];
     if (!args.broken) prim::block_sync();
     args.out[threadIdx.x] = tile()[threadIdx.x ^ 64];
 }
@@ -72,6 +74,8 @@ KERNEL(twin_fault_waw, FaultArgs, 128, 1) {  // <= 32 registers
 
 // Warps 0 and 1 meet at a barrier of their own, which does not order warps 2 and 3.
 KERNEL(twin_fault_named_race, FaultArgs, 128, 1) {  // <= 32 registers
+    tile()[threadIdx.x] = 0;
+    prim::block_sync();
     tile()[threadIdx.x] = args.in[threadIdx.x];
     uint32_t other = prim::warp() < 2 ? 32 : 0;
     if (prim::warp() < 2) prim::named_sync(1, 64);
@@ -152,12 +156,12 @@ KERNEL(twin_fault_misaligned_plain, FaultArgs, 128, 1) {  // <= 32 registers
     *reinterpret_cast<uint4 *>(args.out + 4 * threadIdx.x + args.broken) = make_uint4(1, 2, 3, 4);
 }
 
-// A write to what only the host may write.
-KERNEL(twin_fault_const, FaultArgs, 128, 1) {  // <= 32 registers
-    static const uint32_t TABLE[4] = {1, 2, 3, 4};
-    const uint32_t *entry = &TABLE[args.in[threadIdx.x] % 4];
-    if (args.broken) *const_cast<volatile uint32_t *>(entry) = 5;
-    args.out[threadIdx.x] = *entry;
+// A variable of the library: kernels have none.
+KERNEL(twin_fault_static, FaultArgs, 128, 1) {  // <= 32 registers
+    static uint32_t TABLE[4] = {1, 2, 3, 4};
+    uint32_t &entry = TABLE[args.in[threadIdx.x] % 4];
+    if (args.broken) entry = 5;
+    args.out[threadIdx.x] = entry;
 }
 
 // Two blocks write the same place; one reads what another writes.
