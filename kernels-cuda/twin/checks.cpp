@@ -199,6 +199,9 @@ TWIN_SIZED(16)
 
 void __tsan_read_range(void *p, size_t n) { check(p, n, 1, Access::Read); }
 void __tsan_write_range(void *p, size_t n) { check(p, n, 1, Access::Write); }
+void *__tsan_memcpy(void *to, const void *from, size_t n) { return twin::copy(to, from, n); }
+void *__tsan_memmove(void *to, const void *from, size_t n) { return twin::copy(to, from, n); }
+void *__tsan_memset(void *to, int byte, size_t n) { return twin::fill(to, byte, n); }
 void __tsan_vptr_read(void **p) { check(p, sizeof *p, sizeof *p, Access::Read); }
 void __tsan_vptr_update(void **p, void *) { check(p, sizeof *p, sizeof *p, Access::Write); }
 void __tsan_func_entry(void *) {}

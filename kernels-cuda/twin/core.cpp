@@ -184,6 +184,15 @@ void Block::release(Warp &warp) {
     warp.ready = ~0u;
 }
 
+void Block::shuffle() {
+    if (random == 0 || next_random(random) % 8 != 0) return;
+    Thread *from = self;
+    Warp &warp = warps[next_random(random) % static_cast<uint64_t>(n_warps)];
+    if (warp.ready == 0 || &warp == from->warp) return;
+    self = &threads[warp.id * WARP + warp.order[__builtin_ctz(warp.ready)]];
+    fiber_switch(from->fiber, self->fiber);
+}
+
 bool Block::complete(Barrier &barrier, int n_expected) {
     if (barrier.warps == 0 || __builtin_popcount(barrier.warps) != n_expected) return false;
     shadow.barrier(barrier.warps);

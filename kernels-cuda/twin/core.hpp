@@ -118,6 +118,8 @@ struct Block {
     // A lane meets its warp at a collective; true in the lane that completes it, which then calls `release`.
     bool arrive(Rendezvous at, void *operands);
     void release(Warp &warp);
+    // Now and then, lets another warp run: where a seed is set, warps meet in many ways.
+    void shuffle();
     // The whole warp stands at a barrier, and its last lane calls this: goes on when the barrier is complete.
     void sync(Thread &thread, int barrier, int n_threads);
 

@@ -111,7 +111,8 @@ const struct {
 
 namespace twin {
 
-Context *current_context() { return current.empty() ? nullptr : current.back(); }
+// One that another thread has destroyed is none.
+Context *current_context() { return current.empty() ? nullptr : find<Context>(current.back()); }
 
 void delete_context(Context &context) {
     context.drain_all();
@@ -120,9 +121,6 @@ void delete_context(Context &context) {
         delete stream;
     }
     for (auto &[address, n_bytes] : context.pinned) free(reinterpret_cast<void *>(address));
-    for (Context *&entry : current) {
-        if (entry == &context) entry = nullptr;
-    }
     if (primary == &context) primary = nullptr;
     remove_object(&context);
     delete &context;

@@ -51,6 +51,13 @@ const HeapView::Entry *HeapView::find(uintptr_t address, size_t n_bytes) const {
 }
 
 std::string HeapView::describe(uintptr_t address) const {
+    char text[160];
+    for (const Range &r : freed_) {
+        if (address < r.begin || address >= r.end) continue;
+        snprintf(text, sizeof text, "%zu bytes into %zu bytes that have been freed", address - r.begin,
+                 r.end - r.begin);
+        return text;
+    }
     const Range *nearest = nullptr;
     size_t least = SIZE_MAX;
     for (const Range &r : entries_) {
@@ -59,7 +66,6 @@ std::string HeapView::describe(uintptr_t address) const {
     }
     if (nearest == nullptr) return "nothing is allocated";
     const bool below = address < nearest->begin, past = address >= nearest->end;
-    char text[160];
     snprintf(text, sizeof text, "%zu bytes %s the %zu bytes at %#zx",
              below ? least : address - (past ? nearest->end : nearest->begin),
              below ? "before" : past ? "past the end of" : "into", nearest->end - nearest->begin,
@@ -119,7 +125,12 @@ std::shared_ptr<const HeapView> Heap::view() {
     if (view_ == nullptr) {
         std::vector<HeapView::Entry> entries;
         for (auto &[address, m] : live_) entries.push_back({{address, address + m.n_bytes}, m.writers.get()});
-        view_ = std::make_shared<HeapView>(std::move(entries));
+        std::vector<Range> freed;
+        for (auto &m : freed_) {
+            uintptr_t begin = reinterpret_cast<uintptr_t>(m.base) + RED_ZONE;
+            freed.push_back({begin, begin + m.n_bytes});
+        }
+        view_ = std::make_shared<HeapView>(std::move(entries), std::move(freed));
     }
     // Numbers begin again before cells would take an old launch for this one.
     if (++launch_ == N_LAUNCHES) {

@@ -42,7 +42,8 @@ public:
     struct Entry : Range {
         Writers *writers;
     };
-    explicit HeapView(std::vector<Entry> entries) : entries_(std::move(entries)) {}
+    HeapView(std::vector<Entry> entries, std::vector<Range> freed)
+        : entries_(std::move(entries)), freed_(std::move(freed)) {}
 
     uint32_t launch = 0;  // number of the launch that uses it
     // The allocation that n bytes at `address` lie in, or null.
@@ -52,6 +53,7 @@ public:
 
 private:
     std::vector<Entry> entries_;
+    std::vector<Range> freed_;
     mutable uint32_t recent_[64] = {};  // by bits of the address: the entry last found
 };
 

@@ -53,7 +53,8 @@ impl Twin {
         assert_eq!(cu!(cuDevicePrimaryCtxRetain(&mut context => *mut Handle, 0 => i32)), 0);
         assert_eq!(cu!(cuCtxSetCurrent(context => Handle)), 0);
         let image = c"loris twin image";
-        let code = cu!(cuModuleLoadData(&mut module => *mut Handle, image.as_ptr() => *const c_char));
+        let code =
+            cu!(cuModuleLoadData(&mut module => *mut Handle, image.as_ptr() => *const c_char));
         assert_eq!(code, 0);
         Self { module }
     }
@@ -62,7 +63,8 @@ impl Twin {
         let mut function: Handle = ptr::null_mut();
         let name = CString::new(name).unwrap();
         let out = &mut function;
-        match cu!(cuModuleGetFunction(out => *mut Handle, self.module => Handle, name.as_ptr() => *const c_char)) {
+        match cu!(cuModuleGetFunction(out => *mut Handle, self.module => Handle, name.as_ptr() => *const c_char))
+        {
             0 => Ok(function),
             code => Err(code),
         }
@@ -87,13 +89,21 @@ impl Twin {
 
     pub fn read(&self, from: u64, n: usize) -> Vec<u32> {
         let mut words = vec![0u32; n];
-        let code = cu!(cuMemcpyDtoH_v2(words.as_mut_ptr() => *mut u32, from => u64, 4 * n => usize));
+        let code =
+            cu!(cuMemcpyDtoH_v2(words.as_mut_ptr() => *mut u32, from => u64, 4 * n => usize));
         assert_eq!(code, 0, "{}", text(code));
         words
     }
 
     /// Queues a kernel in `stream`.
-    pub fn launch_in<A>(&self, stream: Handle, name: &str, grid: [u32; 3], shape: [u32; 2], args: &A) -> i32 {
+    pub fn launch_in<A>(
+        &self,
+        stream: Handle,
+        name: &str,
+        grid: [u32; 3],
+        shape: [u32; 2],
+        args: &A,
+    ) -> i32 {
         let function = self.function(name).unwrap_or_else(|_| panic!("no kernel {name}"));
         let mut params = [ptr::from_ref(args).cast_mut().cast::<c_void>()];
         let [n_threads, smem_bytes] = shape;
@@ -105,7 +115,13 @@ impl Twin {
     }
 
     /// Runs a kernel to its end.
-    pub fn run<A>(&self, name: &str, grid: u32, shape: [u32; 2], args: &A) -> Result<(), (i32, String)> {
+    pub fn run<A>(
+        &self,
+        name: &str,
+        grid: u32,
+        shape: [u32; 2],
+        args: &A,
+    ) -> Result<(), (i32, String)> {
         let code = self.launch_in(ptr::null_mut(), name, [grid, 1, 1], shape, args);
         assert_eq!(code, 0, "{name}: {}", text(code));
         match cu!(cuCtxSynchronize()) {

@@ -39,7 +39,8 @@ impl Random {
 fn fragments(a: &[u32], b: &[u32], k: usize, per: usize) -> (Vec<u32>, Vec<u32>) {
     let bits = 32 / per;
     let half = k / 2;
-    let pack = |element: &dyn Fn(usize) -> u32| (0..per).map(|e| element(e) << (bits * e)).sum::<u32>();
+    let pack =
+        |element: &dyn Fn(usize) -> u32| (0..per).map(|e| element(e) << (bits * e)).sum::<u32>();
     let (mut a_words, mut b_words) = (vec![], vec![]);
     for lane in 0..32 {
         let (group, within) = (lane / 4, lane % 4);
@@ -63,7 +64,8 @@ fn multiply(kernel: &str, a: &[u32], b: &[u32], c: &[u32], k: usize, per: usize)
     let twin = Twin::open();
     let (a, b) = fragments(a, b, k, per);
     let c: Vec<u32> = (0..128).map(|i| c[accumulator_at(i / 4, i % 4)]).collect();
-    let args = MmaArgs { a: twin.upload(&a), b: twin.upload(&b), c: twin.upload(&c), d: twin.alloc(128) };
+    let args =
+        MmaArgs { a: twin.upload(&a), b: twin.upload(&b), c: twin.upload(&c), d: twin.alloc(128) };
     twin.run(kernel, 1, [32, 0], &args).unwrap();
     let words = twin.read(args.d, 128);
     let mut d = vec![0; 128];

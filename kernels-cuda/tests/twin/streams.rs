@@ -5,7 +5,8 @@ use std::ptr;
 
 use crate::cu;
 use crate::driver::{
-    Handle, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_READY, OUT_OF_MEMORY, Twin, leaks, set_seed, text,
+    Handle, INVALID_HANDLE, INVALID_VALUE, NOT_FOUND, NOT_READY, OUT_OF_MEMORY, Twin, leaks,
+    set_seed, text,
 };
 
 const NON_BLOCKING: u32 = 1;
@@ -64,7 +65,10 @@ fn host_buffers_are_read_when_the_copy_runs() {
     let output = twin.alloc(32);
     let mut words = [5u32; 32];
     let from = words.as_mut_ptr();
-    assert_eq!(cu!(cuMemcpyHtoDAsync_v2(output => u64, from => *mut u32, 128 => usize, s => Handle)), 0);
+    assert_eq!(
+        cu!(cuMemcpyHtoDAsync_v2(output => u64, from => *mut u32, 128 => usize, s => Handle)),
+        0
+    );
     words.fill(6);
     assert_eq!(cu!(cuStreamSynchronize(s => Handle)), 0);
     assert_eq!(twin.read(output, 32), [6; 32]);
@@ -173,7 +177,10 @@ fn a_captured_graph_runs_as_often_as_it_is_launched() {
     assert_eq!(cu!(cuStreamSynchronize(s => Handle)), 0);
     assert_eq!(twin.read(output, 32), [0; 32], "captured work has not run");
     let mut exec: Handle = ptr::null_mut();
-    assert_eq!(cu!(cuGraphInstantiateWithFlags(&mut exec => *mut Handle, graph => Handle, 0 => u64)), 0);
+    assert_eq!(
+        cu!(cuGraphInstantiateWithFlags(&mut exec => *mut Handle, graph => Handle, 0 => u64)),
+        0
+    );
     assert_eq!(cu!(cuGraphDestroy(graph => Handle)), 0);
     for want in [12, 1212, 121212] {
         assert_eq!(cu!(cuGraphLaunch(exec => Handle, s => Handle)), 0);
@@ -181,7 +188,11 @@ fn a_captured_graph_runs_as_often_as_it_is_launched() {
         assert_eq!(twin.read(output, 32), [want; 32]);
     }
     assert_eq!(cu!(cuGraphExecDestroy(exec => Handle)), 0);
-    assert_eq!(cu!(cuGraphLaunch(exec => Handle, s => Handle)), INVALID_VALUE, "used when destroyed");
+    assert_eq!(
+        cu!(cuGraphLaunch(exec => Handle, s => Handle)),
+        INVALID_VALUE,
+        "used when destroyed"
+    );
     cu!(cuStreamDestroy_v2(s => Handle));
 }
 
@@ -209,7 +220,10 @@ fn what_cannot_be_captured_ends_the_capture() {
     assert_eq!(end(s).map(|graph| cu!(cuGraphDestroy(graph => Handle))), Ok(0));
     assert_eq!(cu!(cuMemAllocHost_v2(&mut pinned => *mut Handle, 128 => usize)), 0);
     begin(s);
-    assert_eq!(cu!(cuMemcpyHtoDAsync_v2(output => u64, pinned => Handle, 128 => usize, s => Handle)), 0);
+    assert_eq!(
+        cu!(cuMemcpyHtoDAsync_v2(output => u64, pinned => Handle, 128 => usize, s => Handle)),
+        0
+    );
     assert_eq!(end(s).map(|graph| cu!(cuGraphDestroy(graph => Handle))), Ok(0));
     assert_eq!(cu!(cuMemFreeHost(pinned => Handle)), 0);
     cu!(cuStreamDestroy_v2(s => Handle));
@@ -302,7 +316,10 @@ fn threads_have_contexts_of_their_own() {
     let output = twin.upload(&[1; 32]);
     std::thread::spawn(|| {
         let twin = Twin::open();
-        assert!(twin.run("twin_step", 1, [32, 0], &StepArgs { output: 16, multiply: 1, add: 1 }).is_err());
+        assert!(
+            twin.run("twin_step", 1, [32, 0], &StepArgs { output: 16, multiply: 1, add: 1 })
+                .is_err()
+        );
     })
     .join()
     .unwrap();
