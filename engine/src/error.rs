@@ -120,7 +120,7 @@ pub enum Error {
         /// The device.
         device: &'static str,
         /// The size or option.
-        what: &'static str,
+        what: String,
         /// Its value.
         found: String,
         /// What the device can do.

@@ -139,9 +139,9 @@ impl Plan {
 
     /// Fails where the CUDA kernels lack what the model or an option asks for.
     pub fn check_cuda(&self, config: &ModelConfig) -> Result<(), Error> {
-        let limit = |what, found: String, expected| Error::Unsupported {
+        let limit = |what: &str, found: String, expected| Error::Unsupported {
             device: "cuda",
-            what,
+            what: what.into(),
             found,
             expected,
         };

@@ -438,7 +438,7 @@ fn gather<T: bytemuck::Pod>(
 }
 
 fn unsupported(what: &'static str, found: impl ToString, expected: &'static str) -> Error {
-    Error::Unsupported { device: "cuda", what, found: found.to_string(), expected }
+    Error::Unsupported { device: "cuda", what: what.into(), found: found.to_string(), expected }
 }
 
 impl From<loris_kernels::Error> for Error {
