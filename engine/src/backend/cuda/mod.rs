@@ -147,7 +147,7 @@ impl CudaBackend {
 
     /// Room for what a decode pass needs beside its rows. Recordings know the addresses, so they go first.
     fn reserve_decode(&mut self, form: &Form, shape: AttentionShape) -> Result<(), Error> {
-        let n_rows = form.n_rows.max(self.max_rows.min(loris_kernels::abi::LORIS_DECODE_ROWS as usize));
+        let n_rows = form.n_rows.next_power_of_two();
         let width = (shape.n_q_heads + 2 * shape.n_kv_heads) * shape.head_dim;
         let is_small = |rows: &Rows<f32>| rows.n_rows < form.n_rows || rows.width != width;
         if self.raw.as_ref().is_none_or(is_small) {
