@@ -88,7 +88,7 @@ pub(super) fn decode_launch(
     n_mats: usize,
 ) -> Launch {
     let many = n_rows > 8;
-    // Product::SMEM_FLOATS: of each of 8 warps and 8 or 16 rows, 20 sums a matrix and a sum of
+    // gemv::SMEM_FLOATS: of each of 8 warps and 8 or 16 rows, 20 sums a matrix and a sum of
     // squares.
     let smem_bytes = 8 * (if many { 16 } else { 8 }) * (n_mats * 20 + 1) * size_of::<f32>();
     Launch {
