@@ -44,6 +44,10 @@ int loris_driver_open(const char *path, char *message, size_t size) {
             const char *why = dlerror();
             status = 1;
             snprintf(message, size, "%s", why != NULL ? why : "cannot be loaded");
+        } else if (dlsym(library, "cuInit") == NULL) {
+            dlclose(library);
+            status = 1;
+            snprintf(message, size, "it has no cuInit");
         } else {
             strcpy(driver_path, path);
             atomic_store(&driver, library);

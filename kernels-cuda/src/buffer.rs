@@ -149,9 +149,7 @@ impl<T: Pod> Drop for Buffer<T> {
         if freed.n_graphs > 0 {
             return freed.memory.push(memory);
         }
-        // Work under way may use it. Errors are those of earlier work, which its own callers hear of.
-        let _ = self.shared.set_current();
-        let _ = self.shared.stream.synchronize();
+        self.shared.settle();
         drop(memory);
     }
 }

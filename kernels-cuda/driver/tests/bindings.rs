@@ -111,7 +111,8 @@ fn bindings_are_fresh() {
         return;
     };
     if let Some(builder) = builder(&cuda_h) {
-        let head = "//! The part of `cuda.h` that cust lacks, written by `driver/tests/bindings.rs`.\n";
+        let head =
+            "//! The part of `cuda.h` that cust lacks, written by `driver/tests/bindings.rs`.\n";
         let bindings = builder
             .allowlist_function(FUNCTIONS)
             .blocklist_type("CUresult|cudaError_enum")

@@ -1,5 +1,5 @@
 //! What tests of kernels share: a device, random numbers, bf16, a comparison.
-#![allow(dead_code)] // each test uses its part
+#![allow(dead_code, unreachable_pub)] // each test uses its part
 
 use std::path::PathBuf;
 
