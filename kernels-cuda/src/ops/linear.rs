@@ -1,7 +1,8 @@
 //! Launchers of `linear_*`, and what the matrix products of prefill have in common.
 
 use crate::abi::LinearPrefillArgs;
-use crate::{Cost, Device, DeviceInfo, Error, Launch, Matrix, Rows};
+use crate::ops::{at_least, equal, multiple};
+use crate::{Cost, Device, DeviceInfo, Error, Launch, Matrix, Pod, Rows};
 
 /// The tile of a product of prefill: `BLOCK_M`, `BLOCK_K` and `N_STAGES` of `gemm_prefill.cuh`.
 const BLOCK_M: usize = 128;
@@ -35,6 +36,26 @@ pub(super) fn prefill_launch(
     }
 }
 
+/// A matrix is whole, and 16 bytes hold eight elements of a row of it or of the product.
+pub(super) fn check_matrix(op: &str, what: &str, matrix: &Matrix) -> Result<(), Error> {
+    multiple(op, &format!("k of {what}"), matrix.k, 8)?;
+    multiple(op, &format!("n of {what}"), matrix.n, 8)?;
+    at_least(op, &format!("elements of {what}"), matrix.data.len(), matrix.n * matrix.k)
+}
+
+/// There are `n_rows` rows of `width`.
+pub(super) fn check_rows<T: Pod>(
+    op: &str,
+    what: &str,
+    rows: &Rows<T>,
+    n_rows: usize,
+    width: usize,
+) -> Result<(), Error> {
+    equal(op, &format!("width of {what}"), rows.width, width)?;
+    at_least(op, &format!("rows of {what}"), rows.n_rows, n_rows)?;
+    at_least(op, &format!("elements of {what}"), rows.data.len(), n_rows * width)
+}
+
 /// `x += a W^T` for the first `n_rows` rows, many.
 pub fn linear_prefill(
     device: &Device,
@@ -43,12 +64,10 @@ pub fn linear_prefill(
     n_rows: usize,
     x: &mut Rows<f32>,
 ) -> Result<(), Error> {
-    Error::check_supported("linear_prefill k", w.k, w.k % 8 == 0, "multiples of 8")?;
-    Error::check_supported("linear_prefill n", w.n, w.n % 8 == 0, "multiples of 8")?;
-    Error::check_size("linear_prefill width of a", a.width, w.k)?;
-    Error::check_size("linear_prefill width of x", x.width, w.n)?;
-    Error::check_room("linear_prefill rows of a, at least", a.n_rows, n_rows)?;
-    Error::check_room("linear_prefill rows of x, at least", x.n_rows, n_rows)?;
+    const OP: &str = "linear_prefill";
+    check_matrix(OP, "w", w)?;
+    check_rows(OP, "a", a, n_rows, w.k)?;
+    check_rows(OP, "x", x, n_rows, w.n)?;
     if n_rows == 0 {
         return Ok(());
     }

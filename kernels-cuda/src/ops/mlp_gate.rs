@@ -1,7 +1,7 @@
 //! Launchers of `gate_up_*`.
 
 use crate::abi::GateUpPrefillArgs;
-use crate::ops::linear;
+use crate::ops::{equal, linear};
 use crate::{Cost, Device, Error, Matrix, Rows};
 
 /// `h = bf16(silu(a gate^T) * (a up^T))` for the first `n_rows` rows, many.
@@ -13,14 +13,13 @@ pub fn gate_up_prefill(
     n_rows: usize,
     h: &mut Rows<u16>,
 ) -> Result<(), Error> {
-    Error::check_supported("gate_up_prefill k", gate.k, gate.k % 8 == 0, "multiples of 8")?;
-    Error::check_supported("gate_up_prefill n", gate.n, gate.n % 8 == 0, "multiples of 8")?;
-    Error::check_size("gate_up_prefill k of up", up.k, gate.k)?;
-    Error::check_size("gate_up_prefill n of up", up.n, gate.n)?;
-    Error::check_size("gate_up_prefill width of a", a.width, gate.k)?;
-    Error::check_size("gate_up_prefill width of h", h.width, gate.n)?;
-    Error::check_room("gate_up_prefill rows of a, at least", a.n_rows, n_rows)?;
-    Error::check_room("gate_up_prefill rows of h, at least", h.n_rows, n_rows)?;
+    const OP: &str = "gate_up_prefill";
+    linear::check_matrix(OP, "gate", gate)?;
+    linear::check_matrix(OP, "up", up)?;
+    equal(OP, "k of up", up.k, gate.k)?;
+    equal(OP, "n of up", up.n, gate.n)?;
+    linear::check_rows(OP, "a", a, n_rows, gate.k)?;
+    linear::check_rows(OP, "h", h, n_rows, gate.n)?;
     if n_rows == 0 {
         return Ok(());
     }

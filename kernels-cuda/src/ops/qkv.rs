@@ -2,21 +2,32 @@
 
 use crate::abi::{LorisHeads, QkvPrefillArgs};
 use crate::ops::batch::DeviceBatch;
-use crate::ops::linear;
+use crate::ops::{at_least, equal, linear};
 use crate::{Buffer, Cost, Device, Error, KvPages, Matrix, Rows};
 
+const OP: &str = "qkv";
+
 /// The weights of one layer's projections.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct QkvWeights<'a> {
-    pub q: &'a Matrix,                         // [n_q_heads * head_dim][k]
-    pub k: &'a Matrix,                         // [n_kv_heads * head_dim][k]
-    pub v: &'a Matrix,                         // [n_kv_heads * head_dim][k]
-    pub bias: Option<&'a Buffer<f32>>,         // [(n_q_heads + 2 n_kv_heads) * head_dim]
-    pub qk_norm: Option<[&'a Buffer<f32>; 2]>, // [head_dim] each
+    /// `[n_q_heads * head_dim][k]`
+    pub q: &'a Matrix,
+    /// `[n_kv_heads * head_dim][k]`
+    pub k: &'a Matrix,
+    /// `[n_kv_heads * head_dim][k]`
+    pub v: &'a Matrix,
+    /// Of q, k and v: `[(n_q_heads + 2 n_kv_heads) * head_dim]`.
+    pub bias: Option<&'a Buffer<f32>>,
+    /// Of q and of k: `[head_dim]` each.
+    pub qk_norm: Option<[&'a Buffer<f32>; 2]>,
+    /// Heads of q.
     pub n_q_heads: usize,
+    /// Heads of k, and of v.
     pub n_kv_heads: usize,
+    /// Elements of a head.
     pub head_dim: usize,
-    pub eps: f32, // of the q/k norm
+    /// Of the q/k norm.
+    pub eps: f32,
 }
 
 impl QkvWeights<'_> {
@@ -36,28 +47,27 @@ impl QkvWeights<'_> {
             page_len.is_power_of_two() && (16..=256).contains(&page_len),
             "a power of two from 16 to 256",
         )?;
-        Error::check_supported("qkv k", self.q.k, self.q.k % 8 == 0, "multiples of 8")?;
-        Error::check_size("qkv n of q", self.q.n, self.n_q_heads * d)?;
-        for matrix in [self.k, self.v] {
-            Error::check_size("qkv k of k and v", matrix.k, self.q.k)?;
-            Error::check_size("qkv n of k and v", matrix.n, self.n_kv_heads * d)?;
+        for (what, matrix, n_heads) in [
+            ("q", self.q, self.n_q_heads),
+            ("k", self.k, self.n_kv_heads),
+            ("v", self.v, self.n_kv_heads),
+        ] {
+            linear::check_matrix(OP, what, matrix)?;
+            equal(OP, &format!("k of {what}"), matrix.k, self.q.k)?;
+            equal(OP, &format!("n of {what}"), matrix.n, n_heads * d)?;
         }
         if let Some(bias) = self.bias {
-            Error::check_size("qkv bias", bias.len(), (self.n_q_heads + 2 * self.n_kv_heads) * d)?;
+            equal(OP, "bias", bias.len(), (self.n_q_heads + 2 * self.n_kv_heads) * d)?;
         }
         for norm in self.qk_norm.into_iter().flatten() {
-            Error::check_size("qkv q/k norm", norm.len(), d)?;
+            equal(OP, "q/k norm", norm.len(), d)?;
         }
-        Error::check_size("qkv kv heads of the pages", pages.n_kv_heads, self.n_kv_heads)?;
-        Error::check_size("qkv head_dim of the pages", pages.head_dim, d)?;
-        Error::check_size("qkv width of q", q.width, self.n_q_heads * d)?;
-        Error::check_room("qkv rows of q, at least", q.n_rows, batch.n_rows())?;
-        let batch_args = batch.abi();
-        Error::check_room(
-            "qkv layers of the page tables, at least",
-            batch_args.n_layers as usize,
-            layer + 1,
-        )?;
+        linear::check_rows(OP, "q", q, batch.n_rows(), self.n_q_heads * d)?;
+        equal(OP, "kv heads of the pages", pages.n_kv_heads, self.n_kv_heads)?;
+        equal(OP, "head_dim of the pages", pages.head_dim, d)?;
+        equal(OP, "head_dim of the batch", batch.head_dim(), d)?;
+        at_least(OP, "pages", pages.n_pages, batch.n_pages())?;
+        at_least(OP, "layers of the page tables", batch.n_layers(), layer + 1)?;
         let ptr = |buffer: Option<&Buffer<f32>>| {
             buffer.map_or(std::ptr::null(), |buffer| buffer.ptr() as *const f32)
         };
@@ -68,7 +78,7 @@ impl QkvWeights<'_> {
             cos_sin: batch.cos_sin() as *const f32,
             q: q.data.ptr() as *mut u16,
             pages: pages.abi(),
-            batch: batch_args,
+            batch: batch.abi(),
             layer: layer as u32,
             n_q_heads: self.n_q_heads as u32,
             head_dim: d as u32,
@@ -89,8 +99,7 @@ pub fn qkv_prefill(
 ) -> Result<(), Error> {
     let n_rows = batch.n_rows();
     let heads = weights.heads(batch, layer, q, pages)?;
-    Error::check_size("qkv width of a", a.width, weights.q.k)?;
-    Error::check_room("qkv rows of a, at least", a.n_rows, n_rows)?;
+    linear::check_rows(OP, "a", a, n_rows, weights.q.k)?;
     if n_rows == 0 {
         return Ok(());
     }

@@ -1,6 +1,7 @@
 //! Launcher of `rmsnorm`.
 
 use crate::abi::RmsnormArgs;
+use crate::ops::{equal, linear, multiple};
 use crate::{Buffer, Cost, Device, Error, Launch, Rows};
 
 const N_THREADS: u32 = 256;
@@ -14,11 +15,11 @@ pub fn rmsnorm(
     n_rows: usize,
     out: &mut Rows<u16>,
 ) -> Result<(), Error> {
-    Error::check_supported("rmsnorm hidden_dim", x.width, x.width % 8 == 0, "multiples of 8")?;
-    Error::check_size("rmsnorm weight", weight.len(), x.width)?;
-    Error::check_size("rmsnorm width of out", out.width, x.width)?;
-    Error::check_room("rmsnorm rows of x, at least", x.n_rows, n_rows)?;
-    Error::check_room("rmsnorm rows of out, at least", out.n_rows, n_rows)?;
+    const OP: &str = "rmsnorm";
+    multiple(OP, "hidden_dim", x.width, 8)?;
+    equal(OP, "elements of weight", weight.len(), x.width)?;
+    linear::check_rows(OP, "x", x, n_rows, x.width)?;
+    linear::check_rows(OP, "out", out, n_rows, x.width)?;
     if n_rows == 0 {
         return Ok(());
     }
