@@ -17,13 +17,13 @@ use loris_kernels::abi::LorisSampling;
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy, qkv_decode,
-    rmsnorm, sample, token_score, token_select,
+    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
+    qkv_decode, rmsnorm, sample, token_score, token_select,
 };
 use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, Rows};
 use support::{
-    Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages, random_rows,
-    random_x, sequences,
+    Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages,
+    random_rows, random_x, seqs_of, sequences,
 };
 
 const EPS: f32 = 1e-5;
@@ -103,6 +103,35 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
+/// The projections of one layer.
+struct Qkv([Matrix; 3]);
+
+impl Qkv {
+    fn new(device: &Device, model: Model, seed: u64) -> Result<Self, Error> {
+        let Model { hidden_dim, heads, .. } = model;
+        let matrix =
+            |n_heads, seed| random_matrix(device, n_heads * heads.head_dim, hidden_dim, seed);
+        let [n_q, n_kv] = [heads.n_q_heads, heads.n_kv_heads];
+        Ok(Self([matrix(n_q, seed)?, matrix(n_kv, seed + 1)?, matrix(n_kv, seed + 2)?]))
+    }
+
+    fn weights(&self, heads: AttentionShape) -> QkvWeights<'_> {
+        let AttentionShape { n_q_heads, n_kv_heads, head_dim } = heads;
+        let [q, k, v] = &self.0;
+        QkvWeights { q, k, v, bias: None, qk_norm: None, n_q_heads, n_kv_heads, head_dim, eps: EPS }
+    }
+}
+
+/// Rows and the weight of their norm.
+fn normed(
+    d: &Device,
+    n: usize,
+    width: usize,
+    seed: u64,
+) -> Result<(Buffer<f32>, Rows<f32>), Error> {
+    Ok((random_floats(d, width, seed + 1)?, random_x(d, n, width, seed)?))
+}
+
 /// The products of a decode step.
 fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
     let Model { name, hidden_dim, ffn_dim, vocab_size, heads } = model;
@@ -126,12 +155,12 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
         &format!("{name} rows={n_rows} n={n} k={hidden_dim}"),
         mlp_gate_decode::gate_up_decode_cost(n_rows, n, hidden_dim),
         |d, seed| {
-            let weights = [seed, seed + 1].map(|seed| random_matrix(d, n, hidden_dim, seed));
+            let gate = random_matrix(d, n, hidden_dim, seed)?;
+            let up = random_matrix(d, n, hidden_dim, seed + 1)?;
             let (norm, x) = normed(d, n_rows, hidden_dim, seed)?;
-            Ok((weights, norm, x, Rows::new(d, n_rows, n, "h")?))
+            Ok((gate, up, norm, x, Rows::new(d, n_rows, n, "h")?))
         },
-        |d, ([gate, up], norm, x, h)| {
-            let (gate, up) = (both(gate)?, both(up)?);
+        |d, (gate, up, norm, x, h)| {
             mlp_gate_decode::gate_up_decode(d, gate, up, norm, EPS, x, n_rows, h)
         },
     );
@@ -172,7 +201,7 @@ fn attention_decode(bench: &mut Bench, model: Model, n_seqs: usize, n_slots: usi
     bench.case(
         ["attention", "decode"],
         &format!("{name} rows={n_seqs} context={n_slots}"),
-        attention::attention_cost(heads, &abi_seqs(&seqs), None),
+        attention::attention_cost(heads, &seqs_of(&seqs), None),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, &seqs, seed)?;
             let q = random_rows(d, n_seqs, q_dim, seed)?;
@@ -198,11 +227,12 @@ fn prefill_products(bench: &mut Bench, model: Model, n_rows: usize) {
         &format!("{name} rows={n_rows} n={ffn_dim} k={hidden_dim}"),
         mlp_gate::gate_up_cost(n_rows, ffn_dim, hidden_dim),
         |d, seed| {
-            let weights = [seed, seed + 1].map(|seed| random_matrix(d, ffn_dim, hidden_dim, seed));
+            let gate = random_matrix(d, ffn_dim, hidden_dim, seed)?;
+            let up = random_matrix(d, ffn_dim, hidden_dim, seed + 1)?;
             let a = random_rows(d, n_rows, hidden_dim, seed)?;
-            Ok((weights, a, Rows::new(d, n_rows, ffn_dim, "h")?))
+            Ok((gate, up, a, Rows::new(d, n_rows, ffn_dim, "h")?))
         },
-        |d, ([gate, up], a, h)| mlp_gate::gate_up_prefill(d, both(gate)?, both(up)?, a, n_rows, h),
+        |d, (gate, up, a, h)| mlp_gate::gate_up_prefill(d, gate, up, a, n_rows, h),
     );
     bench.case(
         ["qkv", "prefill"],
@@ -213,9 +243,7 @@ fn prefill_products(bench: &mut Bench, model: Model, n_rows: usize) {
             let a = random_rows(d, n_rows, hidden_dim, seed)?;
             Ok((Qkv::new(d, model, seed)?, a, batch, Rows::new(d, n_rows, q_dim, "q")?, pages))
         },
-        |d, (w, a, batch, q, pages)| {
-            qkv::qkv_prefill(d, &w.weights(heads), a, batch, 0, q, pages)
-        },
+        |d, (w, a, batch, q, pages)| qkv::qkv_prefill(d, &w.weights(heads), a, batch, 0, q, pages),
     );
 }
 
@@ -239,7 +267,7 @@ fn attention_prefill(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["attention", "prefill"],
         &format!("{name} rows={n_rows}"),
-        attention::attention_cost(heads, &abi_seqs(&[(0, n_rows)]), None),
+        attention::attention_cost(heads, &seqs_of(&[(0, n_rows)]), None),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, &[(0, n_rows)], seed)?;
             let q = random_rows(d, n_rows, q_dim, seed)?;
@@ -364,7 +392,8 @@ fn page_copies(bench: &mut Bench, model: Model, n_pairs: usize) {
         page_copy::page_copy_cost(page_bytes as u64, n_pairs),
         |d, seed| {
             let pages: KvPages = random_pages(d, heads, 2 * n_pairs, seed)?;
-            let pairs: Vec<u32> = (0..n_pairs as u32).flat_map(|i| [i, i + n_pairs as u32]).collect();
+            let pairs: Vec<u32> =
+                (0..n_pairs as u32).flat_map(|i| [i, i + n_pairs as u32]).collect();
             Ok((pages, Buffer::from_slice(d, &pairs, "pairs")?))
         },
         |d, (pages, pairs)| page_copy::page_copy(d, pages, pairs, n_pairs),

@@ -14,7 +14,8 @@ use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvPages, Matrix,
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;
 
-const COLUMNS: &str = "peer,kernel,variant,shape,us,gb_s,tflops,copy_share,matrix_share,device,driver,rev";
+const COLUMNS: &str =
+    "peer,kernel,variant,shape,us,gb_s,tflops,copy_share,matrix_share,device,driver,rev";
 
 /// What the command line says.
 #[derive(Debug, Default)]
@@ -140,7 +141,9 @@ impl Bench {
         let budget = Duration::from_millis(if quick { 0 } else { 1000 });
         let (start, mut seconds) = (Instant::now(), vec![]);
         graph.launch(device)?;
-        while seconds.len() < if quick { 1 } else { 5 } || start.elapsed() < budget && seconds.len() < 50 {
+        while seconds.len() < if quick { 1 } else { 5 }
+            || start.elapsed() < budget && seconds.len() < 50
+        {
             let time = device.time(|d| graph.launch(d))?;
             seconds.push(time.as_secs_f64() / n_runs as f64);
         }
@@ -161,7 +164,8 @@ impl Bench {
         let (major, minor) = info.driver_version;
         let mut row = String::new();
         let _ = write!(row, "loris,{kernel},{variant},{shape},{us:.3},{gb_s:.1},{tflops:.2},");
-        let _ = write!(row, "{copy:.3},{matrix:.3},{},{major}.{minor},{}", info.name, self.options.rev);
+        let _ =
+            write!(row, "{copy:.3},{matrix:.3},{},{major}.{minor},{}", info.name, self.options.rev);
         let is_new = !std::path::Path::new(path).exists();
         let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
         if is_new {
@@ -211,27 +215,38 @@ pub fn random_x(device: &Device, n: usize, width: usize, seed: u64) -> Result<Ro
     Ok(Rows { data: random_floats(device, n * width, seed)?, n_rows: n, width })
 }
 
-/// Sequences, each of `n_rows` rows behind `kv_start` slots, with pages in random order and random contents.
+/// Sequences, each of `n_rows` rows behind `kv_start` slots.
+pub fn seqs_of(seqs: &[(usize, usize)]) -> Vec<LorisSeq> {
+    let (mut row_start, mut page_table_start) = (0, 0);
+    let mut place = |&(kv_start, n_rows): &(usize, usize)| {
+        let seq = LorisSeq {
+            row_start,
+            n_rows: n_rows as u32,
+            kv_start: kv_start as u32,
+            page_table_start,
+            positions_start: LORIS_DENSE,
+        };
+        row_start += n_rows as u32;
+        page_table_start += (kv_start + n_rows).div_ceil(PAGE_LEN) as u32;
+        seq
+    };
+    seqs.iter().map(&mut place).collect()
+}
+
+/// These sequences with pages in random order and of random contents.
 pub fn sequences(
     device: &Device,
     shape: AttentionShape,
     seqs: &[(usize, usize)],
     seed: u64,
 ) -> Result<(DeviceBatch, KvPages), Error> {
-    let (mut abi, mut row_seq, mut positions) = (vec![], vec![], vec![]);
-    let mut n_pages = 0;
+    let (mut row_seq, mut positions, mut n_pages) = (vec![], vec![], 0);
     for (seq_idx, &(kv_start, n_rows)) in seqs.iter().enumerate() {
-        abi.push(LorisSeq {
-            row_start: row_seq.len() as u32,
-            n_rows: n_rows as u32,
-            kv_start: kv_start as u32,
-            page_table_start: n_pages as u32,
-            positions_start: LORIS_DENSE,
-        });
         row_seq.extend(vec![seq_idx as u32; n_rows]);
         positions.extend(kv_start as u32..(kv_start + n_rows) as u32);
         n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN);
     }
+    let seqs = seqs_of(seqs);
     let mut page_tables: Vec<u32> = (0..n_pages as u32).collect();
     page_tables.sort_by_key(|&page| fill_random::value(seed, u64::from(page), 1.0));
     let n_rows = row_seq.len();
@@ -240,7 +255,7 @@ pub fn sequences(
     let rows: Vec<u32> = (0..n_rows as u32).collect();
     let mut batch = DeviceBatch::new(device, n_rows, shape.head_dim)?;
     let host = HostBatch {
-        seqs: &abi,
+        seqs: &seqs,
         row_seq: &row_seq,
         positions: &positions,
         slot_positions: &[],
@@ -248,7 +263,7 @@ pub fn sequences(
         n_layers: 1,
         tokens: &rows,
         cos_sin: &cos_sin,
-        tiles: &q_tiles(shape, &abi),
+        tiles: &q_tiles(shape, &seqs),
         logit_rows: &rows,
     };
     batch.upload(device, &host)?;
