@@ -4,8 +4,8 @@ use crate::abi::{LorisSampling, SampleArgs};
 use crate::{Buffer, Cost, Device, Error, Launch, Rows};
 
 const N_THREADS: u32 = 1024;
-/// A histogram of 2^13 64-bit bins, 256 powers of two and what the scans need: `sizeof(Smem)` of the kernel.
-const SMEM_BYTES: u32 = 68_120;
+/// A histogram of 2^11 64-bit bins, 256 powers of two and what the scans need: `sizeof(Smem)` of the kernel.
+const SMEM_BYTES: u32 = 18_968;
 /// Largest vocabulary: sums of its weights fit 64 bits.
 const MAX_VOCAB_SIZE: usize = (1 << 19) - 1;
 
