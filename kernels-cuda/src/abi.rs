@@ -1,4 +1,4 @@
-//! What the host passes to kernels: `include/abi.h`, written by `tests/bindings.rs`.
+//! What the host passes to kernels: `include/abi.h`, written by `driver/tests/bindings.rs`.
 
 pub const LORIS_DECODE_ROWS: u32 = 16;
 pub const LORIS_SPLIT_LEN: u32 = 256;

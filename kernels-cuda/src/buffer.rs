@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::sync::{Arc, PoisonError};
 
-use bytemuck::Pod;
+pub use bytemuck::Pod;
 use cust::memory::{AsyncCopyDestination, DeviceBuffer};
 
 use crate::abi::LorisPages;
@@ -126,7 +126,7 @@ impl<T: Pod> Buffer<T> {
         if end <= self.len {
             return Ok(());
         }
-        Err(Error::Size { what: self.what, found: end, expected: self.len })
+        Err(Error::size(self.what, end, self.len))
     }
 }
 
@@ -137,9 +137,7 @@ impl<T: Pod> Drop for Buffer<T> {
         if freed.n_graphs > 0 {
             return freed.memory.push(memory);
         }
-        // Work under way may use it. Errors are those of earlier work, which its own callers hear of.
-        let _ = self.shared.set_current();
-        let _ = self.shared.stream.synchronize();
+        self.shared.settle();
         drop(memory);
     }
 }

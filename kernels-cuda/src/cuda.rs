@@ -1,4 +1,4 @@
-//! The part of `cuda.h` that cust lacks, written by `tests/bindings.rs`.
+//! The part of `cuda.h` that cust lacks, written by `driver/tests/bindings.rs`.
 
 pub type CUresult = u32;
 
@@ -28,16 +28,13 @@ pub struct CUgraphExec_st {
     _unused: [u8; 0],
 }
 pub type CUgraphExec = *mut CUgraphExec_st;
-pub const CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN:
-    CUdevice_attribute_enum = 97;
+pub const CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: CUdevice_attribute_enum = 97;
 pub type CUdevice_attribute_enum = ::std::os::raw::c_uint;
 pub use self::CUdevice_attribute_enum as CUdevice_attribute;
-pub const CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES:
-    CUfunction_attribute_enum = 8;
+pub const CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES: CUfunction_attribute_enum = 8;
 pub type CUfunction_attribute_enum = ::std::os::raw::c_uint;
 pub use self::CUfunction_attribute_enum as CUfunction_attribute;
-pub const CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: CUstreamCaptureMode_enum =
-    1;
+pub const CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: CUstreamCaptureMode_enum = 1;
 pub type CUstreamCaptureMode_enum = ::std::os::raw::c_uint;
 pub use self::CUstreamCaptureMode_enum as CUstreamCaptureMode;
 unsafe extern "C" {

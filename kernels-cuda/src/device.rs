@@ -103,6 +103,23 @@ impl Shared {
         CurrentContext::set_current(&self.context)
             .map_err(|_| fail("cuCtxSetCurrent", "the device"))
     }
+
+    /// Waits for the stream; the context is current.
+    pub(crate) fn wait(&self, what: impl FnOnce() -> String) -> Result<(), Error> {
+        self.stream.synchronize().map_err(|_| {
+            let error = fail("cuStreamSynchronize", what());
+            // Where only the call failed, work that uses the caller's memory is still under way.
+            let _ = self.stream.synchronize();
+            error
+        })
+    }
+
+    /// Waits before something that work may use ends. Errors are those of earlier work, which its own callers hear
+    /// of.
+    pub(crate) fn settle(&self) {
+        let _ = self.set_current();
+        let _ = self.wait(String::new);
+    }
 }
 
 impl Device {
@@ -175,7 +192,7 @@ impl Device {
 
     /// Waits for the stream; the context is current.
     pub(crate) fn wait(&self, what: impl FnOnce() -> String) -> Result<(), Error> {
-        self.stream().synchronize().map_err(|_| fail("cuStreamSynchronize", what()))
+        self.shared.wait(what)
     }
 
     /// The kernel of this name; the context is current.
@@ -187,12 +204,8 @@ impl Device {
         let module =
             self.modules.iter().find(|(name, _)| file == Some(name) || *name == TWIN_IMAGE);
         let Some((_, module)) = module else {
-            let found = kernel.to_string();
-            return Err(Error::Unsupported {
-                what: "kernel",
-                found,
-                expected: "the kernels of this build",
-            });
+            let (what, found) = ("kernel".into(), kernel.into());
+            return Err(Error::Unsupported { what, found, expected: "the kernels of this build" });
         };
         let function =
             module.get_function(kernel).map_err(|_| fail("cuModuleGetFunction", kernel))?;
@@ -205,9 +218,8 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        // Kernels that run need their module, and modules a current context to be unloaded from. What failed by
-        // now has been or will be reported by others.
-        let _ = self.synchronize();
+        // Kernels that run need their module, and modules a current context to be unloaded from.
+        self.shared.settle();
     }
 }
 

@@ -8,9 +8,11 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
+use std::sync::Arc;
 
 use crate::Error;
 use crate::cuda::{self, CUfunction, CUgraph, CUgraphExec, CUstream};
+use crate::device::Shared;
 use crate::launch::Launch;
 
 /// Name of the system's driver.
@@ -157,23 +159,22 @@ pub(crate) unsafe fn launch(
 
 /// A stream whose work is being recorded; ends the recording when dropped.
 #[derive(Debug)]
-pub(crate) struct Capture<'a>(&'a cust::stream::Stream);
+pub(crate) struct Capture(Option<Arc<Shared>>);
 
-impl<'a> Capture<'a> {
+impl Capture {
     /// Begins to record, for calls of this thread.
-    pub(crate) fn begin(stream: &'a cust::stream::Stream) -> Result<Self, Error> {
+    pub(crate) fn begin(shared: Arc<Shared>) -> Result<Self, Error> {
+        let stream = &shared.stream;
         let mode = cuda::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream is alive.
         let code = unsafe { cuda::cuStreamBeginCapture_v2(stream.as_inner().cast(), mode) };
         check(code, "cuStreamBeginCapture", || "a graph".into())?;
-        Ok(Self(stream))
+        Ok(Self(Some(shared)))
     }
 
     /// What was recorded, ready to run.
-    pub(crate) fn end(self) -> Result<GraphExec, Error> {
-        let graph = Self::take(self.0);
-        std::mem::forget(self);
-        let graph = graph?;
+    pub(crate) fn end(mut self) -> Result<GraphExec, Error> {
+        let graph = self.take()?;
         let mut exec: CUgraphExec = ptr::null_mut();
         // SAFETY: the graph is alive; the driver writes a handle.
         let code = unsafe { cuda::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
@@ -183,18 +184,22 @@ impl<'a> Capture<'a> {
         result.map(|()| GraphExec(exec))
     }
 
-    fn take(stream: &cust::stream::Stream) -> Result<CUgraph, Error> {
+    /// Ends the recording; null if it has ended before or failed.
+    fn take(&mut self) -> Result<CUgraph, Error> {
         let mut graph: CUgraph = ptr::null_mut();
+        let Some(shared) = self.0.take() else { return Ok(graph) };
         // SAFETY: the stream is alive; the driver writes a handle, or null where recording failed.
-        let code = unsafe { cuda::cuStreamEndCapture(stream.as_inner().cast(), &mut graph) };
+        let code = unsafe { cuda::cuStreamEndCapture(shared.stream.as_inner().cast(), &mut graph) };
         check(code, "cuStreamEndCapture", || "a graph".into())?;
         Ok(graph)
     }
 }
 
-impl Drop for Capture<'_> {
+impl Drop for Capture {
     fn drop(&mut self) {
-        if let Ok(graph) = Self::take(self.0) {
+        if let Ok(graph) = self.take()
+            && !graph.is_null()
+        {
             // SAFETY: the graph is ours.
             unsafe { cuda::cuGraphDestroy(graph) };
         }

@@ -61,7 +61,7 @@ pub enum Error {
     #[error("{what}: {found} is not supported, only {expected}")]
     Unsupported {
         /// Operation and quantity, as `attention_decode head_dim`.
-        what: &'static str,
+        what: String,
         /// What was asked for.
         found: String,
         /// What there is.
@@ -71,7 +71,7 @@ pub enum Error {
     #[error("{what}: {found} instead of {expected}")]
     Size {
         /// Operation, operand and dimension, as `rmsnorm out width`.
-        what: &'static str,
+        what: String,
         /// What it is.
         found: usize,
         /// What it should be (at least, where `what` says so).
@@ -81,30 +81,27 @@ pub enum Error {
 
 impl Error {
     /// `Ok` if `found` is `expected`.
-    pub fn check_size(what: &'static str, found: usize, expected: usize) -> Result<(), Error> {
-        if found == expected { Ok(()) } else { Err(Error::Size { what, found, expected }) }
+    pub fn check_size(what: &str, found: usize, expected: usize) -> Result<(), Error> {
+        if found == expected { Ok(()) } else { Err(Self::size(what, found, expected)) }
     }
 
     /// `Ok` if `found` is `at_least`.
-    pub fn check_room(what: &'static str, found: usize, at_least: usize) -> Result<(), Error> {
-        if found >= at_least {
-            Ok(())
-        } else {
-            Err(Error::Size { what, found, expected: at_least })
-        }
+    pub fn check_room(what: &str, found: usize, at_least: usize) -> Result<(), Error> {
+        if found >= at_least { Ok(()) } else { Err(Self::size(what, found, at_least)) }
     }
 
     /// `Ok` if `condition` holds of `found`.
     pub fn check_supported(
-        what: &'static str,
+        what: &str,
         found: usize,
         condition: bool,
         expected: &'static str,
     ) -> Result<(), Error> {
-        if condition {
-            Ok(())
-        } else {
-            Err(Error::Unsupported { what, found: found.to_string(), expected })
-        }
+        let error = || Error::Unsupported { what: what.into(), found: found.to_string(), expected };
+        if condition { Ok(()) } else { Err(error()) }
+    }
+
+    pub(crate) fn size(what: &str, found: usize, expected: usize) -> Error {
+        Error::Size { what: what.into(), found, expected }
     }
 }

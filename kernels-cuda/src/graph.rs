@@ -16,16 +16,42 @@ pub struct Graph {
     shared: Arc<Shared>,
 }
 
+/// Work that is being recorded. Dropped, it ends the recording and leaves nothing.
+#[derive(Debug)]
+pub struct Recording {
+    // Ends before the graph, which waits for the stream when it goes.
+    capture: Capture,
+    graph: Graph,
+}
+
 impl Device {
-    /// Records what `work` launches, instead of running it. Memory cannot be allocated, copied to or from, or
-    /// waited for meanwhile: that is an error, and nothing is recorded.
-    pub fn capture(&self, work: impl FnOnce(&Device) -> Result<(), Error>) -> Result<Graph, Error> {
+    /// From now on what this thread launches is recorded instead of run. Memory cannot be allocated, copied to or
+    /// from, or waited for until the recording ends: that is an error, and nothing is recorded.
+    pub fn record(&self) -> Result<Recording, Error> {
         self.set_current()?;
-        // Counted before the first address is recorded; of an error, recording ends before the graph does.
+        let capture = Capture::begin(Arc::clone(&self.shared))?;
+        // Counted before the first address is recorded.
         self.shared.freed.lock().unwrap_or_else(PoisonError::into_inner).n_graphs += 1;
-        let mut graph = Graph { exec: None, shared: Arc::clone(&self.shared) };
-        let capture = Capture::begin(self.stream())?;
+        Ok(Recording { capture, graph: Graph { exec: None, shared: Arc::clone(&self.shared) } })
+    }
+
+    /// Records what `work` launches.
+    pub fn capture(&self, work: impl FnOnce(&Device) -> Result<(), Error>) -> Result<Graph, Error> {
+        let recording = self.record()?;
         work(self)?;
+        recording.end()
+    }
+
+    /// Whether every launch is waited for, as the environment asks: such a device cannot record.
+    pub fn is_synchronous(&self) -> bool {
+        self.synchronous
+    }
+}
+
+impl Recording {
+    /// What was recorded, ready to run.
+    pub fn end(self) -> Result<Graph, Error> {
+        let Self { capture, mut graph } = self;
         graph.exec = Some(capture.end()?);
         Ok(graph)
     }
@@ -35,7 +61,7 @@ impl Graph {
     /// Queues the work in the stream of the device that recorded it.
     pub fn launch(&self, device: &Device) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.shared, &device.shared) {
-            let (what, found) = ("graph", "another device".to_string());
+            let (what, found) = ("graph".into(), "another device".into());
             return Err(Error::Unsupported {
                 what,
                 found,
@@ -51,9 +77,7 @@ impl Graph {
 
 impl Drop for Graph {
     fn drop(&mut self) {
-        // Errors here are those of earlier work, which its own callers hear of.
-        let _ = self.shared.set_current();
-        let _ = self.shared.stream.synchronize();
+        self.shared.settle();
         self.exec = None;
         let mut freed = self.shared.freed.lock().unwrap_or_else(PoisonError::into_inner);
         freed.n_graphs -= 1;

@@ -35,10 +35,10 @@ pub mod launch;
 pub mod ops;
 pub mod staging;
 
-pub use buffer::{Buffer, KvPages, Matrix, Rows};
+pub use buffer::{Buffer, KvPages, Matrix, Pod, Rows};
 pub use device::{Device, DeviceInfo, DeviceOptions, probe};
 pub use error::Error;
-pub use graph::Graph;
+pub use graph::{Graph, Recording};
 pub use images::{Image, NO_IMAGES, RESOURCES, images};
 pub use launch::{Cost, Launch};
 pub use staging::Staging;

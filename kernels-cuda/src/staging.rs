@@ -74,8 +74,7 @@ impl Half {
 impl Drop for Staging {
     fn drop(&mut self) {
         // Copies out of the memory may be under way.
-        let _ = self.shared.set_current();
-        let _ = self.shared.stream.synchronize();
+        self.shared.settle();
     }
 }
 

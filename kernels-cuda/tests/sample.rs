@@ -146,8 +146,10 @@ fn draws_what_the_engine_draws() {
 fn draws_from_a_large_vocabulary() {
     let device = common::device();
     let mut table = random_table(&mut Random::new(3), 49_152, 3, true);
-    table.sampling[0] = LorisSampling { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0, uniform: 0.7 };
-    table.sampling[1] = LorisSampling { temperature: 0.7, top_k: 40, top_p: 1.0, min_p: 0.0, uniform: 0.3 };
+    table.sampling[0] =
+        LorisSampling { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0, uniform: 0.7 };
+    table.sampling[1] =
+        LorisSampling { temperature: 0.7, top_k: 40, top_p: 1.0, min_p: 0.0, uniform: 0.3 };
     table.check(&device);
 }
 
@@ -195,6 +197,7 @@ fn rows_without_a_token_say_so() {
     table.check(&device);
     // Nothing may be drawn.
     let masked = vec![u32::MAX, u32::MAX];
-    let table = Table { vocab_size: 40, logits: vec![0.5; 80], sampling: vec![greedy, warm], masked };
+    let table =
+        Table { vocab_size: 40, logits: vec![0.5; 80], sampling: vec![greedy, warm], masked };
     assert_eq!(table.run(&device), [u32::MAX; 2]);
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::Random;
-use loris_kernels::abi::{LorisSeq, LORIS_DENSE};
+use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::buffer::{Buffer, KvPages, Matrix, Rows};
 use loris_kernels::device::Device;
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
@@ -45,7 +45,8 @@ fn token_batch(device: &Device, tokens: &[u32]) -> DeviceBatch {
 fn embed_takes_rows_of_the_table() {
     let device = common::device();
     let mut random = Random::new(1);
-    for (vocab_size, hidden_dim, n_rows) in [(1, 8, 1), (7, 576, 0), (100, 576, 3), (50, 2048, 17)] {
+    for (vocab_size, hidden_dim, n_rows) in [(1, 8, 1), (7, 576, 0), (100, 576, 3), (50, 2048, 17)]
+    {
         let bits = random_words(&mut random, vocab_size * hidden_dim);
         let data = Buffer::from_slice(&device, &bits, "table").unwrap();
         let table = Matrix { data, n: vocab_size, k: hidden_dim };
@@ -105,7 +106,8 @@ fn gather_takes_rows_by_index() {
 
         let mut got = vec![0.0; n_rows * width];
         to.data.download(&device, 0, &mut got).unwrap();
-        let want: Vec<f32> = idx.iter().flat_map(|&i| &data[i * width..][..width]).copied().collect();
+        let want: Vec<f32> =
+            idx.iter().flat_map(|&i| &data[i * width..][..width]).copied().collect();
         assert!(got == want, "{n_rows} of {n_from} rows of {width}");
     }
     let from = Rows::<f32>::new(&device, 1, 3, "from").unwrap(); // 12 bytes a row

@@ -1,4 +1,5 @@
-//! `src/abi.rs` and `src/cuda.rs` are what bindgen makes of `include/abi.h` and of CUDA's `cuda.h`.
+//! `src/abi.rs` and `src/cuda.rs` of loris-kernels are what bindgen makes of `include/abi.h` and of CUDA's `cuda.h`.
+//! The test is here so that tests of kernels are built without bindgen.
 //!
 //! `LORIS_BLESS=1` writes them. Skipped where there is no libclang or no `cuda.h`: `scripts/cuda-tools` puts
 //! both into `.venv`.
@@ -42,8 +43,9 @@ impl bindgen::callbacks::ParseCallbacks for Choices {
     }
 }
 
+/// The folder of loris-kernels.
 fn package() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 /// The first existing `relative` path below a Python environment's packages or the folder of an environment variable.
@@ -96,7 +98,7 @@ fn check(name: &str, head: &str, bindings: bindgen::Builder) {
 #[test]
 fn bindings_are_fresh() {
     if let Some(builder) = builder(&package().join("include/abi.h")) {
-        let head = "//! What the host passes to kernels: `include/abi.h`, written by `tests/bindings.rs`.\n";
+        let head = "//! What the host passes to kernels: `include/abi.h`, written by `driver/tests/bindings.rs`.\n";
         let bindings = builder
             .allowlist_file(".*/abi\\.h")
             .clang_arg("-fparse-all-comments")
@@ -109,7 +111,8 @@ fn bindings_are_fresh() {
         return;
     };
     if let Some(builder) = builder(&cuda_h) {
-        let head = "//! The part of `cuda.h` that cust lacks, written by `tests/bindings.rs`.\n";
+        let head =
+            "//! The part of `cuda.h` that cust lacks, written by `driver/tests/bindings.rs`.\n";
         let bindings = builder
             .allowlist_function(FUNCTIONS)
             .blocklist_type("CUresult|cudaError_enum")
