@@ -1,1 +1,259 @@
 //! A batch on the device: what kernels read about rows, sequences and pages.
+
+use crate::abi::{LORIS_DENSE, LorisBatch, LorisQTile, LorisSeq};
+use crate::{Buffer, Device, Error, Staging};
+
+/// A batch as the host has it; slices may be empty where no kernel reads them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostBatch<'a> {
+    /// `[n_seqs]`
+    pub seqs: &'a [LorisSeq],
+    /// `[n_rows]`: index into `seqs`
+    pub row_seq: &'a [u32],
+    /// `[n_rows]`: absolute position
+    pub positions: &'a [u32],
+    /// Positions of the slots of sequences that are not dense.
+    pub slot_positions: &'a [u32],
+    /// Page ids, for each sequence `[page_idx][n_layers]`.
+    pub page_tables: &'a [u32],
+    /// Layers of the segment: the stride of page tables.
+    pub n_layers: usize,
+    /// `[n_rows]`
+    pub tokens: &'a [u32],
+    /// `[n_rows][head_dim / 2][2]`
+    pub cos_sin: &'a [f32],
+    /// Work list of prefill attention.
+    pub tiles: &'a [LorisQTile],
+    /// Rows whose logits are wanted.
+    pub logit_rows: &'a [u32],
+}
+
+/// A batch on the device. Addresses stay what they are until a part outgrows its room, so that graphs may name
+/// them: [`generation`](Self::generation) says when they changed.
+#[derive(Debug)]
+pub struct DeviceBatch {
+    /// All parts, one behind the other.
+    memory: Buffer<u32>,
+    /// As large as `memory`, so that an upload waits for the one before the last at most.
+    staging: Staging,
+    parts: [Part; N_PARTS],
+    head_dim: usize,
+    n_layers: u32,
+    max_kv_len: usize,
+    n_pages: usize,
+    generation: u64,
+}
+
+/// One array of the batch, in words of 4 bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Part {
+    start: usize,
+    room: usize,
+    len: usize,
+}
+
+const SEQS: usize = 0;
+const ROW_SEQ: usize = 1;
+const POSITIONS: usize = 2;
+const SLOT_POSITIONS: usize = 3;
+const PAGE_TABLES: usize = 4;
+const TOKENS: usize = 5;
+const COS_SIN: usize = 6;
+const TILES: usize = 7;
+const LOGIT_ROWS: usize = 8;
+const N_PARTS: usize = 9;
+
+/// Words of a sequence and of a tile.
+const SEQ_LEN: usize = size_of::<LorisSeq>() / 4;
+const TILE_LEN: usize = size_of::<LorisQTile>() / 4;
+/// Parts begin at multiples of as many words: 256 bytes.
+const ALIGNMENT: usize = 64;
+
+impl DeviceBatch {
+    /// Room for `max_rows` rows (more can be uploaded, at new addresses) of heads of `head_dim` elements.
+    pub fn new(device: &Device, max_rows: usize, head_dim: usize) -> Result<Self, Error> {
+        let mut rooms = [max_rows.max(1); N_PARTS];
+        rooms[SEQS] *= SEQ_LEN;
+        rooms[COS_SIN] *= head_dim;
+        rooms[TILES] *= TILE_LEN;
+        let (parts, memory, staging) = allocate(device, &rooms)?;
+        let (n_layers, max_kv_len, n_pages, generation) = (0, 0, 0, 0);
+        Ok(Self { memory, staging, parts, head_dim, n_layers, max_kv_len, n_pages, generation })
+    }
+
+    /// Replaces the batch, for kernels that are launched from now on. On return `host` has been read.
+    pub fn upload(&mut self, device: &Device, host: &HostBatch<'_>) -> Result<(), Error> {
+        self.check(host)?;
+        let words: [&[u32]; N_PARTS] = [
+            bytemuck::cast_slice(host.seqs),
+            host.row_seq,
+            host.positions,
+            host.slot_positions,
+            host.page_tables,
+            host.tokens,
+            bytemuck::cast_slice(host.cos_sin),
+            bytemuck::cast_slice(host.tiles),
+            host.logit_rows,
+        ];
+        if words.iter().zip(&self.parts).any(|(words, part)| words.len() > part.room) {
+            let mut rooms = self.parts.map(|part| part.room);
+            for (room, words) in rooms.iter_mut().zip(words) {
+                *room = words.len().checked_next_power_of_two().unwrap_or(usize::MAX).max(*room);
+            }
+            (self.parts, self.memory, self.staging) = allocate(device, &rooms)?;
+            self.generation += 1;
+        }
+        let half = self.staging.next_half(device)?;
+        for (part, words) in self.parts.iter_mut().zip(words) {
+            part.len = words.len();
+            let pinned = &mut half.words()[part.start..][..part.len];
+            pinned.copy_from_slice(words);
+            // SAFETY: this half is written again only when its copies are done.
+            unsafe { self.memory.upload_async(device, part.start, pinned)? };
+        }
+        half.record(device)?;
+        self.n_layers = to_u32(host.n_layers);
+        let kv_len = |seq: &LorisSeq| seq.kv_start as usize + seq.n_rows as usize;
+        self.max_kv_len = host.seqs.iter().map(kv_len).max().unwrap_or(0);
+        self.n_pages = host.page_tables.iter().max().map_or(0, |&page| page as usize + 1);
+        Ok(())
+    }
+
+    /// What kernels index with must lie within what they index.
+    fn check(&self, host: &HostBatch<'_>) -> Result<(), Error> {
+        let n_rows = host.row_seq.len();
+        Error::check_size("batch positions", host.positions.len(), n_rows)?;
+        if !host.tokens.is_empty() {
+            Error::check_size("batch tokens", host.tokens.len(), n_rows)?;
+        }
+        if !host.cos_sin.is_empty() {
+            Error::check_size("batch cos_sin", host.cos_sin.len(), n_rows * self.head_dim)?;
+        }
+        for seq in host.seqs {
+            let (rows, slots) =
+                (seq.row_start as usize + seq.n_rows as usize, seq.kv_start as usize);
+            Error::check_room("batch rows, at least", n_rows, rows)?;
+            Error::check_room(
+                "batch page_tables, at least",
+                host.page_tables.len(),
+                seq.page_table_start as usize,
+            )?;
+            if seq.positions_start != LORIS_DENSE {
+                let end = seq.positions_start as usize + slots + seq.n_rows as usize;
+                Error::check_room(
+                    "batch slot_positions, at least",
+                    host.slot_positions.len(),
+                    end,
+                )?;
+            }
+        }
+        let below = |what, indices: &[u32], end: usize| match indices.iter().max() {
+            Some(&last) => Error::check_room(what, end, last as usize + 1),
+            None => Ok(()),
+        };
+        below("batch seqs, at least", host.row_seq, host.seqs.len())?;
+        below("batch rows for logit_rows, at least", host.logit_rows, n_rows)
+    }
+
+    /// As kernels take it.
+    pub fn abi(&self) -> LorisBatch {
+        LorisBatch {
+            seqs: self.at(SEQS) as *const _,
+            row_seq: self.at(ROW_SEQ) as *const _,
+            positions: self.at(POSITIONS) as *const _,
+            slot_positions: self.at(SLOT_POSITIONS) as *const _,
+            page_tables: self.at(PAGE_TABLES) as *const _,
+            n_rows: to_u32(self.n_rows()),
+            n_seqs: to_u32(self.n_seqs()),
+            n_layers: self.n_layers,
+        }
+    }
+
+    /// Rows of the last upload.
+    pub fn n_rows(&self) -> usize {
+        self.parts[ROW_SEQ].len
+    }
+
+    /// Sequences of the last upload.
+    pub fn n_seqs(&self) -> usize {
+        self.parts[SEQS].len / SEQ_LEN
+    }
+
+    /// Layers of a page table of the last upload.
+    pub fn n_layers(&self) -> usize {
+        self.n_layers as usize
+    }
+
+    /// Slots of the longest sequence, the rows of the batch among them.
+    pub fn max_kv_len(&self) -> usize {
+        self.max_kv_len
+    }
+
+    /// How many pages a pool must have for the page tables: the largest page id and one.
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    /// Elements of a head, for which angles are uploaded.
+    pub fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Device address of `[n_rows]` tokens.
+    pub fn tokens(&self) -> u64 {
+        self.at(TOKENS)
+    }
+
+    /// Device address of `[n_rows][head_dim / 2][2]` cosines and sines.
+    pub fn cos_sin(&self) -> u64 {
+        self.at(COS_SIN)
+    }
+
+    /// Device address of the work list.
+    pub fn tiles(&self) -> u64 {
+        self.at(TILES)
+    }
+
+    /// Tiles of the work list.
+    pub fn n_tiles(&self) -> usize {
+        self.parts[TILES].len / TILE_LEN
+    }
+
+    /// Device address of the rows whose logits are wanted.
+    pub fn logit_rows(&self) -> u64 {
+        self.at(LOGIT_ROWS)
+    }
+
+    /// How many rows that are.
+    pub fn n_logit_rows(&self) -> usize {
+        self.parts[LOGIT_ROWS].len
+    }
+
+    /// Changes when addresses do.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn at(&self, part: usize) -> u64 {
+        self.memory.ptr() + 4 * self.parts[part].start as u64
+    }
+}
+
+fn allocate(
+    device: &Device,
+    rooms: &[usize; N_PARTS],
+) -> Result<([Part; N_PARTS], Buffer<u32>, Staging), Error> {
+    let mut parts = [Part::default(); N_PARTS];
+    let mut len = 0usize;
+    for (part, &room) in parts.iter_mut().zip(rooms) {
+        *part = Part { start: len, room, len: 0 };
+        len = len.saturating_add(room.checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX));
+    }
+    let memory = Buffer::new(device, len, "the batch")?;
+    Ok((parts, memory, Staging::new(device, 4 * len)?))
+}
+
+/// Sizes that no device reaches saturate.
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -14,3 +14,40 @@ pub mod rmsnorm;
 pub mod sample;
 pub mod token_score;
 pub mod token_select;
+
+use crate::Error;
+
+/// `found` elements are enough.
+fn at_least(op: &str, what: &str, found: usize, at_least: usize) -> Result<(), Error> {
+    if found >= at_least {
+        return Ok(());
+    }
+    Err(Error::size(&format!("{op}: {what}, at least"), found, at_least))
+}
+
+/// `found` is what goes with the other operands.
+fn equal(op: &str, what: &str, found: usize, expected: usize) -> Result<(), Error> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::size(&format!("{op}: {what}"), found, expected))
+}
+
+/// `found` is a multiple of what vectors hold.
+fn multiple(op: &str, what: &str, found: usize, of: usize) -> Result<(), Error> {
+    if found.is_multiple_of(of) {
+        return Ok(());
+    }
+    Err(Error::size(&format!("{op}: {what}, as a multiple"), found, found.next_multiple_of(of)))
+}
+
+/// A size as kernels take it.
+fn size<N>(op: &str, what: &str, n: N) -> Result<u32, Error>
+where
+    N: Copy + TryInto<u32> + TryInto<usize>,
+{
+    n.try_into().map_err(|_| {
+        let found = n.try_into().unwrap_or(usize::MAX);
+        Error::size(&format!("{op}: {what}, at most"), found, u32::MAX as usize)
+    })
+}

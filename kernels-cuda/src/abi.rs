@@ -1,0 +1,380 @@
+//! What the host passes to kernels: `include/abi.h`, written by `driver/tests/bindings.rs`.
+
+pub const LORIS_DECODE_ROWS: u32 = 16;
+pub const LORIS_SPLIT_LEN: u32 = 256;
+pub const LORIS_DENSE: u32 = 4294967295;
+pub const LORIS_NO_WINDOW: u32 = 4294967295;
+/// One sequence of a batch.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LorisSeq {
+    /// first of its rows in the batch
+    pub row_start: u32,
+    /// rows in the batch
+    pub n_rows: u32,
+    /// slots in use before the batch: row i is appended to slot kv_start + i
+    pub kv_start: u32,
+    /// where its table begins in `page_tables`: [page_idx][n_layers]
+    pub page_table_start: u32,
+    /// where its slot positions begin in `slot_positions`, or LORIS_DENSE
+    pub positions_start: u32,
+}
+/// A batch as `begin` uploads it; every kernel that looks at sequences holds one.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LorisBatch {
+    /// [n_seqs]
+    pub seqs: *const LorisSeq,
+    /// [n_rows] index into seqs
+    pub row_seq: *const u32,
+    /// [n_rows] absolute position of a row
+    pub positions: *const u32,
+    /// positions of the slots of sequences that are not dense
+    pub slot_positions: *const u32,
+    /// page ids
+    pub page_tables: *const u32,
+    pub n_rows: u32,
+    pub n_seqs: u32,
+    /// stride of a page table
+    pub n_layers: u32,
+}
+/// A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads][page_len][head_dim].
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LorisPages {
+    pub base: *mut ::std::os::raw::c_void,
+    pub page_bytes: u64,
+    /// page_len is a power of two, 16 to 256
+    pub page_len_log2: u32,
+    pub n_kv_heads: u32,
+}
+/// x[r] = table[tokens[r]]
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct EmbedArgs {
+    /// bf16 [vocab_size][hidden_dim]
+    pub table: *const u16,
+    /// [n_rows], each below vocab_size
+    pub tokens: *const u32,
+    /// [n_rows][hidden_dim]
+    pub x: *mut f32,
+    /// multiple of 8
+    pub hidden_dim: u32,
+    pub n_rows: u32,
+}
+/// out[r] = bf16(x[row] / sqrt(mean(x[row]^2) + eps) * weight)
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RmsnormArgs {
+    /// [..][hidden_dim]
+    pub x: *const f32,
+    /// [hidden_dim]
+    pub weight: *const f32,
+    /// bf16 [n_rows][hidden_dim]
+    pub out: *mut u16,
+    /// multiple of 8
+    pub hidden_dim: u32,
+    pub n_rows: u32,
+    pub eps: f32,
+}
+/// y = a W^T in prefill, with the epilogue that the kernel's name says.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LinearPrefillArgs {
+    /// bf16 [n_rows][k]
+    pub a: *const u16,
+    /// bf16 [n][k]
+    pub w: *const u16,
+    /// [n_rows][n], added to in place
+    pub x: *mut f32,
+    pub n_rows: u32,
+    /// multiple of 8
+    pub n: u32,
+    /// multiple of 8
+    pub k: u32,
+}
+/// h = bf16(silu(a Wg^T) * (a Wu^T)) in prefill
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GateUpPrefillArgs {
+    /// bf16 [n_rows][k], normalised
+    pub a: *const u16,
+    /// bf16 [n][k]
+    pub gate: *const u16,
+    /// bf16 [n][k]
+    pub up: *const u16,
+    /// bf16 [n_rows][n]
+    pub h: *mut u16,
+    pub n_rows: u32,
+    /// ffn_dim, multiple of 8
+    pub n: u32,
+    /// multiple of 8
+    pub k: u32,
+}
+/// Where Q, K and V go once they are projected: bias, q/k norm, rotation, append.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LorisHeads {
+    /// [(n_q_heads + 2 n_kv_heads) * head_dim], q then k then v, or NULL
+    pub bias: *const f32,
+    /// [head_dim] or NULL; NULL together with k_norm
+    pub q_norm: *const f32,
+    /// [head_dim] or NULL
+    pub k_norm: *const f32,
+    /// [n_rows][head_dim / 2][2]: cosine and sine, times the attention factor
+    pub cos_sin: *const f32,
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub q: *mut u16,
+    pub pages: LorisPages,
+    pub batch: LorisBatch,
+    /// inside the segment
+    pub layer: u32,
+    pub n_q_heads: u32,
+    pub head_dim: u32,
+    /// of the q/k norm
+    pub eps: f32,
+}
+/// Q, K, V of many rows, to where they belong.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QkvPrefillArgs {
+    /// bf16 [n_rows][k], normalised
+    pub a: *const u16,
+    /// bf16 [n_q_heads * head_dim][k]
+    pub wq: *const u16,
+    /// bf16 [n_kv_heads * head_dim][k]
+    pub wk: *const u16,
+    /// bf16 [n_kv_heads * head_dim][k]
+    pub wv: *const u16,
+    pub heads: LorisHeads,
+    /// multiple of 8
+    pub k: u32,
+}
+/** The rows that a decode kernel multiplies by: either f32 rows that are normalised on the way
+(`norm` is not NULL), or bf16 rows as they are.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LorisDecodeInput {
+    /// [..][k], if norm
+    pub x: *const f32,
+    /// [k] or NULL
+    pub norm: *const f32,
+    /// bf16 [n_rows][k], if not norm
+    pub a: *const u16,
+    /// [n_rows]: row i reads x[row_idx[i]]; NULL: x[i]
+    pub row_idx: *const u32,
+    pub n_rows: u32,
+    /// multiple of 8
+    pub k: u32,
+    pub eps: f32,
+}
+/// x[r] += a[r] W^T for few rows
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LinearDecodeArgs {
+    pub in_: LorisDecodeInput,
+    /// bf16 [n][k]
+    pub w: *const u16,
+    /// [n_rows][n]; added to by linear_decode_add, written by linear_decode_store
+    pub y: *mut f32,
+    pub n: u32,
+}
+/// h = bf16(silu(norm(x) Wg^T) * (norm(x) Wu^T)) for few rows
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct GateUpDecodeArgs {
+    pub in_: LorisDecodeInput,
+    /// bf16 [n][k]
+    pub gate: *const u16,
+    /// bf16 [n][k]
+    pub up: *const u16,
+    /// bf16 [n_rows][n]
+    pub h: *mut u16,
+    pub n: u32,
+}
+/** Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the projections
+go to `raw` and qkv_finish takes them from there.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QkvDecodeArgs {
+    pub in_: LorisDecodeInput,
+    /// bf16 [n_q_heads * head_dim][k]
+    pub wq: *const u16,
+    /// bf16 [n_kv_heads * head_dim][k]
+    pub wk: *const u16,
+    /// bf16 [n_kv_heads * head_dim][k]
+    pub wv: *const u16,
+    /// [n_rows][(n_q_heads + 2 n_kv_heads) * head_dim], or NULL
+    pub raw: *mut f32,
+    pub heads: LorisHeads,
+}
+/// Bias, q/k norm, rotation and append of projections that are in memory.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct QkvFinishArgs {
+    /// [n_rows][(n_q_heads + 2 n_kv_heads) * head_dim]
+    pub raw: *const f32,
+    pub heads: LorisHeads,
+}
+/** A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size, query head
+m % group_size of the group.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LorisQTile {
+    pub seq_idx: u32,
+    /// multiple of BLOCK_Q
+    pub packed_start: u32,
+}
+/// Flash attention of many rows over pages.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionPrefillArgs {
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub q: *const u16,
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub out: *mut u16,
+    /// [n_rows][n_q_heads] natural log of the sum of exp(score), or NULL
+    pub lse: *mut f32,
+    /// [gridDim.x], longest first
+    pub tiles: *const LorisQTile,
+    pub pages: LorisPages,
+    pub batch: LorisBatch,
+    pub layer: u32,
+    pub n_q_heads: u32,
+    /// LORIS_NO_WINDOW: all
+    pub window: u32,
+    /// 1 / sqrt(head_dim)
+    pub scale: f32,
+}
+/// One split of decode attention: blockIdx = (split, kv head, row).
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionDecodeArgs {
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub q: *const u16,
+    /// [n_rows][n_q_heads][max_splits][head_dim], not normalised
+    pub partial_out: *mut f32,
+    /// [n_rows][n_q_heads][max_splits][2]: row_max (base 2) and row_sum
+    pub partial_ml: *mut f32,
+    pub pages: LorisPages,
+    pub batch: LorisBatch,
+    pub layer: u32,
+    pub n_q_heads: u32,
+    pub window: u32,
+    /// gridDim.x: splits beyond a row's length return at once
+    pub max_splits: u32,
+    pub scale: f32,
+}
+/// out = the splits of a row put together: blockIdx = (query head, row).
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AttentionMergeArgs {
+    /// as above
+    pub partial_out: *const f32,
+    pub partial_ml: *const f32,
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub out: *mut u16,
+    /// [n_rows][n_q_heads] or NULL
+    pub lse: *mut f32,
+    pub batch: LorisBatch,
+    pub n_q_heads: u32,
+    pub max_splits: u32,
+}
+/// score[slot] = mean over query heads and score rows of exp(q . k * scale - lse)
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TokenScoreArgs {
+    /// bf16 [n_rows][n_q_heads][head_dim]
+    pub q: *const u16,
+    /// [n_rows][n_q_heads]
+    pub lse: *const f32,
+    /// [slots of the sequence]
+    pub scores: *mut f32,
+    pub pages: LorisPages,
+    pub batch: LorisBatch,
+    pub seq_idx: u32,
+    /// score rows: row_start .. row_start + n_score_rows of the batch
+    pub row_start: u32,
+    pub n_score_rows: u32,
+    pub layer: u32,
+    pub n_q_heads: u32,
+    pub window: u32,
+    pub scale: f32,
+}
+/** The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them; indices
+ascending. Of equal scores the lower index is kept.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct TokenSelectArgs {
+    /// [n], none NaN
+    pub scores: *const f32,
+    /// [n_keep]
+    pub keep: *mut u32,
+    /// [n - n_keep], or NULL
+    pub drop: *mut u32,
+    pub n: u32,
+    /// n_head + n_tail <= n_keep <= n
+    pub n_keep: u32,
+    pub n_head: u32,
+    pub n_tail: u32,
+}
+/// to[i] = from[idx[i]], rows of row_bytes; from and to do not overlap.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct AuxGatherArgs {
+    pub from: *const ::std::os::raw::c_void,
+    pub to: *mut ::std::os::raw::c_void,
+    /// [n_rows]
+    pub idx: *const u32,
+    pub n_rows: u32,
+    /// multiple of 16
+    pub row_bytes: u32,
+}
+/// Copies pages: pairs[i] = {from, to}.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PageCopyArgs {
+    pub pages: LorisPages,
+    /// [n_pairs][2]
+    pub pairs: *const u32,
+    pub n_pairs: u32,
+}
+/// How a row's token is drawn: as `SamplerParams` of the engine.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LorisSampling {
+    /// 0: the first of the largest
+    pub temperature: f32,
+    /// 0: all
+    pub top_k: u32,
+    /// 1: all
+    pub top_p: f32,
+    /// 0: all
+    pub min_p: f32,
+    /// the draw, in [0, 1)
+    pub uniform: f64,
+}
+/// tokens[r] = a token drawn from logits[r]: blockIdx.x = row.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SampleArgs {
+    /// [n_rows][vocab_size]
+    pub logits: *const f32,
+    /// [n_rows]
+    pub sampling: *const LorisSampling,
+    /// bit set of ids that are never drawn, [ceil(vocab_size / 32)], or NULL
+    pub masked: *const u32,
+    /// [n_rows]; UINT32_MAX where a logit is not finite
+    pub tokens: *mut u32,
+    pub vocab_size: u32,
+}
+/// Random bf16 weights, uniform in -scale .. scale, from a counter: the same on every device.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct FillRandomArgs {
+    /// bf16 [n]
+    pub out: *mut u16,
+    pub n: u64,
+    pub seed: u64,
+    pub scale: f32,
+}
