@@ -43,14 +43,3 @@ fn multiple(op: &str, what: &str, found: usize, of: usize) -> Result<(), Error> 
     }
     Err(Error::size(&format!("{op}: {what}, as a multiple"), found, found.next_multiple_of(of)))
 }
-
-/// A size as kernels take it.
-fn size<N>(op: &str, what: &str, n: N) -> Result<u32, Error>
-where
-    N: Copy + TryInto<u32> + TryInto<usize>,
-{
-    n.try_into().map_err(|_| {
-        let found = n.try_into().unwrap_or(usize::MAX);
-        Error::size(&format!("{op}: {what}, at most"), found, u32::MAX as usize)
-    })
-}
