@@ -33,7 +33,7 @@ const TWIN_CORE_FLAGS: [&str; 3] = ["-O3", "-Wall", "-Wextra"];
 const TWIN_KERNEL_FLAGS: [&str; 9] = [
     "-O2",
     "-DLORIS_TWIN",
-    "-fsanitize=thread",
+    "-fsanitize=thread,alignment",
     "-fno-tree-vectorize",
     "-fno-strict-aliasing",
     "-ffp-contract=off",

@@ -4,23 +4,24 @@
 // One block a row, and no sorting. Elements have a total order, likeliest first: an integer made of
 // the scaled logit and the id (`order_of`). Each cut, and the draw itself, asks for the element at
 // which a sum along that order reaches a target: of counts for top-k, of weights for top-p and for
-// the draw. It is found digit by digit from the top, with a histogram of 2^13 bins in shared memory
-// for each of the four digits. What a cut leaves is a bound: elements whose order is at least that
+// the draw. It is found digit by digit from the top, with a histogram of 2^11 bins in shared memory
+// for each of the five digits. What a cut leaves is a bound: elements whose order is at least that
 // of the last one taken.
 //
 // Weights exp(logit - top) are fixed-point integers, so sums are exact and the same in any order;
 // each is within 2^-32 of its value, or 2^-46 of the top's. Bytes moved: 4 vocab_size, from L2
-// after the first of 5 to 13 passes.
+// after the first of 6 to 16 passes.
 #include "prim.cuh"
 #include "select.cuh"
 
 constexpr int N_THREADS = 1024;
 constexpr int N_WARPS = N_THREADS / 32;
-constexpr int N_BITS = 13;  // of a digit; four digits are 32 bits of logit and 20 of id
+constexpr int N_BITS = 11;  // of a digit; five digits are 32 bits of logit and 23 of id
+constexpr int N_DIGITS = 5;
 constexpr int N_BINS = 1 << N_BITS;
-constexpr int N_MINE = N_BINS / N_THREADS;  // bins of a thread
-constexpr int N_AHEAD = 8;                  // logits that a thread loads at once
-constexpr uint32_t LAST_ID = (1u << 20) - 1;
+constexpr int N_AHEAD = 8;  // logits that a thread loads at once
+constexpr int ID_BITS = N_DIGITS * N_BITS - 32;
+constexpr uint32_t LAST_ID = (1u << ID_BITS) - 1;
 constexpr int WEIGHT_BITS = 45;  // the likeliest weighs 2^45: sums of 2^19 - 1 weights fit 64 bits
 constexpr int N_STEPS = 256;     // of the table of powers, an octave
 
@@ -31,11 +32,11 @@ struct Smem {
     ReachScratch<N_WARPS, uint64_t> reach;
     float min_below_top;
 };
-static_assert(sizeof(Smem) == 68120, "mirrored by the launcher");
+static_assert(sizeof(Smem) == 18968, "mirrored by the launcher");
 
 // Larger is likelier; of equal logits the lower id.
 DEV uint64_t order_of(float logit, uint32_t id) {
-    return static_cast<uint64_t>(float_key(logit)) << 20 | (LAST_ID - id);
+    return static_cast<uint64_t>(float_key(logit)) << ID_BITS | (LAST_ID - id);
 }
 
 // Calls f(id, logit) for the ids that this thread looks at: all of the row, or those that may be
@@ -127,10 +128,9 @@ template <class Measure, class Target>
 DEV uint64_t walk(const SampleArgs &args, const Row &row, uint64_t bound, Smem &s, Measure measure,
                   Target target) {
     uint64_t high = 0, rest = 0;  // the digits found, and what is left of the target
-    for (int shift = 3 * N_BITS; shift >= 0; shift -= N_BITS) {
-        for (int i = threadIdx.x; i < N_BINS / 2; i += N_THREADS) {  // both words
-            prim::st16(&s.lo[4 * i], uint4{0, 0, 0, 0});
-        }
+    for (int digit = 0; digit < N_DIGITS; digit++) {
+        const int shift = (N_DIGITS - 1 - digit) * N_BITS;
+        for (int i = threadIdx.x; i < N_BINS; i += N_THREADS) s.lo[i] = s.hi[i] = 0;
         prim::block_sync();
 
         // Sum the digit of elements that agree so far.
@@ -147,17 +147,12 @@ DEV uint64_t walk(const SampleArgs &args, const Row &row, uint64_t bound, Smem &
         prim::block_sync();
 
         // The digit at which the sum reaches the target.
-        uint64_t bins[N_MINE];
-        const uint32_t lowest = N_BINS - (threadIdx.x + 1) * N_MINE;
-        for (int i = 0; i < N_MINE; i += 4) {
-            const uint4 lo = prim::ld16(&s.lo[lowest + i]), hi = prim::ld16(&s.hi[lowest + i]);
-            bins[N_MINE - 1 - i] = static_cast<uint64_t>(hi.x) << 32 | lo.x;
-            bins[N_MINE - 2 - i] = static_cast<uint64_t>(hi.y) << 32 | lo.y;
-            bins[N_MINE - 3 - i] = static_cast<uint64_t>(hi.z) << 32 | lo.z;
-            bins[N_MINE - 4 - i] = static_cast<uint64_t>(hi.w) << 32 | lo.w;
+        uint64_t bins[N_BINS / N_THREADS];
+        for (int i = 0; i < N_BINS / N_THREADS; i++) {
+            const int bin = N_BINS - 1 - (threadIdx.x * (N_BINS / N_THREADS) + i);
+            bins[i] = static_cast<uint64_t>(s.hi[bin]) << 32 | s.lo[bin];
         }
-        const bool is_first = shift == 3 * N_BITS;
-        const auto goal = [&](uint64_t total) { return is_first ? target(total) : rest; };
+        const auto goal = [&](uint64_t total) { return digit == 0 ? target(total) : rest; };
         const auto found = reach<N_WARPS>(bins, goal, s.reach);
         high = high << N_BITS | found.bin;
         rest = found.rest;
@@ -208,7 +203,7 @@ DEV void body(const SampleArgs &args) {
     if (best != 0 && best != UINT64_MAX) {
         token = LAST_ID - (best & LAST_ID);
         if (sampling.temperature > 0.0f) {
-            token = draw(args, sampling, key_float(static_cast<uint32_t>(best >> 20)), s);
+            token = draw(args, sampling, key_float(static_cast<uint32_t>(best >> ID_BITS)), s);
         }
     }
     if (threadIdx.x == 0) args.tokens[blockIdx.x] = token;

@@ -110,6 +110,18 @@ impl<T: Pod> Buffer<T> {
         device.wait(|| self.copy_text(first, n))
     }
 
+    /// Queues a copy of all of `from`, which is as long.
+    pub fn copy_from(&mut self, device: &Device, from: &Self) -> Result<(), Error> {
+        Error::check_size(self.what, from.len, self.len)?;
+        device.set_current()?;
+        if let (Some(to), Some(from), true) = (&mut self.memory, &from.memory, from.len > 0) {
+            // SAFETY: buffers outlive the work that is queued on them.
+            unsafe { to.async_copy_from(from, device.stream()) }
+                .map_err(|_| fail("cuMemcpyDtoDAsync", self.copy_text(0, self.len)))?;
+        }
+        Ok(())
+    }
+
     /// Reads all elements.
     pub fn to_vec(&self, device: &Device) -> Result<Vec<T>, Error> {
         let mut out = vec![T::zeroed(); self.len];

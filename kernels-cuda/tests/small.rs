@@ -4,10 +4,9 @@ mod common;
 
 use common::Random;
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
-use loris_kernels::buffer::{Buffer, KvPages, Matrix, Rows};
-use loris_kernels::device::Device;
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{aux_gather, embed, fill_random, page_copy};
+use loris_kernels::{Buffer, Device, KvPages, Matrix, Rows};
 
 fn random_words(random: &mut Random, n: usize) -> Vec<u16> {
     (0..n).map(|_| u16::try_from(random.below(1 << 16)).unwrap()).collect()
@@ -23,20 +22,11 @@ fn token_batch(device: &Device, tokens: &[u32]) -> DeviceBatch {
         page_table_start: 0,
         positions_start: LORIS_DENSE,
     }];
+    let row_seq = vec![0; tokens.len()];
     let positions: Vec<u32> = (0..n_rows).collect();
-    let mut batch = DeviceBatch::new(device, tokens.len().max(1), 32).unwrap();
-    let host = HostBatch {
-        seqs: &seqs,
-        row_seq: &vec![0; tokens.len()],
-        positions: &positions,
-        slot_positions: &[],
-        page_tables: &vec![0; tokens.len().div_ceil(16)],
-        n_layers: 1,
-        tokens,
-        cos_sin: &vec![0.0; 32 * tokens.len()],
-        tiles: &[],
-        logit_rows: &[],
-    };
+    let mut batch = DeviceBatch::new(device, tokens.len(), 32).unwrap();
+    let (row_seq, positions) = (&row_seq[..], &positions[..]);
+    let host = HostBatch { seqs: &seqs, row_seq, positions, tokens, ..HostBatch::default() };
     batch.upload(device, &host).unwrap();
     batch
 }

@@ -3,9 +3,8 @@
 mod common;
 
 use common::Random;
-use loris_kernels::buffer::Buffer;
-use loris_kernels::device::Device;
 use loris_kernels::ops::token_select::token_select;
+use loris_kernels::{Buffer, Device};
 
 struct Case {
     n: usize,

@@ -33,6 +33,19 @@ static const Range IMAGE = find_image();
 
 static const char *verb(Access kind) { return kind == Access::Read ? "reads" : "writes"; }
 
+// Blocks of a launch run in any order, so that none may touch what another writes, but for atomics; a block
+// that has used one may know by it that others are done.
+static void check_blocks(Block &block, const HeapView::Entry &entry, size_t offset, size_t n_bytes,
+                         Access kind) {
+    if (kind == Access::Atomic) block.has_met_others = true;
+    if (kind == Access::Atomic || block.has_met_others) return;
+    int64_t other = entry.writers->other(block.heap->launch, block.number, offset, n_bytes);
+    if (other >= 0)
+        fail(FaultKind::Launch, "race: %s %zu bytes at byte %zu of an allocation, which block number %lld wrote",
+             verb(kind), n_bytes, offset, static_cast<long long>(other));
+    if (kind == Access::Write) entry.writers->record(block.heap->launch, block.number, offset, n_bytes);
+}
+
 static inline void check(const void *at, size_t n_bytes, size_t align, Access kind) {
     Thread *thread = self;
     if (thread == nullptr || n_bytes == 0) return;
@@ -51,9 +64,10 @@ static inline void check(const void *at, size_t n_bytes, size_t align, Access ki
         block.shadow.access(kind, thread->id, static_cast<uint32_t>(offset), static_cast<uint32_t>(n_bytes));
         return;
     }
-    if (block.heap->holds(address, n_bytes)) {
+    if (const HeapView::Entry *entry = block.heap->find(address, n_bytes)) {
         if (misaligned)
             fail(FaultKind::Address, "misaligned: %s %zu bytes at %p", verb(kind), n_bytes, at);
+        check_blocks(block, *entry, address - entry->begin, n_bytes, kind);
         return;
     }
     auto in = [&](uintptr_t begin, size_t size) {
@@ -115,9 +129,11 @@ void cp_async16(void *smem, const void *gmem, bool valid) {
         fail(FaultKind::Address, "misaligned: copies to byte %u of shared memory", offset);
     const auto source = reinterpret_cast<uintptr_t>(gmem);
     if (source % 16 != 0) fail(FaultKind::Address, "misaligned: copies 16 bytes from %p", gmem);
-    if (valid && !block.heap->holds(source, 16))
+    const HeapView::Entry *entry = valid ? block.heap->find(source, 16) : nullptr;
+    if (valid && entry == nullptr)
         fail(FaultKind::Address, "out of bounds: copies 16 bytes from %p, %s", gmem,
              block.heap->describe(source).c_str());
+    if (valid) check_blocks(block, *entry, source - entry->begin, 16, Access::Read);
     block.shadow.copy_issued(thread.id, offset);
     thread.copies.push_back({offset, valid ? gmem : nullptr, thread.open_group});
 }
@@ -148,6 +164,23 @@ using twin::check;
 
 extern "C" {
 
+// A wide access that the compiler would split into words is checked for its alignment by type, where the code says
+// so (-fsanitize=alignment): what the other sanitizer's entry point is told.
+struct TypeMismatch {
+    struct {
+        const char *file;
+        uint32_t line, column;
+    } site;
+    const void *type;
+    unsigned char log_align, kind;
+};
+
+void __ubsan_handle_type_mismatch_v1(TypeMismatch *what, uintptr_t address) {
+    if (twin::self == nullptr) return;
+    twin::fail(twin::FaultKind::Address, "misaligned: %#zx is no multiple of %d (%s:%u)", size_t{address},
+               1 << what->log_align, what->site.file, what->site.line);
+}
+
 #define TWIN_SIZED(n)                                                                        \
     void __tsan_read##n(void *p) { check(p, n, n, Access::Read); }                           \
     void __tsan_write##n(void *p) { check(p, n, n, Access::Write); }                         \
@@ -166,6 +199,9 @@ TWIN_SIZED(16)
 
 void __tsan_read_range(void *p, size_t n) { check(p, n, 1, Access::Read); }
 void __tsan_write_range(void *p, size_t n) { check(p, n, 1, Access::Write); }
+void *__tsan_memcpy(void *to, const void *from, size_t n) { return twin::copy(to, from, n); }
+void *__tsan_memmove(void *to, const void *from, size_t n) { return twin::copy(to, from, n); }
+void *__tsan_memset(void *to, int byte, size_t n) { return twin::fill(to, byte, n); }
 void __tsan_vptr_read(void **p) { check(p, sizeof *p, sizeof *p, Access::Read); }
 void __tsan_vptr_update(void **p, void *) { check(p, sizeof *p, sizeof *p, Access::Write); }
 void __tsan_func_entry(void *) {}

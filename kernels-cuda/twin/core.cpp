@@ -102,6 +102,7 @@ std::unique_ptr<Fault> Block::run(const Launch &what, const HeapView &view, uint
     for (uint64_t i = 0; i < n_blocks && fault == nullptr; i++, at = (at + step) % n_blocks) {
         uint64_t row = at / what.grid.x;
         index = {uint32_t(at % what.grid.x), uint32_t(row % what.grid.y), uint32_t(row / what.grid.y)};
+        number = static_cast<uint32_t>(at % 0xfffff);
         run_block(seed);
     }
     return std::move(fault);
@@ -116,6 +117,7 @@ void fiber_main() {
 }
 
 void Block::run_block(uint64_t seed) {
+    has_met_others = false;
     memset(smem, 0xff, launch->smem_bytes);
     shadow.begin(launch->smem_bytes, n_warps);
     for (Barrier &barrier : barriers) barrier = {};
@@ -180,6 +182,15 @@ bool Block::arrive(Rendezvous at, void *operands) {
 void Block::release(Warp &warp) {
     warp.arrived = 0;
     warp.ready = ~0u;
+}
+
+void Block::shuffle() {
+    if (random == 0 || next_random(random) % 8 != 0) return;
+    Thread *from = self;
+    Warp &warp = warps[next_random(random) % static_cast<uint64_t>(n_warps)];
+    if (warp.ready == 0 || &warp == from->warp) return;
+    self = &threads[warp.id * WARP + warp.order[__builtin_ctz(warp.ready)]];
+    fiber_switch(from->fiber, self->fiber);
 }
 
 bool Block::complete(Barrier &barrier, int n_expected) {

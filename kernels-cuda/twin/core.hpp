@@ -92,6 +92,8 @@ struct Block {
     const Launch *launch = nullptr;
     const HeapView *heap = nullptr;
     Index index = {};
+    uint32_t number = 0;          // of the block in its grid, as far as it fits the shadow of global memory
+    bool has_met_others = false;  // by an atomic on global memory
     unsigned char *smem = nullptr;  // MAX_SMEM bytes
     SharedShadow shadow;
     Stacks stacks;
@@ -116,6 +118,8 @@ struct Block {
     // A lane meets its warp at a collective; true in the lane that completes it, which then calls `release`.
     bool arrive(Rendezvous at, void *operands);
     void release(Warp &warp);
+    // Now and then, lets another warp run: where a seed is set, warps meet in many ways.
+    void shuffle();
     // The whole warp stands at a barrier, and its last lane calls this: goes on when the barrier is complete.
     void sync(Thread &thread, int barrier, int n_threads);
 

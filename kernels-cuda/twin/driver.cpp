@@ -5,11 +5,11 @@
 // To build it, from the directory of this package:
 //   the core     g++ -std=c++17 -O3 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -c twin/X.cpp
 //   the kernels  g++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -x c++ -DLORIS_TWIN -I include
-//                -fsanitize=thread -fno-tree-vectorize -fno-strict-aliasing -ffp-contract=off
-//                -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
+//                -fsanitize=thread,alignment -fno-tree-vectorize -fno-strict-aliasing
+//                -ffp-contract=off -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
 //   the library  g++ -shared -Wl,-z,defs -o libloris_twin.so *.o
-// The sanitizer's run-time library is not linked: `checks.cpp` implements its entry points. With clang++,
-// -fsanitize=thread takes -mllvm -tsan-instrument-func-entry-exit=0 beside it.
+// The sanitizers' run-time libraries are not linked: `checks.cpp` implements their entry points. With clang++,
+// -fsanitize=thread,alignment takes -mllvm -tsan-instrument-func-entry-exit=0 beside it.
 #include <stdio.h>
 #include <string.h>
 
@@ -111,7 +111,8 @@ const struct {
 
 namespace twin {
 
-Context *current_context() { return current.empty() ? nullptr : current.back(); }
+// One that another thread has destroyed is none.
+Context *current_context() { return current.empty() ? nullptr : find<Context>(current.back()); }
 
 void delete_context(Context &context) {
     context.drain_all();
@@ -120,9 +121,6 @@ void delete_context(Context &context) {
         delete stream;
     }
     for (auto &[address, n_bytes] : context.pinned) free(reinterpret_cast<void *>(address));
-    for (Context *&entry : current) {
-        if (entry == &context) entry = nullptr;
-    }
     if (primary == &context) primary = nullptr;
     remove_object(&context);
     delete &context;

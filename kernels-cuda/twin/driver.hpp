@@ -180,8 +180,7 @@ int call_in_context(Body body) {
     if (context == nullptr) return INVALID_CONTEXT;
     std::lock_guard<std::recursive_mutex> lock(context->mutex);
     if (context->failed != SUCCESS) return context->failed;
-    code = body(*context);
-    return code != SUCCESS ? code : 0;
+    return body(*context);
 }
 
 }  // namespace twin

@@ -13,6 +13,7 @@ static void collective(const char *what, Site site, Operands &operands, Compute 
     if (!block.arrive({what, site}, &operands)) return block.wait();
     compute(reinterpret_cast<Operands **>(self->warp->operands));
     block.release(*self->warp);
+    block.shuffle();
 }
 
 uint64_t shfl(const char *what, Site site, uint64_t bits, int src_lane) {

@@ -1,11 +1,9 @@
 //! Launcher of `aux_gather`: rows by index.
 
-use super::{at_least, equal, multiple, size};
+use bytemuck::Pod;
+
 use crate::abi::AuxGatherArgs;
-use crate::buffer::{Buffer, Pod, Rows};
-use crate::device::Device;
-use crate::error::Error;
-use crate::launch::{Cost, Launch};
+use crate::{Buffer, Cost, Device, Error, Launch, Rows};
 
 const N_THREADS: u32 = 128;
 /// Bytes that a block copies.
@@ -20,15 +18,12 @@ pub fn gather_rows<T: Pod>(
     to: &mut Rows<T>,
 ) -> Result<(), Error> {
     let row_bytes = from.width * size_of::<T>();
-    multiple("aux_gather", "bytes of a row", row_bytes, 16)?;
-    equal("aux_gather", "width of the target", to.width, from.width)?;
-    at_least("aux_gather", "rows of the target", to.n_rows, n_rows)?;
-    at_least("aux_gather", "indices", idx.len(), n_rows)?;
-    if n_rows == 0 || row_bytes == 0 {
-        return Ok(());
-    }
-    let row_bytes: u32 = size("aux_gather", "bytes of a row", row_bytes)?;
-    let n_rows = size("aux_gather", "rows", n_rows)?;
+    let is_whole = row_bytes % 16 == 0 && row_bytes <= u32::MAX as usize;
+    Error::check_supported("aux_gather row bytes", row_bytes, is_whole, "multiples of 16")?;
+    Error::check_size("aux_gather width of the target", to.width, from.width)?;
+    Error::check_room("aux_gather rows of the target, at least", to.n_rows, n_rows)?;
+    Error::check_room("aux_gather indices, at least", idx.len(), n_rows)?;
+    let (n_rows, row_bytes) = (n_rows as u32, row_bytes as u32);
     let launch = Launch {
         kernel: "aux_gather",
         grid: [n_rows, row_bytes.div_ceil(RUN), 1],
@@ -47,7 +42,6 @@ pub fn gather_rows<T: Pod>(
 }
 
 /// Reads and writes each row, and reads its index.
-#[must_use]
 pub fn gather_rows_cost(row_bytes: usize, n_rows: usize) -> Cost {
     Cost { bytes: (n_rows * (2 * row_bytes + 4)) as u64, flops: 0 }
 }

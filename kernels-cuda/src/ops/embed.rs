@@ -1,12 +1,8 @@
 //! Launcher of `embed`: rows of the embedding table as f32.
 
 use super::batch::DeviceBatch;
-use super::{at_least, equal, multiple, size};
 use crate::abi::EmbedArgs;
-use crate::buffer::{Matrix, Rows};
-use crate::device::Device;
-use crate::error::Error;
-use crate::launch::{Cost, Launch};
+use crate::{Cost, Device, Error, Launch, Matrix, Rows};
 
 const N_THREADS: u32 = 256;
 
@@ -18,16 +14,16 @@ pub fn embed(
     x: &mut Rows<f32>,
 ) -> Result<(), Error> {
     let (hidden_dim, n_rows) = (table.k, batch.n_rows());
-    multiple("embed", "hidden_dim", hidden_dim, 8)?;
-    equal("embed", "width of x", x.width, hidden_dim)?;
-    at_least("embed", "rows of x", x.n_rows, n_rows)?;
-    let n_chunks = size("embed", "hidden_dim / 8 * rows", hidden_dim / 8 * n_rows)?;
-    if n_chunks == 0 {
-        return Ok(());
-    }
+    Error::check_supported("embed hidden_dim", hidden_dim, hidden_dim % 8 == 0, "multiples of 8")?;
+    Error::check_size("embed table", table.data.len(), table.n * table.k)?;
+    Error::check_size("embed width of x", x.width, hidden_dim)?;
+    Error::check_room("embed rows of x, at least", x.n_rows, n_rows)?;
+    let n_threads = n_rows * (hidden_dim / 8);
+    let fits = n_threads <= u32::MAX as usize;
+    Error::check_supported("embed rows * hidden_dim / 8", n_threads, fits, "below 2^32")?;
     let launch = Launch {
         kernel: "embed",
-        grid: [n_chunks.div_ceil(N_THREADS), 1, 1],
+        grid: [(n_threads as u32).div_ceil(N_THREADS), 1, 1],
         block: N_THREADS,
         smem_bytes: 0,
     };
@@ -35,15 +31,14 @@ pub fn embed(
         table: table.data.ptr() as *const u16,
         tokens: batch.tokens() as *const u32,
         x: x.data.ptr() as *mut f32,
-        hidden_dim: size("embed", "hidden_dim", hidden_dim)?,
-        n_rows: size("embed", "rows", n_rows)?,
+        hidden_dim: hidden_dim as u32,
+        n_rows: n_rows as u32,
     };
     // SAFETY: the table has hidden_dim columns and x has n_rows rows of them; tokens are the caller's promise.
     unsafe { device.launch(&launch, &args) }
 }
 
 /// Reads bf16, writes f32.
-#[must_use]
 pub fn embed_cost(hidden_dim: usize, n_rows: usize) -> Cost {
     Cost { bytes: (n_rows * (6 * hidden_dim + 4)) as u64, flops: 0 }
 }

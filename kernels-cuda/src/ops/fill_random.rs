@@ -1,24 +1,17 @@
 //! Launcher of `fill_random`: weights for benchmarks and tests, the same on every device.
 
-use super::size;
 use crate::abi::FillRandomArgs;
-use crate::buffer::Matrix;
-use crate::device::Device;
-use crate::error::Error;
-use crate::launch::{Cost, Launch};
+use crate::{Cost, Device, Error, Launch, Matrix};
 
 const N_THREADS: u64 = 256;
 
 /// Fills a matrix with values uniform in `-scale .. scale`: element i depends on `seed + i` alone.
 pub fn fill_random(device: &Device, out: &mut Matrix, seed: u64, scale: f32) -> Result<(), Error> {
-    let n = (out.n * out.k) as u64;
-    if n == 0 {
-        return Ok(());
-    }
-    let n_blocks = n.div_ceil(8 * N_THREADS);
+    Error::check_size("fill_random matrix", out.data.len(), out.n * out.k)?;
+    let n = out.data.len() as u64;
     let launch = Launch {
         kernel: "fill_random",
-        grid: [size("fill_random", "blocks", n_blocks)?, 1, 1],
+        grid: [n.div_ceil(8 * N_THREADS) as u32, 1, 1],
         block: N_THREADS as u32,
         smem_bytes: 0,
     };
@@ -28,13 +21,11 @@ pub fn fill_random(device: &Device, out: &mut Matrix, seed: u64, scale: f32) -> 
 }
 
 /// Writes bf16.
-#[must_use]
 pub fn fill_random_cost(n: usize) -> Cost {
     Cost { bytes: 2 * n as u64, flops: 0 }
 }
 
 /// Element `i` of a matrix filled with `seed` and `scale`, as bf16 bits.
-#[must_use]
 pub fn value(seed: u64, i: u64, scale: f32) -> u16 {
     let mut z = seed.wrapping_add(i).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

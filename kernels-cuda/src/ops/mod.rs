@@ -6,10 +6,13 @@ pub mod batch;
 pub mod embed;
 pub mod fill_random;
 pub mod linear;
+pub mod linear_decode;
 pub mod lm_head;
 pub mod mlp_gate;
+pub mod mlp_gate_decode;
 pub mod page_copy;
 pub mod qkv;
+pub mod qkv_decode;
 pub mod rmsnorm;
 pub mod sample;
 pub mod token_score;
@@ -39,15 +42,4 @@ fn multiple(op: &str, what: &str, found: usize, of: usize) -> Result<(), Error> 
         return Ok(());
     }
     Err(Error::size(&format!("{op}: {what}, as a multiple"), found, found.next_multiple_of(of)))
-}
-
-/// A size as kernels take it.
-fn size<N>(op: &str, what: &str, n: N) -> Result<u32, Error>
-where
-    N: Copy + TryInto<u32> + TryInto<usize>,
-{
-    n.try_into().map_err(|_| {
-        let found = n.try_into().unwrap_or(usize::MAX);
-        Error::size(&format!("{op}: {what}, at most"), found, u32::MAX as usize)
-    })
 }

@@ -1,11 +1,7 @@
 //! Launcher of `page_copy`: whole KV pages, for copy-on-write and for forks.
 
-use super::{at_least, size};
 use crate::abi::PageCopyArgs;
-use crate::buffer::{Buffer, KvPages};
-use crate::device::Device;
-use crate::error::Error;
-use crate::launch::{Cost, Launch};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch};
 
 const N_THREADS: u32 = 256;
 /// Bytes that a block copies.
@@ -18,15 +14,11 @@ pub fn page_copy(
     pairs: &Buffer<u32>,
     n_pairs: usize,
 ) -> Result<(), Error> {
-    at_least("page_copy", "pairs", pairs.len(), 2 * n_pairs)?;
-    if n_pairs == 0 {
-        return Ok(());
-    }
-    let pages = pages.abi();
-    let n_pairs = size("page_copy", "pairs", n_pairs)?;
+    Error::check_room("page_copy pairs, at least", pairs.len(), 2 * n_pairs)?;
+    let (pages, n_pairs) = (pages.abi(), n_pairs as u32);
     let launch = Launch {
         kernel: "page_copy",
-        grid: [n_pairs, size("page_copy", "runs", pages.page_bytes.div_ceil(RUN))?, 1],
+        grid: [n_pairs, pages.page_bytes.div_ceil(RUN) as u32, 1],
         block: N_THREADS,
         smem_bytes: 0,
     };
@@ -36,7 +28,6 @@ pub fn page_copy(
 }
 
 /// Reads and writes each page.
-#[must_use]
 pub fn page_copy_cost(page_bytes: u64, n_pairs: usize) -> Cost {
     Cost { bytes: 2 * page_bytes * n_pairs as u64, flops: 0 }
 }

@@ -1,1 +1,70 @@
-//! Launchers of `token_score`.
+//! Launcher of token scores: how much some rows look at each slot of their sequence.
+
+use std::ops::Range;
+
+use crate::abi::{LORIS_NO_WINDOW, TokenScoreArgs};
+use crate::ops::attention::AttentionShape;
+use crate::ops::batch::DeviceBatch;
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+
+const KERNELS: [&str; 3] = ["token_score_d32", "token_score_d64", "token_score_d128"];
+/// Slots of a block.
+const BLOCK_SLOTS: usize = 64;
+
+/// `scores[slot]` = mean over query heads and over `rows` of the batch, which are rows of sequence `seq_idx`, of
+/// the attention that a row pays to the slot, by the `lse` that attention gave; for all its slots in use.
+#[allow(clippy::too_many_arguments)]
+pub fn token_score(
+    device: &Device,
+    shape: AttentionShape,
+    batch: &DeviceBatch,
+    seq_idx: usize,
+    rows: Range<usize>,
+    layer: usize,
+    window: Option<u32>,
+    q: &Rows<u16>,
+    lse: &Buffer<f32>,
+    pages: &KvPages,
+    scores: &mut Buffer<f32>,
+) -> Result<(), Error> {
+    let kernel = shape.variant(KERNELS)?;
+    let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
+    shape.check_pages(batch, layer, pages)?;
+    shape.check_rows(["token_score q width", "token_score q rows, at least"], n_rows, q)?;
+    Error::check_room("token_score sequences, at least", batch.n_seqs(), seq_idx + 1)?;
+    Error::check_supported("token_score rows", rows.len(), !rows.is_empty(), "at least one")?;
+    Error::check_room("token_score rows of the batch, at least", n_rows, rows.end)?;
+    Error::check_room("token_score lse, at least", lse.len(), n_rows * shape.n_q_heads)?;
+    Error::check_room("token_score scores, at least", scores.len(), max_kv_len)?;
+
+    let grid = [to_u32(max_kv_len.div_ceil(BLOCK_SLOTS)), 1, 1];
+    let launch = Launch { kernel, grid, block: 128, smem_bytes: 0 };
+    let args = TokenScoreArgs {
+        q: q.data.ptr() as *const _,
+        lse: lse.ptr() as *const _,
+        scores: scores.ptr() as *mut _,
+        pages: pages.abi(),
+        batch: batch.abi(),
+        seq_idx: to_u32(seq_idx),
+        row_start: to_u32(rows.start),
+        n_score_rows: to_u32(rows.len()),
+        layer: to_u32(layer),
+        n_q_heads: to_u32(shape.n_q_heads),
+        window: window.unwrap_or(LORIS_NO_WINDOW),
+        scale: shape.scale(),
+    };
+    // SAFETY: the buffers hold what the kernel reads and writes, as checked.
+    unsafe { device.launch(&launch, &args) }
+}
+
+/// What scoring `kv_len` slots by `n_rows` rows must do: K read once.
+pub fn token_score_cost(shape: AttentionShape, kv_len: usize, n_rows: usize) -> Cost {
+    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
+    let bytes = kv_len * (2 * n_kv_heads * head_dim + 4) + n_rows * n_q_heads * (2 * head_dim + 4);
+    Cost { bytes: bytes as u64, flops: (2 * n_q_heads * head_dim * kv_len * n_rows) as u64 }
+}
+
+/// Sizes that no device reaches saturate.
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,15 +1,12 @@
 //! Launcher of `token_select`: which tokens go on and which wait.
 
-use super::{at_least, size};
 use crate::abi::TokenSelectArgs;
-use crate::buffer::Buffer;
-use crate::device::Device;
-use crate::error::Error;
-use crate::launch::{Cost, Launch};
+use crate::{Buffer, Cost, Device, Error, Launch};
 
 const N_THREADS: u32 = 1024;
 /// Four histograms of 2048 bins and what the scans need: `sizeof(Smem)` of the kernel.
 const SMEM_BYTES: u32 = 33_160;
+const MAX_N: usize = (1 << 31) - 1;
 
 /// Writes the indices of the `n_keep` best of the first `n` scores to `keep` and those of the others to `drop`, both
 /// ascending. The first `n_head` and the last `n_tail` are always kept; of equal scores the lower index is.
@@ -25,19 +22,17 @@ pub fn token_select(
     keep: &mut Buffer<u32>,
     drop: Option<&mut Buffer<u32>>,
 ) -> Result<(), Error> {
-    at_least("token_select", "scores", scores.len(), n)?;
-    at_least("token_select", "n beside n_keep", n, n_keep)?;
-    at_least("token_select", "n_keep beside n_head + n_tail", n_keep, n_head + n_tail)?;
-    at_least("token_select", "keep", keep.len(), n_keep)?;
+    Error::check_supported("token_select n", n, n <= MAX_N, "below 2^31")?;
+    Error::check_room("token_select scores, at least", scores.len(), n)?;
+    Error::check_room("token_select n, at least n_keep", n, n_keep)?;
+    Error::check_room("token_select n_keep, at least n_head + n_tail", n_keep, n_head + n_tail)?;
+    Error::check_room("token_select keep, at least", keep.len(), n_keep)?;
     if let Some(drop) = &drop {
-        at_least("token_select", "drop", drop.len(), n - n_keep)?;
-    }
-    if n == 0 {
-        return Ok(());
+        Error::check_room("token_select drop, at least", drop.len(), n - n_keep)?;
     }
     let launch = Launch {
         kernel: "token_select",
-        grid: [1, 1, 1],
+        grid: [n.min(1) as u32, 1, 1],
         block: N_THREADS,
         smem_bytes: SMEM_BYTES,
     };
@@ -45,17 +40,16 @@ pub fn token_select(
         scores: scores.ptr() as *const f32,
         keep: keep.ptr() as *mut u32,
         drop: drop.map_or(0, |drop| drop.ptr()) as *mut u32,
-        n: size("token_select", "n", n)?,
-        n_keep: size("token_select", "n_keep", n_keep)?,
-        n_head: size("token_select", "n_head", n_head)?,
-        n_tail: size("token_select", "n_tail", n_tail)?,
+        n: n as u32,
+        n_keep: n_keep as u32,
+        n_head: n_head as u32,
+        n_tail: n_tail as u32,
     };
     // SAFETY: scores holds n, keep n_keep and drop n - n_keep elements.
     unsafe { device.launch(&launch, &args) }
 }
 
 /// Reads the scores once, writes every index once.
-#[must_use]
 pub fn token_select_cost(n: usize) -> Cost {
     Cost { bytes: 8 * n as u64, flops: 0 }
 }

@@ -1,0 +1,115 @@
+// What happens to one head of one row between its projection and attention: bias, q/k norm,
+// rotation, rounding to bf16, and the way to `heads.q` (Q) or to its slot of a page (K and V).
+//
+// A head of D elements belongs to D / 8 lanes: lane l of them holds the rotation pairs (i, i + D/2)
+// of i = 4 l .. 4 l + 3, so that the rotation stays inside a lane, projections are read 16 bytes at
+// a time, and each half of the head is written in one run. A warp finishes 256 / D heads at once:
+// 2, 4 or 8.
+#pragma once
+
+#include "paged_kv.cuh"
+
+template <int D>
+struct HeadGroup {
+    static_assert(D == 32 || D == 64 || D == 128, "head_dim");
+    static constexpr int LANES = D / 8;                    // that share a head
+    static constexpr int HEADS = 32 / LANES;               // that a warp finishes at once
+    DEV static int idx() { return prim::lane() / LANES; }  // which of them is this lane's
+};
+
+// Four consecutive floats, 16-byte aligned.
+DEV void load4(float (&to)[4], const float *from) {
+    uint4 v = prim::ld16(from);
+    to[0] = prim::as_float(v.x), to[1] = prim::as_float(v.y);
+    to[2] = prim::as_float(v.z), to[3] = prim::as_float(v.w);
+}
+
+// The slot that a row is appended to: its key of kv head 0.
+DEV uint16_t *append_slot(const LorisHeads &heads, uint32_t row) {
+    LorisSeq seq = heads.batch.seqs[heads.batch.row_seq[row]];
+    PagedKv kv(heads.pages, heads.batch, seq, heads.layer);
+    return kv.at(0, 0, seq.kv_start + (row - seq.row_start), heads.head_dim);
+}
+
+// Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
+template <int D>
+struct Rotation {
+    float cos[4], sin[4];
+
+    DEV void load(const LorisHeads &heads, uint32_t row) {
+        uint32_t first = 4 * (prim::lane() % HeadGroup<D>::LANES);
+        const float *from = heads.cos_sin + (static_cast<uint64_t>(row) * (D / 2) + first) * 2;
+        float lo[4], hi[4];
+        load4(lo, from);
+        load4(hi, from + 4);
+        cos[0] = lo[0], sin[0] = lo[1], cos[1] = lo[2], sin[1] = lo[3];
+        cos[2] = hi[0], sin[2] = hi[1], cos[3] = hi[2], sin[3] = hi[3];
+    }
+};
+
+// (warp) Finishes a head: `proj` are its D raw projections in shared or global memory, 16-byte
+// aligned, `head` counts q heads, then k heads, then v heads. `slot` is append_slot of the row, not
+// read for a q head. The arguments are the same in all lanes of a HeadGroup; groups that are not
+// `active` only keep the warp together. `rotation` is the row's, not read for a v head.
+template <int D>
+DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
+                     uint16_t *slot, bool active, const Rotation<D> &rotation) {
+    constexpr int LANES = HeadGroup<D>::LANES;
+    uint32_t n_kv_heads = heads.pages.n_kv_heads, n_q_heads = heads.n_q_heads;
+    bool is_q = head < n_q_heads, is_v = head >= n_q_heads + n_kv_heads;
+    uint32_t first = 4 * (prim::lane() % LANES);  // of this lane's elements, and D/2 later
+
+    float lo[4] = {}, hi[4] = {};
+    if (active) {
+        load4(lo, proj + first);
+        load4(hi, proj + first + D / 2);
+        if (heads.bias != nullptr) {
+            float bias_lo[4], bias_hi[4];
+            load4(bias_lo, heads.bias + head * D + first);
+            load4(bias_hi, heads.bias + head * D + first + D / 2);
+            for (int i = 0; i < 4; i++) lo[i] += bias_lo[i], hi[i] += bias_hi[i];
+        }
+    }
+
+    if (heads.q_norm != nullptr) {
+        float sum = 0.0f;
+        for (int i = 0; i < 4; i++) sum += lo[i] * lo[i] + hi[i] * hi[i];
+        for (int mask = LANES / 2; mask > 0; mask >>= 1) sum += prim::shfl_xor(sum, mask);
+        if (!is_v) {
+            const float *norm = is_q ? heads.q_norm : heads.k_norm;
+            float inv_rms = 1.0f / sqrtf(sum * (1.0f / D) + heads.eps);
+            float norm_lo[4], norm_hi[4];
+            load4(norm_lo, norm + first);
+            load4(norm_hi, norm + first + D / 2);
+            for (int i = 0; i < 4; i++)
+                lo[i] *= inv_rms * norm_lo[i], hi[i] *= inv_rms * norm_hi[i];
+        }
+    }
+    if (!active) return;
+
+    if (!is_v) {
+        for (int i = 0; i < 4; i++) {
+            float x = lo[i], y = hi[i];
+            lo[i] = x * rotation.cos[i] - y * rotation.sin[i];
+            hi[i] = y * rotation.cos[i] + x * rotation.sin[i];
+        }
+    }
+
+    // K of kv head h is h strips of page_len slots further in the page; V follows behind all of K.
+    uint16_t *out =
+        is_q ? heads.q + (static_cast<uint64_t>(row) * n_q_heads + head) * D
+             : slot + (static_cast<uint64_t>(head - n_q_heads) << heads.pages.page_len_log2) * D;
+    *reinterpret_cast<uint2 *>(out + first) =
+        make_uint2(prim::pack_bf16(lo[0], lo[1]), prim::pack_bf16(lo[2], lo[3]));
+    *reinterpret_cast<uint2 *>(out + first + D / 2) =
+        make_uint2(prim::pack_bf16(hi[0], hi[1]), prim::pack_bf16(hi[2], hi[3]));
+}
+
+// (warp) The same with the rotation loaded on the way.
+template <int D>
+DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
+                     uint16_t *slot, bool active) {
+    Rotation<D> rotation = {};
+    if (active) rotation.load(heads, row);
+    finish_head<D>(heads, proj, head, row, slot, active, rotation);
+}

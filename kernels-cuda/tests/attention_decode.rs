@@ -1,0 +1,138 @@
+//! Split decode attention against the textbook, and bit for bit against itself.
+
+mod common;
+#[path = "common/kv.rs"]
+mod kv;
+
+use kv::{Given, LAYER, Part, Positions, Sequence, check, shape, upload};
+use loris_kernels::ops::attention::{Partial, attention_decode, n_splits};
+use loris_kernels::{Device, Error};
+
+/// `max_splits` more than needed makes a difference to nothing.
+fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
+    let mut up = upload(device, parts, page_len);
+    let shape = parts[0].seq.shape;
+    let n_splits = n_splits(up.batch.max_kv_len());
+    let mut partial = Partial::new(device, shape, up.batch.n_rows(), n_splits).unwrap();
+    for buffer in [&mut partial.out, &mut partial.ml] {
+        let poison = vec![f32::NAN; buffer.len()];
+        buffer.upload(device, 0, &poison).unwrap();
+    }
+    let (q, pages, partial, out) = (&up.q, &up.pages, &mut partial, &mut up.out);
+    let lse = Some(&mut up.lse);
+    attention_decode(device, shape, &up.batch, LAYER, window, q, pages, partial, out, lse).unwrap();
+    device.synchronize().unwrap();
+    Given::read(device, &up)
+}
+
+#[track_caller]
+fn run_and_check(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) {
+    let what = format!("{:?}, page_len {page_len}, window {window:?}", parts[0].seq.shape);
+    let (out, lse) = check(&what, parts, window, &run(device, parts, page_len, window));
+    println!("{what}: out {out:.1e}, lse {lse:.1e}");
+}
+
+#[test]
+fn lengths_around_page_and_split_edges() {
+    let device = common::device();
+    let lens = [1, 15, 16, 17, 63, 64, 65, 127, 128, 129, 255, 256, 257, 511, 513];
+    let seqs: Vec<_> = (0..)
+        .zip(lens)
+        .map(|(i, len)| Sequence::new(shape(2, 1, 32), len, Positions::Dense, 6.0, i))
+        .collect();
+    let mut parts: Vec<_> = seqs.iter().map(|seq| Part::last(seq, 1)).collect();
+    parts.insert(3, Part { n_rows: 0, kv_start: 40, seq: &seqs[5] });
+    for page_len in [16, 64, 256] {
+        run_and_check(&device, &parts, page_len, None);
+    }
+}
+
+#[test]
+fn heads_and_groups() {
+    let device = common::device();
+    for group_size in [1, 2, 3, 4, 5, 7, 8, 16] {
+        let seq = Sequence::new(shape(2 * group_size, 2, 32), 300, Positions::Dense, 6.0, 1);
+        run_and_check(&device, &[Part::last(&seq, 1)], 64, None);
+    }
+    for head_dim in [64, 128] {
+        let seq = Sequence::new(shape(8, 2, head_dim), 300, Positions::Dense, 6.0, 2);
+        run_and_check(&device, &[Part::last(&seq, 1)], 64, None);
+    }
+}
+
+#[test]
+fn several_rows_of_a_sequence() {
+    let device = common::device();
+    let seq = Sequence::new(shape(3, 1, 64), 260, Positions::Permuted, 6.0, 3);
+    for n_rows in [2, 17] {
+        run_and_check(&device, &[Part::last(&seq, n_rows)], 64, None);
+    }
+}
+
+#[test]
+fn windows_and_positions() {
+    let device = common::device();
+    for kind in [
+        Positions::Dense,
+        Positions::From(4_000_000),
+        Positions::Sparse,
+        Positions::Descending,
+        Positions::Permuted,
+    ] {
+        let seq = Sequence::new(shape(2, 1, 32), 600, kind, 6.0, 4);
+        for window in [None, Some(0), Some(1), Some(9), Some(70)] {
+            run_and_check(&device, &[Part::last(&seq, 2)], 64, window);
+        }
+    }
+}
+
+#[test]
+fn sharp_attention() {
+    let device = common::device();
+    let seq = Sequence::new(shape(2, 1, 64), 520, Positions::Dense, 60.0, 5);
+    run_and_check(&device, &[Part::last(&seq, 1)], 64, None);
+}
+
+/// A row's bits do not depend on pages, the rest of the batch, or the number of splits of the launch.
+#[test]
+fn bits_are_those_of_the_row_alone() {
+    let device = common::device();
+    let shape = shape(6, 2, 32);
+    let seq = Sequence::new(shape, 300, Positions::Dense, 6.0, 6);
+    let longer = Sequence::new(shape, 1100, Positions::Sparse, 6.0, 7);
+    for window in [None, Some(70)] {
+        let alone = run(&device, &[Part::last(&seq, 1)], 64, window);
+        for page_len in [16, 256] {
+            assert_eq!(run(&device, &[Part::last(&seq, 1)], page_len, window), alone);
+        }
+        let together = run(&device, &[Part::last(&longer, 2), Part::last(&seq, 1)], 64, window);
+        assert_eq!(together.rows(2..3, shape), alone);
+        let stored = Sequence { is_dense: false, ..seq.clone() };
+        assert_eq!(run(&device, &[Part::last(&stored, 1)], 64, window), alone);
+        let rows = run(&device, &[Part::last(&seq, 3)], 64, window);
+        assert_eq!(rows.rows(2..3, shape), alone);
+    }
+}
+
+#[test]
+fn refuses_what_does_not_fit() {
+    let device = common::device();
+    let seq = Sequence::new(shape(17, 1, 32), 20, Positions::Dense, 1.0, 8);
+    let mut up = upload(&device, &[Part::last(&seq, 1)], 16);
+    let mut partial = Partial::new(&device, shape(16, 1, 32), 1, 1).unwrap();
+    let mut attempt = |shape, partial: &mut Partial| {
+        let (q, pages, out) = (&up.q, &up.pages, &mut up.out);
+        attention_decode(&device, shape, &up.batch, LAYER, None, q, pages, partial, out, None)
+    };
+    let error = attempt(shape(17, 1, 32), &mut partial).unwrap_err();
+    assert!(matches!(error, Error::Unsupported { what: "attention_decode group_size", .. }));
+
+    let seq = Sequence::new(shape(2, 1, 32), 300, Positions::Dense, 1.0, 8);
+    up = upload(&device, &[Part::last(&seq, 1)], 16);
+    partial = Partial::new(&device, shape(2, 1, 32), 1, 1).unwrap();
+    let (q, pages, out) = (&up.q, &up.pages, &mut up.out);
+    let shape = shape(2, 1, 32);
+    let error =
+        attention_decode(&device, shape, &up.batch, LAYER, None, q, pages, &mut partial, out, None);
+    assert!(matches!(error.unwrap_err(), Error::Size { expected: 128, .. }));
+}

@@ -1,0 +1,267 @@
+//! Sequences with queries, keys and values for tests of attention, their pages on a device, and the textbook.
+#![allow(dead_code, unreachable_pub)] // each test uses its part
+
+use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
+use loris_kernels::ops::attention::{AttentionShape, q_tiles};
+use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
+use loris_kernels::{Buffer, Device, KvPages, Rows};
+
+use crate::common::{Random, from_bf16, from_bf16s};
+
+/// Page tables of two layers; the other one has pages of its own.
+const N_LAYERS: usize = 2;
+pub const LAYER: usize = 1;
+pub const NAN: u16 = 0xffff;
+
+pub const fn shape(n_q_heads: usize, n_kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape { n_q_heads, n_kv_heads, head_dim }
+}
+
+/// What the slots of a sequence hold as positions.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Positions {
+    Dense,
+    /// Stored, slot i at i + offset.
+    From(u32),
+    /// Stored and ascending with gaps.
+    Sparse,
+    Descending,
+    Permuted,
+}
+
+/// A sequence: what its slots hold, and for each the query of the row that was appended there.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    pub shape: AttentionShape,
+    pub is_dense: bool,
+    pub positions: Vec<u32>,
+    /// bf16 `[slot][n_q_heads][head_dim]`
+    pub q: Vec<u16>,
+    /// bf16 `[slot][n_kv_heads][head_dim]`
+    pub k: Vec<u16>,
+    pub v: Vec<u16>,
+}
+
+impl Sequence {
+    /// `q_scale` says how sharp attention is.
+    pub fn new(shape: AttentionShape, len: u32, kind: Positions, q_scale: f32, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let mut positions: Vec<u32> = match kind {
+            Positions::Dense | Positions::Permuted => (0..len).collect(),
+            Positions::From(offset) => (offset..offset + len).collect(),
+            Positions::Sparse => (0..len).map(|i| 3 * i + i % 3).collect(),
+            Positions::Descending => (0..len).rev().collect(),
+        };
+        if kind == Positions::Permuted {
+            for i in 1..positions.len() {
+                positions.swap(i, random.below(i + 1));
+            }
+        }
+        let kv_len = len as usize * shape.n_kv_heads * shape.head_dim;
+        Self {
+            shape,
+            is_dense: kind == Positions::Dense,
+            positions,
+            q: random.bf16(len as usize * shape.n_q_heads * shape.head_dim, q_scale),
+            k: random.bf16(kv_len, 1.0),
+            v: random.bf16(kv_len, 1.0),
+        }
+    }
+
+    /// The slots below `kv_len` that the row of a slot sees, and its scores of them, by head.
+    pub fn scores(
+        &self,
+        row: usize,
+        head: usize,
+        kv_len: usize,
+        window: Option<u32>,
+    ) -> Vec<(usize, f64)> {
+        let AttentionShape { n_q_heads, n_kv_heads, head_dim } = self.shape;
+        let q = from_bf16s(&self.q[(row * n_q_heads + head) * head_dim..][..head_dim]);
+        let kv_head = head / self.shape.group_size();
+        let own = self.positions[row];
+        let sees = |p: u32| p <= own && own - p < window.unwrap_or(u32::MAX);
+        let slots = (0..kv_len).filter(|&slot| sees(self.positions[slot]));
+        slots
+            .map(|slot| {
+                let k = &self.k[(slot * n_kv_heads + kv_head) * head_dim..][..head_dim];
+                let dot: f64 =
+                    q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(from_bf16(k))).sum();
+                (slot, dot / (head_dim as f64).sqrt())
+            })
+            .collect()
+    }
+
+    /// Attention of a row and head by the textbook, and the logarithm of its sum.
+    pub fn attention(
+        &self,
+        row: usize,
+        head: usize,
+        kv_len: usize,
+        window: Option<u32>,
+    ) -> (Vec<f64>, f64) {
+        let AttentionShape { n_kv_heads, head_dim, .. } = self.shape;
+        let kv_head = head / self.shape.group_size();
+        let scores = self.scores(row, head, kv_len, window);
+        let largest = scores.iter().fold(f64::NEG_INFINITY, |a, &(_, s)| a.max(s));
+        let sum: f64 = scores.iter().map(|&(_, s)| (s - largest).exp()).sum();
+        let mut out = vec![0.0; head_dim];
+        for (slot, score) in scores {
+            let p = (score - largest).exp() / sum;
+            let v = &self.v[(slot * n_kv_heads + kv_head) * head_dim..][..head_dim];
+            for (out, &v) in out.iter_mut().zip(v) {
+                *out += p * f64::from(from_bf16(v));
+            }
+        }
+        (out, if sum > 0.0 { largest + sum.ln() } else { f64::NEG_INFINITY })
+    }
+}
+
+/// Rows of a sequence in a batch: those of slots `kv_start .. kv_start + n_rows`, which are its last ones.
+#[derive(Clone, Copy, Debug)]
+pub struct Part<'a> {
+    pub seq: &'a Sequence,
+    pub kv_start: usize,
+    pub n_rows: usize,
+}
+
+impl<'a> Part<'a> {
+    pub fn all(seq: &'a Sequence) -> Self {
+        Self { seq, kv_start: 0, n_rows: seq.positions.len() }
+    }
+    pub fn last(seq: &'a Sequence, n_rows: usize) -> Self {
+        Self { seq, kv_start: seq.positions.len() - n_rows, n_rows }
+    }
+    pub fn kv_len(&self) -> usize {
+        self.kv_start + self.n_rows
+    }
+}
+
+/// Parts of sequences on a device. Slots and pages that are not in use hold NaN.
+#[derive(Debug)]
+pub struct Uploaded {
+    pub batch: DeviceBatch,
+    pub pages: KvPages,
+    pub q: Rows<u16>,
+    pub out: Rows<u16>,
+    pub lse: Buffer<f32>,
+}
+
+pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded {
+    let shape = parts[0].seq.shape;
+    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
+    let n_used: usize = parts.iter().map(|p| p.kv_len().div_ceil(page_len)).sum();
+    let n_pages = n_used * N_LAYERS + 1;
+    let page_elems = 2 * n_kv_heads * page_len * head_dim;
+    let mut pool = vec![NAN; n_pages * page_elems];
+    let (mut seqs, mut row_seq, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut slot_positions, mut page_tables, mut q) = (vec![7; 3], vec![0; 5], Vec::new());
+    for (seq_idx, part) in parts.iter().enumerate() {
+        let (seq, kv_len) = (part.seq, part.kv_len());
+        seqs.push(LorisSeq {
+            row_start: row_seq.len() as u32,
+            n_rows: part.n_rows as u32,
+            kv_start: part.kv_start as u32,
+            page_table_start: page_tables.len() as u32,
+            positions_start: if seq.is_dense { LORIS_DENSE } else { slot_positions.len() as u32 },
+        });
+        if !seq.is_dense {
+            slot_positions.extend(&seq.positions[..kv_len]);
+        }
+        row_seq.extend(std::iter::repeat_n(seq_idx as u32, part.n_rows));
+        positions.extend(&seq.positions[part.kv_start..kv_len]);
+        q.extend(&seq.q[part.kv_start * n_q_heads * head_dim..kv_len * n_q_heads * head_dim]);
+        for page_idx in 0..kv_len.div_ceil(page_len) {
+            // The pool is handed out from its end, so that a sequence's pages do not ascend.
+            let first = n_pages - 1 - (page_tables.len() - 5);
+            page_tables.extend([first as u32, first as u32 - 1]);
+            let page = &mut pool[(first - LAYER) * page_elems..][..page_elems];
+            let slots = page_idx * page_len..kv_len.min((page_idx + 1) * page_len);
+            for (slot, head) in slots.flat_map(|slot| (0..n_kv_heads).map(move |h| (slot, h))) {
+                let from = (slot * n_kv_heads + head) * head_dim;
+                for (side, values) in [&seq.k, &seq.v].into_iter().enumerate() {
+                    let row = (side * n_kv_heads + head) * page_len + slot % page_len;
+                    page[row * head_dim..][..head_dim]
+                        .copy_from_slice(&values[from..][..head_dim]);
+                }
+            }
+        }
+    }
+    let n_rows = row_seq.len();
+    let tiles = q_tiles(shape, &seqs);
+    let mut batch = DeviceBatch::new(device, n_rows, head_dim).unwrap();
+    let host = HostBatch {
+        seqs: &seqs,
+        row_seq: &row_seq,
+        positions: &positions,
+        slot_positions: &slot_positions,
+        page_tables: &page_tables,
+        n_layers: N_LAYERS,
+        tiles: &tiles,
+        ..HostBatch::default()
+    };
+    batch.upload(device, &host).unwrap();
+    let bytes: Vec<u8> = pool.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let data = Buffer::from_slice(device, &bytes, "pages").unwrap();
+    let width = n_q_heads * head_dim;
+    let poison = vec![NAN; n_rows * width];
+    Uploaded {
+        batch,
+        pages: KvPages { data, n_pages, n_kv_heads, page_len, head_dim },
+        q: Rows { data: Buffer::from_slice(device, &q, "q").unwrap(), n_rows, width },
+        out: Rows { data: Buffer::from_slice(device, &poison, "out").unwrap(), n_rows, width },
+        lse: Buffer::from_slice(device, &vec![f32::NAN; n_rows * n_q_heads], "lse").unwrap(),
+    }
+}
+
+/// What attention gave: bf16 `[n_rows][n_q_heads][head_dim]` and `[n_rows][n_q_heads]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Given {
+    pub out: Vec<u16>,
+    pub lse: Vec<f32>,
+}
+
+impl Given {
+    pub fn read(device: &Device, uploaded: &Uploaded) -> Self {
+        let out = uploaded.out.data.to_vec(device).unwrap();
+        Self { out, lse: uploaded.lse.to_vec(device).unwrap() }
+    }
+
+    /// Rows of the batch, as if they were alone.
+    pub fn rows(&self, rows: std::ops::Range<usize>, shape: AttentionShape) -> Self {
+        let heads = rows.start * shape.n_q_heads..rows.end * shape.n_q_heads;
+        let elems = heads.start * shape.head_dim..heads.end * shape.head_dim;
+        Self { out: self.out[elems].to_vec(), lse: self.lse[heads].to_vec() }
+    }
+}
+
+/// Holds what was given against the textbook; returns the largest errors of out and lse.
+#[track_caller]
+pub fn check(what: &str, parts: &[Part<'_>], window: Option<u32>, given: &Given) -> (f64, f64) {
+    let AttentionShape { n_q_heads, head_dim, .. } = parts[0].seq.shape;
+    let (mut worst_out, mut worst_lse, mut i) = (0.0f64, 0.0f64, 0);
+    for part in parts {
+        for row in part.kv_start..part.kv_len() {
+            for head in 0..n_q_heads {
+                let (want, lse) = part.seq.attention(row, head, part.kv_len(), window);
+                let got = from_bf16s(&given.out[i * head_dim..][..head_dim]);
+                for (d, (&got, want)) in got.iter().zip(want).enumerate() {
+                    // Values are up to 1; weights and the sum are rounded to bf16, by up to 2^-8 each.
+                    let error = (f64::from(got) - want).abs();
+                    assert!(
+                        error <= 6e-3,
+                        "{what}: row {row}, head {head}, {d}: {got} instead of {want}"
+                    );
+                    worst_out = worst_out.max(error);
+                }
+                let got = f64::from(given.lse[i]);
+                let error = if got == lse { 0.0 } else { (got - lse).abs() };
+                assert!(error <= 1e-4, "{what}: lse of row {row}, head {head}: {got}, not {lse}");
+                worst_lse = worst_lse.max(error);
+                i += 1;
+            }
+        }
+    }
+    assert_eq!(given.lse.len(), i);
+    (worst_out, worst_lse)
+}

@@ -1,0 +1,103 @@
+//! Token scores against the textbook.
+
+mod common;
+#[path = "common/kv.rs"]
+mod kv;
+
+use kv::{LAYER, Part, Positions, Sequence, shape, upload};
+use loris_kernels::ops::token_score::token_score;
+use loris_kernels::{Buffer, Device};
+
+/// Scores by the last `n_score_rows` rows of the last part.
+fn run(
+    device: &Device,
+    parts: &[Part<'_>],
+    n_score_rows: usize,
+    page_len: usize,
+    window: Option<u32>,
+) -> (Vec<f32>, Vec<f64>) {
+    let mut up = upload(device, parts, page_len);
+    let part = parts.last().unwrap();
+    let (seq, kv_len) = (part.seq, part.kv_len());
+    let (n_rows, n_q_heads) = (up.batch.n_rows(), seq.shape.n_q_heads);
+    let rows = kv_len - n_score_rows..kv_len;
+
+    let mut lse = vec![f32::NAN; n_rows * n_q_heads];
+    let mut want = vec![0.0; kv_len];
+    for (i, row) in rows.enumerate() {
+        for head in 0..n_q_heads {
+            let (_, row_lse) = seq.attention(row, head, kv_len, window);
+            lse[(n_rows - n_score_rows + i) * n_q_heads + head] = row_lse as f32;
+            for (slot, score) in seq.scores(row, head, kv_len, window) {
+                want[slot] += (score - row_lse).exp() / (n_q_heads * n_score_rows) as f64;
+            }
+        }
+    }
+    up.lse.upload(device, 0, &lse).unwrap();
+    let n_slots = up.batch.max_kv_len() + 3;
+    let mut scores = Buffer::from_slice(device, &vec![f32::NAN; n_slots], "scores").unwrap();
+    let (batch, q, pages) = (&up.batch, &up.q, &up.pages);
+    let (seq_idx, rows) = (parts.len() - 1, n_rows - n_score_rows..n_rows);
+    token_score(device, seq.shape, batch, seq_idx, rows, LAYER, window, q, &up.lse, pages, &mut scores)
+        .unwrap();
+    device.synchronize().unwrap();
+    let mut got = scores.to_vec(device).unwrap();
+    assert!(got[kv_len..].iter().all(|x| x.is_nan()), "slots that are not in use have no score");
+    got.truncate(kv_len);
+    (got, want)
+}
+
+#[track_caller]
+fn run_and_check(
+    device: &Device,
+    parts: &[Part<'_>],
+    n_score_rows: usize,
+    page_len: usize,
+    window: Option<u32>,
+) {
+    let (got, want) = run(device, parts, n_score_rows, page_len, window);
+    let what = format!("{:?}, {n_score_rows} rows, window {window:?}", parts[0].seq.shape);
+    let worst = common::compare(&what, &got, &want, want.len(), 2e-5, 0.0);
+    let sum: f32 = got.iter().sum();
+    assert!(window == Some(0) || (sum - 1.0).abs() < 1e-4, "{what}: they sum to {sum}");
+    println!("{what}: {worst:.1e}");
+}
+
+#[test]
+fn lengths() {
+    let device = common::device();
+    for len in [1, 15, 16, 17, 63, 64, 65, 129] {
+        let seq = Sequence::new(shape(2, 1, 32), len, Positions::Dense, 6.0, 1);
+        for page_len in [16, 64, 256] {
+            run_and_check(&device, &[Part::last(&seq, 1)], 1, page_len, None);
+        }
+    }
+}
+
+#[test]
+fn heads_groups_and_rows() {
+    let device = common::device();
+    for group_size in [1, 2, 3, 5, 8] {
+        let seq = Sequence::new(shape(2 * group_size, 2, 32), 70, Positions::Dense, 6.0, 2);
+        for n_score_rows in [1, 3, 17] {
+            run_and_check(&device, &[Part::last(&seq, 20)], n_score_rows, 64, None);
+        }
+    }
+    for head_dim in [64, 128] {
+        let seq = Sequence::new(shape(4, 2, head_dim), 70, Positions::Dense, 6.0, 3);
+        run_and_check(&device, &[Part::last(&seq, 2)], 2, 64, None);
+    }
+}
+
+#[test]
+fn windows_positions_and_other_sequences() {
+    let device = common::device();
+    let other = Sequence::new(shape(3, 1, 32), 200, Positions::Dense, 6.0, 4);
+    for kind in [Positions::From(4_000_000), Positions::Descending, Positions::Permuted] {
+        let seq = Sequence::new(shape(3, 1, 32), 100, kind, 6.0, 5);
+        for window in [None, Some(0), Some(9)] {
+            let parts = [Part::last(&other, 2), Part::last(&seq, 4)];
+            run_and_check(&device, &parts, 3, 16, window);
+        }
+    }
+}
