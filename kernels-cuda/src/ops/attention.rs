@@ -55,7 +55,7 @@ impl AttentionShape {
             64 => Ok(kernels[1]),
             128 => Ok(kernels[2]),
             _ => Err(Error::Unsupported {
-                what: "attention head_dim",
+                what: "attention head_dim".into(),
                 found: head_dim.to_string(),
                 expected: "32, 64 or 128",
             }),
@@ -272,6 +272,6 @@ pub fn attention_cost(shape: AttentionShape, seqs: &[LorisSeq], window: Option<u
 }
 
 /// Sizes that no device reaches saturate.
-fn to_u32(n: usize) -> u32 {
+pub(crate) fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
