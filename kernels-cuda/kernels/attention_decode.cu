@@ -37,6 +37,37 @@ static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128>, "the s
 template <int D>
 constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D> + N_WARPS * N_HEADS * 8;
 
+// All warps' sums, in order, to global memory: [head][max_splits][D] and [head][max_splits][2].
+template <int D>
+DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, const float *ml_smem,
+                    float *out_gmem, float *ml_gmem) {
+    const int group_size = args.n_q_heads / args.pages.n_kv_heads;
+    for (int i = threadIdx.x; i < group_size * (D / 4); i += N_THREADS) {
+        const int head = i / (D / 4), dim = i % (D / 4) * 4;
+        SoftmaxState part[N_WARPS], whole;
+        for (int w = 0; w < N_WARPS; w++) {
+            part[w].row_max = ml_smem[(w * N_HEADS + head) * 2];
+            part[w].row_sum = ml_smem[(w * N_HEADS + head) * 2 + 1];
+            whole.row_max = fmaxf(whole.row_max, part[w].row_max);
+        }
+        float4 sum = {};
+        for (int w = 0; w < N_WARPS; w++) {
+            const float weight = part[w].weight_in(whole.row_max);
+            const float4 x = *reinterpret_cast<const float4 *>(
+                sum_smem + (w * N_HEADS + head) * SUM_STRIDE<D> + dim);
+            whole.row_sum = fmaf(part[w].row_sum, weight, whole.row_sum);
+            sum = {fmaf(x.x, weight, sum.x), fmaf(x.y, weight, sum.y), fmaf(x.z, weight, sum.z),
+                   fmaf(x.w, weight, sum.w)};
+        }
+        *reinterpret_cast<float4 *>(out_gmem + static_cast<uint64_t>(head) * args.max_splits * D +
+                                    dim) = sum;
+        if (dim == 0) {
+            ml_gmem[head * args.max_splits * 2] = whole.row_max;
+            ml_gmem[head * args.max_splits * 2 + 1] = whole.row_sum;
+        }
+    }
+}
+
 template <int D>
 DEV void body(const AttentionDecodeArgs &args) {
     constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16;
@@ -195,33 +226,9 @@ DEV void body(const AttentionDecodeArgs &args) {
     }
     prim::block_sync();
 
-    // All warps' sums, in order, to global memory.
-    for (int i = threadIdx.x; i < group_size * (D / 4); i += N_THREADS) {
-        const int head = i / (D / 4), dim = i % (D / 4) * 4;
-        SoftmaxState part[N_WARPS], whole;
-        for (int w = 0; w < N_WARPS; w++) {
-            part[w].row_max = ml_smem[(w * N_HEADS + head) * 2];
-            part[w].row_sum = ml_smem[(w * N_HEADS + head) * 2 + 1];
-            whole.row_max = fmaxf(whole.row_max, part[w].row_max);
-        }
-        float4 sum = {};
-        for (int w = 0; w < N_WARPS; w++) {
-            const float weight = part[w].weight_in(whole.row_max);
-            const float4 x =
-                *reinterpret_cast<float4 *>(sum_smem + (w * N_HEADS + head) * SUM_STRIDE<D> + dim);
-            whole.row_sum = fmaf(part[w].row_sum, weight, whole.row_sum);
-            sum = {fmaf(x.x, weight, sum.x), fmaf(x.y, weight, sum.y), fmaf(x.z, weight, sum.z),
-                   fmaf(x.w, weight, sum.w)};
-        }
-        *reinterpret_cast<float4 *>(out_gmem + static_cast<uint64_t>(head) * args.max_splits * D +
-                                    dim) = sum;
-        if (dim == 0) {
-            ml_gmem[head * args.max_splits * 2] = whole.row_max;
-            ml_gmem[head * args.max_splits * 2 + 1] = whole.row_sum;
-        }
-    }
+    store_sums<D>(args, sum_smem, ml_smem, out_gmem, ml_gmem);
 }
 
-KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }    // <= 128 registers
-KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }    // <= 168 registers
+KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }  // <= 128 registers
+KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }  // <= 168 registers
 KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) { body<128>(args); }  // <= 168 registers
