@@ -39,7 +39,7 @@ struct Range {
 struct View {
     Range block_any, warp_any;  // positions that some row of the block, of the warp sees
     Range warp_all;             // positions that all rows of the warp see
-    uint32_t tile_end;
+    uint32_t tile_start, tile_end;
 };
 constexpr uint32_t NO_TILE = UINT32_MAX - 1;  // and one more is still beyond the end
 
@@ -87,6 +87,26 @@ DEV bool tile_has_all(const PagedKv &kv, uint32_t tile, Range range) {
     uint32_t slot = tile * BLOCK_KV + prim::lane();
     return prim::all(range.has(position_or_none(kv, slot)) &
                      range.has(position_or_none(kv, slot + 32)));
+}
+
+// (warp) What the warp looks at, from what each row sees. Where slots are positions, the tiles are
+// those from the first that is seen to the last.
+DEV void set_view(const PagedKv &kv, uint32_t window, const uint32_t *hi_smem, View *view) {
+    uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
+    for (int w = 0; w < N_WARPS; w++) {
+        hi_min = min(hi_min, hi_smem[w * WARP_Q + prim::lane()]);
+        hi_max = max(hi_max, hi_smem[w * WARP_Q + prim::lane()]);
+    }
+    const Range block_any = {seen_by(warp_min(hi_min), window).lo, warp_max(hi_max)};
+    const Range warp_any = {seen_by(warp_min(hi), window).lo, warp_max(hi)};
+    const Range last_row = seen_by(warp_any.hi, window);
+    const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
+    const bool is_dense = kv.slot_positions == nullptr;
+    const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
+    const uint32_t tile_end = window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
+    const uint32_t tile_start = is_dense ? block_any.lo / BLOCK_KV : 0;
+    if (prim::lane() == 0) *view = {block_any, warp_any, warp_all, tile_start, tile_end};
+    prim::warp_sync();
 }
 
 // The row that this thread looks up and stores for its warp. Rows behind the last one repeat it and
@@ -158,25 +178,8 @@ DEV void body(const AttentionPrefillArgs &args) {
     load_rows<D>(args, q_smem, hi_smem);
     prim::block_sync();
 
-    // What the warp looks at: where slots are positions, from the first tile that is seen to the
-    // last.
     View *view = reinterpret_cast<View *>(hi_smem + BLOCK_Q) + warp;
-    const bool is_dense = kv.slot_positions == nullptr;
-    {
-        uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
-        for (int w = 0; w < N_WARPS; w++) {
-            hi_min = min(hi_min, hi_smem[w * WARP_Q + lane]);
-            hi_max = max(hi_max, hi_smem[w * WARP_Q + lane]);
-        }
-        const Range block_any = {seen_by(warp_min(hi_min), args.window).lo, warp_max(hi_max)};
-        const Range warp_any = {seen_by(warp_min(hi), args.window).lo, warp_max(hi)};
-        const Range last_row = seen_by(warp_any.hi, args.window);
-        const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
-        const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
-        const uint32_t tile_end = args.window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
-        if (lane == 0) *view = {block_any, warp_any, warp_all, tile_end};
-        prim::warp_sync();
-    }
+    set_view(kv, args.window, hi_smem, view);
     auto next_seen = [&](uint32_t tile) {
         for (; tile < view->tile_end; tile++)
             if (tile_has_any(kv, tile, view->block_any)) return tile;
@@ -201,7 +204,7 @@ DEV void body(const AttentionPrefillArgs &args) {
     };
 
     // Two half tiles ahead.
-    uint32_t tile = next_seen(is_dense ? view->block_any.lo / BLOCK_KV : 0);
+    uint32_t tile = next_seen(view->tile_start);
     const uint32_t k_to_v = (kv.n_kv_heads << kv.page_len_log2) * D;
     uint32_t k_stage = 0, next_page = run_page(tile);
     copy(tile, 0, run_gmem(next_page, tile));
