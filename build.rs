@@ -247,8 +247,13 @@ struct Cache {
 /// One file to compile.
 struct Job {
     command: Command,
+    /// Stem of the source.
     file: String,
+    /// What it becomes: `name` is `prefix`, a hash, `suffix`.
     path: PathBuf,
+    name: String,
+    prefix: String,
+    suffix: String,
 }
 
 /// What came of it: the file and what the compiler said.
@@ -273,11 +278,13 @@ impl Cache {
     fn job(&self, command: Command, compiler: &str, source: &Path, extension: &str) -> Job {
         let mut hasher = DefaultHasher::new();
         (self.headers, compiler, format!("{command:?}"), fs::read(source).ok()).hash(&mut hasher);
-        let name = format!("{}-{:016x}.{extension}", stem(source), hasher.finish());
-        Job { command, file: stem(source), path: self.folder.join(name) }
+        let place = source.with_extension("").display().to_string().replace('/', ".");
+        let (prefix, suffix) = (format!("{place}-"), format!(".{extension}"));
+        let name = format!("{prefix}{:016x}{suffix}", hasher.finish());
+        Job { command, file: stem(source), path: self.folder.join(&name), prefix, suffix, name }
     }
 
-    /// Runs jobs side by side and forgets what earlier versions of their sources came to.
+    /// Runs jobs side by side, then removes what earlier versions of their sources came to.
     fn run(&self, mut jobs: Vec<Job>) -> Result<Vec<Made>> {
         let n_workers = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
         let next = AtomicUsize::new(0);
@@ -301,8 +308,13 @@ impl Cache {
         if !problems.is_empty() {
             return Err(problems);
         }
+        for file in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if jobs.iter().any(|job| job.replaces(&file.file_name().to_string_lossy())) {
+                fs::remove_file(file.path()).map_err(text)?;
+            }
+        }
         let read = |job: Job| {
-            let log = fs::read_to_string(job.path.with_extension("log")).map_err(text)?;
+            let log = fs::read_to_string(job.log()).map_err(text)?;
             Ok(Made { file: job.file, path: job.path, log })
         };
         jobs.into_iter().map(read).collect()
@@ -314,10 +326,21 @@ impl Job {
         if self.path.is_file() {
             return Ok(());
         }
-        let part = self.path.with_extension("part");
+        let part = self.path.with_file_name(format!("{}.part", self.name));
         let log = output(self.command.arg("-o").arg(&part))?;
-        fs::write(self.path.with_extension("log"), log).map_err(text)?;
+        fs::write(self.log(), log).map_err(text)?;
         fs::rename(&part, &self.path).map_err(text)
+    }
+
+    /// What the compiler said.
+    fn log(&self) -> PathBuf {
+        self.path.with_file_name(format!("{}.log", self.name))
+    }
+
+    /// Whether a file of the cache is of another version of this source.
+    fn replaces(&self, file: &str) -> bool {
+        let file = file.strip_suffix(".log").unwrap_or(file);
+        file != self.name && file.starts_with(&self.prefix) && file.ends_with(&self.suffix)
     }
 }
 

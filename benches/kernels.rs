@@ -12,7 +12,7 @@
 use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, Seq};
+use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Seq};
 use loris::cache::{KvFormat, PageId, PageLayout};
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -207,7 +207,7 @@ impl Bench {
     fn rows(&mut self, n: usize, width: usize) -> CpuRows {
         let table = self.tensor(&[64, width]);
         let table = self.backend.matrix(&table).unwrap();
-        let mut rows = self.backend.rows(n, width).unwrap();
+        let mut rows = self.backend.rows(n, width, RowUse::Operand).unwrap();
         let batch = batch(Phase::Prefill, n);
         self.backend.embed(&table, &batch, &mut rows).unwrap();
         rows
@@ -286,7 +286,7 @@ impl Bench {
         let down = matrix(hidden, 2);
         let mut vector = |n| {
             let tensor = self.tensor(&[n]);
-            self.backend.vector(&tensor).unwrap()
+            self.backend.vector(&[tensor]).unwrap()
         };
         let (attn_norm, mlp_norm) = (vector(hidden), vector(hidden));
         LayerWeights {

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use loris::loader::Special;
-use loris::{Engine, EngineOptions, ModelOptions, SessionOptions};
+use loris::{DeviceChoice, Engine, EngineOptions, ModelOptions, SessionOptions};
 use support::{Done, Folder, done, done_with_stdin, loris, named, text};
 
 /// A run whose answer has a known length.
@@ -372,8 +372,8 @@ fn perplexity_is_that_of_the_library() {
     let result = done(loris(&args).arg("--json")).object();
     assert_eq!((&result["tokens"], &result["left_out_tokens"]), (&156.into(), &36.into()));
 
-    let engine =
-        Engine::new(&EngineOptions { threads: Some(1), ..EngineOptions::default() }).unwrap();
+    let options = EngineOptions { device: DeviceChoice::Cpu, ..EngineOptions::default() };
+    let engine = Engine::new(&EngineOptions { threads: Some(1), ..options }).unwrap();
     let model = engine.open(folder.0.path(), &ModelOptions::default(), &mut |_| {}).unwrap();
     let tokens = model.tokenizer().unwrap().encode(&prose, Special::Plain).unwrap();
     let mut total = 0.0;
@@ -403,7 +403,35 @@ fn perplexity_is_that_of_the_library() {
 fn devices_lists_the_cpu() {
     let devices = done(&mut loris(&["devices", "--json"])).object()["devices"].clone();
     assert_eq!((&devices[0]["name"], &devices[0]["available"]), (&"cpu".into(), &true.into()));
-    assert!(done(&mut loris(&["devices"])).ok().out.starts_with("cpu"));
+    assert_eq!((&devices[1]["name"], &devices[1]["available"]), (&"cuda".into(), &false.into()));
+    let text = done(&mut loris(&["devices"]));
+    assert!(text.ok().out.starts_with("cpu") && text.out.contains("/nonexistent"), "{}", text.out);
+}
+
+/// The binary with a CUDA device: the twin stands in for one.
+#[test]
+fn a_cuda_device_is_listed_and_used() {
+    let on_twin = |mut command: Command| done(command.env("LORIS_CUDA_DRIVER", loris_kernels::TWIN));
+    let devices = on_twin(loris(&["devices", "--json"])).object()["devices"].clone();
+    assert_eq!((&devices[1]["name"], &devices[1]["available"]), (&"cuda:0".into(), &true.into()));
+    assert!(on_twin(loris(&["devices"])).ok().out.contains("cuda:0"));
+
+    let folder = Folder::new();
+    let args = ["-p", "a", "-n", "3", "--ignore-eos", "--json", "--chunk", "16"];
+    for (device, want) in [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cpu", "cpu")] {
+        let run = on_twin(folder.command("run", &[&args[..], &["--device", device]].concat()));
+        let events = run.ok().events();
+        assert_eq!(named(&events, "load")[0]["device"], want);
+        let receipt = &named(&events, "done")[0]["receipt"];
+        assert_eq!(receipt["n_replayed"].as_u64() > Some(0), want != "cpu", "{receipt}");
+    }
+    // What the kernels lack is named; left to choose, loris takes the CPU and says so.
+    let refused = on_twin(folder.command("run", &["-p", "a", "--device", "cuda", "--kv", "f32"]));
+    assert_failed(&refused, 5, "--kv f32");
+    let auto = on_twin(folder.command("run", &["-p", "a", "-n", "1", "--kv", "f32"]));
+    assert!(auto.ok().err.contains("on the CPU: cuda: --kv f32"), "{}", auto.err);
+    let absent = on_twin(folder.command("run", &["-p", "a", "--device", "cuda:7"]));
+    assert_failed(&absent, 5, "cuda:7");
 }
 
 #[test]

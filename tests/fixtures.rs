@@ -6,7 +6,9 @@ mod support;
 use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype};
 use loris::{KvFormat, Model, ModelOptions, SessionOptions};
-use support::{FIXTURES, argmax, checkpoint, open_on, options, reference, rounded};
+use support::{
+    FIXTURES, argmax, checkpoint, open, open_cuda, open_on, options, reference, rounded,
+};
 
 /// How far logits are from those of `transformers`.
 struct Distance {
@@ -39,13 +41,17 @@ fn distance(
     reference_logits: &[f32],
     n_prefill: usize,
 ) -> Distance {
-    let reference = reference(name);
     let model = open_on(isa, checkpoint, &ModelOptions { kv, ..options(192) });
-    let rows = logits(&model, &reference.tokens, n_prefill);
-    assert_eq!(rows.concat().len(), reference_logits.len());
+    let rows = logits(&model, &reference(name).tokens, n_prefill);
+    compare(name, &rows, reference_logits)
+}
+
+fn compare(name: &str, rows: &[Vec<f32>], reference_logits: &[f32]) -> Distance {
+    let vocab_size = rows[0].len();
+    assert_eq!(rows.len() * vocab_size, reference_logits.len());
     let (mut difference, mut norm, mut worst) = (0.0, 0.0, 0.0_f64);
     for (pos, (ours, theirs)) in
-        rows.iter().zip(reference_logits.chunks_exact(reference.vocab_size)).enumerate()
+        rows.iter().zip(reference_logits.chunks_exact(vocab_size)).enumerate()
     {
         let errors: Vec<f64> = ours.iter().zip(theirs).map(|(a, b)| f64::from(a - b)).collect();
         difference += errors.iter().map(|e| e * e).sum::<f64>();
@@ -99,6 +105,24 @@ fn bfloat16_weights_agree_with_transformers() {
     }
 }
 
+/// The CUDA kernels, against `transformers` and against the CPU.
+#[test]
+fn cuda_agrees_with_transformers_and_with_the_cpu() {
+    for name in FIXTURES {
+        let r = reference(name);
+        let options = ModelOptions { batch: 150, ..options(192) };
+        let on_cuda = open_cuda(rounded(name, Dtype::BF16), &options);
+        let on_cpu = open(rounded(name, Dtype::BF16), &options);
+        for n in splits(name, r.tokens.len()) {
+            let rows = logits(&on_cuda, &r.tokens, n);
+            let d = compare(name, &rows, &r.logits_bf16_weights);
+            assert!(d.overall <= 2e-2, "{name} on CUDA: {:e} (prefill {n})", d.overall);
+            let d = compare(name, &rows, &logits(&on_cpu, &r.tokens, n).concat());
+            assert!(d.overall <= 2e-2, "{name}: CUDA and CPU: {:e} (prefill {n})", d.overall);
+        }
+    }
+}
+
 #[test]
 fn float16_weights_are_accepted() {
     // Rounding to 11 bits costs less than rounding to 8: the bound of bfloat16 holds against float32.
@@ -107,6 +131,16 @@ fn float16_weights_are_accepted() {
         let weights = rounded(name, Dtype::F16);
         let d = distance(name, isa, weights, KvFormat::F32, &r.logits_f32, r.tokens.len());
         assert!(d.overall <= 2e-2, "{name} on {isa:?}: {:e}", d.overall);
+    }
+    for dtype in [Dtype::F16, Dtype::F32] {
+        let r = reference("qwen2");
+        let weights = match dtype {
+            Dtype::F32 => checkpoint("qwen2"),
+            _ => rounded("qwen2", dtype),
+        };
+        let model = open_cuda(weights, &ModelOptions { batch: 150, ..options(192) });
+        let d = compare("qwen2", &logits(&model, &r.tokens, 150), &r.logits_f32);
+        assert!(d.overall <= 2e-2, "{dtype:?} on CUDA: {:e}", d.overall);
     }
 }
 

@@ -1,13 +1,15 @@
 //! Every backend op against the naive f64 reference, and bit-for-bit invariance of the results.
 //!
 //! One body, generic over a [`Target`], runs for every instruction set of the machine (bf16 products
-//! included, emulated where the CPU lacks them). A *world* is one layer with random weights and some
+//! included, emulated where the CPU lacks them) and for the CUDA kernels, on the twin or with
+//! `LORIS_TEST_DRIVER=cuda` on a GPU. A *world* is one layer with random weights and some
 //! sequences over a pool of pages in which everything that no token was written to is NaN.
 //!
 //! Bounds: a result of f32 kernels is compared at 1e-5 of the largest magnitude in its row (chains of some
 //! hundred additions, each off by 2^-24). Where a backend multiplies in bf16 each factor is off by up to
-//! 2^-9, which random signs keep near 2^-9 of the row: 1e-2 of the largest magnitude. Inputs of each op
-//! are what the op before really gave, so errors do not add up.
+//! 2^-9, which random signs keep near 2^-9 of the row: 1e-2 of the largest magnitude. Where it stores in
+//! bf16 each result is off by 2^-9 of itself. Inputs of each op are what the op before really gave, so
+//! errors do not add up.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,11 +17,21 @@ mod reference;
 mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, Phase};
+use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq};
 use loris::cache::KvFormat;
 use loris_loader::Dtype;
 
-use world::{BASE, Case, LAYER, Model, Row, Sequence, Target, World, targets};
+use world::{
+    BASE, Case, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas,
+};
+
+/// Runs a check that is generic over the backend on every target.
+macro_rules! on_every_target {
+    ($check:ident) => {
+        cpus().iter().for_each($check);
+        cudas().iter().for_each($check);
+    };
+}
 
 /// The shapes, formats and models that every op is checked at.
 fn cases() -> Vec<Case> {
@@ -60,24 +72,48 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+fn check_ops<B: Backend>(target: &Target<B>) {
+    for case in cases() {
+        if !(target.runs)(&case) {
+            assert_refused(target, &case);
+            continue;
+        }
+        let model = Model::new(case);
+        let mut world = World::new(&model, target, 2);
+        let mut a = Sequence::new(1, 300, |i| i as u32);
+        let mut b = Sequence::new(2, 300, |i| i as u32 + 4_000_000);
+        let mut c = Sequence::new(3, 300, |i| i as u32 / 2);
+        use Phase::{Decode, Prefill};
+        let [n_b, n_a, n_c] = if target.is_slow { [15, 18, 65] } else { [63, 90, 129] };
+        world.forward(Prefill, &mut [(&mut a, 1)], true);
+        world.forward(Prefill, &mut [(&mut b, n_b)], true);
+        world.forward(Prefill, &mut [(&mut a, n_a), (&mut b, 1), (&mut c, n_c)], true);
+        world.forward(Decode, &mut [(&mut a, 1)], true);
+        world.forward(Decode, &mut [(&mut c, 1), (&mut a, 1)], true);
+        world.forward(Decode, &mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)], true);
+        world.forward(Prefill, &mut [(&mut b, 2), (&mut a, n_b - 10)], true);
+        world.forward(Decode, &mut [(&mut b, 3), (&mut a, 2)], true);
+    }
+}
+
 #[test]
 fn ops_agree_with_the_reference() {
-    for target in &targets() {
-        for case in cases() {
-            let model = Model::new(case);
-            let mut world = World::new(&model, target, 2);
-            let mut a = Sequence::new(1, 300, |i| i as u32);
-            let mut b = Sequence::new(2, 300, |i| i as u32 + 4_000_000);
-            let mut c = Sequence::new(3, 300, |i| i as u32 / 2);
-            use Phase::{Decode, Prefill};
-            world.forward(Prefill, &mut [(&mut a, 1)], true);
-            world.forward(Prefill, &mut [(&mut b, 63)], true);
-            world.forward(Prefill, &mut [(&mut a, 90), (&mut b, 1), (&mut c, 129)], true);
-            world.forward(Decode, &mut [(&mut a, 1)], true);
-            world.forward(Decode, &mut [(&mut c, 1), (&mut a, 1)], true);
-            world.forward(Decode, &mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)], true);
-            world.forward(Prefill, &mut [(&mut b, 2), (&mut a, 35)], true);
-            world.forward(Decode, &mut [(&mut b, 3), (&mut a, 2)], true);
+    on_every_target!(check_ops);
+}
+
+fn check_masks<B: Backend>(target: &Target<B>) {
+    for window in [None, Some(9), Some(0)] {
+        let model = Model::new(Case { window, ..BASE });
+        let mut world = World::new(&model, target, 2);
+        let mut down = Sequence::new(4, 260, |i| 1000 - i as u32);
+        let mut mixed = Sequence::new(5, 260, |i| (i as u32 * 37) % 256);
+        for n in if target.is_slow { [40, 27] } else { [70, 66] } {
+            world.forward(Phase::Prefill, &mut [(&mut down, n), (&mut mixed, n)], true);
+        }
+        world.forward(Phase::Decode, &mut [(&mut down, 1), (&mut mixed, 1)], true);
+        let rows = world.forward(Phase::Decode, &mut [(&mut down, 1)], true);
+        if window == Some(0) {
+            assert!(rows[0].attn.iter().all(|&x| x == 0.0), "a row that sees nothing");
         }
     }
 }
@@ -85,20 +121,23 @@ fn ops_agree_with_the_reference() {
 /// Positions that go down and up again, rows that see few slots or none.
 #[test]
 fn masks_follow_positions() {
-    for target in &targets() {
-        for window in [None, Some(9), Some(0)] {
-            let model = Model::new(Case { window, ..BASE });
-            let mut world = World::new(&model, target, 2);
-            let mut down = Sequence::new(4, 260, |i| 1000 - i as u32);
-            let mut mixed = Sequence::new(5, 260, |i| (i as u32 * 37) % 256);
-            for n in [70, 66] {
-                world.forward(Phase::Prefill, &mut [(&mut down, n), (&mut mixed, n)], true);
-            }
-            world.forward(Phase::Decode, &mut [(&mut down, 1), (&mut mixed, 1)], true);
-            let rows = world.forward(Phase::Decode, &mut [(&mut down, 1)], true);
-            if window == Some(0) {
-                assert!(rows[0].attn.iter().all(|&x| x == 0.0), "a row that sees nothing");
-            }
+    on_every_target!(check_masks);
+}
+
+fn check_long<B: Backend>(target: &Target<B>) {
+    for (kv, window) in [(KvFormat::Bf16, None), (KvFormat::F32, Some(600))] {
+        let case = Case { kv, window, dtype: Dtype::F32, ..BASE };
+        if !(target.runs)(&case) {
+            continue;
+        }
+        let model = Model::new(case);
+        let mut world = World::new(&model, target, 2);
+        let mut a = Sequence::new(1, 1300, |i| i as u32);
+        let n = if target.is_slow { 500 } else { 1000 };
+        world.forward(Phase::Prefill, &mut [(&mut a, n)], false);
+        world.forward(Phase::Prefill, &mut [(&mut a, 24)], true);
+        for _ in 0..2 {
+            world.forward(Phase::Decode, &mut [(&mut a, 1)], true);
         }
     }
 }
@@ -106,24 +145,13 @@ fn masks_follow_positions() {
 /// More than one split in decode, and long enough for several tasks in prefill.
 #[test]
 fn long_sequences_agree_with_the_reference() {
-    for target in &targets() {
-        for (kv, window) in [(KvFormat::Bf16, None), (KvFormat::F32, Some(600))] {
-            let model = Model::new(Case { kv, window, dtype: Dtype::F32, ..BASE });
-            let mut world = World::new(&model, target, 2);
-            let mut a = Sequence::new(1, 1300, |i| i as u32);
-            world.forward(Phase::Prefill, &mut [(&mut a, 1000)], false);
-            world.forward(Phase::Prefill, &mut [(&mut a, 24)], true);
-            for _ in 0..2 {
-                world.forward(Phase::Decode, &mut [(&mut a, 1)], true);
-            }
-        }
-    }
+    on_every_target!(check_long);
 }
 
 /// The rows of three sequences, prefilled in the given chunks and then decoded for two steps.
-fn rows_of(
+fn rows_of<B: Backend>(
     model: &Model,
-    target: &Target<CpuBackend>,
+    target: &Target<B>,
     threads: usize,
     chunks: &[usize],
     together: bool,
@@ -153,42 +181,51 @@ fn rows_of(
     rows
 }
 
-#[test]
-fn bits_do_not_depend_on_batch_chunks_threads_or_pages() {
+fn check_bits<B: Backend>(target: &Target<B>) {
     let wide = AttentionShape { n_q_heads: 3, n_kv_heads: 1, head_dim: 64 };
-    for target in &targets() {
-        for case in [
-            BASE,
-            Case { extras: true, window: Some(50), hidden: 77, ..BASE },
-            Case { kv: KvFormat::F32, dtype: Dtype::F32, hidden: 700, shape: wide, ..BASE },
-        ] {
-            let model = Model::new(case);
-            let base = rows_of(&model, target, 2, &[150], true);
-            let width = base[0].len() / 152;
-            let same = |other: Vec<Vec<u32>>, what: &str| {
-                for (seq, (base, other)) in base.iter().zip(&other).enumerate() {
-                    let first = base.iter().zip(other).position(|(a, b)| a != b);
-                    let at = first.map(|i| (i / width, i % width, base[i], other[i]));
-                    assert!(first.is_none(), "{} {what}: seq {seq} {at:x?} {case:?}", target.name);
-                }
-            };
-            same(rows_of(&model, target, 2, &[150], false), "being alone");
-            same(rows_of(&model, target, 2, &[64, 86], true), "chunks of 64 and 86");
-            same(rows_of(&model, target, 2, &[1, 62, 2, 85], false), "uneven chunks");
-            same(rows_of(&model, target, 1, &[150], true), "one thread");
-            same(rows_of(&model, target, 3, &[100, 50], true), "three threads");
-            for page_len in [16, 32, 128] {
-                let model = Model::new(Case { page_len, ..case });
-                same(rows_of(&model, target, 2, &[150], true), "page length");
+    let normed = Case { extras: true, window: Some(50), ..BASE };
+    for case in [
+        BASE,
+        Case { hidden: if (target.runs)(&Case { hidden: 77, ..BASE }) { 77 } else { 80 }, ..normed },
+        Case { kv: KvFormat::F32, dtype: Dtype::F32, hidden: 700, shape: wide, ..BASE },
+    ] {
+        if !(target.runs)(&case) {
+            continue;
+        }
+        let n = if target.is_slow { 75 } else { 150 };
+        let model = Model::new(case);
+        let base = rows_of(&model, target, 2, &[n], true);
+        let width = base[0].len() / (n + 2);
+        let same = |other: Vec<Vec<u32>>, what: &str| {
+            for (seq, (base, other)) in base.iter().zip(&other).enumerate() {
+                let first = base.iter().zip(other).position(|(a, b)| a != b);
+                let at = first.map(|i| (i / width, i % width, base[i], other[i]));
+                assert!(first.is_none(), "{} {what}: seq {seq} {at:x?} {case:?}", target.name);
             }
+        };
+        same(rows_of(&model, target, 2, &[n], false), "being alone");
+        same(rows_of(&model, target, 2, &[64, n - 64], true), "chunks of 64 and the rest");
+        if !target.is_slow {
+            same(rows_of(&model, target, 2, &[1, 62, 2, n - 65], false), "uneven chunks");
+            same(rows_of(&model, target, 1, &[n], true), "one thread");
+            same(rows_of(&model, target, 3, &[n - 50, 50], true), "three threads");
+        }
+        for page_len in [16, 32, 128] {
+            let model = Model::new(Case { page_len, ..case });
+            same(rows_of(&model, target, 2, &[n], true), "page length");
         }
     }
+}
+
+#[test]
+fn bits_do_not_depend_on_batch_chunks_threads_or_pages() {
+    on_every_target!(check_bits);
 }
 
 /// Unused pages and slots are NaN in every test above; this shows that the poison is there.
 #[test]
 fn unused_slots_are_poisoned() {
-    let target = &targets()[0];
+    let target = &cpus()[0];
     let model = Model::new(BASE);
     let mut world = World::new(&model, target, 1);
     let mut seq = Sequence::new(1, 10, |i| i as u32);
@@ -198,19 +235,64 @@ fn unused_slots_are_poisoned() {
     assert!(bytes.ends_with(&[0xff; 64]), "slots behind the last are as they were");
 }
 
+fn check_pages<B: Backend>(target: &Target<B>) {
+    let model = Model::new(BASE);
+    let mut world = World::new(&model, target, 1);
+    let bytes = |seed: usize| (0..world.layout.bytes()).map(|i| (i * seed) as u8).collect();
+    let written: [Vec<u8>; 2] = [bytes(1), bytes(3)];
+    let (backend, pages) = (&mut world.backend, &mut world.pages);
+    backend.write_page(pages, 5, &written[0]).unwrap();
+    backend.write_page(pages, 6, &written[1]).unwrap();
+    backend.copy_pages(pages, &[(5, 2), (6, 9)]).unwrap();
+    for (page, want) in [(2, &written[0]), (9, &written[1]), (5, &written[0])] {
+        let mut out = vec![0; want.len()];
+        backend.read_page(pages, page, &mut out).unwrap();
+        assert!(out == *want, "{} page {page}", target.name);
+    }
+}
+
 #[test]
 fn pages_are_copied_whole() {
-    for target in &targets() {
-        let model = Model::new(BASE);
-        let mut world = World::new(&model, target, 1);
-        let bytes: Vec<u8> = (0..world.layout.bytes()).map(|i| i as u8).collect();
-        let (backend, pages) = (&mut world.backend, &mut world.pages);
-        backend.write_page(pages, 5, &bytes).unwrap();
-        backend.copy_page(pages, 5, 2).unwrap();
-        let mut out = vec![0; bytes.len()];
-        backend.read_page(pages, 2, &mut out).unwrap();
-        assert_eq!(out, bytes);
+    on_every_target!(check_pages);
+}
+
+fn check_gather<B: Backend>(target: &Target<B>) {
+    let model = Model::new(BASE);
+    let mut world = World::new(&model, target, 1);
+    let tokens: Vec<u32> = (0..40).collect();
+    let seq = Seq {
+        rows: 0..40,
+        kv_start: 0,
+        slot_positions: &tokens,
+        page_table: &[0, 1],
+        n_layers: 2,
+        inv_freq: &model.inv_freq,
+        rope_scale: 1.0,
+    };
+    let batch = Batch {
+        phase: Phase::Prefill,
+        positions: tokens.clone(),
+        tokens: tokens.clone(),
+        seqs: vec![seq],
+        logit_rows: Vec::new(),
+    };
+    let mut x = world.backend.rows(40, BASE.hidden, RowUse::Residual).unwrap();
+    let keep = [0, 1, 5, 6, 20, 39];
+    let mut all = vec![0.0; 40 * BASE.hidden];
+    let mut kept = vec![0.0; keep.len() * BASE.hidden];
+    world.backend.begin(&batch, BASE.shape).unwrap();
+    world.backend.embed(&world.embed, &batch, &mut x).unwrap();
+    world.backend.read_rows(&x, 0, &mut all).unwrap();
+    world.backend.gather_rows(&mut x, &keep).unwrap();
+    world.backend.read_rows(&x, 0, &mut kept).unwrap();
+    for (row, &from) in kept.chunks_exact(BASE.hidden).zip(&keep) {
+        assert_eq!(row, &all[from * BASE.hidden..][..BASE.hidden], "{} row {from}", target.name);
     }
+}
+
+#[test]
+fn rows_move_to_the_front() {
+    on_every_target!(check_gather);
 }
 
 #[test]
@@ -221,9 +303,7 @@ fn an_absent_instruction_set_is_refused() {
     }
 }
 
-#[test]
-fn a_token_out_of_range_is_an_error() {
-    let target = &targets()[0];
+fn check_token<B: Backend>(target: &Target<B>) {
     let model = Model::new(BASE);
     let mut world = World::new(&model, target, 1);
     let batch = Batch {
@@ -233,7 +313,12 @@ fn a_token_out_of_range_is_an_error() {
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let mut x = world.backend.rows(1, BASE.hidden).unwrap();
+    let mut x = world.backend.rows(1, BASE.hidden, RowUse::Residual).unwrap();
     let error = world.backend.embed(&world.embed, &batch, &mut x).unwrap_err();
     assert!(matches!(error, loris::Error::TokenOutOfRange { id: 75, vocab_size: 75 }), "{error}");
+}
+
+#[test]
+fn a_token_out_of_range_is_an_error() {
+    on_every_target!(check_token);
 }

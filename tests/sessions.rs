@@ -234,6 +234,69 @@ fn a_failed_prefill_in_the_middle_is_undone() {
 }
 
 #[test]
+fn dynamic_rope_follows_the_tokens_that_are_there() {
+    let dynamic = || {
+        let options = ModelOptions { page_len: 16, chunk: 32, ..options(512) };
+        open(rounded("llama-dynamic", Dtype::BF16), &options)
+    };
+    let options = SessionOptions { ctx_len: Some(256) };
+    let start = |model: &Model| {
+        let mut s = model.session(&options).unwrap();
+        s.prefill(&prompt(1, 70)).unwrap(); // the model was trained for 64
+        s
+    };
+    let model = dynamic();
+    let mut plain = start(&model);
+    plain.decode(5).unwrap();
+    let want = bits(plain.logits().unwrap());
+
+    let mut cleared = start(&model);
+    cleared.feed(&prompt(2, 90)).unwrap();
+    cleared.clear_pending();
+    let mut failed = start(&model);
+    let stop = &mut |done, _| if done < 60 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    assert!(failed.prefill_with(&prompt(2, 90), stop).is_err());
+    let mut truncated = start(&model);
+    truncated.prefill(&prompt(2, 90)).unwrap();
+    truncated.truncate(70);
+    let mut blob = Vec::new();
+    truncated.save(&mut blob).unwrap();
+    let restored = model.restore(&mut &*blob, &options).unwrap();
+    for (mut s, what) in [
+        (cleared, "cleared"),
+        (failed, "failed"),
+        (truncated, "truncated"),
+        (restored, "restored"),
+    ] {
+        s.decode(5).unwrap();
+        assert!(bits(s.logits().unwrap()) == want, "{what}");
+    }
+}
+
+#[test]
+fn a_visitor_of_scores_may_run_other_sessions() {
+    let model = model(&ModelOptions { batch: 4, page_len: 16, ..options(64) });
+    let tokens = prompt(2, 10);
+    let mut seen = Vec::new();
+    let mut scored = session(&model);
+    scored
+        .score(&tokens, &mut |i, logits| {
+            let mut other = session(&model);
+            other.prefill(&tokens[..=i]).unwrap();
+            assert!(bits(other.logits().unwrap()) == bits(logits), "token {i}");
+            seen.push(i);
+        })
+        .unwrap();
+    assert_eq!(seen, (0..10).collect::<Vec<_>>());
+    assert_eq!((scored.len(), scored.logits().is_some()), (10, true));
+
+    let before = bits(scored.logits().unwrap());
+    assert!(matches!(scored.score(&prompt(3, 100), &mut |_, _| ()), Err(Error::KvFull { .. })));
+    assert_eq!(scored.len(), 10);
+    assert!(bits(scored.logits().unwrap()) == before);
+}
+
+#[test]
 fn input_is_checked() {
     let model = model(&options(256));
     let options = SessionOptions { ctx_len: Some(8) };

@@ -3,32 +3,45 @@
 //! An [`Engine`] is a choice of device and threads, a [`Model`] is weights and a page pool on it, and a
 //! [`Session`] is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loris_loader::{ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer};
+use loris_loader::{
+    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer, Weights,
+};
 
+use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
+use crate::backend::cuda::{CudaBackend, CudaOptions, Passes};
 use crate::cache::Pool;
+use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
 use crate::model;
 use crate::plan::{ModelOptions, Plan};
 use crate::session::{Session, SessionOptions};
 
-/// Where a model runs.
+/// Where models run.
 #[derive(Clone, Debug, Default)]
 pub struct EngineOptions {
+    /// The device.
+    pub device: DeviceChoice,
     /// Threads of the CPU backend; `None`: as many as the process may use.
     pub threads: Option<usize>,
     /// Instruction set of the CPU backend; `None`: the fastest that the machine has.
     pub isa: Option<Isa>,
+    /// The CUDA driver's library; `None`: `libcuda.so.1`.
+    pub driver: Option<PathBuf>,
+    /// How the CUDA backend runs the passes of decode.
+    pub passes: Passes,
 }
 
 /// A device to open models on.
 #[derive(Clone, Debug)]
 pub struct Engine {
     cpu: CpuOptions,
+    device: DeviceChoice,
+    found: Found,
 }
 
 /// How far the opening of a model has come.
@@ -51,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) config: ModelConfig,
     pub(crate) plan: Plan,
     pub(crate) fingerprint: u64,
+    placement: Placement,
     pub(crate) exec: Mutex<Box<dyn Execute>>,
     pub(crate) pool: Mutex<Pool>,
     tokenizer: Option<Tokenizer>,
@@ -58,7 +72,7 @@ pub(crate) struct Shared {
 }
 
 impl Engine {
-    /// An engine on the CPU.
+    /// An engine on the device that the options choose.
     pub fn new(options: &EngineOptions) -> Result<Self, Error> {
         let mut cpu = CpuOptions { isa: options.isa, ..CpuOptions::default() };
         if let Some(threads) = options.threads {
@@ -67,7 +81,18 @@ impl Engine {
             }
             cpu.threads = threads;
         }
-        Ok(Self { cpu })
+        let cuda = CudaOptions {
+            index: 0,
+            driver: options.driver.clone(),
+            passes: options.passes,
+        };
+        Ok(Self { cpu, device: options.device, found: Found::new(options.device, cuda)? })
+    }
+
+    /// True if the choice of device led to a CUDA device. A model may still be placed on the CPU if the choice
+    /// was left to loris: see [`Model::placement`].
+    pub fn has_cuda(&self) -> bool {
+        matches!(self.found, Found::Cuda(_))
     }
 
     /// Opens a model folder. `progress` is called as weights come in.
@@ -91,17 +116,12 @@ impl Engine {
         let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
-        let backend = CpuBackend::new(self.cpu)?;
-        let mut done = 0_u64;
-        let mut report = |bytes: usize| {
-            done += bytes as u64;
-            progress(LoadProgress { done, total: plan.weight_bytes });
-        };
-        let executor = Executor::new(backend, &config, &weights, &plan, &mut report)?;
+        let (exec, placement) = self.executor(&config, &weights, &plan, progress)?;
         Ok(Model {
             shared: Arc::new(Shared {
                 fingerprint: weights.fingerprint(),
-                exec: Mutex::new(Box::new(executor)),
+                placement,
+                exec: Mutex::new(exec),
                 pool: Mutex::new(Pool::new(plan.n_pages)),
                 config,
                 plan,
@@ -112,7 +132,54 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Puts the weights on the device.
+    fn executor(
+        &self,
+        config: &ModelConfig,
+        weights: &Weights,
+        plan: &Plan,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<(Box<dyn Execute>, Placement), Error> {
+        let mut done = 0_u64;
+        let mut report = |bytes: usize| {
+            done += bytes as u64;
+            progress(LoadProgress { done, total: plan.weight_bytes });
+        };
+        let why_not_cuda = match (&self.found, self.device) {
+            (Found::Cpu { why_not_cuda }, _) => why_not_cuda.clone(),
+            (Found::Cuda(options), choice) => match plan.check_cuda(config) {
+                Ok(()) => {
+                    let backend = CudaBackend::new(options)?;
+                    let device = format!("cuda:{}", options.index);
+                    let exec = boxed(backend, config, weights, plan, &mut report)?;
+                    return Ok((exec, Placement { device, why_not_cuda: None }));
+                }
+                Err(e) if choice == DeviceChoice::Auto => Some(e.to_string()),
+                Err(e) => return Err(e),
+            },
+        };
+        let exec = boxed(CpuBackend::new(self.cpu)?, config, weights, plan, &mut report)?;
+        Ok((exec, Placement { device: "cpu".into(), why_not_cuda }))
+    }
+}
+
+fn boxed<B: Backend>(
+    backend: B,
+    config: &ModelConfig,
+    weights: &Weights,
+    plan: &Plan,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Box<dyn Execute>, Error> {
+    Ok(Box::new(Executor::new(backend, config, weights, plan, progress)?))
+}
+
 impl Model {
+    /// Where the model runs.
+    pub fn placement(&self) -> &Placement {
+        &self.shared.placement
+    }
+
     /// Facts of the checkpoint.
     pub fn config(&self) -> &ModelConfig {
         &self.shared.config

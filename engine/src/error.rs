@@ -27,6 +27,20 @@ pub enum Error {
         /// How much of it.
         bytes: usize,
     },
+    /// Memory of a CUDA device could not be had.
+    #[error(
+        "out of device memory: {what} needs {bytes} bytes, {free} of {total} are free; lower the context length, chunk or batch, or use --device cpu"
+    )]
+    OutOfDeviceMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// How much of it.
+        bytes: u64,
+        /// What was free.
+        free: u64,
+        /// What the device has.
+        total: u64,
+    },
     /// A token id that the model does not have.
     #[error("token id {id} is out of range: the model has {vocab_size} tokens")]
     TokenOutOfRange {
@@ -99,6 +113,18 @@ pub enum Error {
     Device {
         /// What it said.
         reason: String,
+    },
+    /// The device cannot run this model, or not with these options.
+    #[error("{device}: {what} {found} is not supported; expected {expected}; use --device cpu")]
+    Unsupported {
+        /// The device.
+        device: &'static str,
+        /// The size or option.
+        what: String,
+        /// Its value.
+        found: String,
+        /// What the device can do.
+        expected: &'static str,
     },
     /// A device that was asked for is absent.
     #[error("device {device}: {reason}")]

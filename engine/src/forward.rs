@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loris_loader::{ModelConfig, Weights};
 
-use crate::backend::{Backend, Batch};
+use crate::backend::{Backend, Batch, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
 use crate::model::{self, ModelWeights};
@@ -37,13 +37,14 @@ pub(crate) struct Executor<B: Backend> {
 
 /// [`Executor`] without its backend's type: what the sessions of a model share.
 pub(crate) trait Execute: Send {
-    /// Copies pages, then runs a batch; a set flag among `cancelled` ends it within a layer.
+    /// Copies pages, then runs a batch; a set flag among `cancelled` ends it within a layer. True if the
+    /// device replayed a recorded pass.
     fn run(
         &mut self,
         batch: &Batch<'_>,
         copies: &[(PageId, PageId)],
         cancelled: &[&AtomicBool],
-    ) -> Result<(), Error>;
+    ) -> Result<bool, Error>;
     /// Logits of `batch.logit_rows[idx]` of the last run; on an error `out` is as it was.
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error>;
     fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error>;
@@ -62,11 +63,11 @@ impl<B: Backend> Executor<B> {
         let q_dim = plan.shape.n_q_heads * plan.shape.head_dim;
         Ok(Self {
             pages: backend.pages(plan.layout, plan.n_pages)?,
-            x: backend.rows(plan.max_rows, config.hidden_dim)?,
-            q: backend.rows(plan.max_rows, q_dim)?,
-            att: backend.rows(plan.max_rows, q_dim)?,
-            h: backend.rows(plan.max_rows, config.ffn_dim)?,
-            logits: backend.rows(plan.batch, config.vocab_size)?,
+            x: backend.rows(plan.max_rows, config.hidden_dim, RowUse::Residual)?,
+            q: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
+            att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
+            h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
+            logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
             host_logits: vec![0.0; config.vocab_size],
             norm_eps: config.norm_eps,
             windows: config.windows.clone(),
@@ -76,18 +77,27 @@ impl<B: Backend> Executor<B> {
         })
     }
 
-    fn forward(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<(), Error> {
+    /// One pass; true if the device replayed a recorded one.
+    fn forward(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<bool, Error> {
+        check(cancelled)?;
+        self.backend.begin(batch, self.plan.shape)?;
+        if self.backend.replay()? {
+            return Ok(true);
+        }
+        let outcome = self.layers(batch, cancelled);
+        self.backend.end(outcome)?;
+        Ok(false)
+    }
+
+    fn layers(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<(), Error> {
         let Self { backend, weights, pages, x, q, att, h, .. } = self;
         let eps = self.norm_eps;
         let shape = self.plan.shape;
-        backend.begin(batch, shape)?;
         backend.embed(&weights.embed, batch, x)?;
         let wanted = batch.of_logit_rows();
         let mut batch = batch;
         for (l, layer) in weights.layers.iter().enumerate() {
-            if cancelled.iter().any(|flag| flag.load(Ordering::Relaxed)) {
-                return Err(Error::Cancelled);
-            }
+            check(cancelled)?;
             backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages)?;
             if l + 1 == weights.layers.len() && wanted.n_rows() < batch.n_rows() {
                 // All that later tokens need of the other rows is in the cache now.
@@ -109,15 +119,23 @@ impl<B: Backend> Executor<B> {
     }
 }
 
+/// Fails if a flag is set.
+fn check(cancelled: &[&AtomicBool]) -> Result<(), Error> {
+    match cancelled.iter().any(|flag| flag.load(Ordering::Relaxed)) {
+        true => Err(Error::Cancelled),
+        false => Ok(()),
+    }
+}
+
 impl<B: Backend> Execute for Executor<B> {
     fn run(
         &mut self,
         batch: &Batch<'_>,
         copies: &[(PageId, PageId)],
         cancelled: &[&AtomicBool],
-    ) -> Result<(), Error> {
-        for &(from, to) in copies {
-            self.backend.copy_page(&mut self.pages, from, to)?;
+    ) -> Result<bool, Error> {
+        if !copies.is_empty() {
+            self.backend.copy_pages(&mut self.pages, copies)?;
         }
         self.forward(batch, cancelled)
     }

@@ -26,6 +26,7 @@
 
 pub mod backend;
 pub mod cache;
+mod device;
 mod engine;
 mod error;
 mod forward;
@@ -39,11 +40,13 @@ mod state;
 mod step;
 
 pub use cache::KvFormat;
+pub use backend::cuda::Passes;
+pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Token, generate};
 pub use loris_loader as loader;
-pub use plan::{ModelOptions, Plan};
+pub use plan::{CudaBytes, ModelOptions, Plan};
 pub use receipt::Receipt;
 pub use sampler::{Sampler, SamplerParams};
 pub use session::{Canceller, Session, SessionOptions};

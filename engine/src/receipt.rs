@@ -11,6 +11,8 @@ pub struct Receipt {
     pub n_shared: usize,
     /// Generated tokens that were computed.
     pub n_decoded: usize,
+    /// Passes that the device replayed from a recording instead of being told op by op.
+    pub n_replayed: usize,
     /// (token, layer) pairs that were computed.
     pub token_layers: usize,
 }

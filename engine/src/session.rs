@@ -37,6 +37,7 @@ pub struct Session {
     pub(crate) logits_ready: bool,
     /// Leading tokens that prefill wrote from the very first on: their full pages can be shared.
     pub(crate) n_shareable: usize,
+    /// Of the step at hand.
     pub(crate) rope: Rope,
     pub(crate) cancel: Arc<AtomicBool>,
     pub(crate) receipt: Receipt,
@@ -53,6 +54,17 @@ pub(crate) enum Pending {
     },
     /// One generated token.
     Token(u32),
+}
+
+impl Pending {
+    /// Tokens that are still to be computed.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Prompt { tokens, done } => tokens.len() - done,
+            Self::Token(_) => 1,
+        }
+    }
 }
 
 /// Rotation frequencies for a sequence length.
@@ -152,7 +164,6 @@ impl Session {
         if tokens.is_empty() {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
-        self.rope.fit(&self.model, self.len() + tokens.len());
         self.pending = Pending::Prompt { tokens: tokens.to_vec(), done: 0 };
         Ok(())
     }
@@ -164,18 +175,15 @@ impl Session {
             let reason = "the first tokens of a session are a prompt; use feed or prefill".into();
             return Err(Error::State { call: "push", reason });
         }
-        self.rope.fit(&self.model, self.len() + 1);
         self.pending = Pending::Token(token);
         Ok(())
     }
 
     /// Drops tokens that were queued and not computed; returns how many.
     pub fn clear_pending(&mut self) -> usize {
-        match std::mem::replace(&mut self.pending, Pending::Nothing) {
-            Pending::Nothing => 0,
-            Pending::Prompt { tokens, done } => tokens.len() - done,
-            Pending::Token(_) => 1,
-        }
+        let n = self.pending.len();
+        self.pending = Pending::Nothing;
+        n
     }
 
     /// Runs a prompt through the model; the logits of its last token are ready afterwards.
@@ -229,19 +237,21 @@ impl Session {
         outcome
     }
 
-    /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits).
+    /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits); `visit`
+    /// may run other sessions. After any error the session is as it was before the call.
     pub fn score(
         &mut self,
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        let start = self.len();
+        let (start, logits_ready) = (self.len(), self.logits_ready);
         self.feed(tokens)?;
         let model = self.model.clone();
         let outcome = model.score_one(self, visit);
         if outcome.is_err() {
             self.clear_pending();
-            self.truncate(start);
+            self.cut(start);
+            self.logits_ready = logits_ready; // only the last pass writes logits, and only if it succeeds
         }
         outcome
     }
@@ -356,10 +366,10 @@ impl Rope {
         Self { inv_freq, scale, seq_len }
     }
 
-    /// Dynamic scaling depends on how long the sequence has become; nothing else does.
+    /// Dynamic scaling depends on how long the sequence will be with all that is queued; no other does.
     pub(crate) fn fit(&mut self, model: &Model, seq_len: usize) {
         let dynamic = matches!(model.config().rope.scaling, RopeScaling::Dynamic { .. });
-        if dynamic && seq_len > self.seq_len {
+        if dynamic && seq_len != self.seq_len {
             *self = Self::new(model, seq_len);
         }
     }

@@ -121,7 +121,6 @@ impl Model {
         }
         session.n_shareable = n_shareable;
         session.logits_ready = has_logits == 1;
-        session.rope.fit(self, n_tokens);
         Ok(session)
     }
 

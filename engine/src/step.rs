@@ -138,13 +138,15 @@ impl Model {
         for job in &mut jobs {
             let Job { session, result, work } = job;
             **result = match &outcome {
-                Ok(()) => {
+                Ok(replayed) => {
                     let idx = work.is_last.then_some(logit_idx);
                     logit_idx += usize::from(work.is_last);
-                    session.finish(work, phase, |logits| match idx {
+                    let progress = session.finish(work, phase, |logits| match idx {
                         Some(idx) => exec.read_logits(idx, logits).map(|()| true),
                         None => Ok(false),
-                    })
+                    });
+                    session.receipt.n_replayed += usize::from(*replayed && progress.is_ok());
+                    progress
                 }
                 Err(e) => {
                     session.undo(work);
@@ -174,12 +176,25 @@ impl Model {
                 session.cancel.store(false, Ordering::Relaxed);
                 return Err(e);
             }
-            let n = work.tokens.len();
-            session.finish(&mut work, Phase::Prefill, |_| Ok(false))?;
-            for row in 0..n {
-                exec.read_logits(row, &mut session.logits)?;
-                session.logits_ready = true;
-                visit(idx, &session.logits);
+            let (start, n) = (session.len(), work.tokens.len());
+            let mut rows = vec![0.0; n * session.logits.len()];
+            for (row, out) in rows.chunks_exact_mut(session.logits.len()).enumerate() {
+                let read = exec.read_logits(row, out).map_err(|e| e.at_position(start + row));
+                if let Err(e) = read {
+                    session.undo(&mut work);
+                    return Err(e);
+                }
+            }
+            drop(exec); // the visitor may run other sessions
+            let is_last = work.is_last;
+            session.finish(&mut work, Phase::Prefill, |last| {
+                if is_last {
+                    last.copy_from_slice(&rows[rows.len() - last.len()..]);
+                }
+                Ok(is_last)
+            })?;
+            for logits in rows.chunks_exact(session.logits.len()) {
+                visit(idx, logits);
                 idx += 1;
             }
         }
@@ -227,8 +242,9 @@ fn batch<'a>(
 }
 
 impl Session {
-    /// Takes the pages for `n` more tokens.
+    /// Takes the pages for `n` more tokens, and the rotation of the length that all queued ones lead to.
     fn grow(&mut self, n: usize) -> Result<Growth, Error> {
+        self.rope.fit(&self.model, self.len() + self.pending.len());
         let shared = &*self.model.shared;
         #[allow(clippy::cast_possible_truncation)] // both are bounded by the context length
         let positions = self.tokens.len() as u32..(self.tokens.len() + n) as u32;
@@ -289,6 +305,11 @@ impl Session {
         match (e, stopped) {
             (Error::Cancelled, true) => Err(Error::Cancelled),
             (Error::Cancelled, false) => Ok(self.progress()),
+            (&Error::OutOfMemory { what, bytes }, _) => Err(Error::OutOfMemory { what, bytes }),
+            (&Error::OutOfDeviceMemory { what, bytes, free, total }, _) => {
+                Err(Error::OutOfDeviceMemory { what, bytes, free, total })
+            }
+            (Error::Device { reason }, _) => Err(Error::Device { reason: reason.clone() }),
             (e, _) => Err(Error::Device { reason: e.to_string() }),
         }
     }

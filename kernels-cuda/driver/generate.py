@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Writes trampolines.h: one row for each driver function that cust and loris-kernels refer to.
 
-    generate.py CUDA_H CUST_SRC CUST_RAW_SRC [--check]
+    generate.py [--check]
 
-CUDA_H is a toolkit's cuda.h, the others are the `src` folders of the crates. Prototypes come from
-cuda.h after the preprocessor, so that names carry their version suffix; pointers and handles become
-`void *`, enumerations `unsigned`: the same calling convention without the header. Result codes that
-cust_raw's enum lacks are found by comparing with its source.
+Prototypes come from cuda.h (of `CUDA_HOME`, or .venv as scripts/cuda-tools makes it) after the preprocessor, so that
+names carry their version suffix. Pointers and handles become `void *`, enumerations `unsigned`: the same calling
+convention without the header. What cust refers to and which result codes its enum knows is read in its source.
 """
+import json
+import os
 import pathlib
 import re
 import subprocess
@@ -54,8 +55,22 @@ def plain(parameter, handles, enums):
     sys.exit(f"{parameter}: unknown type")
 
 
+def inputs():
+    """cuda.h and the sources of cust and cust_raw."""
+    root = pathlib.Path(__file__).resolve().parents[2]
+    homes = [pathlib.Path(os.environ["CUDA_HOME"])] if "CUDA_HOME" in os.environ else []
+    homes += root.glob(".venv/lib/python*/site-packages/nvidia/cu13")
+    headers = [home / "include/cuda.h" for home in homes if (home / "include/cuda.h").is_file()]
+    if not headers:
+        sys.exit("no cuda.h: run scripts/cuda-tools")
+    command = ["cargo", "metadata", "--format-version=1", "--offline", f"--manifest-path={root}/Cargo.toml"]
+    packages = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["packages"]
+    folders = {p["name"]: pathlib.Path(p["manifest_path"]).parent / "src" for p in packages}
+    return headers[0], folders["cust"], folders["cust_raw"]
+
+
 def main():
-    cuda_h, cust, cust_raw = (pathlib.Path(a) for a in sys.argv[1:4])
+    cuda_h, cust, cust_raw = inputs()
     raw = (cust_raw / "cuda.rs").read_text()
     declared = set(re.findall(r"pub fn (cu[A-Z]\w+)\(", raw))
     used = {n for f in cust.rglob("*.rs") for n in re.findall(r"\bcu[A-Z]\w+", f.read_text())}
@@ -70,12 +85,12 @@ def main():
     enum = re.search(r"pub enum cudaError_enum \{(.*?)\}", raw, re.S).group(1)
     codes = sorted(int(c) for c in re.findall(r"= (\d+)", enum))
 
-    lines = ["// Written by generate.py: not edited by hand.", ""]
+    lines = ["// Written by generate.py: not edited by hand.", "// clang-format off", ""]
     lines += ["// Result codes of cust_raw's enum.", "#define KNOWN_CODES(CODE) \\"]
     for i in range(0, len(codes), 10):
         row = " ".join(f"CODE({c})" for c in codes[i:i + 10])
         lines.append(f"    {row}" + (" \\" if i + 10 < len(codes) else ""))
-    lines += ["", "// clang-format off"]
+    lines += [""]
     for name in names:
         if name not in known:
             sys.exit(f"{name} is not in {cuda_h}")

@@ -1,15 +1,16 @@
 /* The CUDA driver, found at run time.
  *
- * cust refers to the driver's functions as to any C function. They are here: each looks its namesake up in
- * the driver's library at the first call and passes the arguments on. So a binary needs no driver to start,
- * and which library is the driver is a question of a path.
+ * cust refers to the driver's functions as to any C function. They are here: each looks its
+ * namesake up in the driver's library at the first call and passes the arguments on. So a binary
+ * needs no driver to start, and which library is the driver is a question of a path.
  *
- * cust_raw's result type is a Rust enum of the codes that CUDA 11.4 knew; any other value there would be
- * undefined behaviour. Such codes are passed on as 999 (unknown error); `loris_driver_code` gives the true
- * one. Nothing here aborts: without a driver every function returns 100 (no device), a function that the
- * driver lacks returns 500 (not found).
+ * cust_raw's result type is a Rust enum of the codes that CUDA 11.4 knew; any other value there
+ * would be undefined behaviour. Such codes are passed on as 999 (unknown error);
+ * `loris_driver_code` gives the true one. Nothing here aborts: without a driver every function
+ * returns 100 (no device), a function that the driver lacks returns 500 (not found).
  *
- * All symbols are hidden: they neither leave a library that loris is linked into nor meet a real libcuda.
+ * All symbols are hidden: they neither leave a library that loris is linked into nor meet a real
+ * libcuda.
  */
 #include <dlfcn.h>
 #include <pthread.h>
@@ -22,12 +23,13 @@ enum { NO_DEVICE = 100, NOT_FOUND = 500, UNKNOWN = 999 };
 
 static const char default_path[] = "libcuda.so.1";
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static char driver_path[4096];       /* of the library in `driver`; under `lock` */
-static void *_Atomic driver;         /* set once, never closed: a driver does not survive that */
+static char driver_path[4096]; /* of the library in `driver`; under `lock` */
+static void *_Atomic driver;   /* set once, never closed: a driver does not survive that */
 static _Thread_local unsigned last_code;
 
-/* Loads the driver at `path` (NULL: the system's) if none is loaded. Returns 0, 1 where it cannot be loaded or 2
- * where another one is; then `message` says what the loader said, or the path of the other. */
+/* Loads the driver at `path` (NULL: the system's) if none is loaded. Returns 0, 1 where it cannot
+ * be loaded or 2 where another one is; then `message` says what the loader said, or the path of the
+ * other. */
 int loris_driver_open(const char *path, char *message, size_t size) {
     int status = 0;
     if (path == NULL) path = default_path;
@@ -83,16 +85,15 @@ static void *resolve(const char *name, void *_Atomic *address) {
 
 static unsigned known_code(unsigned code);
 
-#define FORWARD(name, parameters, arguments)                            \
-    unsigned name parameters;                                           \
-    unsigned name parameters {                                          \
-        static void *_Atomic address;                                   \
-        unsigned (*function) parameters =                               \
-            (unsigned (*) parameters)resolve(#name, &address);          \
-        if (function == NULL) return last_code;                         \
-        unsigned code = function arguments;                             \
-        last_code = code;                                               \
-        return known_code(code);                                        \
+#define FORWARD(name, parameters, arguments)                                               \
+    unsigned name parameters;                                                              \
+    unsigned name parameters {                                                             \
+        static void *_Atomic address;                                                      \
+        unsigned(*function) parameters = (unsigned(*) parameters)resolve(#name, &address); \
+        if (function == NULL) return last_code;                                            \
+        unsigned code = function arguments;                                                \
+        last_code = code;                                                                  \
+        return known_code(code);                                                           \
     }
 
 #include "trampolines.h"
@@ -102,7 +103,7 @@ static unsigned known_code(unsigned code) {
 #define CODE(known) case known:
         KNOWN_CODES(CODE)
         return code;
-    default:
-        return UNKNOWN;
+        default:
+            return UNKNOWN;
     }
 }

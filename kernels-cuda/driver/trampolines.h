@@ -1,4 +1,5 @@
 // Written by generate.py: not edited by hand.
+// clang-format off
 
 // Result codes of cust_raw's enum.
 #define KNOWN_CODES(CODE) \
@@ -12,7 +13,6 @@
     CODE(806) CODE(807) CODE(808) CODE(809) CODE(900) CODE(901) CODE(902) CODE(903) CODE(904) CODE(905) \
     CODE(906) CODE(907) CODE(908) CODE(909) CODE(910) CODE(911) CODE(999)
 
-// clang-format off
 FORWARD(cuArray3DCreate_v2, (void *pHandle, void *pAllocateArray), (pHandle, pAllocateArray))
 FORWARD(cuArray3DGetDescriptor_v2, (void *pArrayDescriptor, void *hArray), (pArrayDescriptor, hArray))
 FORWARD(cuArrayDestroy, (void *hArray), (hArray))

@@ -1,19 +1,18 @@
-// The mainloop of the matrix products of prefill: one tile of A W^T, A bf16 [n_rows][k], W bf16
-// [n][k].
+// The mainloop of the matrix products of prefill: a tile of A W^T.
 //
+//   A       bf16 [n_rows][k]
+//   W       bf16 [n][k]
 //   block   128 x BLOCK_N (128 or 256) of the product; 2 x BLOCK_N / 64 warps
 //   warp    64 x 64, in 4 x 8 fragments of m16n8k16: 128 accumulators a thread
-//   stage   64 of k: (128 + BLOCK_N) rows of 128 bytes, swizzled; three stages, two of them being
-//   filled
+//   stage   64 of k: 128 + BLOCK_N rows of 128 bytes, swizzled; of three, two are being filled
 //
-// A k step of a stage is four steps of 16. Fragments of the next 16 are read from shared memory,
-// and a quarter of the stage after the next is requested, while the tensor cores work on the
-// present 16. One barrier a stage. What lies outside of A, W or k is filled with zeros. An element
-// is the sum over ascending k whatever the tile and its place, so that its bits depend on its row
-// and column alone.
+// A stage is four steps of 16 of k. While the tensor cores work on one, the fragments of the next
+// are read from shared memory and a quarter of the stage after the next is requested. There is one
+// barrier a stage. What lies outside of A, W or k is filled with zeros. An element is the sum over
+// ascending k whatever the tile and its place: its bits depend on its row and column alone.
 //
-// Bytes: each 128 x BLOCK_N x 64 step brings (128 + BLOCK_N) * 128 bytes from L2 for 128 * BLOCK_N
-// * 128 FLOP. The tiles of a column are neighbours in the grid: W comes from memory about once.
+// Bytes: a block brings (128 + BLOCK_N) * 128 bytes from L2 for 128 * BLOCK_N * 128 FLOP. The tiles
+// that share columns of W are neighbours in the grid: up to 2048 rows read W from memory once.
 #pragma once
 
 #include "frag.h"
@@ -37,9 +36,8 @@ struct TileIdx {
 
 DEV uint32_t ceil_div(uint32_t a, uint32_t b) { return (a + b - 1) / b; }
 
-// One tile. With two matrices (N_W = 2) the tile's columns are 32 of the first and 32 of the second
-// in turn: a warp then holds the same 32 columns of both, and the tile is BLOCK_N / 2 columns of
-// each.
+// One tile. With two matrices (N_W = 2) its columns are 32 of the first and 32 of the second in
+// turn, BLOCK_N / 2 of each: a warp holds the same 32 columns of both.
 template <int BLOCK_N, int N_W>
 struct PrefillGemm {
     static constexpr int BLOCK_M = 128, BLOCK_K = 64, N_STAGES = 3;
@@ -81,8 +79,8 @@ struct PrefillGemm {
         for (int i = 0; i < N_W; i++) from.w[i] = w[i] + first;
         unsigned char *copy_to = smem + swizzle<ROW_BYTES>(row, chunk);
 
-        // ldmatrix: A is read as (rows 0-7, 8-15) x (k 0-7, 8-15), W as (k 0-7, 8-15) x (columns
-        // 0-7, 8-15).
+        // The four matrices of an ldmatrix: of A (rows 0-7, 8-15) at k 0-7, then at k 8-15; of W
+        // (k 0-7, 8-15) of columns 0-7, then of columns 8-15.
         int lane = prim::lane();
         uint32_t a_at = swizzle<ROW_BYTES>(warp_row() + lane % 16, lane / 16);
         uint32_t w_at = BLOCK_M * ROW_BYTES +
@@ -100,16 +98,14 @@ struct PrefillGemm {
         uint32_t a_frag[2][4][4], w_frag[2][4][4];
         load(a_frag[0], w_frag[0], smem, a_at, w_at, 0);
 
-        // Copies past the end of k bring zeros, so that the loop has no cases; nobody multiplies by
-        // them.
+        // Copies past the end of k bring zeros that nobody uses, so that the loop has no cases.
         uint32_t read = 0, write = (N_STAGES - 1) * STAGE_BYTES;
         for (uint32_t k_start = 0; k_start < k; k_start += BLOCK_K) {
 #pragma unroll
             for (int kk = 0; kk < N_KK; kk++) {
                 copy(copy_to + write, from, k_start + (N_STAGES - 1) * BLOCK_K, kk);
                 if (kk == N_KK - 1) {
-                    // The next stage has landed, and everybody has read this one: it is filled
-                    // next.
+                    // The next stage has landed, and all have read this one: it is filled next.
                     prim::cp_commit();
                     prim::cp_wait<N_STAGES - 2>();
                     prim::block_sync();

@@ -1,6 +1,5 @@
 // What happens to one head of one row between its projection and attention: bias, q/k norm,
-// rotation, rounding to bf16, and the way to where it is kept (Q to `heads.q`, K and V to their
-// slot of a page).
+// rotation, rounding to bf16, and the way to `heads.q` (Q) or to its slot of a page (K and V).
 //
 // A head of D elements belongs to D / 8 lanes: lane l of them holds the rotation pairs (i, i + D/2)
 // of i = 4 l .. 4 l + 3, so that the rotation stays inside a lane, projections are read 16 bytes at
@@ -58,8 +57,7 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     constexpr int LANES = HeadGroup<D>::LANES;
     uint32_t n_kv_heads = heads.pages.n_kv_heads, n_q_heads = heads.n_q_heads;
     bool is_q = head < n_q_heads, is_v = head >= n_q_heads + n_kv_heads;
-    uint32_t first =
-        4 * (prim::lane() % LANES);  // this lane's elements: first .. + 4 and D/2 later
+    uint32_t first = 4 * (prim::lane() % LANES);  // of this lane's elements, and D/2 later
 
     float lo[4] = {}, hi[4] = {};
     if (active) {

@@ -179,8 +179,10 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
             float *to = sum_smem + (warp * N_HEADS + head) * SUM_STRIDE<D> + (lane & 3) * 2;
             for (int n = 0; n < D / 8; n++)
                 *reinterpret_cast<float2 *>(to + n * 8) = float2{o[n][r * 2], o[n][r * 2 + 1]};
-            ml_smem[(warp * N_HEADS + head) * 2] = state[r].row_max;
-            ml_smem[(warp * N_HEADS + head) * 2 + 1] = state[r].row_sum;
+            if ((lane & 3) == 0) {
+                ml_smem[(warp * N_HEADS + head) * 2] = state[r].row_max;
+                ml_smem[(warp * N_HEADS + head) * 2 + 1] = state[r].row_sum;
+            }
         }
     }
     prim::block_sync();

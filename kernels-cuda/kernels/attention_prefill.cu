@@ -145,12 +145,13 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
             hi_min = min(hi_min, hi_smem[w * WARP_Q + lane]);
             hi_max = max(hi_max, hi_smem[w * WARP_Q + lane]);
         }
-        view->block_any = {seen_by(warp_min(hi_min), args.window).lo, warp_max(hi_max)};
-        view->warp_any = {seen_by(warp_min(hi), args.window).lo, warp_max(hi)};
-        const uint32_t lo_max = seen_by(warp_max(hi), args.window).lo;
-        view->warp_all = {lo_max, max(lo_max, warp_min(hi))};
-        uint32_t slot_end = is_dense ? min(warp_max(hi_max), kv.kv_len) : kv.kv_len;
-        view->tile_end = args.window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
+        const Range block_any = {seen_by(warp_min(hi_min), args.window).lo, warp_max(hi_max)};
+        const Range warp_any = {seen_by(warp_min(hi), args.window).lo, warp_max(hi)};
+        const Range last_row = seen_by(warp_any.hi, args.window);
+        const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
+        const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
+        const uint32_t tile_end = args.window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
+        if (lane == 0) *view = {block_any, warp_any, warp_all, tile_end};
         prim::warp_sync();
     }
     auto next_seen = [&](uint32_t tile) {
@@ -206,7 +207,7 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
             for (int k = 0; k < N_K; k++) {
                 uint32_t a[N_M][4];
                 for (int m = 0; m < N_M; m++)
-                    prim::ldsm_x4(a[m], q_smem + m * 16 * ROW_BYTES + (nk_lane ^ k << 5));
+                    prim::ldsm_x4(a[m], q_smem + m * 16 * ROW_BYTES + (mk_lane ^ k << 5));
 #pragma unroll
                 for (int n = 0; n < N_KV; n += 2) {
                     uint32_t b[4];
@@ -298,8 +299,8 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     }
     prim::cp_wait<0>();
 
-    // Normalise, and put the rows where Q was: a warp reads and writes its own ones only.
-    prim::warp_sync();
+    // Normalise, and put the rows where Q was and their lse in place of what they saw.
+    prim::block_sync();
 #pragma unroll
     for (int r = 0; r < N_ROWS; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);
@@ -312,7 +313,7 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
                 prim::pack_bf16(x[0] * normaliser, x[1] * normaliser);
         }
         if ((lane & 3) == 0)
-            hi_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());  // in place of what it saw
+            hi_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());
     }
     prim::warp_sync();
 
@@ -333,6 +334,6 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     }
 }
 
-KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 3) { attention_prefill<32>(args); }  // <= 168 registers
+KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) { attention_prefill<32>(args); }  // <= 255 registers
 KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) { attention_prefill<64>(args); }  // <= 255 registers
 KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) { attention_prefill<128>(args); }  // <= 255 registers

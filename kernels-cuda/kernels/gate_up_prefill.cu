@@ -1,5 +1,8 @@
-// h = bf16(silu(a Wg^T) * (a Wu^T)) for many rows: a bf16 [n_rows][k], Wg and Wu bf16 [n][k], h
-// bf16 [n_rows][n].
+// h = bf16(silu(a Wg^T) * (a Wu^T)) for many rows.
+//
+//   a        bf16 [n_rows][k]
+//   Wg, Wu   bf16 [n][k]
+//   h        bf16 [n_rows][n]
 //
 // One block computes 128 rows of the same BLOCK_N / 2 columns of both products (gemm_prefill.cuh):
 // fragments j and j + 4 of a warp are gate and up of the same elements of h, so that they meet in

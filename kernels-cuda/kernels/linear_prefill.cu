@@ -1,5 +1,8 @@
-// x += a W^T for many rows: a bf16 [n_rows][k], W bf16 [n][k], x f32 [n_rows][n], the residual
-// stream.
+// x += a W^T for many rows.
+//
+//   a   bf16 [n_rows][k]
+//   W   bf16 [n][k]
+//   x   f32 [n_rows][n], the residual stream
 //
 // One block computes 128 x BLOCK_N of the product (gemm_prefill.cuh) and adds it to x: a quad of
 // lanes reads and writes 32 bytes of a row at a time. Both variants give the same bits: wide blocks

@@ -1,6 +1,9 @@
-// Q, K, V of many rows: a bf16 [n_rows][k] times wq bf16 [n_q_heads * D][k], wk and wv bf16
-// [n_kv_heads * D][k], each head then finished (heads.cuh): bias, q/k norm, rotation, Q to its
-// rows, K and V to their pages.
+// Q, K, V of many rows, each head finished (heads.cuh): bias, q/k norm, rotation, Q to its rows, K
+// and V to their pages.
+//
+//   a        bf16 [n_rows][k]
+//   wq       bf16 [n_q_heads * D][k]
+//   wk, wv   bf16 [n_kv_heads * D][k]
 //
 // One block computes 128 rows of BLOCK_N columns, BLOCK_N / D whole heads, of one of the three
 // matrices (gemm_prefill.cuh). The tiles of q come first, then those of k and of v. The products

@@ -77,6 +77,13 @@ fn bits_of_a_row_are_its_own() {
         assert_eq!(gate_up(part.clone()), all.1[values.clone()], "gate_up, rows {part:?}");
         assert!(same_bits(&logits(part.clone()), &all.2[values]), "lm_head, rows {part:?}");
     }
+    if common::on_twin() {
+        for seed in 1..4 {
+            common::Twin::get().set_seed(seed);
+            assert!(same_bits(&linear(0..9), &all.0[..9 * n]), "linear, threads in order {seed}");
+            assert_eq!(gate_up(0..9), all.1[..9 * n], "gate_up, threads in order {seed}");
+        }
+    }
 }
 
 #[test]

@@ -106,6 +106,7 @@ pub(crate) fn loris(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loris"));
     command.args(args).stdin(Stdio::null());
     command.env_remove("NO_COLOR").env_remove("CLICOLOR_FORCE").env_remove("CLICOLOR");
+    command.env("LORIS_CUDA_DRIVER", "/nonexistent/libcuda.so"); // the CPU, whatever the machine has
     command
 }
 

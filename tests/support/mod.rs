@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
-use loris::{Engine, EngineOptions, Model, ModelOptions};
+use loris::{DeviceChoice, Engine, EngineOptions, Model, ModelOptions};
 use safetensors::SafeTensors;
 
 /// Every fixture, with the context that its tokens need.
@@ -85,7 +85,21 @@ pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
 }
 
 pub fn engine(threads: usize) -> Engine {
-    Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() }).unwrap()
+    let device = DeviceChoice::Cpu;
+    Engine::new(&EngineOptions { device, threads: Some(threads), ..EngineOptions::default() })
+        .unwrap()
+}
+
+/// Options for the CUDA kernels: on the twin, or with `LORIS_TEST_DRIVER=cuda` on a GPU.
+pub fn cuda_options() -> EngineOptions {
+    let is_real = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda");
+    let driver = (!is_real).then(|| loris_kernels::TWIN.into());
+    EngineOptions { device: DeviceChoice::Cuda(0), driver, ..EngineOptions::default() }
+}
+
+pub fn open_cuda(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    let engine = Engine::new(&cuda_options()).unwrap();
+    engine.open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
 }
 
 pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
@@ -93,7 +107,12 @@ pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
 }
 
 pub fn on(isa: Isa) -> Engine {
-    let options = EngineOptions { threads: Some(2), isa: Some(isa) };
+    let options = EngineOptions {
+        device: DeviceChoice::Cpu,
+        threads: Some(2),
+        isa: Some(isa),
+        ..EngineOptions::default()
+    };
     Engine::new(&options).unwrap()
 }
 

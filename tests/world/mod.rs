@@ -2,7 +2,8 @@
 //! with the reference. Generic over the backend; `tests/ops.rs` says on which ones it runs.
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, Seq};
+use loris::backend::cuda::{CudaBackend, CudaOptions};
+use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Seq};
 use loris::cache::{KvFormat, PageId, PageLayout, Side};
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -12,19 +13,108 @@ use super::reference::{self, compare, compare_to};
 pub(crate) struct Target<B> {
     pub(crate) name: String,
     pub(crate) make: Box<dyn Fn(usize) -> B>,
-    /// Products of prefill with bf16 weights or pages are taken in bf16.
-    pub(crate) multiplies_bf16: bool,
+    pub(crate) numbers: Numbers,
+    /// Whether it does what a case asks for; if not it says so.
+    pub(crate) runs: fn(&Case) -> bool,
+    /// It is slow: short sequences have to do.
+    pub(crate) is_slow: bool,
 }
 
-pub(crate) fn targets() -> Vec<Target<CpuBackend>> {
+/// What a target computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// f32 throughout.
+    F32,
+    /// Products of prefill with bf16 weights or pages are taken in bf16.
+    Bf16Prefill,
+    /// Weights are bf16 whatever the checkpoint holds, and so are the operands of products.
+    Bf16,
+}
+
+/// How far results may be off: `op` of the largest magnitude in a row, `rounding` of each element.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    embed: f64,
+    linear: f64,
+    /// A product with rows that are normalised on the way.
+    normed: f64,
+    attention: f64,
+    head: f64,
+    rounding: f64,
+}
+
+impl Numbers {
+    fn bounds(self, phase: Phase, case: &Case) -> Bounds {
+        const EXACT: f64 = 1e-5;
+        const COARSE: f64 = 1e-2;
+        let either = |is_coarse| if is_coarse { COARSE } else { EXACT };
+        let bf16 = phase == Phase::Prefill && self == Self::Bf16Prefill;
+        let linear = either(bf16 && case.dtype == Dtype::BF16);
+        let attention = either(bf16 && case.kv == KvFormat::Bf16);
+        match self {
+            Self::Bf16 => Bounds {
+                embed: if case.dtype == Dtype::BF16 { 0.0 } else { 1.0 / 256.0 },
+                linear: either(case.dtype != Dtype::BF16),
+                normed: COARSE,
+                attention: COARSE,
+                head: COARSE,
+                rounding: 1.0 / 256.0,
+            },
+            _ => Bounds { embed: 0.0, linear, normed: linear, attention, head: EXACT, rounding: 0.0 },
+        }
+    }
+}
+
+pub(crate) fn cpus() -> Vec<Target<CpuBackend>> {
     let target = |isa: Isa| Target {
         name: format!("cpu {isa:?}"),
         make: Box::new(move |threads| {
             CpuBackend::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
         }),
-        multiplies_bf16: format!("{isa:?}").contains("Bf16"),
+        numbers: match format!("{isa:?}").contains("Bf16") {
+            true => Numbers::Bf16Prefill,
+            false => Numbers::F32,
+        },
+        runs: |_| true,
+        is_slow: false,
     };
     Isa::available().into_iter().map(target).collect()
+}
+
+/// The twin, or with `LORIS_TEST_DRIVER=cuda` the real driver.
+pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
+    let is_real = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda");
+    let driver = (!is_real).then(|| loris_kernels::TWIN.into());
+    let options = CudaOptions { driver, ..CudaOptions::default() };
+    vec![Target {
+        name: if is_real { "cuda".into() } else { "twin".into() },
+        make: Box::new(move |_| CudaBackend::new(&options).unwrap()),
+        numbers: Numbers::Bf16,
+        runs: |case| {
+            [32, 64, 128].contains(&case.shape.head_dim)
+                && case.shape.group_size() <= 16
+                && case.page_len.is_power_of_two()
+                && case.kv == KvFormat::Bf16
+                && case.hidden % 8 == 0
+                && case.ffn % 8 == 0
+        },
+        is_slow: !is_real,
+    }]
+}
+
+/// Fails unless the target says that it cannot do the case.
+pub(crate) fn assert_refused<B: Backend>(target: &Target<B>, case: &Case) {
+    let mut backend = (target.make)(1);
+    let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
+    let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, format: case.kv };
+    let errors = [
+        backend.pages(layout, 1).err(),
+        backend.rows(1, case.hidden, RowUse::Residual).err(),
+        backend.rows(1, case.ffn, RowUse::Operand).err(),
+    ];
+    let found: Vec<_> = errors.into_iter().flatten().collect();
+    let are_named = found.iter().all(|e| matches!(e, loris::Error::Unsupported { .. }));
+    assert!(!found.is_empty() && are_named, "{}: {found:?} for {case:?}", target.name);
 }
 
 /// Random numbers that are the same everywhere (splitmix64).
@@ -171,7 +261,7 @@ pub(crate) struct World<'a, B: Backend> {
     pub(crate) model: &'a Model,
     pub(crate) target: &'a str,
     pub(crate) backend: B,
-    pub(crate) multiplies_bf16: bool,
+    pub(crate) numbers: Numbers,
     pub(crate) weights: LayerWeights<B::Matrix, B::Vector>,
     pub(crate) embed: B::Matrix,
     pub(crate) norm: B::Vector,
@@ -230,18 +320,18 @@ impl<'a, B: Backend> World<'a, B> {
             b.write_page(&mut pages, page, &vec![0xff; layout.bytes()]).unwrap();
         }
         let weights = LayerWeights {
-            attn_norm: b.vector(&model.attn_norm.view).unwrap(),
+            attn_norm: b.vector(&[model.attn_norm.view.clone()]).unwrap(),
             q: b.matrix(&model.qkv[0].view).unwrap(),
             k: b.matrix(&model.qkv[1].view).unwrap(),
             v: b.matrix(&model.qkv[2].view).unwrap(),
             qkv_bias: case
                 .extras
-                .then(|| model.bias.each_ref().map(|t| b.vector(&t.view).unwrap())),
+                .then(|| b.vector(&model.bias.each_ref().map(|t| t.view.clone())).unwrap()),
             qk_norm: case
                 .extras
-                .then(|| model.qk_norm.each_ref().map(|t| b.vector(&t.view).unwrap())),
+                .then(|| model.qk_norm.each_ref().map(|t| b.vector(&[t.view.clone()]).unwrap())),
             o: b.matrix(&model.o.view).unwrap(),
-            mlp_norm: b.vector(&model.mlp_norm.view).unwrap(),
+            mlp_norm: b.vector(&[model.mlp_norm.view.clone()]).unwrap(),
             gate: b.matrix(&model.gate.view).unwrap(),
             up: b.matrix(&model.up.view).unwrap(),
             down: b.matrix(&model.down.view).unwrap(),
@@ -249,10 +339,10 @@ impl<'a, B: Backend> World<'a, B> {
         Self {
             model,
             target: &target.name,
-            multiplies_bf16: target.multiplies_bf16,
+            numbers: target.numbers,
             weights,
             embed: b.matrix(&model.embed.view).unwrap(),
-            norm: b.vector(&model.norm.view).unwrap(),
+            norm: b.vector(&[model.norm.view.clone()]).unwrap(),
             head: b.matrix(&model.head.view).unwrap(),
             pages,
             layout,
@@ -302,11 +392,11 @@ impl<'a, B: Backend> World<'a, B> {
         let batch = Batch { phase, tokens, positions, seqs: parts, logit_rows: (0..n).collect() };
         let b = &mut self.backend;
         let width = case.shape.n_q_heads * case.shape.head_dim;
-        let mut x = b.rows(n, case.hidden).unwrap();
-        let mut q = b.rows(n, width).unwrap();
-        let mut attn = b.rows(n, width).unwrap();
-        let mut h = b.rows(n, case.ffn).unwrap();
-        let mut logits = b.rows(n, case.vocab).unwrap();
+        let mut x = b.rows(n, case.hidden, RowUse::Residual).unwrap();
+        let mut q = b.rows(n, width, RowUse::Operand).unwrap();
+        let mut attn = b.rows(n, width, RowUse::Operand).unwrap();
+        let mut h = b.rows(n, case.ffn, RowUse::Operand).unwrap();
+        let mut logits = b.rows(n, case.vocab, RowUse::Logits).unwrap();
         let (w, pages) = (&self.weights, &mut self.pages);
         b.begin(&batch, case.shape).unwrap();
         b.embed(&self.embed, &batch, &mut x).unwrap();
@@ -370,33 +460,31 @@ impl<'a, B: Backend> World<'a, B> {
     /// Compares what the ops gave with the reference.
     pub(crate) fn check(&mut self, batch: &Batch<'_>, x0: &[Vec<f32>], rows: &[Row]) {
         let (model, case) = (self.model, self.model.case);
-        let in_bf16 = self.multiplies_bf16 && batch.phase == Phase::Prefill;
-        let linear = if in_bf16 && case.dtype == Dtype::BF16 { 1e-2 } else { 1e-5 };
-        let attention = if in_bf16 && case.kv == KvFormat::Bf16 { 1e-2 } else { 1e-5 };
+        let bounds = self.numbers.bounds(batch.phase, &case);
         let fail = |op: &str, row: usize| format!("{} {op} row {row} of {case:?}", self.target);
         let eps = f64::from(EPS);
         for (r, row) in rows.iter().enumerate() {
             let token = batch.tokens[r] as usize;
             let embedded = &model.embed.values[token * case.hidden..][..case.hidden];
-            assert_eq!(f64s(&x0[r]), embedded, "{}", fail("embed", r));
+            compare(&x0[r], embedded, 0.0, bounds.embed, &fail("embed", r));
             let mut x1 = reference::matvec(&model.o.values, &f64s(&row.attn));
             add(&mut x1, &x0[r]);
-            compare(&row.x1, &x1, linear, 0.0, &fail("linear_residual", r));
+            compare(&row.x1, &x1, bounds.linear, 0.0, &fail("linear_residual", r));
             let normed = reference::rms_norm(&f64s(&row.x1), &model.mlp_norm.values, eps);
             let gate = reference::matvec(&model.gate.values, &normed);
             let up = reference::matvec(&model.up.values, &normed);
             let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| reference::silu(*g) * u).collect();
-            compare(&row.h, &h, linear, 0.0, &fail("norm_gate_up_silu", r));
+            compare(&row.h, &h, bounds.normed, bounds.rounding, &fail("norm_gate_up_silu", r));
             let mut x2 = reference::matvec(&model.down.values, &f64s(&row.h));
             add(&mut x2, &row.x1);
-            compare(&row.x2, &x2, linear, 0.0, &fail("linear_residual (down)", r));
+            compare(&row.x2, &x2, bounds.linear, 0.0, &fail("linear_residual (down)", r));
             let normed = reference::rms_norm(&f64s(&row.x2), &model.norm.values, eps);
             let logits = reference::matvec(&model.head.values, &normed);
-            compare(&row.logits, &logits, 1e-5, 0.0, &fail("norm_lm_head", r));
+            compare(&row.logits, &logits, bounds.head, 0.0, &fail("norm_lm_head", r));
         }
         for seq in &batch.seqs {
-            self.check_qkv(seq, batch, x0, rows, linear);
-            self.check_attention(seq, batch, rows, attention);
+            self.check_qkv(seq, batch, x0, rows, bounds);
+            self.check_attention(seq, batch, rows, bounds);
         }
     }
 
@@ -406,7 +494,7 @@ impl<'a, B: Backend> World<'a, B> {
         batch: &Batch<'_>,
         x0: &[Vec<f32>],
         rows: &[Row],
-        bound: f64,
+        bounds: Bounds,
     ) {
         let (model, case) = (self.model, self.model.case);
         let d = case.shape.head_dim;
@@ -435,7 +523,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let what =
                     format!("{} {} of row {r}, {case:?}", self.target, ["q", "k", "v"][kind]);
                 if kind == 0 {
-                    compare(&rows[r].q, &want, bound, 0.0, &what);
+                    compare(&rows[r].q, &want, bounds.normed, bounds.rounding, &what);
                     continue;
                 }
                 let slot = seq.kv_start + r - seq.rows.start;
@@ -443,7 +531,7 @@ impl<'a, B: Backend> World<'a, B> {
                     stored[kind - 1].iter().flat_map(|h| &h[slot]).map(|&x| x as f32).collect();
                 // The rounding to bf16 is half a unit in the last of 8 bits.
                 let rounding = if case.kv == KvFormat::Bf16 { 1.0 / 256.0 } else { 0.0 };
-                compare(&got, &want, bound, rounding, &what);
+                compare(&got, &want, bounds.normed, rounding, &what);
             }
         }
     }
@@ -453,7 +541,7 @@ impl<'a, B: Backend> World<'a, B> {
         seq: &Seq<'_>,
         batch: &Batch<'_>,
         rows: &[Row],
-        bound: f64,
+        bounds: Bounds,
     ) {
         let AttentionShape { n_q_heads, head_dim: d, .. } = self.model.case.shape;
         let case = self.model.case;
@@ -476,7 +564,7 @@ impl<'a, B: Backend> World<'a, B> {
                 // The result is an average of values: their magnitude is the scale.
                 let scale = v.iter().flat_map(|v| v.iter()).fold(0.0_f64, |m, x| m.max(x.abs()));
                 let got = &rows[r].attn[head * d..][..d];
-                compare_to(got, &want, bound * scale, 0.0, &what);
+                compare_to(got, &want, bounds.attention * scale, bounds.rounding, &what);
             }
         }
     }

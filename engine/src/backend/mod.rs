@@ -5,15 +5,17 @@
 //! accounting, policies, sessions, sampling - is written once and knows no device. An op that one
 //! backend lacks is a compile error, and every op is checked against the same naive f64 reference.
 //!
-//! Each op treats each row alone, with a fixed order of reduction, fixed tiles and a fixed split size.
+//! Ops are called in the order of a pass, which [`Backend::begin`] opens. They need not have run when they
+//! return: only what copies to the host waits. Each op treats each row alone, with a fixed order of reduction, fixed tiles and a fixed split size.
 //! Which kernel runs depends on the [`Phase`], never on how many rows a batch has or who else is in it,
 //! so the bits of a row do not depend on batch composition, chunk size, thread count or page length.
 
 pub mod cpu;
+pub mod cuda;
 
 use std::ops::Range;
 
-use loris_loader::TensorView;
+use loris_loader::{Dtype, TensorView};
 
 use crate::cache::{PageId, PageLayout};
 use crate::error::Error;
@@ -133,8 +135,8 @@ pub struct LayerWeights<M, V> {
     pub k: M,
     /// `[n_kv_heads * head_dim][hidden_dim]`.
     pub v: M,
-    /// Bias of q, k and v (Qwen2).
-    pub qkv_bias: Option<[V; 3]>,
+    /// Bias of q, then k, then v (Qwen2).
+    pub qkv_bias: Option<V>,
     /// RMS norm over each head of q and of k, before rotation (Qwen3), `[head_dim]`.
     pub qk_norm: Option<[V; 2]>,
     /// `[hidden_dim][n_q_heads * head_dim]`.
@@ -149,6 +151,17 @@ pub struct LayerWeights<M, V> {
     pub down: M,
 }
 
+/// What rows of activations hold. The CPU keeps all of them in f32; CUDA rounds operands to bf16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowUse {
+    /// The residual stream, which is added to layer by layer.
+    Residual,
+    /// What a product or attention reads next.
+    Operand,
+    /// Logits, f32 on every device.
+    Logits,
+}
+
 /// A device and the ops that run on it.
 ///
 /// Sizes are checked by the `Plan` before a batch is built; an implementation may
@@ -158,22 +171,35 @@ pub trait Backend: Send + 'static {
     type Matrix: Send + Sync;
     /// A weight vector on the device, f32.
     type Vector: Send + Sync;
-    /// Activations on the device: f32 rows of one width, room for a fixed number.
+    /// Activations on the device: rows of one width, room for a fixed number.
     type Rows: Send;
     /// Storage of a pool of KV pages.
     type Pages: Send;
 
     /// Puts a matrix `[n][k]` on the device (the CPU keeps the mapped bytes).
     fn matrix(&mut self, tensor: &TensorView) -> Result<Self::Matrix, Error>;
-    /// Puts a vector on the device.
-    fn vector(&mut self, tensor: &TensorView) -> Result<Self::Vector, Error>;
+    /// Puts a vector on the device: the parts one after another.
+    fn vector(&mut self, parts: &[TensorView]) -> Result<Self::Vector, Error>;
     /// Room for `n_rows` rows of `width`.
-    fn rows(&mut self, n_rows: usize, width: usize) -> Result<Self::Rows, Error>;
-    /// Room for `n_pages` pages; memory is committed as pages are written.
+    fn rows(&mut self, n_rows: usize, width: usize, holds: RowUse) -> Result<Self::Rows, Error>;
+    /// Room for `n_pages` pages; the CPU commits memory as pages are written.
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<Self::Pages, Error>;
 
     /// Takes in a batch before its layers run: rotation angles, page tables, positions.
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error>;
+
+    /// Runs the whole pass that `begin` opened, if the device has recorded one of the same form over the
+    /// same weights, rows and pages. Where it answers `false` the ops are called, and then
+    /// [`end`](Self::end): the device may be recording them.
+    fn replay(&mut self) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// Ends a pass that was not replayed. A device that only recorded its ops runs them now, or forgets
+    /// them if the pass failed.
+    fn end(&mut self, outcome: Result<(), Error>) -> Result<(), Error> {
+        outcome
+    }
 
     /// `x[r] = table[tokens[r]]`.
     fn embed(
@@ -240,11 +266,14 @@ pub trait Backend: Send + 'static {
 
     /// Moves rows `keep`, ascending, to the front; what stands behind them has no meaning.
     fn gather_rows(&mut self, rows: &mut Self::Rows, keep: &[usize]) -> Result<(), Error>;
-    /// Copies rows `first ..` to the host, as many as `out` has room for.
+    /// Copies rows `first ..` to the host as f32, as many as `out` has room for.
     fn read_rows(&mut self, rows: &Self::Rows, first: usize, out: &mut [f32]) -> Result<(), Error>;
-    /// Copies page `from` over page `to` (a fork's first append, copy on write).
-    fn copy_page(&mut self, pages: &mut Self::Pages, from: PageId, to: PageId)
-    -> Result<(), Error>;
+    /// Copies pages, `(from, to)` each (a fork's first append, copy on write).
+    fn copy_pages(
+        &mut self,
+        pages: &mut Self::Pages,
+        pairs: &[(PageId, PageId)],
+    ) -> Result<(), Error>;
     /// Copies a whole page to the host, in the layout of [`PageLayout`].
     fn read_page(&mut self, pages: &Self::Pages, page: PageId, out: &mut [u8])
     -> Result<(), Error>;
@@ -255,4 +284,23 @@ pub trait Backend: Send + 'static {
         page: PageId,
         bytes: &[u8],
     ) -> Result<(), Error>;
+}
+
+/// Fails unless the bytes are those of a tensor of `rank` in a type that weights come in.
+fn check_weight(tensor: &TensorView, rank: usize) -> Result<(), Error> {
+    let refuse = |reason: String| {
+        let reason = format!("tensor {} {reason}", tensor.name);
+        Err(Error::State { call: "load a weight", reason })
+    };
+    let element = match tensor.dtype {
+        Dtype::BF16 | Dtype::F16 => 2,
+        Dtype::F32 => 4,
+        other => return refuse(format!("is {other}; expected BF16, F16 or F32")),
+    };
+    let (shape, len) = (&tensor.shape, tensor.bytes.len());
+    let bytes = shape.iter().try_fold(element, |n: usize, &dim| n.checked_mul(dim));
+    match shape.len() == rank && bytes == Some(len) {
+        true => Ok(()),
+        false => refuse(format!("has shape {shape:?} and {len} bytes; rank {rank}")),
+    }
 }

@@ -82,19 +82,25 @@ impl<B: Backend> Upload<'_, B> {
     }
 
     fn vector(&mut self, name: &str) -> Result<B::Vector, Error> {
-        let tensor = super::tensor(self.checkpoint, name)?;
-        (self.progress)(tensor.bytes.len());
-        self.backend.vector(&tensor)
+        self.vectors(&[name])
+    }
+
+    /// Vectors end to end.
+    fn vectors(&mut self, names: &[&str]) -> Result<B::Vector, Error> {
+        let parts = names.iter().map(|name| super::tensor(self.checkpoint, name));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        (self.progress)(parts.iter().map(|part| part.bytes.len()).sum());
+        self.backend.vector(&parts)
     }
 
     fn layer(&mut self, layer_idx: usize) -> Result<LayerWeights<B::Matrix, B::Vector>, Error> {
         let name = |name: &str| layer_name(layer_idx, name);
         let qkv_bias = match self.config.qkv_bias {
-            true => Some([
-                self.vector(&name("self_attn.q_proj.bias"))?,
-                self.vector(&name("self_attn.k_proj.bias"))?,
-                self.vector(&name("self_attn.v_proj.bias"))?,
-            ]),
+            true => Some(self.vectors(&[
+                &name("self_attn.q_proj.bias"),
+                &name("self_attn.k_proj.bias"),
+                &name("self_attn.v_proj.bias"),
+            ])?),
             false => None,
         };
         let qk_norm = match self.config.qk_norm {

@@ -55,7 +55,7 @@ impl AttentionShape {
             64 => Ok(kernels[1]),
             128 => Ok(kernels[2]),
             _ => Err(Error::Unsupported {
-                what: "attention head_dim".to_string(),
+                what: "attention head_dim".into(),
                 found: head_dim.to_string(),
                 expected: "32, 64 or 128",
             }),

@@ -9,8 +9,8 @@ const BLOCK_M: usize = 128;
 const BLOCK_K: usize = 64;
 const N_STAGES: usize = 3;
 
-/// Columns of a block of a prefill product: 256 where every SM gets such a block and can hold it, for
-/// fewer bytes from L2; 128 otherwise. An element's bits are the same in both.
+/// Columns of a block of a prefill product: 256 where every SM gets such a block and can hold it,
+/// for fewer bytes from L2; 128 otherwise. An element's bits are the same in both.
 pub(super) fn prefill_block_n(info: &DeviceInfo, n_rows: usize, n_cols: usize) -> usize {
     let n_wide = n_rows.div_ceil(BLOCK_M) * n_cols.div_ceil(256);
     if n_wide >= info.n_sms as usize && prefill_smem(256) <= info.max_smem { 256 } else { 128 }

@@ -124,7 +124,8 @@ pub fn qkv_prefill(
     // The tiles of a matrix are its own.
     let n_col_tiles = weights.q.n.div_ceil(block_n) + 2 * weights.k.n.div_ceil(block_n);
     let launch = linear::prefill_launch(kernel, block_n, n_rows, n_col_tiles);
-    // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of the pool.
+    // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of
+    // the pool.
     unsafe { device.launch(&launch, &args) }
 }
 

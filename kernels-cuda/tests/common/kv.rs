@@ -1,5 +1,5 @@
 //! Sequences with queries, keys and values for tests of attention, their pages on a device, and the textbook.
-#![allow(dead_code)] // each test uses its part
+#![allow(dead_code, unreachable_pub)] // each test uses its part
 
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
@@ -246,9 +246,10 @@ pub fn check(what: &str, parts: &[Part<'_>], window: Option<u32>, given: &Given)
                 let (want, lse) = part.seq.attention(row, head, part.kv_len(), window);
                 let got = from_bf16s(&given.out[i * head_dim..][..head_dim]);
                 for (d, (&got, want)) in got.iter().zip(want).enumerate() {
-                    let error = (f64::from(got) - want).abs(); // values are up to 1
+                    // Values are up to 1; weights and the sum are rounded to bf16, by up to 2^-8 each.
+                    let error = (f64::from(got) - want).abs();
                     assert!(
-                        error <= 4e-3,
+                        error <= 6e-3,
                         "{what}: row {row}, head {head}, {d}: {got} instead of {want}"
                     );
                     worst_out = worst_out.max(error);

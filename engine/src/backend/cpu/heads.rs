@@ -11,8 +11,8 @@ use crate::cache::Side;
 /// Where heads go and what is done to them on the way.
 pub(super) struct Heads<'a> {
     pub(super) shape: AttentionShape,
-    /// Bias of q, k and v.
-    pub(super) bias: Option<[&'a [f32]; 3]>,
+    /// Bias of q, then k, then v.
+    pub(super) bias: Option<&'a [f32]>,
     /// Norm of q and k.
     pub(super) norm: Option<[Norm<'a>; 2]>,
     pub(super) rotation: &'a Rotation,
@@ -57,15 +57,16 @@ impl Heads<'_> {
     #[inline(always)]
     pub(super) unsafe fn finish<S: Simd>(&self, head: Head, row: usize, values: *mut f32) {
         let d = self.shape.head_dim;
-        let (kind, idx) = match head {
-            Head::Q(idx) => (0, idx),
-            Head::K(idx) => (1, idx),
-            Head::V(idx) => (2, idx),
+        let AttentionShape { n_q_heads, n_kv_heads, .. } = self.shape;
+        let (kind, at, idx) = match head {
+            Head::Q(idx) => (0, idx, idx),
+            Head::K(idx) => (1, n_q_heads + idx, idx),
+            Head::V(idx) => (2, n_q_heads + n_kv_heads + idx, idx),
         };
         // SAFETY: the caller's.
         unsafe {
             if let Some(bias) = self.bias {
-                for (i, b) in bias[kind][idx * d..][..d].iter().enumerate() {
+                for (i, b) in bias[at * d..][..d].iter().enumerate() {
                     *values.add(i) += b;
                 }
             }
@@ -77,7 +78,7 @@ impl Heads<'_> {
             }
             match head {
                 Head::Q(_) => {
-                    let to = self.q.get().add((row * self.shape.n_q_heads + idx) * d);
+                    let to = self.q.get().add((row * n_q_heads + idx) * d);
                     std::ptr::copy_nonoverlapping(values, to, d);
                 }
                 Head::K(_) => self.pages.write(self.places[row], Side::K, idx, values),

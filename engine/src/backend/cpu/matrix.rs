@@ -6,6 +6,7 @@
 use loris_loader::{Dtype, TensorView};
 
 use super::simd::{Simd, bf16_value, f16_value};
+use crate::backend::check_weight;
 use crate::cache::KvFormat;
 use crate::error::Error;
 
@@ -102,23 +103,12 @@ pub struct CpuMatrix {
 pub struct CpuVector(pub(super) Vec<f32>);
 
 fn format_of(tensor: &TensorView, rank: usize) -> Result<Format, Error> {
-    let format = match tensor.dtype {
+    check_weight(tensor, rank)?;
+    Ok(match tensor.dtype {
         Dtype::BF16 => Format::Bf16,
         Dtype::F16 => Format::F16,
-        Dtype::F32 => Format::F32,
-        other => return Err(refuse(tensor, format!("is {other}; expected BF16, F16 or F32"))),
-    };
-    let elements = tensor.shape.iter().try_fold(1_usize, |n, &dim| n.checked_mul(dim));
-    let bytes = elements.and_then(|n| n.checked_mul(format.bytes()));
-    if tensor.shape.len() != rank || bytes != Some(tensor.bytes.len()) {
-        let (shape, len) = (&tensor.shape, tensor.bytes.len());
-        return Err(refuse(tensor, format!("has shape {shape:?} and {len} bytes; rank {rank}")));
-    }
-    Ok(format)
-}
-
-fn refuse(tensor: &TensorView, reason: String) -> Error {
-    Error::State { call: "load a weight", reason: format!("tensor {} {reason}", tensor.name) }
+        _ => Format::F32,
+    })
 }
 
 impl CpuMatrix {
@@ -150,10 +140,14 @@ impl CpuMatrix {
 }
 
 impl CpuVector {
-    pub(super) fn new(tensor: &TensorView) -> Result<Self, Error> {
-        let format = format_of(tensor, 1)?;
-        let elements = tensor.bytes.chunks_exact(format.bytes());
-        // SAFETY: each chunk is one element.
-        Ok(Self(elements.map(|e| unsafe { format.read(e.as_ptr()) }).collect()))
+    pub(super) fn new(parts: &[TensorView]) -> Result<Self, Error> {
+        let mut values = Vec::new();
+        for part in parts {
+            let format = format_of(part, 1)?;
+            let elements = part.bytes.chunks_exact(format.bytes());
+            // SAFETY: each chunk is one element.
+            values.extend(elements.map(|e| unsafe { format.read(e.as_ptr()) }));
+        }
+        Ok(Self(values))
     }
 }

@@ -44,7 +44,7 @@ use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::team::Tasks;
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase};
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 
@@ -171,11 +171,11 @@ impl Backend for CpuBackend {
         CpuMatrix::new(tensor)
     }
 
-    fn vector(&mut self, tensor: &TensorView) -> Result<CpuVector, Error> {
-        CpuVector::new(tensor)
+    fn vector(&mut self, parts: &[TensorView]) -> Result<CpuVector, Error> {
+        CpuVector::new(parts)
     }
 
-    fn rows(&mut self, n_rows: usize, width: usize) -> Result<CpuRows, Error> {
+    fn rows(&mut self, n_rows: usize, width: usize, _holds: RowUse) -> Result<CpuRows, Error> {
         let data = Buf::zeroed(n_rows.saturating_mul(width), "activations")?;
         Ok(CpuRows { data, width })
     }
@@ -229,7 +229,7 @@ impl Backend for CpuBackend {
         let norm = Norm { weight: &weights.attn_norm.0, eps };
         let heads = Heads {
             shape,
-            bias: weights.qkv_bias.as_ref().map(|bias| bias.each_ref().map(|b| &*b.0)),
+            bias: weights.qkv_bias.as_ref().map(|bias| &*bias.0),
             norm: weights
                 .qk_norm
                 .as_ref()
@@ -392,8 +392,12 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn copy_page(&mut self, pages: &mut CpuPages, from: PageId, to: PageId) -> Result<(), Error> {
-        pages.copy(from, to);
+    fn copy_pages(
+        &mut self,
+        pages: &mut CpuPages,
+        pairs: &[(PageId, PageId)],
+    ) -> Result<(), Error> {
+        pairs.iter().for_each(|&(from, to)| pages.copy(from, to));
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::loader::LoadMode;
-use loris::{KvFormat, ModelOptions};
+use loris::{DeviceChoice, KvFormat, ModelOptions};
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
 #[derive(Debug, Parser)]
@@ -21,7 +21,7 @@ pub(crate) struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 run-time error, 2 usage, 3 bad model folder, \
-4 out of memory, 5 device asked for and absent, 130 interrupted.";
+4 out of memory, 5 device asked for and absent or unfit, 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -195,9 +195,10 @@ pub(crate) enum Kv {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Engine")]
 pub(crate) struct EngineArgs {
-    /// Where to run: auto, cpu, cuda or cuda:N
+    /// Where to run: auto (CUDA where it works, else the CPU), cpu, cuda or cuda:N; LORIS_CUDA_DRIVER names
+    /// another driver library than libcuda.so.1
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
-    pub(crate) device: Device,
+    pub(crate) device: DeviceChoice,
     /// Threads of the CPU [default: as many as the process may use]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
@@ -206,24 +207,8 @@ pub(crate) struct EngineArgs {
     pub(crate) load: Load,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Device {
-    Auto,
-    Cpu,
-    /// As the user spelt it.
-    Cuda(String),
-}
-
-fn parse_device(text: &str) -> Result<Device, String> {
-    match text {
-        "auto" => Ok(Device::Auto),
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Ok(Device::Cuda(text.into())),
-        _ => match text.strip_prefix("cuda:").map(str::parse::<u32>) {
-            Some(Ok(_)) => Ok(Device::Cuda(text.into())),
-            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
-        },
-    }
+fn parse_device(text: &str) -> Result<DeviceChoice, String> {
+    text.parse().map_err(|_| "expected auto, cpu, cuda or cuda:N".into())
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

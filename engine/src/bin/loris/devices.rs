@@ -1,21 +1,55 @@
 //! `loris devices`: what can be computed on.
 
+use loris::CudaDevice;
 use loris::backend::cpu::Isa;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::exit::Failure;
-use crate::report::Report;
+use crate::open;
+use crate::report::{Report, bytes};
 
 pub(crate) fn devices(report: &Report) -> Result<(), Failure> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let isa = format!("{:?}", Isa::detect());
+    let cuda = loris::cuda_devices(open::driver());
     let text = match report.is_json() {
         true => {
             let cpu = json!({ "name": "cpu", "available": true, "threads": threads, "isa": isa });
-            let cuda = json!({ "name": "cuda", "available": false, "reason": "not built in yet" });
-            format!("{}\n", json!({ "devices": [cpu, cuda] }))
+            let mut devices = vec![cpu];
+            match &cuda {
+                Ok(found) => devices.extend(found.iter().map(object)),
+                Err(e) => devices.push(
+                    json!({ "name": "cuda", "available": false, "reason": e.to_string() }),
+                ),
+            }
+            format!("{}\n", json!({ "devices": devices }))
         }
-        false => format!("cpu   {threads} threads, {isa}\ncuda  not built in yet\n"),
+        false => {
+            let mut lines = vec![format!("cpu     {threads} threads, {isa}")];
+            match &cuda {
+                Ok(found) => lines.extend(found.iter().map(line)),
+                Err(e) => lines.push(format!("cuda    none: {e}")),
+            }
+            lines.join("\n") + "\n"
+        }
     };
     report.print(&text)
+}
+
+fn object(device: &CudaDevice) -> Value {
+    let (major, minor) = device.compute;
+    json!({
+        "name": format!("cuda:{}", device.index),
+        "available": device.why_not.is_none(),
+        "reason": device.why_not,
+        "model": device.name,
+        "compute": format!("{major}.{minor}"),
+        "memory_bytes": device.memory,
+    })
+}
+
+fn line(device: &CudaDevice) -> String {
+    let CudaDevice { index, name, compute: (major, minor), memory, why_not } = device;
+    let why_not = why_not.as_ref().map_or(String::new(), |why| format!("; not usable: {why}"));
+    format!("cuda:{index}  {name}, {}, compute {major}.{minor}{why_not}", bytes(*memory))
 }

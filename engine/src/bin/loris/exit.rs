@@ -12,7 +12,7 @@ pub(crate) const USAGE: u8 = 2;
 pub(crate) const BAD_MODEL: u8 = 3;
 /// Memory ran out.
 pub(crate) const OUT_OF_MEMORY: u8 = 4;
-/// A device that was asked for is not there.
+/// A device that was asked for is not there, or cannot run the model.
 pub(crate) const NO_DEVICE: u8 = 5;
 /// Ctrl-C.
 pub(crate) const INTERRUPTED: u8 = 130;
@@ -48,8 +48,10 @@ impl From<Error> for Failure {
         let code = match &e {
             Error::Load(e) => return Self::new(loader_code(e), e.to_string()),
             Error::Option { .. } => USAGE,
-            Error::OutOfMemory { .. } | Error::KvFull { .. } => OUT_OF_MEMORY,
-            Error::NoDevice { .. } => NO_DEVICE,
+            Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::KvFull { .. } => {
+                OUT_OF_MEMORY
+            },
+            Error::NoDevice { .. } | Error::Unsupported { .. } => NO_DEVICE,
             Error::Cancelled => return Self::interrupted(),
             _ => RUN_TIME,
         };

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use loris::Plan;
+use loris::{CudaBytes, Plan};
 use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling, TOKENIZER};
 use serde_json::{Value, json};
 
@@ -15,6 +15,8 @@ use crate::report::{Report, bytes};
 struct Facts<'a> {
     checkpoint: &'a Checkpoint,
     plan: Plan,
+    /// Device memory on CUDA, or why the model does not run there.
+    cuda: Result<CudaBytes, String>,
     /// Memory of the tokenizer: its tables take about eight times its file.
     tokenizer_bytes: usize,
     /// Tokens of the context that the memory is for.
@@ -47,6 +49,10 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
     let facts = Facts {
         tokenizer_bytes: usize::try_from(tokenizer_file).unwrap_or(0).saturating_mul(8),
         ctx: args.context.ctx.unwrap_or(config.ctx_len.min(pool)),
+        cuda: match plan.check_cuda(config) {
+            Ok(()) => Ok(plan.cuda_bytes(config, dtypes.values().sum())),
+            Err(e) => Err(e.to_string()),
+        },
         n_params: dtypes.values().sum(),
         checkpoint: &checkpoint,
         plan,
@@ -89,6 +95,14 @@ impl Facts<'_> {
                 "logits_bytes": plan.logits_bytes,
                 "tokenizer_bytes": self.tokenizer_bytes,
                 "beyond_weights_bytes": self.working_bytes(),
+                "cuda": match &self.cuda {
+                    Ok(c) => json!({
+                        "weight_bytes": c.weights, "kv_bytes": c.kv,
+                        "activation_bytes": c.activations, "logits_bytes": c.logits,
+                        "total_bytes": c.total(),
+                    }),
+                    Err(reason) => json!({ "refused": reason }),
+                },
             },
         })
     }
@@ -102,6 +116,13 @@ impl Facts<'_> {
         let mut extras = vec![if c.tied_embeddings { "tied head" } else { "untied head" }];
         extras.extend(c.qkv_bias.then_some("bias on q, k, v"));
         extras.extend(c.qk_norm.then_some("norm on q and k"));
+        let on_cuda = match &self.cuda {
+            Ok(c) => {
+                let (all, weights) = (bytes(c.total()), bytes(c.weights));
+                format!("{all} of device memory, {weights} of them weights")
+            }
+            Err(reason) => format!("no: {reason}"),
+        };
         let rows = [
             ("model", checkpoint.dir.display().to_string()),
             ("architecture", format!("{}, {}", architecture(c), extras.join(", "))),
@@ -130,6 +151,7 @@ impl Facts<'_> {
             ("logits", size(plan.logits_bytes)),
             ("tokenizer", format!("about {}", size(self.tokenizer_bytes))),
             ("in all", format!("{} at most, beyond the weights", size(self.working_bytes()))),
+            ("on CUDA", on_cuda),
         ];
         let line =
             |(name, value): (&str, String)| format!("{name:<14} {value}").trim_end().to_owned();

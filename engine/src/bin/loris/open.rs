@@ -1,12 +1,12 @@
 //! From the command line to an opened model, with a bar while weights come in.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use loris::loader::Tokenizer;
-use loris::{Engine, EngineOptions, Error, LoadProgress, Model, ModelOptions, SessionOptions};
+use loris::{Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions};
 
-use crate::args::{Device, EngineArgs};
+use crate::args::EngineArgs;
 use crate::exit::{BAD_MODEL, Failure};
 use crate::report::{Report, Unit};
 
@@ -19,11 +19,17 @@ pub(crate) struct Opened {
 
 /// The engine that the flags ask for.
 pub(crate) fn engine(args: &EngineArgs) -> Result<Engine, Failure> {
-    if let Device::Cuda(device) = &args.device {
-        let reason = "this build of loris has no CUDA backend yet; use --device cpu".into();
-        return Err(Error::NoDevice { device: device.clone(), reason }.into());
-    }
-    Ok(Engine::new(&EngineOptions { threads: args.threads, ..EngineOptions::default() })?)
+    Ok(Engine::new(&EngineOptions {
+        device: args.device,
+        threads: args.threads,
+        driver: driver(),
+        ..EngineOptions::default()
+    })?)
+}
+
+/// The CUDA driver's library, if another is to be used than the system's.
+pub(crate) fn driver() -> Option<PathBuf> {
+    std::env::var_os("LORIS_CUDA_DRIVER").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 /// Threads that the flags lead to.
@@ -49,7 +55,13 @@ pub(crate) fn open(
         bar.set_position(done);
     });
     bar.finish_and_clear();
-    Ok(Opened { model: model?, load: started.elapsed() })
+    let model = model?;
+    let placement = model.placement();
+    // Where there is no CUDA device nobody expects one; a model that a device cannot run is worth a word.
+    if let (true, Some(reason)) = (engine.has_cuda(), &placement.why_not_cuda) {
+        report.note(format!("note: on the CPU: {reason}"));
+    }
+    Ok(Opened { model, load: started.elapsed() })
 }
 
 /// Fails where there is no folder, before anything is said about the files in it.

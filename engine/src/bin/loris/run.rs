@@ -91,7 +91,7 @@ pub(crate) fn load_event(
         "architecture": format!("{:?}", opened.model.config().architecture).to_lowercase(),
         "load_s": crate::report::rounded(opened.load.as_secs_f64()),
         "weight_bytes": plan.weight_bytes,
-        "device": "cpu",
+        "device": opened.model.placement().device,
         "threads": open::n_threads(engine),
         "kv_format": plan.layout.format.to_string(),
         "page_len": plan.layout.page_len,

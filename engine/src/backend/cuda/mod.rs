@@ -1,0 +1,457 @@
+//! The CUDA backend: the ops of a pass as launches of `loris-kernels`.
+//!
+//! Weights are bf16 on the device: f16 and f32 checkpoints are rounded when they are uploaded. The residual
+//! stream and the logits are f32, the operands of products bf16, accumulation f32. Nothing waits for the
+//! device but what copies to the host.
+//!
+//! | file | what |
+//! |---|---|
+//! | `batch` | a batch as the arrays that kernels read |
+//! | `weights` | from tensors of a checkpoint to device memory |
+//! | `passes` | decode passes that are recorded once and replayed |
+//! | `probe` | which devices there are |
+//!
+//! In prefill each norm is a kernel of its own, because every tile of the product behind it reads all of
+//! the normalised rows; in decode it is part of the product.
+
+mod batch;
+mod passes;
+mod probe;
+mod weights;
+
+use std::path::PathBuf;
+
+use loris_kernels::ops::attention::{self, Partial};
+use loris_kernels::ops::batch::DeviceBatch;
+use loris_kernels::ops::qkv::{self, QkvWeights};
+use loris_kernels::ops::{
+    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
+    qkv_decode, rmsnorm,
+};
+use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
+use loris_loader::TensorView;
+
+use self::batch::Arrays;
+use self::passes::{Form, Recorder};
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse};
+use crate::cache::{KvFormat, PageId, PageLayout};
+use crate::error::Error;
+
+pub use self::passes::Passes;
+pub(crate) use self::probe::{list, probe};
+
+/// How a CUDA backend is made.
+#[derive(Clone, Debug, Default)]
+pub struct CudaOptions {
+    /// Index of the device.
+    pub index: u32,
+    /// The driver's library; `None`: `libcuda.so.1`.
+    pub driver: Option<PathBuf>,
+    /// How the passes of decode are run.
+    pub passes: Passes,
+}
+
+/// Activations on the device.
+#[derive(Debug)]
+pub struct CudaRows(Data);
+
+#[derive(Debug)]
+enum Data {
+    F32(Rows<f32>),
+    Bf16(Rows<u16>),
+}
+
+/// A CUDA device.
+#[derive(Debug)]
+pub struct CudaBackend {
+    device: Device,
+    recorder: Recorder,
+    /// Pinned memory for weights; gone once the first pass begins.
+    staging: Option<Staging>,
+    arrays: Arrays,
+    shape: Option<AttentionShape>,
+    batch: Option<DeviceBatch>,
+    /// The most rows of activations that were asked for.
+    max_rows: usize,
+    /// Normalised rows in prefill.
+    normed: Option<Rows<u16>>,
+    /// Projections of decode that wait for a norm of q and k.
+    raw: Option<Rows<f32>>,
+    /// Splits of decode attention.
+    partial: Option<Partial>,
+    /// Rows on their way to the front.
+    gathered: (Option<Rows<f32>>, Option<Rows<u16>>),
+}
+
+/// Attention's shape as launchers take it.
+fn kernel_shape(shape: AttentionShape) -> attention::AttentionShape {
+    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
+    attention::AttentionShape { n_q_heads, n_kv_heads, head_dim }
+}
+
+/// What `begin` and `rows` make room for.
+fn missing(what: &str) -> Error {
+    Error::State { call: "layer op", reason: format!("{what}: begin was not called") }
+}
+
+impl CudaRows {
+    fn f32(&self) -> Result<&Rows<f32>, Error> {
+        match &self.0 {
+            Data::F32(rows) => Ok(rows),
+            Data::Bf16(_) => Err(missing("f32 rows")),
+        }
+    }
+
+    fn f32_mut(&mut self) -> Result<&mut Rows<f32>, Error> {
+        match &mut self.0 {
+            Data::F32(rows) => Ok(rows),
+            Data::Bf16(_) => Err(missing("f32 rows")),
+        }
+    }
+
+    fn bf16(&self) -> Result<&Rows<u16>, Error> {
+        match &self.0 {
+            Data::Bf16(rows) => Ok(rows),
+            Data::F32(_) => Err(missing("bf16 rows")),
+        }
+    }
+
+    fn bf16_mut(&mut self) -> Result<&mut Rows<u16>, Error> {
+        match &mut self.0 {
+            Data::Bf16(rows) => Ok(rows),
+            Data::F32(_) => Err(missing("bf16 rows")),
+        }
+    }
+}
+
+impl CudaBackend {
+    /// Opens a device and loads the kernels.
+    pub fn new(options: &CudaOptions) -> Result<Self, Error> {
+        let CudaOptions { index, ref driver, passes } = *options;
+        let open = DeviceOptions { index, driver: driver.clone() };
+        let device = Device::open(&open).map_err(|e| probe::no_device(index, &e))?;
+        Ok(Self {
+            recorder: Recorder::new(passes, &device),
+            device,
+            staging: None,
+            arrays: Arrays::default(),
+            shape: None,
+            batch: None,
+            max_rows: 0,
+            normed: None,
+            raw: None,
+            partial: None,
+            gathered: (None, None),
+        })
+    }
+
+    /// Room for what a decode pass needs beside its rows. Recordings know the addresses, so they go first.
+    fn reserve_decode(&mut self, form: &Form, shape: AttentionShape) -> Result<(), Error> {
+        let n_rows = form.n_rows.max(self.max_rows.min(loris_kernels::abi::LORIS_DECODE_ROWS as usize));
+        let width = (shape.n_q_heads + 2 * shape.n_kv_heads) * shape.head_dim;
+        let is_small = |rows: &Rows<f32>| rows.n_rows < form.n_rows || rows.width != width;
+        if self.raw.as_ref().is_none_or(is_small) {
+            self.recorder.forget();
+            self.raw = None;
+            self.raw = Some(Rows::new(&self.device, n_rows, width, "projections of decode")?);
+        }
+        let n_parts = form.n_rows * shape.n_q_heads * form.n_splits;
+        let is_small = |p: &Partial| {
+            p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2
+        };
+        if self.partial.as_ref().is_none_or(is_small) {
+            self.recorder.forget();
+            self.partial = None;
+            let shape = kernel_shape(shape);
+            self.partial = Some(Partial::new(&self.device, shape, n_rows, form.n_splits)?);
+        }
+        Ok(())
+    }
+}
+
+impl Backend for CudaBackend {
+    type Matrix = Matrix;
+    type Vector = Buffer<f32>;
+    type Rows = CudaRows;
+    type Pages = KvPages;
+
+    fn matrix(&mut self, tensor: &TensorView) -> Result<Matrix, Error> {
+        weights::matrix(&self.device, &mut self.staging, tensor)
+    }
+
+    fn vector(&mut self, parts: &[TensorView]) -> Result<Buffer<f32>, Error> {
+        weights::vector(&self.device, parts)
+    }
+
+    fn rows(&mut self, n_rows: usize, width: usize, holds: RowUse) -> Result<CudaRows, Error> {
+        let d = &self.device;
+        if holds != RowUse::Logits && !width.is_multiple_of(8) {
+            return Err(unsupported("width of rows", width, "a multiple of 8"));
+        }
+        Ok(CudaRows(match holds {
+            RowUse::Residual => {
+                self.max_rows = self.max_rows.max(n_rows);
+                self.normed = None;
+                self.normed = Some(Rows::new(d, self.max_rows, width, "normalised rows")?);
+                Data::F32(Rows::new(d, n_rows, width, "the residual stream")?)
+            }
+            RowUse::Logits => Data::F32(Rows::new(d, n_rows, width, "logits")?),
+            RowUse::Operand => Data::Bf16(Rows::new(d, n_rows, width, "activations")?),
+        }))
+    }
+
+    fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
+        let PageLayout { n_kv_heads, page_len, head_dim, format } = layout;
+        if format != KvFormat::Bf16 {
+            return Err(unsupported("--kv", format, "bf16"));
+        }
+        if ![32, 64, 128].contains(&head_dim) {
+            return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
+        }
+        if !page_len.is_power_of_two() || !(16..=256).contains(&page_len) {
+            return Err(unsupported("--page-len", page_len, "a power of two from 16 to 256"));
+        }
+        let n_bytes = n_pages.saturating_mul(layout.bytes());
+        let data = Buffer::new(&self.device, n_bytes, "the KV page pool")?;
+        Ok(KvPages { data, n_pages, n_kv_heads, page_len, head_dim })
+    }
+
+    fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
+        self.staging = None;
+        self.shape = Some(shape);
+        self.arrays.fill(batch, kernel_shape(shape));
+        let form = Form::new(batch, &self.arrays);
+        if batch.phase == Phase::Decode {
+            self.reserve_decode(&form, shape)?;
+        }
+        let on_device = match &mut self.batch {
+            Some(on_device) => on_device,
+            none => {
+                let n_rows = self.max_rows.max(batch.n_rows());
+                none.insert(DeviceBatch::new(&self.device, n_rows, shape.head_dim)?)
+            }
+        };
+        on_device.upload(&self.device, &self.arrays.host())?;
+        self.recorder.begin(batch.phase, form, on_device);
+        Ok(())
+    }
+
+    fn replay(&mut self) -> Result<bool, Error> {
+        self.recorder.replay_or_record(&self.device)
+    }
+
+    fn end(&mut self, outcome: Result<(), Error>) -> Result<(), Error> {
+        self.recorder.end(&self.device, outcome)
+    }
+
+    fn embed(&mut self, table: &Matrix, batch: &Batch<'_>, x: &mut CudaRows) -> Result<(), Error> {
+        if let Some(&id) = batch.tokens.iter().find(|&&id| id as usize >= table.n) {
+            return Err(Error::TokenOutOfRange { id, vocab_size: table.n });
+        }
+        let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
+        Ok(embed::embed(&self.device, table, on_device, x.f32_mut()?)?)
+    }
+
+    fn norm_qkv_rope_append(
+        &mut self,
+        weights: &LayerWeights<Matrix, Buffer<f32>>,
+        eps: f32,
+        batch: &Batch<'_>,
+        layer: usize,
+        x: &CudaRows,
+        q: &mut CudaRows,
+        pages: &mut KvPages,
+    ) -> Result<(), Error> {
+        let Self { device: d, batch: on_device, normed, raw, shape, .. } = self;
+        let on_device = on_device.as_ref().ok_or_else(|| missing("batch"))?;
+        let shape = shape.ok_or_else(|| missing("shape"))?;
+        let (x, q, norm) = (x.f32()?, q.bf16_mut()?, &weights.attn_norm);
+        let qkv = QkvWeights {
+            q: &weights.q,
+            k: &weights.k,
+            v: &weights.v,
+            bias: weights.qkv_bias.as_ref(),
+            qk_norm: weights.qk_norm.as_ref().map(|norm| norm.each_ref()),
+            n_q_heads: shape.n_q_heads,
+            n_kv_heads: shape.n_kv_heads,
+            head_dim: shape.head_dim,
+            eps,
+        };
+        match batch.phase {
+            Phase::Prefill => {
+                let a = normed.as_mut().ok_or_else(|| missing("normalised rows"))?;
+                rmsnorm::rmsnorm(d, x, norm, eps, batch.n_rows(), a)?;
+                qkv::qkv_prefill(d, &qkv, a, on_device, layer, q, pages)?;
+            }
+            Phase::Decode => {
+                let raw = raw.as_mut().ok_or_else(|| missing("projections"))?;
+                qkv_decode::qkv_decode(d, &qkv, norm, x, on_device, layer, raw, q, pages)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        batch: &Batch<'_>,
+        layer: usize,
+        window: Option<usize>,
+        q: &CudaRows,
+        pages: &KvPages,
+        out: &mut CudaRows,
+    ) -> Result<(), Error> {
+        let Self { device: d, batch: on_device, partial, shape, .. } = self;
+        let on_device = on_device.as_ref().ok_or_else(|| missing("batch"))?;
+        let shape = kernel_shape(shape.ok_or_else(|| missing("shape"))?);
+        // A window of 2^32 - 1 positions and more is none.
+        let window = window.and_then(|window| u32::try_from(window).ok());
+        let (q, out) = (q.bf16()?, out.bf16_mut()?);
+        match batch.phase {
+            Phase::Prefill => {
+                attention::attention_prefill(d, shape, on_device, layer, window, q, pages, out, None)?;
+            }
+            Phase::Decode => {
+                let partial = partial.as_mut().ok_or_else(|| missing("splits"))?;
+                attention::attention_decode(
+                    d, shape, on_device, layer, window, q, pages, partial, out, None,
+                )?;
+            }
+        }
+        Ok(())
+    }
+
+    fn linear_residual(
+        &mut self,
+        w: &Matrix,
+        batch: &Batch<'_>,
+        a: &CudaRows,
+        x: &mut CudaRows,
+    ) -> Result<(), Error> {
+        let (d, a, x) = (&self.device, a.bf16()?, x.f32_mut()?);
+        match batch.phase {
+            Phase::Prefill => linear::linear_prefill(d, w, a, batch.n_rows(), x)?,
+            Phase::Decode => linear_decode::linear_decode(d, w, a, batch.n_rows(), x)?,
+        }
+        Ok(())
+    }
+
+    fn norm_gate_up_silu(
+        &mut self,
+        weights: &LayerWeights<Matrix, Buffer<f32>>,
+        eps: f32,
+        batch: &Batch<'_>,
+        x: &CudaRows,
+        h: &mut CudaRows,
+    ) -> Result<(), Error> {
+        let LayerWeights { gate, up, mlp_norm: norm, .. } = weights;
+        let (d, x, h, n_rows) = (&self.device, x.f32()?, h.bf16_mut()?, batch.n_rows());
+        match batch.phase {
+            Phase::Prefill => {
+                let a = self.normed.as_mut().ok_or_else(|| missing("normalised rows"))?;
+                rmsnorm::rmsnorm(d, x, norm, eps, n_rows, a)?;
+                mlp_gate::gate_up_prefill(d, gate, up, a, n_rows, h)?;
+            }
+            Phase::Decode => mlp_gate_decode::gate_up_decode(d, gate, up, norm, eps, x, n_rows, h)?,
+        }
+        Ok(())
+    }
+
+    fn norm_lm_head(
+        &mut self,
+        norm: &Buffer<f32>,
+        eps: f32,
+        head: &Matrix,
+        _batch: &Batch<'_>,
+        x: &CudaRows,
+        logits: &mut CudaRows,
+    ) -> Result<(), Error> {
+        let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
+        Ok(lm_head::lm_head(&self.device, head, norm, eps, x.f32()?, on_device, logits.f32_mut()?)?)
+    }
+
+    fn gather_rows(&mut self, rows: &mut CudaRows, keep: &[usize]) -> Result<(), Error> {
+        match &mut rows.0 {
+            Data::F32(rows) => gather(&self.device, rows, keep, &mut self.gathered.0),
+            Data::Bf16(rows) => gather(&self.device, rows, keep, &mut self.gathered.1),
+        }
+    }
+
+    fn read_rows(&mut self, rows: &CudaRows, first: usize, out: &mut [f32]) -> Result<(), Error> {
+        match &rows.0 {
+            Data::F32(rows) => rows.data.download(&self.device, first * rows.width, out)?,
+            Data::Bf16(rows) => {
+                let mut bits = vec![0; out.len()];
+                rows.data.download(&self.device, first * rows.width, &mut bits)?;
+                for (x, bits) in out.iter_mut().zip(bits) {
+                    *x = half::bf16::from_bits(bits).to_f32();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_pages(
+        &mut self,
+        pages: &mut KvPages,
+        pairs: &[(PageId, PageId)],
+    ) -> Result<(), Error> {
+        let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
+        let on_device = Buffer::from_slice(&self.device, &flat, "pages to copy")?;
+        Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
+    }
+
+    fn read_page(&mut self, pages: &KvPages, page: PageId, out: &mut [u8]) -> Result<(), Error> {
+        Ok(pages.data.download(&self.device, page as usize * pages.page_bytes(), out)?)
+    }
+
+    fn write_page(
+        &mut self,
+        pages: &mut KvPages,
+        page: PageId,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let first = page as usize * pages.page_bytes();
+        Ok(pages.data.upload(&self.device, first, bytes)?)
+    }
+}
+
+/// Moves rows to the front by way of other rows: a kernel that read and wrote the same ones would race.
+fn gather<T: bytemuck::Pod>(
+    d: &Device,
+    rows: &mut Rows<T>,
+    keep: &[usize],
+    scratch: &mut Option<Rows<T>>,
+) -> Result<(), Error> {
+    let n = keep.len();
+    let fits = |other: &Rows<T>| other.width == rows.width && other.n_rows >= n;
+    if !scratch.as_ref().is_some_and(fits) {
+        *scratch = None;
+        *scratch = Some(Rows::new(d, n, rows.width, "gathered rows")?);
+    }
+    let scratch = scratch.as_mut().ok_or_else(|| missing("gathered rows"))?;
+    let idx: Vec<u32> = keep.iter().map(|&row| row as u32).collect();
+    let idx = Buffer::from_slice(d, &idx, "rows to keep")?;
+    let front: Vec<u32> = (0..n as u32).collect();
+    let front = Buffer::from_slice(d, &front, "rows at the front")?;
+    aux_gather::gather_rows(d, rows, &idx, n, scratch)?;
+    Ok(aux_gather::gather_rows(d, scratch, &front, n, rows)?)
+}
+
+fn unsupported(what: &'static str, found: impl ToString, expected: &'static str) -> Error {
+    Error::Unsupported { device: "cuda", what: what.into(), found: found.to_string(), expected }
+}
+
+impl From<loris_kernels::Error> for Error {
+    fn from(e: loris_kernels::Error) -> Self {
+        use loris_kernels::Error as E;
+        match e {
+            E::OutOfMemory { what, bytes, free, total } => {
+                Self::OutOfDeviceMemory { what, bytes, free, total }
+            }
+            E::Unsupported { what, found, expected } => {
+                Self::Unsupported { device: "cuda", what, found, expected }
+            }
+            e => Self::Device { reason: e.to_string() },
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Sessions on the CUDA backend: replayed passes, shared pages, states that move between devices, and what
+//! happens where the driver fails.
+//!
+//! Everything runs on the twin, the CUDA driver that runs kernels on the CPU; what does not depend on its
+//! controls also runs with `LORIS_TEST_DRIVER=cuda` on a GPU. The twin's controls, contexts and counts belong to the
+//! calling thread, so tests do not disturb each other.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::ffi::{CStr, c_char, c_int};
+
+use loris::loader::Dtype;
+use loris::{
+    DeviceChoice, Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Plan,
+    Progress, Session, SessionOptions,
+};
+use support::{argmax, bits, checkpoint, cuda_options, open, open_cuda, options, rounded};
+
+const NAME: &str = "llama-tied";
+
+fn small() -> ModelOptions {
+    ModelOptions { page_len: 16, chunk: 64, batch: 4, ..options(256) }
+}
+
+fn model() -> Model {
+    open_cuda(rounded(NAME, Dtype::BF16), &small())
+}
+
+fn session(model: &Model) -> Session {
+    model.session(&SessionOptions::default()).unwrap()
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn best(session: &Session) -> u32 {
+    argmax(session.logits().unwrap()) as u32
+}
+
+fn logits(session: &Session) -> Vec<u32> {
+    bits(session.logits().unwrap())
+}
+
+/// A prompt of `n` tokens, another for each `seed`.
+#[allow(clippy::cast_possible_truncation)]
+fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
+}
+
+/// Bits of the logits after the prompt and after each of `n` greedy tokens.
+fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
+    let mut s = session(model);
+    s.prefill(prompt).unwrap();
+    let mut out = vec![logits(&s)];
+    for _ in 0..n {
+        s.decode(best(&s)).unwrap();
+        out.push(logits(&s));
+    }
+    out
+}
+
+/// What the twin lets tests switch.
+struct Twin(libloading::Library);
+
+impl Twin {
+    /// `None` where tests run on a GPU.
+    fn new() -> Option<Self> {
+        if std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda") {
+            return None;
+        }
+        // SAFETY: the library has no initialiser that does anything.
+        Some(Self(unsafe { libloading::Library::new(loris_kernels::TWIN) }.unwrap()))
+    }
+
+    fn get<F: Copy>(&self, name: &str) -> F {
+        // SAFETY: the types are those of `twin/state.cpp`.
+        *unsafe { self.0.get::<F>(name.as_bytes()) }.unwrap()
+    }
+
+    fn set_seed(&self, seed: u64) {
+        self.get::<extern "C" fn(u64)>("loris_twin_set_seed")(seed);
+    }
+
+    fn set_memory(&self, bytes: usize) {
+        self.get::<extern "C" fn(usize)>("loris_twin_set_memory")(bytes);
+    }
+
+    /// Driver calls of this thread so far.
+    fn calls(&self) -> u64 {
+        self.get::<extern "C" fn() -> u64>("loris_twin_calls")()
+    }
+
+    /// Driver calls that `work` makes.
+    fn calls_of<T>(&self, work: impl FnOnce() -> T) -> i64 {
+        let before = self.calls();
+        work();
+        (self.calls() - before).try_into().unwrap()
+    }
+
+    /// Runs `work` with its n-th driver call failing.
+    fn failing<T>(&self, n: i64, code: c_int, work: impl FnOnce() -> T) -> T {
+        let fail = self.get::<extern "C" fn(i64, c_int)>("loris_twin_fail_call");
+        fail(n, code);
+        let out = work();
+        fail(-1, 0);
+        out
+    }
+
+    /// Objects of the driver that this thread has made and that still are.
+    fn leaks(&self) -> String {
+        let leaks: extern "C" fn(*mut *const c_char) -> usize = self.get("loris_twin_leaks");
+        let mut text = std::ptr::null();
+        leaks(&mut text);
+        // SAFETY: the twin writes the address of a string that lives until its next call.
+        unsafe { CStr::from_ptr(text) }.to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn the_order_of_threads_changes_no_bit() {
+    let Some(twin) = Twin::new() else { return };
+    let base = run(&model(), &prompt(1, 21), 2);
+    for seed in 1..=10 {
+        twin.set_seed(seed);
+        assert!(run(&model(), &prompt(1, 21), 2) == base, "seed {seed}");
+    }
+}
+
+#[test]
+fn replayed_passes_give_the_bits_of_launched_ones() {
+    let options = ModelOptions { chunk: 256, ..options(512) };
+    let answer = |passes| {
+        let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
+        let checkpoint = rounded("llama-dynamic", Dtype::BF16);
+        let model = engine.open_checkpoint(checkpoint, &options, &mut |_| {}).unwrap();
+        let mut s = model.session(&SessionOptions { ctx_len: Some(300) }).unwrap();
+        s.prefill(&prompt(1, 252)).unwrap();
+        let mut seen = vec![logits(&s)];
+        for _ in 0..8 {
+            s.decode(best(&s)).unwrap();
+            seen.push(logits(&s));
+        }
+        (seen, s.receipt().n_replayed)
+    };
+    let (launched, none) = answer(Passes::Launched);
+    let (replayed, some) = answer(Passes::Replayed);
+    assert!(launched == replayed);
+    // Slot 256 begins a second split, which is another recording.
+    assert_eq!((none, some), (0, 6));
+}
+
+#[test]
+fn bits_do_not_depend_on_the_batch() {
+    let model = model();
+    let lens = [1, 16, 17, 40];
+    let alone: Vec<_> = lens.iter().map(|&n| run(&model, &prompt(n, n), 3)).collect();
+    let mut sessions: Vec<Session> = lens.iter().map(|_| session(&model)).collect();
+    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); lens.len()];
+    for round in 0.. {
+        if let Some(&n) = lens.get(round) {
+            sessions[round].feed(&prompt(n, n)).unwrap();
+        }
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        let results = model.step(&mut refs);
+        for (i, result) in results.iter().enumerate() {
+            if *result.as_ref().unwrap() == Progress::Ready {
+                seen[i].push(logits(&sessions[i]));
+                if seen[i].len() <= 3 {
+                    let token = best(&sessions[i]);
+                    sessions[i].push(token).unwrap();
+                }
+            }
+        }
+        if round > lens.len() && results.iter().all(|r| matches!(r, Ok(Progress::Idle))) {
+            break;
+        }
+    }
+    for (i, n) in lens.iter().enumerate() {
+        assert!(seen[i] == alone[i], "the session of {n} tokens");
+    }
+}
+
+#[test]
+fn pages_are_shared_copied_and_cut() {
+    let model = model();
+    let long = prompt(3, 40);
+    let want = run(&model, &long, 2);
+
+    let mut first = session(&model);
+    first.prefill(&long).unwrap();
+    let mut second = session(&model);
+    second.prefill(&long).unwrap();
+    assert_eq!(second.receipt().n_shared, 32);
+    let mut fork = second.fork().unwrap();
+    for s in [&mut first, &mut second, &mut fork] {
+        for row in &want[1..] {
+            s.decode(best(s)).unwrap();
+            assert!(logits(s) == *row);
+        }
+    }
+    // Two that share a tail write different tokens to it.
+    let mut other = first.fork().unwrap();
+    other.decode(3).unwrap();
+    first.decode(4).unwrap();
+    assert!(logits(&other) != logits(&first));
+    first.truncate(40);
+    #[allow(clippy::cast_possible_truncation)]
+    let token = argmax(&want[0].iter().map(|&b| f32::from_bits(b)).collect::<Vec<_>>()) as u32;
+    first.decode(token).unwrap();
+    assert!(logits(&first) == want[1]);
+    first.canceller().cancel();
+    assert!(matches!(first.decode(1), Err(Error::Cancelled)));
+    assert!(logits(&first) == want[1]);
+}
+
+#[test]
+fn a_saved_session_goes_on_on_another_device() {
+    let on_cpu = open(rounded(NAME, Dtype::BF16), &small());
+    let on_cuda = model();
+    let restore = |model: &Model, blob: &Vec<u8>| {
+        model.restore(&mut blob.as_slice(), &SessionOptions::default()).unwrap()
+    };
+    let saved = |session: &Session| {
+        let mut blob = Vec::new();
+        session.save(&mut blob).unwrap();
+        blob
+    };
+    for (from, to) in [(&on_cpu, &on_cuda), (&on_cuda, &on_cpu)] {
+        let mut first = session(from);
+        first.prefill(&prompt(1, 37)).unwrap();
+        let blob = saved(&first);
+        let mut moved = restore(to, &blob);
+        assert!(saved(&moved) == blob, "the bytes are the same wherever they are");
+        first.decode(5).unwrap();
+        moved.decode(5).unwrap();
+        let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
+        let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
+        assert!((d / n).sqrt() < 2e-2, "{}", (d / n).sqrt());
+    }
+}
+
+#[test]
+fn what_the_kernels_lack_is_refused_by_name() {
+    let f32_cache = ModelOptions { kv: KvFormat::F32, ..small() };
+    let engine = |device| Engine::new(&EngineOptions { device, ..cuda_options() });
+    let open = |device| {
+        engine(device).unwrap().open_checkpoint(
+            rounded(NAME, Dtype::BF16),
+            &f32_cache,
+            &mut |_| {},
+        )
+    };
+    let refused = open(DeviceChoice::Cuda(0)).unwrap_err();
+    assert!(matches!(&refused, Error::Unsupported { what, .. } if what == "--kv"), "{refused}");
+    let placement = open(DeviceChoice::Auto).unwrap().placement().clone();
+    assert_eq!(placement.device, "cpu");
+    assert!(placement.why_not_cuda.is_some_and(|why| why.contains("--kv f32")));
+    assert!(matches!(engine(DeviceChoice::Cuda(9)), Err(Error::NoDevice { .. })));
+
+    let config = checkpoint(NAME).config;
+    let check = |change: &dyn Fn(&mut loris::loader::ModelConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        let plan = Plan::new(&config, 0, &small()).unwrap();
+        plan.check_cuda(&config).map_err(|e| e.to_string())
+    };
+    check(&|_| ()).unwrap();
+    assert!(check(&|c| c.head_dim = 80).unwrap_err().contains("head_dim 80"));
+    assert!(check(&|c| c.hidden_dim = 77).unwrap_err().contains("hidden_dim 77"));
+    assert!(check(&|c| c.ffn_dim = 91).unwrap_err().contains("ffn_dim 91"));
+    assert!(check(&|c| c.n_q_heads = 17).unwrap_err().contains("17"));
+}
+
+#[test]
+fn memory_that_does_not_suffice_is_named() {
+    let Some(twin) = Twin::new() else { return };
+    twin.set_memory(1 << 20);
+    let large = ModelOptions { kv_tokens: Some(1 << 16), ..small() };
+    let engine = Engine::new(&cuda_options()).unwrap();
+    let open = |options| engine.open_checkpoint(rounded(NAME, Dtype::BF16), options, &mut |_| {});
+    let error = open(&large).unwrap_err();
+    let expected = matches!(error, Error::OutOfDeviceMemory { what: "the KV page pool", .. });
+    assert!(expected && error.to_string().contains("1048576 are free") || expected, "{error}");
+    assert_eq!(twin.leaks(), "");
+    twin.set_memory(1 << 30);
+    run(&open(&small()).unwrap(), &prompt(1, 3), 1);
+}
+
+const CODES: [c_int; 2] = [2, 1]; // out of memory, invalid value
+
+/// Whether an error is one of the device, with its reason, and not something that was made of it.
+fn is_of_device(e: &Error) -> bool {
+    matches!(
+        e,
+        Error::Device { .. } | Error::OutOfDeviceMemory { .. } | Error::NoDevice { .. }
+    )
+}
+
+#[test]
+fn a_load_that_fails_anywhere_leaves_nothing() {
+    let Some(twin) = Twin::new() else { return };
+    let open = || {
+        let engine = Engine::new(&cuda_options())?;
+        engine.open_checkpoint(rounded(NAME, Dtype::BF16), &small(), &mut |_| {})
+    };
+    let mut opened = None;
+    let n_calls = twin.calls_of(|| opened = Some(open().unwrap()));
+    drop(opened);
+    assert_eq!(twin.leaks(), "");
+    for n in 0..n_calls {
+        let e = twin.failing(n, CODES[n as usize % 2], open).map(drop).expect_err("an error");
+        assert!(is_of_device(&e), "call {n}: {e:?}");
+        assert_eq!(twin.leaks(), "", "call {n}: {e}");
+    }
+}
+
+/// A prompt and two decode steps, of which one meets a failing driver call: it fails as a whole or not at all.
+#[test]
+fn a_pass_that_fails_anywhere_is_undone() {
+    let Some(twin) = Twin::new() else { return };
+    let tokens = prompt(1, 3);
+    let want = run(&model(), &tokens, 2);
+    let step = |s: &mut Session, idx: usize| match idx {
+        0 => s.prefill(&tokens),
+        _ => s.decode(best(s)),
+    };
+    let mut n_failed = 0;
+    for failing in 0..3 {
+        let mut n_calls = None;
+        for n in 0.. {
+            let model = model();
+            let mut s = session(&model);
+            for idx in 0..failing {
+                step(&mut s, idx).unwrap();
+            }
+            let (len, before) = (s.len(), s.logits().map(bits));
+            if n_calls.is_none() {
+                n_calls = Some(twin.calls_of(|| step(&mut s, failing).unwrap()));
+                continue;
+            }
+            if Some(n) > n_calls {
+                break;
+            }
+            let outcome = twin.failing(n - 1, CODES[n as usize % 2], || step(&mut s, failing));
+            if let Err(e) = outcome {
+                n_failed += 1;
+                assert!(is_of_device(&e), "step {failing}, call {n}: {e:?}");
+                assert_eq!((s.len(), s.logits().map(bits)), (len, before), "call {n}: {e}");
+                step(&mut s, failing).unwrap();
+            }
+            assert!(logits(&s) == want[failing], "step {failing}, call {n}");
+            for idx in failing + 1..3 {
+                step(&mut s, idx).unwrap();
+                assert!(logits(&s) == want[idx], "step {failing}, call {n}, then {idx}");
+            }
+        }
+    }
+    assert!(n_failed > 50, "{n_failed}");
+    assert_eq!(twin.leaks(), "");
+}
