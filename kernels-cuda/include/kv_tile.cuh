@@ -22,10 +22,7 @@ DEV void copy_run(unsigned char *tile_smem, int row0, const uint16_t *run_gmem, 
         unsigned char *to_smem =
             tile_smem + row0 * ROW_BYTES + i * ROW_BYTES + (to ^ swizzle<ROW_BYTES>(i, 0) % ROW_BYTES);
         const void *from_gmem = reinterpret_cast<const void *>(from + i * ROW_BYTES);
-        if (n_valid >= RUN_SLOTS)
-            prim::cp_async16(to_smem, from_gmem);
-        else
-            prim::cp_async16_or_zero(to_smem, from_gmem, row + i < n_valid);
+        prim::cp_async16_or_zero(to_smem, from_gmem, row + i < n_valid);
     }
 }
 

@@ -272,6 +272,6 @@ pub fn attention_cost(shape: AttentionShape, seqs: &[LorisSeq], window: Option<u
 }
 
 /// Sizes that no device reaches saturate.
-fn to_u32(n: usize) -> u32 {
+pub(crate) fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }
