@@ -1,5 +1,7 @@
 //! `sample` against the engine's definition: sort, cut, add up in f64.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::Random;

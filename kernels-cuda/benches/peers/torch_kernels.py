@@ -5,8 +5,8 @@
 
 Products are cuBLAS (`torch.nn.functional.linear`), attention is `scaled_dot_product_attention` with
 the flash and the cuDNN backend over keys and values that lie in one piece. Timing as there: the
-median of CUDA graphs of many runs, over several sets of random inputs that are larger than the cache
-together.
+median of CUDA graphs of many runs, over several sets of random inputs that are larger than the
+cache together.
 """
 
 import argparse
@@ -176,7 +176,8 @@ def sampling(rows, vocab):
         kept = weights.cumsum(dim=1) - weights < 0.9
         return ids.gather(1, draw(values.masked_fill(~kept, -math.inf)))
 
-    variants = {"greedy": lambda x: x.argmax(1), "plain": draw, "top_k=40": top_k, "top_p=0.9": top_p}
+    greedy = lambda logits: logits.argmax(dim=1)
+    variants = {"greedy": greedy, "plain": draw, "top_k=40": top_k, "top_p=0.9": top_p}
     make = lambda: (15 * (random(rows, vocab, dtype=torch.float) - 1) ** 3,)
     for variant, run in variants.items():
         shape, n_bytes = f"rows={rows} vocab={vocab}", 4 * rows * vocab
@@ -204,14 +205,16 @@ def main():
     wanted, args.filter = args.filter, ""
     n = pick(1 << 30, 1 << 12)
     make = lambda: (random(n // 2), torch.empty(n // 2, dtype=torch.bfloat16, device="cuda"))
-    _, copy_rate = case("torch", "copy", "driver", f"{n} bytes", 2 * n, 0, make, lambda a, b: b.copy_(a))
+    copy = lambda a, b: b.copy_(a)
+    _, copy_rate = case("torch", "copy", "driver", f"{n} bytes", 2 * n, 0, make, copy)
     size = pick(8192, 64)
     matrix_rate, _ = linear("linear", "prefill", "square", size, size, size)
     args.filter = wanted
 
-    phases = {"decode": pick([1, 4, 16], [1, 4]), "prefill": pick([512, 2048, 4096], [70])}
+    phases = [("decode", rows) for rows in pick([1, 4, 16], [1, 4])]
+    phases += [("prefill", rows) for rows in pick([512, 2048, 4096], [70])]
     for name, (hidden, ffn, vocab, n_q, n_kv, d) in models.items():
-        for variant, rows in [(variant, rows) for variant in phases for rows in phases[variant]]:
+        for variant, rows in phases:
             linear("linear", variant, name, rows, hidden, n_q * d)
             linear("linear", variant, name, rows, hidden, ffn)
             gate_up(variant, name, rows, ffn, hidden)

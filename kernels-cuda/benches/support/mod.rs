@@ -28,17 +28,23 @@ pub struct Options {
 }
 
 impl Options {
+    /// `cargo bench` says `--bench`; `cargo test` does not, and gets tiny shapes on what tests run on.
     pub fn parse() -> Self {
         let mut options = Self::default();
-        let mut args = std::env::args().skip(1);
+        let args: Vec<String> = std::env::args().skip(1).collect();
+        if !args.iter().any(|arg| arg == "--bench") {
+            let on_gpu = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|driver| driver == "cuda");
+            return Self { quick: true, twin: !on_gpu, ..options };
+        }
+        let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
             match arg.as_str() {
+                "--bench" => {}
                 "--quick" => options.quick = true,
                 "--twin" => options.twin = true,
                 "--rev" => options.rev = value(),
                 "--csv" => options.csv = Some(value()),
-                "--bench" | "--test" => {} // from cargo
                 filter if !filter.starts_with("--") => options.filter = filter.to_string(),
                 other => panic!("{other} is not one of --quick --twin --rev REV --csv FILE FILTER"),
             }
