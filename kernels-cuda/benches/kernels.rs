@@ -353,7 +353,7 @@ fn rows(bench: &mut Bench, model: Model, n_rows: usize) {
         &shape,
         embed::embed_cost(hidden_dim, n_rows),
         |d, seed| {
-            let table = random_matrix(d, vocab_size.max(n_rows), hidden_dim, seed)?;
+            let table = random_matrix(d, vocab_size.min(8192), hidden_dim, seed)?;
             let (batch, _) = sequences(d, heads, &[(0, n_rows)], seed)?;
             Ok((table, batch, Rows::new(d, n_rows, hidden_dim, "x")?))
         },

@@ -187,7 +187,7 @@ def sampling(rows, vocab):
 def hidden_state(name, rows, hidden, vocab):
     shape, count = f"{name} rows={rows} n={hidden}", rows * hidden
     tokens, weight = torch.arange(rows, device="cuda"), random(hidden)
-    table = lambda: (random(max(vocab, rows), hidden),)
+    table = lambda: (random(min(vocab, 8192), hidden),)
     embed = lambda t: F.embedding(tokens, t).float()
     case("torch", "embed", "any", shape, 6 * count, 0, table, embed)
     x = lambda: (random(rows, hidden, dtype=torch.float),)

@@ -14,6 +14,9 @@ use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvPages, Matrix,
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;
 
+/// No further set of inputs beyond this.
+const MAX_SETS_BYTES: u64 = 32 << 30;
+
 const COLUMNS: &str =
     "peer,kernel,variant,shape,us,gb_s,tflops,copy_share,matrix_share,device,driver,rev";
 
@@ -128,8 +131,12 @@ impl Bench {
         let (device, quick) = (&self.device, self.options.quick);
         let wanted = 4 * u64::from(device.info().l2) / cost.bytes.max(1) + 1;
         let n_sets = if quick { 2 } else { wanted.clamp(2, 256) };
+        let (free, _) = device.memory()?;
         let mut sets = vec![make(device, 1)?];
         for seed in 2..=n_sets {
+            if free - device.memory()?.0 > MAX_SETS_BYTES {
+                break;
+            }
             match make(device, seed << 40) {
                 Ok(set) => sets.push(set),
                 Err(Error::OutOfMemory { .. }) => break,
