@@ -243,11 +243,7 @@ fn what_the_kernels_lack_is_refused_by_name() {
     let f32_cache = ModelOptions { kv: KvFormat::F32, ..small() };
     let engine = |device| Engine::new(&EngineOptions { device, ..cuda_options() });
     let open = |device| {
-        engine(device).unwrap().open_checkpoint(
-            rounded(NAME, Dtype::BF16),
-            &f32_cache,
-            &mut |_| {},
-        )
+        engine(device).unwrap().open_checkpoint(rounded(NAME, Dtype::BF16), &f32_cache, &mut |_| {})
     };
     let refused = open(DeviceChoice::Cuda(0)).unwrap_err();
     assert!(matches!(&refused, Error::Unsupported { what, .. } if what == "--kv"), "{refused}");
@@ -289,10 +285,7 @@ const CODES: [c_int; 2] = [2, 1]; // out of memory, invalid value
 
 /// Whether an error is one of the device, with its reason, and not something that was made of it.
 fn is_of_device(e: &Error) -> bool {
-    matches!(
-        e,
-        Error::Device { .. } | Error::OutOfDeviceMemory { .. } | Error::NoDevice { .. }
-    )
+    matches!(e, Error::Device { .. } | Error::OutOfDeviceMemory { .. } | Error::NoDevice { .. })
 }
 
 #[test]

@@ -5,12 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use loris_loader::{ModelConfig, Weights};
+use loris_loader::ModelConfig;
 
 use crate::backend::{Backend, Batch, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
-use crate::model::{self, ModelWeights};
+use crate::model::{self, ModelWeights, Source};
 use crate::plan::Plan;
 
 /// A model on a device: weights, pages and room for one pass.
@@ -31,8 +31,11 @@ pub(crate) struct Executor<B: Backend> {
     h: B::Rows,
     /// `[batch][vocab_size]`.
     logits: B::Rows,
-    /// One row of logits on the host.
+    /// Logits of the last run on the host, once somebody has asked for a row of them.
     host_logits: Vec<f32>,
+    /// Rows of logits that the last run gave, and whether they are on the host.
+    n_logits: usize,
+    is_read: bool,
 }
 
 /// [`Executor`] without its backend's type: what the sessions of a model share.
@@ -55,11 +58,11 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn new(
         mut backend: B,
         config: &ModelConfig,
-        checkpoint: &Weights,
+        source: Source<'_>,
         plan: &Plan,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, Error> {
-        let weights = model::weights(config, checkpoint, &mut backend, progress)?;
+        let weights = model::weights(config, source, &mut backend, progress)?;
         let q_dim = plan.shape.n_q_heads * plan.shape.head_dim;
         Ok(Self {
             pages: backend.pages(plan.layout, plan.n_pages)?,
@@ -68,7 +71,9 @@ impl<B: Backend> Executor<B> {
             att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
             logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
-            host_logits: vec![0.0; config.vocab_size],
+            host_logits: vec![0.0; plan.batch * config.vocab_size],
+            n_logits: 0,
+            is_read: false,
             norm_eps: config.norm_eps,
             windows: config.windows.clone(),
             plan: plan.clone(),
@@ -134,6 +139,7 @@ impl<B: Backend> Execute for Executor<B> {
         copies: &[(PageId, PageId)],
         cancelled: &[&AtomicBool],
     ) -> Result<bool, Error> {
+        (self.n_logits, self.is_read) = (batch.logit_rows.len(), false);
         if !copies.is_empty() {
             self.backend.copy_pages(&mut self.pages, copies)?;
         }
@@ -141,11 +147,16 @@ impl<B: Backend> Execute for Executor<B> {
     }
 
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error> {
-        self.backend.read_rows(&self.logits, idx, &mut self.host_logits)?;
-        if let Some(token_id) = self.host_logits.iter().position(|l| !l.is_finite()) {
+        if !self.is_read {
+            let all = &mut self.host_logits[..self.n_logits * out.len()];
+            self.backend.read_rows(&self.logits, 0, all)?;
+            self.is_read = true;
+        }
+        let row = &self.host_logits[idx * out.len()..][..out.len()];
+        if let Some(token_id) = row.iter().position(|l| !l.is_finite()) {
             return Err(Error::NonFinite { pos: idx, token_id });
         }
-        out.copy_from_slice(&self.host_logits);
+        out.copy_from_slice(row);
         Ok(())
     }
 

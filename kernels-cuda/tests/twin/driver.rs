@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use libloading::Library;
 
 /// The twin, loaded once.
-pub fn library() -> &'static Library {
+pub(crate) fn library() -> &'static Library {
     static LIBRARY: OnceLock<Library> = OnceLock::new();
     // SAFETY: the twin has no initialisers that ask anything of its loader.
     LIBRARY.get_or_init(|| unsafe { Library::new(loris_kernels::TWIN) }.expect("the twin loads"))
@@ -30,23 +30,23 @@ macro_rules! cu {
     }};
 }
 
-pub type Handle = *mut c_void;
+pub(crate) type Handle = *mut c_void;
 
-pub const INVALID_VALUE: i32 = 1;
-pub const OUT_OF_MEMORY: i32 = 2;
-pub const INVALID_HANDLE: i32 = 400;
-pub const NOT_FOUND: i32 = 500;
-pub const NOT_READY: i32 = 600;
-pub const ILLEGAL_ADDRESS: i32 = 700;
-pub const LAUNCH_FAILED: i32 = 719;
+pub(crate) const INVALID_VALUE: i32 = 1;
+pub(crate) const OUT_OF_MEMORY: i32 = 2;
+pub(crate) const INVALID_HANDLE: i32 = 400;
+pub(crate) const NOT_FOUND: i32 = 500;
+pub(crate) const NOT_READY: i32 = 600;
+pub(crate) const ILLEGAL_ADDRESS: i32 = 700;
+pub(crate) const LAUNCH_FAILED: i32 = 719;
 
 /// The primary context of this test's thread, with the kernels.
-pub struct Twin {
+pub(crate) struct Twin {
     module: Handle,
 }
 
 impl Twin {
-    pub fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let mut context: Handle = ptr::null_mut();
         let mut module: Handle = ptr::null_mut();
         assert_eq!(cu!(cuInit(0 => u32)), 0);
@@ -59,7 +59,7 @@ impl Twin {
         Self { module }
     }
 
-    pub fn function(&self, name: &str) -> Result<Handle, i32> {
+    pub(crate) fn function(&self, name: &str) -> Result<Handle, i32> {
         let mut function: Handle = ptr::null_mut();
         let name = CString::new(name).unwrap();
         let out = &mut function;
@@ -71,23 +71,23 @@ impl Twin {
     }
 
     /// Device memory for `n` words.
-    pub fn alloc(&self, n: usize) -> u64 {
+    pub(crate) fn alloc(&self, n: usize) -> u64 {
         let mut address = 0u64;
         assert_eq!(cu!(cuMemAlloc_v2(&mut address => *mut u64, 4 * n => usize)), 0);
         address
     }
 
-    pub fn upload(&self, words: &[u32]) -> u64 {
+    pub(crate) fn upload(&self, words: &[u32]) -> u64 {
         let address = self.alloc(words.len());
         assert_eq!(self.write(address, words), 0);
         address
     }
 
-    pub fn write(&self, to: u64, words: &[u32]) -> i32 {
+    pub(crate) fn write(&self, to: u64, words: &[u32]) -> i32 {
         cu!(cuMemcpyHtoD_v2(to => u64, words.as_ptr() => *const u32, size_of_val(words) => usize))
     }
 
-    pub fn read(&self, from: u64, n: usize) -> Vec<u32> {
+    pub(crate) fn read(&self, from: u64, n: usize) -> Vec<u32> {
         let mut words = vec![0u32; n];
         let code =
             cu!(cuMemcpyDtoH_v2(words.as_mut_ptr() => *mut u32, from => u64, 4 * n => usize));
@@ -96,7 +96,7 @@ impl Twin {
     }
 
     /// Queues a kernel in `stream`.
-    pub fn launch_in<A>(
+    pub(crate) fn launch_in<A>(
         &self,
         stream: Handle,
         name: &str,
@@ -115,7 +115,7 @@ impl Twin {
     }
 
     /// Runs a kernel to its end.
-    pub fn run<A>(
+    pub(crate) fn run<A>(
         &self,
         name: &str,
         grid: u32,
@@ -139,7 +139,7 @@ impl Drop for Twin {
 }
 
 /// What the driver says about a code.
-pub fn text(code: i32) -> String {
+pub(crate) fn text(code: i32) -> String {
     let mut text: *const c_char = ptr::null();
     if cu!(cuGetErrorString(code => i32, &mut text => *mut *const c_char)) != 0 {
         return format!("code {code}");
@@ -149,13 +149,13 @@ pub fn text(code: i32) -> String {
 }
 
 /// Objects of this thread that live, in words.
-pub fn leaks() -> String {
+pub(crate) fn leaks() -> String {
     let mut text: *const c_char = ptr::null();
     cu!(loris_twin_leaks(&mut text => *mut *const c_char) -> usize);
     // SAFETY: the text lives until this thread asks again.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-pub fn set_seed(seed: u64) {
+pub(crate) fn set_seed(seed: u64) {
     cu!(loris_twin_set_seed(seed => u64) -> ());
 }

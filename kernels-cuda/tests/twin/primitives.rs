@@ -152,7 +152,7 @@ fn lanes_exchange_and_vote() {
     let out = twin.read(args.output, 512);
     for t in 0..64 {
         let (lane, warp) = (t % 32, &input[t / 32 * 32..][..32]);
-        let votes = (0..32).map(|l| warp[l] % 2 << l).sum::<u32>();
+        let votes = (0..32).map(|l| (warp[l] % 2) << l).sum::<u32>();
         let want = [
             warp[5],
             warp[lane ^ 3],

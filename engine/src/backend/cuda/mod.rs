@@ -25,8 +25,8 @@ use loris_kernels::ops::attention::{self, Partial};
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    qkv_decode, rmsnorm,
+    aux_gather, embed, fill_random, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
+    page_copy, qkv_decode, rmsnorm,
 };
 use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
 use loris_loader::TensorView;
@@ -147,7 +147,7 @@ impl CudaBackend {
 
     /// Room for what a decode pass needs beside its rows. Recordings know the addresses, so they go first.
     fn reserve_decode(&mut self, form: &Form, shape: AttentionShape) -> Result<(), Error> {
-        let n_rows = form.n_rows.max(self.max_rows.min(loris_kernels::abi::LORIS_DECODE_ROWS as usize));
+        let n_rows = form.n_rows.next_power_of_two();
         let width = (shape.n_q_heads + 2 * shape.n_kv_heads) * shape.head_dim;
         let is_small = |rows: &Rows<f32>| rows.n_rows < form.n_rows || rows.width != width;
         if self.raw.as_ref().is_none_or(is_small) {
@@ -156,9 +156,8 @@ impl CudaBackend {
             self.raw = Some(Rows::new(&self.device, n_rows, width, "projections of decode")?);
         }
         let n_parts = form.n_rows * shape.n_q_heads * form.n_splits;
-        let is_small = |p: &Partial| {
-            p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2
-        };
+        let is_small =
+            |p: &Partial| p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2;
         if self.partial.as_ref().is_none_or(is_small) {
             self.recorder.forget();
             self.partial = None;
@@ -177,6 +176,18 @@ impl Backend for CudaBackend {
 
     fn matrix(&mut self, tensor: &TensorView) -> Result<Matrix, Error> {
         weights::matrix(&self.device, &mut self.staging, tensor)
+    }
+
+    fn random_matrix(
+        &mut self,
+        n: usize,
+        k: usize,
+        seed: u64,
+        scale: f32,
+    ) -> Result<Matrix, Error> {
+        let mut matrix = Matrix::new(&self.device, n, k, "weights")?;
+        fill_random::fill_random(&self.device, &mut matrix, seed, scale)?;
+        Ok(matrix)
     }
 
     fn vector(&mut self, parts: &[TensorView]) -> Result<Buffer<f32>, Error> {
@@ -308,7 +319,9 @@ impl Backend for CudaBackend {
         let (q, out) = (q.bf16()?, out.bf16_mut()?);
         match batch.phase {
             Phase::Prefill => {
-                attention::attention_prefill(d, shape, on_device, layer, window, q, pages, out, None)?;
+                attention::attention_prefill(
+                    d, shape, on_device, layer, window, q, pages, out, None,
+                )?;
             }
             Phase::Decode => {
                 let partial = partial.as_mut().ok_or_else(|| missing("splits"))?;
@@ -390,11 +403,7 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn copy_pages(
-        &mut self,
-        pages: &mut KvPages,
-        pairs: &[(PageId, PageId)],
-    ) -> Result<(), Error> {
+    fn copy_pages(&mut self, pages: &mut KvPages, pairs: &[(PageId, PageId)]) -> Result<(), Error> {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let on_device = Buffer::from_slice(&self.device, &flat, "pages to copy")?;
         Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
@@ -404,12 +413,7 @@ impl Backend for CudaBackend {
         Ok(pages.data.download(&self.device, page as usize * pages.page_bytes(), out)?)
     }
 
-    fn write_page(
-        &mut self,
-        pages: &mut KvPages,
-        page: PageId,
-        bytes: &[u8],
-    ) -> Result<(), Error> {
+    fn write_page(&mut self, pages: &mut KvPages, page: PageId, bytes: &[u8]) -> Result<(), Error> {
         let first = page as usize * pages.page_bytes();
         Ok(pages.data.upload(&self.device, first, bytes)?)
     }
