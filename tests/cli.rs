@@ -411,7 +411,8 @@ fn devices_lists_the_cpu() {
 /// The binary with a CUDA device: the twin stands in for one.
 #[test]
 fn a_cuda_device_is_listed_and_used() {
-    let on_twin = |mut command: Command| done(command.env("LORIS_CUDA_DRIVER", loris_kernels::TWIN));
+    let on_twin =
+        |mut command: Command| done(command.env("LORIS_CUDA_DRIVER", loris_kernels::TWIN));
     let devices = on_twin(loris(&["devices", "--json"])).object()["devices"].clone();
     assert_eq!((&devices[1]["name"], &devices[1]["available"]), (&"cuda:0".into(), &true.into()));
     assert!(on_twin(loris(&["devices"])).ok().out.contains("cuda:0"));

@@ -21,9 +21,7 @@ use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq};
 use loris::cache::KvFormat;
 use loris_loader::Dtype;
 
-use world::{
-    BASE, Case, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas,
-};
+use world::{BASE, Case, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas};
 
 /// Runs a check that is generic over the backend on every target.
 macro_rules! on_every_target {
@@ -186,7 +184,10 @@ fn check_bits<B: Backend>(target: &Target<B>) {
     let normed = Case { extras: true, window: Some(50), ..BASE };
     for case in [
         BASE,
-        Case { hidden: if (target.runs)(&Case { hidden: 77, ..BASE }) { 77 } else { 80 }, ..normed },
+        Case {
+            hidden: if (target.runs)(&Case { hidden: 77, ..BASE }) { 77 } else { 80 },
+            ..normed
+        },
         Case { kv: KvFormat::F32, dtype: Dtype::F32, hidden: 700, shape: wide, ..BASE },
     ] {
         if !(target.runs)(&case) {

@@ -254,7 +254,8 @@ fn dynamic_rope_follows_the_tokens_that_are_there() {
     cleared.feed(&prompt(2, 90)).unwrap();
     cleared.clear_pending();
     let mut failed = start(&model);
-    let stop = &mut |done, _| if done < 60 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    let stop =
+        &mut |done, _| if done < 60 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
     assert!(failed.prefill_with(&prompt(2, 90), stop).is_err());
     let mut truncated = start(&model);
     truncated.prefill(&prompt(2, 90)).unwrap();
@@ -262,12 +263,9 @@ fn dynamic_rope_follows_the_tokens_that_are_there() {
     let mut blob = Vec::new();
     truncated.save(&mut blob).unwrap();
     let restored = model.restore(&mut &*blob, &options).unwrap();
-    for (mut s, what) in [
-        (cleared, "cleared"),
-        (failed, "failed"),
-        (truncated, "truncated"),
-        (restored, "restored"),
-    ] {
+    for (mut s, what) in
+        [(cleared, "cleared"), (failed, "failed"), (truncated, "truncated"), (restored, "restored")]
+    {
         s.decode(5).unwrap();
         assert!(bits(s.logits().unwrap()) == want, "{what}");
     }

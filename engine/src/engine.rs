@@ -81,11 +81,7 @@ impl Engine {
             }
             cpu.threads = threads;
         }
-        let cuda = CudaOptions {
-            index: 0,
-            driver: options.driver.clone(),
-            passes: options.passes,
-        };
+        let cuda = CudaOptions { index: 0, driver: options.driver.clone(), passes: options.passes };
         Ok(Self { cpu, device: options.device, found: Found::new(options.device, cuda)? })
     }
 

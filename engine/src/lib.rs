@@ -39,8 +39,8 @@ mod session;
 mod state;
 mod step;
 
-pub use cache::KvFormat;
 pub use backend::cuda::Passes;
+pub use cache::KvFormat;
 pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;

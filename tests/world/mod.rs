@@ -60,7 +60,9 @@ impl Numbers {
                 head: COARSE,
                 rounding: 1.0 / 256.0,
             },
-            _ => Bounds { embed: 0.0, linear, normed: linear, attention, head: EXACT, rounding: 0.0 },
+            _ => {
+                Bounds { embed: 0.0, linear, normed: linear, attention, head: EXACT, rounding: 0.0 }
+            }
         }
     }
 }

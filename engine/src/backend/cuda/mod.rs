@@ -156,9 +156,8 @@ impl CudaBackend {
             self.raw = Some(Rows::new(&self.device, n_rows, width, "projections of decode")?);
         }
         let n_parts = form.n_rows * shape.n_q_heads * form.n_splits;
-        let is_small = |p: &Partial| {
-            p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2
-        };
+        let is_small =
+            |p: &Partial| p.out.len() < n_parts * shape.head_dim || p.ml.len() < n_parts * 2;
         if self.partial.as_ref().is_none_or(is_small) {
             self.recorder.forget();
             self.partial = None;
@@ -308,7 +307,9 @@ impl Backend for CudaBackend {
         let (q, out) = (q.bf16()?, out.bf16_mut()?);
         match batch.phase {
             Phase::Prefill => {
-                attention::attention_prefill(d, shape, on_device, layer, window, q, pages, out, None)?;
+                attention::attention_prefill(
+                    d, shape, on_device, layer, window, q, pages, out, None,
+                )?;
             }
             Phase::Decode => {
                 let partial = partial.as_mut().ok_or_else(|| missing("splits"))?;
@@ -390,11 +391,7 @@ impl Backend for CudaBackend {
         Ok(())
     }
 
-    fn copy_pages(
-        &mut self,
-        pages: &mut KvPages,
-        pairs: &[(PageId, PageId)],
-    ) -> Result<(), Error> {
+    fn copy_pages(&mut self, pages: &mut KvPages, pairs: &[(PageId, PageId)]) -> Result<(), Error> {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let on_device = Buffer::from_slice(&self.device, &flat, "pages to copy")?;
         Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
@@ -404,12 +401,7 @@ impl Backend for CudaBackend {
         Ok(pages.data.download(&self.device, page as usize * pages.page_bytes(), out)?)
     }
 
-    fn write_page(
-        &mut self,
-        pages: &mut KvPages,
-        page: PageId,
-        bytes: &[u8],
-    ) -> Result<(), Error> {
+    fn write_page(&mut self, pages: &mut KvPages, page: PageId, bytes: &[u8]) -> Result<(), Error> {
         let first = page as usize * pages.page_bytes();
         Ok(pages.data.upload(&self.device, first, bytes)?)
     }

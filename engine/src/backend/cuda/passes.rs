@@ -91,11 +91,7 @@ impl Recorder {
         Ok(false)
     }
 
-    pub(super) fn end(
-        &mut self,
-        device: &Device,
-        outcome: Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub(super) fn end(&mut self, device: &Device, outcome: Result<(), Error>) -> Result<(), Error> {
         let Some(recording) = self.recording.take() else { return outcome };
         outcome?; // what was recorded goes with the recording
         let graph = recording.end()?;

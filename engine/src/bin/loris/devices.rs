@@ -18,9 +18,8 @@ pub(crate) fn devices(report: &Report) -> Result<(), Failure> {
             let mut devices = vec![cpu];
             match &cuda {
                 Ok(found) => devices.extend(found.iter().map(object)),
-                Err(e) => devices.push(
-                    json!({ "name": "cuda", "available": false, "reason": e.to_string() }),
-                ),
+                Err(e) => devices
+                    .push(json!({ "name": "cuda", "available": false, "reason": e.to_string() })),
             }
             format!("{}\n", json!({ "devices": devices }))
         }

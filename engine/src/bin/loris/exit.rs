@@ -50,7 +50,7 @@ impl From<Error> for Failure {
             Error::Option { .. } => USAGE,
             Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::KvFull { .. } => {
                 OUT_OF_MEMORY
-            },
+            }
             Error::NoDevice { .. } | Error::Unsupported { .. } => NO_DEVICE,
             Error::Cancelled => return Self::interrupted(),
             _ => RUN_TIME,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use loris::{CudaBytes, Plan};
 use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling, TOKENIZER};
+use loris::{CudaBytes, Plan};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
