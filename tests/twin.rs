@@ -274,8 +274,7 @@ fn memory_that_does_not_suffice_is_named() {
     let engine = Engine::new(&cuda_options()).unwrap();
     let open = |options| engine.open_checkpoint(rounded(NAME, Dtype::BF16), options, &mut |_| {});
     let error = open(&large).unwrap_err();
-    let expected = matches!(error, Error::OutOfDeviceMemory { what: "the KV page pool", .. });
-    assert!(expected && error.to_string().contains("1048576 are free") || expected, "{error}");
+    assert!(matches!(error, Error::OutOfDeviceMemory { what: "the KV page pool", .. }), "{error}");
     assert_eq!(twin.leaks(), "");
     twin.set_memory(1 << 30);
     run(&open(&small()).unwrap(), &prompt(1, 3), 1);
@@ -299,16 +298,21 @@ fn a_load_that_fails_anywhere_leaves_nothing() {
     let n_calls = twin.calls_of(|| opened = Some(open().unwrap()));
     drop(opened);
     assert_eq!(twin.leaks(), "");
+    let mut unheard = Vec::new();
     for n in 0..n_calls {
-        let e = twin.failing(n, CODES[n as usize % 2], open).map(drop).expect_err("an error");
-        assert!(is_of_device(&e), "call {n}: {e:?}");
-        assert_eq!(twin.leaks(), "", "call {n}: {e}");
+        match twin.failing(n, CODES[n as usize % 2], open) {
+            Err(e) => assert!(is_of_device(&e), "call {n}: {e:?}"),
+            Ok(_) => unheard.push(n),
+        }
+        assert_eq!(twin.leaks(), "", "call {n}");
     }
+    // A context is made current when it is made and again before it is used.
+    assert!(unheard.len() <= 1, "calls {unheard:?} of {n_calls} failed and nobody heard");
 }
 
-/// A prompt and two decode steps, of which one meets a failing driver call: it fails as a whole or not at all.
-#[test]
-fn a_pass_that_fails_anywhere_is_undone() {
+/// Step 0 is a prompt, the others decode. One of them meets a driver call that fails, each call in turn: the
+/// step fails as a whole or not at all, and succeeds when it is tried again.
+fn fail_in_step(failing: usize) {
     let Some(twin) = Twin::new() else { return };
     let tokens = prompt(1, 3);
     let want = run(&model(), &tokens, 2);
@@ -316,37 +320,48 @@ fn a_pass_that_fails_anywhere_is_undone() {
         0 => s.prefill(&tokens),
         _ => s.decode(best(s)),
     };
+    let fresh = || {
+        let mut s = session(&model());
+        (0..failing).for_each(|idx| step(&mut s, idx).unwrap());
+        s
+    };
+    let mut healthy = fresh();
+    let n_calls = twin.calls_of(|| step(&mut healthy, failing).unwrap());
+    drop(healthy);
+    assert_eq!(twin.leaks(), "");
     let mut n_failed = 0;
-    for failing in 0..3 {
-        let mut n_calls = None;
-        for n in 0.. {
-            let model = model();
-            let mut s = session(&model);
-            for idx in 0..failing {
-                step(&mut s, idx).unwrap();
-            }
-            let (len, before) = (s.len(), s.logits().map(bits));
-            if n_calls.is_none() {
-                n_calls = Some(twin.calls_of(|| step(&mut s, failing).unwrap()));
-                continue;
-            }
-            if Some(n) > n_calls {
-                break;
-            }
-            let outcome = twin.failing(n - 1, CODES[n as usize % 2], || step(&mut s, failing));
-            if let Err(e) = outcome {
-                n_failed += 1;
-                assert!(is_of_device(&e), "step {failing}, call {n}: {e:?}");
-                assert_eq!((s.len(), s.logits().map(bits)), (len, before), "call {n}: {e}");
-                step(&mut s, failing).unwrap();
-            }
-            assert!(logits(&s) == want[failing], "step {failing}, call {n}");
-            for idx in failing + 1..3 {
-                step(&mut s, idx).unwrap();
-                assert!(logits(&s) == want[idx], "step {failing}, call {n}, then {idx}");
+    for n in 0..n_calls {
+        let mut s = fresh();
+        let (len, before) = (s.len(), s.logits().map(bits));
+        let n_used = s.model().pool_usage().n_used;
+        if let Err(e) = twin.failing(n, CODES[n as usize % 2], || step(&mut s, failing)) {
+            n_failed += 1;
+            assert!(is_of_device(&e), "call {n}: {e:?}");
+            assert_eq!((s.len(), s.logits().map(bits)), (len, before), "call {n}: {e}");
+            assert_eq!(s.model().pool_usage().n_used, n_used, "call {n}: {e}");
+            step(&mut s, failing).unwrap_or_else(|again| panic!("call {n}: {e}; then {again}"));
+        }
+        for (idx, want) in want.iter().enumerate().skip(failing) {
+            assert!(logits(&s) == *want, "call {n}, step {idx}");
+            if idx + 1 < 3 {
+                step(&mut s, idx + 1).unwrap();
             }
         }
     }
-    assert!(n_failed > 50, "{n_failed}");
-    assert_eq!(twin.leaks(), "");
+    assert!(2 * n_failed > n_calls, "{n_failed} of {n_calls} calls");
+}
+
+#[test]
+fn a_prompt_that_fails_anywhere_is_undone() {
+    fail_in_step(0);
+}
+
+#[test]
+fn a_recorded_step_that_fails_anywhere_is_undone() {
+    fail_in_step(1);
+}
+
+#[test]
+fn a_replayed_step_that_fails_anywhere_is_undone() {
+    fail_in_step(2);
 }

@@ -188,10 +188,19 @@ impl Capture {
     fn take(&mut self) -> Result<CUgraph, Error> {
         let mut graph: CUgraph = ptr::null_mut();
         let Some(shared) = self.0.take() else { return Ok(graph) };
+        let stream = shared.stream.as_inner().cast();
         // SAFETY: the stream is alive; the driver writes a handle, or null where recording failed.
-        let code = unsafe { cuda::cuStreamEndCapture(shared.stream.as_inner().cast(), &mut graph) };
-        check(code, "cuStreamEndCapture", || "a graph".into())?;
-        Ok(graph)
+        let code = unsafe { cuda::cuStreamEndCapture(stream, &mut graph) };
+        let ended = check(code, "cuStreamEndCapture", || "a graph".into());
+        if ended.is_err() {
+            // A call that was refused may have left the stream recording.
+            // SAFETY: as before; what the driver made before it failed is ours.
+            if unsafe { cuda::cuStreamEndCapture(stream, &mut graph) } == 0 && !graph.is_null() {
+                // SAFETY: the graph is ours.
+                unsafe { cuda::cuGraphDestroy(graph) };
+            }
+        }
+        ended.map(|()| graph)
     }
 }
 
