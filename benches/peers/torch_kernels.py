@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The shapes of `benches/kernels.rs` in PyTorch, in the same columns.
+"""The shapes of `benches/cuda/kernels.rs` in PyTorch, in the same columns.
 
     torch_kernels.py [--csv FILE] [--rev REV] [--quick] [FILTER]
 
