@@ -1,17 +1,18 @@
 //! Build script of `kernels-cuda`: kernels to images, and the twin.
 //!
-//! **Images.** nvcc, if there is one, makes of each kernel file a cubin for each architecture, and PTX. What ptxas says
-//! about registers is held against the comment on the kernel's row, `// <= N registers`: more registers, a spill
-//! or a stack frame fail the build. Without nvcc the build goes on and the library has no images.
+//! **Images.** nvcc, if there is one, makes of each kernel file a cubin for each architecture, and
+//! PTX. What ptxas says about registers is held against the comment on the kernel's row, `// <= N
+//! registers`: more registers, a spill or a stack frame fail the build. Without nvcc the build goes
+//! on and the library has no images.
 //!
-//! **The twin.** With the feature `twin` the same kernel files and the driver in `twin/` become a shared library, by
-//! the host's C++ compiler.
+//! **The twin.** With the feature `twin` the same kernel files and the driver in `twin/` become a
+//! shared library, by the host's C++ compiler.
 //!
-//! What was compiled is kept in `target/kernels` under the hash of all that went into it, so that a change of one
-//! kernel compiles one kernel.
+//! What was compiled is kept in `target/kernels` under the hash of all that went into it, so that a
+//! change of one kernel compiles one kernel.
 //!
-//! Environment: `NVCC`, `CUDA_HOME`; `LORIS_CUDA_ARCHS` is `none` or a list like `sm_80,compute_80` of what to
-//! build instead of all.
+//! Environment: `NVCC`, `CUDA_HOME`; `LORIS_CUDA_ARCHS` is `none` or a list like `sm_80,compute_80`
+//! of what to build instead of all.
 
 use std::collections::hash_map::DefaultHasher;
 use std::fmt::Write as _;
@@ -29,7 +30,8 @@ const NVCC_FLAGS: [&str; 5] = ["-std=c++17", "-O3", "-lineinfo", "-Iinclude", "-
 const TWIN_FLAGS: [&str; 6] =
     ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Iinclude", "-c"];
 const TWIN_CORE_FLAGS: [&str; 3] = ["-O3", "-Wall", "-Wextra"];
-/// Memory accesses of kernels become calls that `twin/checks.cpp` implements; no sanitizer's runtime is linked.
+/// Memory accesses of kernels become calls that `twin/checks.cpp` implements; no sanitizer's
+/// runtime is linked.
 const TWIN_KERNEL_FLAGS: [&str; 9] = [
     "-O2",
     "-DLORIS_TWIN",

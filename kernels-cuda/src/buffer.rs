@@ -13,8 +13,8 @@ use crate::{Device, Error};
 
 /// Some elements in device memory.
 ///
-/// It belongs to the device that it was made on; using it with another is an error of the driver. It may be
-/// dropped while kernels use it: the memory goes when they are done.
+/// It belongs to the device that it was made on; using it with another is an error of the driver.
+/// It may be dropped while kernels use it: the memory goes when they are done.
 #[derive(Debug)]
 pub struct Buffer<T: Pod> {
     memory: Option<DeviceBuffer<u8>>,
@@ -30,7 +30,8 @@ impl<T: Pod> Buffer<T> {
         device.set_current()?;
         let bytes = len.checked_mul(size_of::<T>()).filter(|&bytes| bytes <= isize::MAX as usize);
         let bytes = bytes.ok_or(Error::OutOfMemory { what, bytes: u64::MAX, free: 0, total: 0 })?;
-        // SAFETY: any bytes are elements, and nothing on the host sees them before they are copied back.
+        // SAFETY: any bytes are elements, and nothing on the host sees them before they are copied
+        // back.
         let memory = unsafe { DeviceBuffer::uninitialized(bytes) }.map_err(|_| {
             match fail("cuMemAlloc", format!("{what} ({bytes} bytes)")) {
                 Error::Driver { code: 2, .. } => {
@@ -66,7 +67,8 @@ impl<T: Pod> Buffer<T> {
         self.memory.as_ref().map_or(0, |memory| memory.as_device_ptr().as_raw())
     }
 
-    /// Writes `data` from element `first` on, after all work that was queued before. Complete on return.
+    /// Writes `data` from element `first` on, after all work that was queued before. Complete on
+    /// return.
     pub fn upload(&mut self, device: &Device, first: usize, data: &[T]) -> Result<(), Error> {
         // SAFETY: `data` is borrowed until the copy is waited for.
         unsafe { self.upload_async(device, first, data)? };
@@ -103,7 +105,8 @@ impl<T: Pod> Buffer<T> {
         let bytes = first * size_of::<T>()..(first + n) * size_of::<T>();
         if let (Some(memory), true) = (&self.memory, n > 0) {
             let out = bytemuck::cast_slice_mut::<T, u8>(out);
-            // SAFETY: the range lies within the buffer; `out` is borrowed until the copy is waited for.
+            // SAFETY: the range lies within the buffer; `out` is borrowed until the copy is waited
+            // for.
             unsafe { memory.index(bytes).async_copy_to(out, device.stream()) }
                 .map_err(|_| fail("cuMemcpyDtoHAsync", self.copy_text(first, n)))?;
         }

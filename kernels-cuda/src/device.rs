@@ -1,9 +1,11 @@
 //! One GPU: context, stream, kernels.
 //!
-//! The context is the device's primary one, so other CUDA code in the process shares it. Everything runs in one
-//! stream, in order. Buffers and graphs hold on to the context and the stream; the last of them to go ends both.
+//! The context is the device's primary one, so other CUDA code in the process shares it. Everything
+//! runs in one stream, in order. Buffers and graphs hold on to the context and the stream; the last
+//! of them to go ends both.
 //!
-//! CUDA's current context is a property of a thread: every method sets it, so a device may move between threads.
+//! CUDA's current context is a property of a thread: every method sets it, so a device may move
+//! between threads.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -32,7 +34,8 @@ const TWIN_IMAGE: &str = "loris twin image";
 pub struct DeviceOptions {
     /// Index among the driver's devices.
     pub index: u32,
-    /// The driver's library; `libcuda.so.1` if `None`. A process uses one driver: the first that it opens.
+    /// The driver's library; `libcuda.so.1` if `None`. A process uses one driver: the first that it
+    /// opens.
     pub driver: Option<PathBuf>,
 }
 
@@ -70,7 +73,8 @@ pub struct Device {
     pub(crate) shared: Arc<Shared>,
 }
 
-// SAFETY: the `Rc`s never leave the device, so they move together; the driver lets any thread use a handle.
+// SAFETY: the `Rc`s never leave the device, so they move together; the driver lets any thread use a
+// handle.
 unsafe impl Send for Device {}
 
 /// A kernel of a loaded module.
@@ -114,8 +118,8 @@ impl Shared {
         })
     }
 
-    /// Waits before something that work may use ends. Errors are those of earlier work, which its own callers hear
-    /// of.
+    /// Waits before something that work may use ends. Errors are those of earlier work, which its
+    /// own callers hear of.
     pub(crate) fn settle(&self) {
         let _ = self.set_current();
         let _ = self.wait(String::new);
@@ -223,7 +227,8 @@ impl Drop for Device {
     }
 }
 
-/// The devices of a driver (`libcuda.so.1` if `None`), whether or not this build has kernels for them.
+/// The devices of a driver (`libcuda.so.1` if `None`), whether or not this build has kernels for
+/// them.
 pub fn probe(driver: Option<&Path>) -> Result<Vec<DeviceInfo>, Error> {
     init(driver)?;
     (0..count()?).map(|index| Ok(inspect(index)?.1)).collect()

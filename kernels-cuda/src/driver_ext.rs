@@ -1,8 +1,8 @@
-//! The driver beyond cust: which library it is, error texts, streams that do not block, shared memory limits,
-//! launches by address, graphs.
+//! The driver beyond cust: which library it is, error texts, streams that do not block, shared
+//! memory limits, launches by address, graphs.
 //!
-//! All of it goes through the trampolines of `driver/libcuda.c`, as cust does. They turn result codes that cust
-//! cannot hold into 999; [`fail`] asks them for the true code.
+//! All of it goes through the trampolines of `driver/libcuda.c`, as cust does. They turn result
+//! codes that cust cannot hold into 999; [`fail`] asks them for the true code.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -26,7 +26,8 @@ unsafe extern "C" {
     fn loris_driver_symbol(name: *const c_char) -> *mut c_void;
 }
 
-/// Makes the library at `path` this process's driver. It stays so: another path is an error from then on.
+/// Makes the library at `path` this process's driver. It stays so: another path is an error from
+/// then on.
 pub(crate) fn open(path: Option<&Path>) -> Result<(), Error> {
     let path = path.unwrap_or(Path::new(DEFAULT_DRIVER));
     let no_driver = |why: String| Error::NoDriver { path: path.to_owned(), why };
@@ -93,14 +94,15 @@ fn text(code: u32) -> String {
     }
 }
 
-/// A stream that does not wait for the legacy default stream, which cust cannot make: it takes the flag away.
+/// A stream that does not wait for the legacy default stream, which cust cannot make: it takes the
+/// flag away.
 pub(crate) fn stream() -> Result<cust::stream::Stream, Error> {
     let mut stream: CUstream = ptr::null_mut();
     // SAFETY: the driver writes a handle.
     let code = unsafe { cuda::cuStreamCreate(&mut stream, NON_BLOCKING) };
     check(code, "cuStreamCreate", || "the device's stream".into())?;
-    // SAFETY: cust's stream is this handle and nothing else, as the compiler checks by their sizes; it was made by
-    // the driver and is owned by nobody yet.
+    // SAFETY: cust's stream is this handle and nothing else, as the compiler checks by their sizes;
+    // it was made by the driver and is owned by nobody yet.
     Ok(unsafe { std::mem::transmute::<CUstream, cust::stream::Stream>(stream) })
 }
 
@@ -127,9 +129,8 @@ pub(crate) unsafe fn allow_smem(function: CUfunction, launch: &Launch) -> Result
 
 /// Queues a kernel whose one argument is at `args`.
 ///
-/// # Safety
-/// `function` is a function of a loaded module and takes one argument of the type at `args`, whose pointers are
-/// valid for what it does.
+/// # Safety `function` is a function of a loaded module and takes one argument of the type at
+/// `args`, whose pointers are valid for what it does.
 pub(crate) unsafe fn launch(
     function: CUfunction,
     launch: &Launch,

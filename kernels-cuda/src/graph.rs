@@ -1,7 +1,7 @@
 //! Graphs: work that is recorded once and queued again as a whole.
 //!
-//! A graph names device memory by address. Memory of buffers that are dropped while there are graphs is therefore
-//! kept until the last graph is gone.
+//! A graph names device memory by address. Memory of buffers that are dropped while there are
+//! graphs is therefore kept until the last graph is gone.
 
 use std::sync::{Arc, PoisonError};
 
@@ -25,8 +25,9 @@ pub struct Recording {
 }
 
 impl Device {
-    /// From now on what this thread launches is recorded instead of run. Memory cannot be allocated, copied to or
-    /// from, or waited for until the recording ends: that is an error, and nothing is recorded.
+    /// From now on what this thread launches is recorded instead of run. Memory cannot be
+    /// allocated, copied to or from, or waited for until the recording ends: that is an error, and
+    /// nothing is recorded.
     pub fn record(&self) -> Result<Recording, Error> {
         self.set_current()?;
         let capture = Capture::begin(Arc::clone(&self.shared))?;

@@ -21,8 +21,9 @@ pub struct Image {
 /// Why [`images`] is empty; empty itself where it is not.
 pub const NO_IMAGES: &str = generated::NO_IMAGES;
 
-/// Registers, static shared memory, stack and spilled bytes of each kernel on each architecture, as CSV with a
-/// header. The build fails on a kernel that spills or uses more registers than its row in the source allows.
+/// Registers, static shared memory, stack and spilled bytes of each kernel on each architecture, as
+/// CSV with a header. The build fails on a kernel that spills or uses more registers than its row
+/// in the source allows.
 pub const RESOURCES: &str = include_str!(concat!(env!("OUT_DIR"), "/resources.csv"));
 
 /// All images of this build; none where it was built without nvcc.
@@ -30,9 +31,9 @@ pub fn images() -> &'static [Image] {
     generated::IMAGES
 }
 
-/// The architecture whose images a device of this compute capability runs, if there are any: cubins where they
-/// fit, PTX on newer devices. A cubin runs on its own major version from its own minor version on; an `a` runs
-/// on that version alone.
+/// The architecture whose images a device of this compute capability runs, if there are any: cubins
+/// where they fit, PTX on newer devices. A cubin runs on its own major version from its own minor
+/// version on; an `a` runs on that version alone.
 pub fn choose(compute: (u32, u32), archs: &[&str]) -> Option<&'static str> {
     let candidates: &[&'static str] = match compute {
         (9, 0) => &["sm_90a", "compute_80"],

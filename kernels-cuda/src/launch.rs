@@ -39,12 +39,11 @@ pub struct Cost {
 impl Device {
     /// Queues a kernel in the device's stream.
     ///
-    /// Errors of the kernel itself come back from a later call, in most cases the one that waits for it; with the
-    /// environment variable `LORIS_CUDA_SYNC` set, from this one.
+    /// Errors of the kernel itself come back from a later call, in most cases the one that waits
+    /// for it; with the environment variable `LORIS_CUDA_SYNC` set, from this one.
     ///
-    /// # Safety
-    /// `A` is the argument struct of the kernel, and the pointers in `args` are valid for what it does until it
-    /// has run.
+    /// # Safety `A` is the argument struct of the kernel, and the pointers in `args` are valid for
+    /// what it does until it has run.
     pub unsafe fn launch<A: Copy>(&self, launch: &Launch, args: &A) -> Result<(), Error> {
         if launch.grid.contains(&0) {
             return Ok(());

@@ -1,8 +1,9 @@
 //! CUDA kernels of loris and the only code that talks to the driver.
 //!
-//! [`Device`] is one GPU: its primary context, one stream, the kernels. Memory is [`Buffer`]s; work is the
-//! launchers in [`ops`], which check every size and queue a kernel in the device's stream. The driver is found
-//! at run time, so this builds and starts on machines without one; [`probe`] says what is there.
+//! [`Device`] is one GPU: its primary context, one stream, the kernels. Memory is [`Buffer`]s; work
+//! is the launchers in [`ops`], which check every size and queue a kernel in the device's stream.
+//! The driver is found at run time, so this builds and starts on machines without one; [`probe`]
+//! says what is there.
 //!
 //! ```no_run
 //! use loris_kernels::{Buffer, Device, DeviceOptions};

@@ -79,8 +79,9 @@ impl Drop for Staging {
 }
 
 impl<T: Pod> Buffer<T> {
-    /// Writes `data` from element `first` on, after all work that was queued before. On return `data` has been read;
-    /// the last copies may be under way. `progress` hears of the bytes that were queued, after each part.
+    /// Writes `data` from element `first` on, after all work that was queued before. On return
+    /// `data` has been read; the last copies may be under way. `progress` hears of the bytes that
+    /// were queued, after each part.
     pub fn upload_staged(
         &mut self,
         device: &Device,

@@ -1,8 +1,8 @@
-//! `src/abi.rs` and `src/cuda.rs` of loris-kernels are what bindgen makes of `include/abi.h` and of CUDA's `cuda.h`.
-//! The test is here so that tests of kernels are built without bindgen.
+//! `src/abi.rs` and `src/cuda.rs` of loris-kernels are what bindgen makes of `include/abi.h` and of
+//! CUDA's `cuda.h`. The test is here so that tests of kernels are built without bindgen.
 //!
-//! `LORIS_BLESS=1` writes them. Skipped where there is no libclang or no `cuda.h`: `scripts/cuda-tools` puts
-//! both into `.venv`.
+//! `LORIS_BLESS=1` writes them. Skipped where there is no libclang or no `cuda.h`:
+//! `scripts/cuda-tools` puts both into `.venv`.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -48,7 +48,8 @@ fn package() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The first existing `relative` path below a Python environment's packages or the folder of an environment variable.
+/// The first existing `relative` path below a Python environment's packages or the folder of an
+/// environment variable.
 fn find(variable: &str, relative: &[&str]) -> Option<PathBuf> {
     let environments =
         [env::var_os("VIRTUAL_ENV").map(PathBuf::from), Some(package().join("../.venv"))];
@@ -69,7 +70,8 @@ fn builder(header: &Path) -> Option<bindgen::Builder> {
         eprintln!("skipped: no libclang; see scripts/cuda-tools");
         return None;
     };
-    // SAFETY: the tests of this file hold a lock here, and nothing else reads the environment meanwhile.
+    // SAFETY: the tests of this file hold a lock here, and nothing else reads the environment
+    // meanwhile.
     unsafe { env::set_var("LIBCLANG_PATH", folder) };
     let include =
         Command::new("cc").arg("-print-file-name=include").output().expect("cc runs").stdout;

@@ -28,8 +28,8 @@ pub struct HostBatch<'a> {
     pub logit_rows: &'a [u32],
 }
 
-/// A batch on the device. Addresses stay what they are until a part outgrows its room, so that graphs may name
-/// them: [`generation`](Self::generation) says when they changed.
+/// A batch on the device. Addresses stay what they are until a part outgrows its room, so that
+/// graphs may name them: [`generation`](Self::generation) says when they changed.
 #[derive(Debug)]
 pub struct DeviceBatch {
     /// All parts, one behind the other.
@@ -70,7 +70,8 @@ const TILE_LEN: usize = size_of::<LorisQTile>() / 4;
 const ALIGNMENT: usize = 64;
 
 impl DeviceBatch {
-    /// Room for `max_rows` rows (more can be uploaded, at new addresses) of heads of `head_dim` elements.
+    /// Room for `max_rows` rows (more can be uploaded, at new addresses) of heads of `head_dim`
+    /// elements.
     pub fn new(device: &Device, max_rows: usize, head_dim: usize) -> Result<Self, Error> {
         let mut rooms = [max_rows.max(1); N_PARTS];
         rooms[SEQS] *= SEQ_LEN;
@@ -81,7 +82,8 @@ impl DeviceBatch {
         Ok(Self { memory, staging, parts, head_dim, n_layers, max_kv_len, n_pages, generation })
     }
 
-    /// Replaces the batch, for kernels that are launched from now on. On return `host` has been read.
+    /// Replaces the batch, for kernels that are launched from now on. On return `host` has been
+    /// read.
     pub fn upload(&mut self, device: &Device, host: &HostBatch<'_>) -> Result<(), Error> {
         self.check(host)?;
         let words: [&[u32]; N_PARTS] = [

@@ -56,7 +56,8 @@ impl Twin {
         unsafe { function.expect("the twin has it")() }
     }
 
-    /// Makes this thread's `n`th call from now on (0: the next) return `code`, instead of doing anything.
+    /// Makes this thread's `n`th call from now on (0: the next) return `code`, instead of doing
+    /// anything.
     pub fn fail_call(&self, n: i64, code: i32) {
         // SAFETY: the twin declares `void loris_twin_fail_call(int64_t n, int code)`.
         let function =
@@ -158,9 +159,10 @@ pub fn from_bf16s(bits: &[u16]) -> Vec<f32> {
     bits.iter().map(|&b| from_bf16(b)).collect()
 }
 
-/// Holds rows of `width` against a reference: each difference within `bound` of the row's largest value, and
-/// within `relative` of the value itself beyond that (2^-8 where the output is bf16, else 0). Not a number or infinite
-/// where the reference is finite fails. Returns the largest error as a share of the row's largest value.
+/// Holds rows of `width` against a reference: each difference within `bound` of the row's largest
+/// value, and within `relative` of the value itself beyond that (2^-8 where the output is bf16,
+/// else 0). Not a number or infinite where the reference is finite fails. Returns the largest error
+/// as a share of the row's largest value.
 #[track_caller]
 pub fn compare(
     what: &str,
