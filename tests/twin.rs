@@ -15,7 +15,7 @@ use loris::{
     DeviceChoice, Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Plan,
     Progress, Session, SessionOptions,
 };
-use support::{argmax, bits, checkpoint, cuda_options, open, open_cuda, options, rounded};
+use support::{argmax, bits, checkpoint, cuda_options, open_cpu, open_cuda, options, rounded};
 
 const NAME: &str = "llama-tied";
 
@@ -214,7 +214,7 @@ fn pages_are_shared_copied_and_cut() {
 
 #[test]
 fn a_saved_session_goes_on_on_another_device() {
-    let on_cpu = open(rounded(NAME, Dtype::BF16), &small());
+    let on_cpu = open_cpu(rounded(NAME, Dtype::BF16), &small());
     let on_cuda = model();
     let restore = |model: &Model, blob: &Vec<u8>| {
         model.restore(&mut blob.as_slice(), &SessionOptions::default()).unwrap()
