@@ -6,9 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use loris_loader::{
-    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer, Weights,
-};
+use loris_loader::{ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer};
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
@@ -17,7 +15,7 @@ use crate::cache::Pool;
 use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
-use crate::model;
+use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::session::{Session, SessionOptions};
 
@@ -112,28 +110,39 @@ impl Engine {
         let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
-        let (exec, placement) = self.executor(&config, &weights, &plan, progress)?;
-        Ok(Model {
-            shared: Arc::new(Shared {
-                fingerprint: weights.fingerprint(),
-                placement,
-                exec: Mutex::new(exec),
-                pool: Mutex::new(Pool::new(plan.n_pages)),
-                config,
-                plan,
-                tokenizer,
-                chat,
-            }),
-        })
+        let (exec, placement) =
+            self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
+        let fingerprint = weights.fingerprint();
+        let pool = Mutex::new(Pool::new(plan.n_pages));
+        let exec = Mutex::new(exec);
+        let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
+        Ok(Model { shared: Arc::new(shared) })
     }
-}
 
-impl Engine {
+    /// A model with the shape of a published one and random weights, which are made on the device:
+    /// [`synthetic::NAMES`](model::synthetic::NAMES).
+    pub fn open_synthetic(
+        &self,
+        name: &str,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Model, Error> {
+        let config = model::synthetic::config(name)?;
+        let plan = Plan::new(&config, model::synthetic::weight_bytes(&config), options)?;
+        let (exec, placement) = self.executor(&config, Source::Random, &plan, progress)?;
+        let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
+        let pool = Mutex::new(Pool::new(plan.n_pages));
+        let exec = Mutex::new(exec);
+        let (tokenizer, chat) = (None, None);
+        let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
+        Ok(Model { shared: Arc::new(shared) })
+    }
+
     /// Puts the weights on the device.
     fn executor(
         &self,
         config: &ModelConfig,
-        weights: &Weights,
+        source: Source<'_>,
         plan: &Plan,
         progress: &mut dyn FnMut(LoadProgress),
     ) -> Result<(Box<dyn Execute>, Placement), Error> {
@@ -148,14 +157,14 @@ impl Engine {
                 Ok(()) => {
                     let backend = CudaBackend::new(options)?;
                     let device = format!("cuda:{}", options.index);
-                    let exec = boxed(backend, config, weights, plan, &mut report)?;
+                    let exec = boxed(backend, config, source, plan, &mut report)?;
                     return Ok((exec, Placement { device, why_not_cuda: None }));
                 }
                 Err(e) if choice == DeviceChoice::Auto => Some(e.to_string()),
                 Err(e) => return Err(e),
             },
         };
-        let exec = boxed(CpuBackend::new(self.cpu)?, config, weights, plan, &mut report)?;
+        let exec = boxed(CpuBackend::new(self.cpu)?, config, source, plan, &mut report)?;
         Ok((exec, Placement { device: "cpu".into(), why_not_cuda }))
     }
 }
@@ -163,11 +172,11 @@ impl Engine {
 fn boxed<B: Backend>(
     backend: B,
     config: &ModelConfig,
-    weights: &Weights,
+    source: Source<'_>,
     plan: &Plan,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Box<dyn Execute>, Error> {
-    Ok(Box::new(Executor::new(backend, config, weights, plan, progress)?))
+    Ok(Box::new(Executor::new(backend, config, source, plan, progress)?))
 }
 
 impl Model {

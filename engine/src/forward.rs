@@ -5,12 +5,12 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use loris_loader::{ModelConfig, Weights};
+use loris_loader::ModelConfig;
 
 use crate::backend::{Backend, Batch, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
-use crate::model::{self, ModelWeights};
+use crate::model::{self, ModelWeights, Source};
 use crate::plan::Plan;
 
 /// A model on a device: weights, pages and room for one pass.
@@ -58,11 +58,11 @@ impl<B: Backend> Executor<B> {
     pub(crate) fn new(
         mut backend: B,
         config: &ModelConfig,
-        checkpoint: &Weights,
+        source: Source<'_>,
         plan: &Plan,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, Error> {
-        let weights = model::weights(config, checkpoint, &mut backend, progress)?;
+        let weights = model::weights(config, source, &mut backend, progress)?;
         let q_dim = plan.shape.n_q_heads * plan.shape.head_dim;
         Ok(Self {
             pages: backend.pages(plan.layout, plan.n_pages)?,

@@ -1,16 +1,18 @@
 // One split of decode attention: a row's query against LORIS_SPLIT_LEN slots of its sequence.
 //
-//   partial_out[row][h][split] = sum over the split's slots of 2^(x - row_max) v,   partial_ml = row_max, row_sum
+//   partial_out[row][h][split] = sum over the split's slots of 2^(x - row_max) v
+//   partial_ml [row][h][split] = row_max, row_sum
 //
-// A block is (split, kv head, row). The query heads of a group are the 16 rows of an mma, so that K and V are
-// read once for all of them; rows beyond the group are zero. Splits begin at multiples of LORIS_SPLIT_LEN, each
-// warp takes every fourth run of 16 slots, and the warps' parts are put together in order: what a split gives
-// depends on nothing but its slots.
+// A block is (split, kv head, row). The query heads of a group are the 16 rows of an mma, so that K
+// and V are read once for all of them; rows beyond the group are zero. Splits begin at multiples of
+// LORIS_SPLIT_LEN, each warp takes every fourth run of 16 slots, and the warps' parts are put
+// together in order: what a split gives depends on nothing but its slots.
 //
 //   slots of a split:  | w0 | w1 | w2 | w3 | w0 | w1 | w2 | w3 | ...    step 0, step 1, ...
 //
-// Memory-bound: 4 * head_dim bytes a slot and kv head. Each warp has N_STAGES runs of K and V on the way, 64 KiB
-// a block at head_dim 128, and three blocks an SM. Only runs in which the row sees something are read.
+// Memory-bound: 4 * head_dim bytes a slot and kv head. Each warp has N_STAGES runs of K and V on
+// the way, 64 KiB a block at head_dim 128, and three blocks an SM. Only runs in which the row sees
+// something are read.
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -35,8 +37,39 @@ static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128>, "the s
 template <int D>
 constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D> + N_WARPS * N_HEADS * 8;
 
+// All warps' sums, in order, to global memory: [head][max_splits][D] and [head][max_splits][2].
 template <int D>
-DEV void attention_decode(const AttentionDecodeArgs &args) {
+DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, const float *ml_smem,
+                    float *out_gmem, float *ml_gmem) {
+    const int group_size = args.n_q_heads / args.pages.n_kv_heads;
+    for (int i = threadIdx.x; i < group_size * (D / 4); i += N_THREADS) {
+        const int head = i / (D / 4), dim = i % (D / 4) * 4;
+        SoftmaxState part[N_WARPS], whole;
+        for (int w = 0; w < N_WARPS; w++) {
+            part[w].row_max = ml_smem[(w * N_HEADS + head) * 2];
+            part[w].row_sum = ml_smem[(w * N_HEADS + head) * 2 + 1];
+            whole.row_max = fmaxf(whole.row_max, part[w].row_max);
+        }
+        float4 sum = {};
+        for (int w = 0; w < N_WARPS; w++) {
+            const float weight = part[w].weight_in(whole.row_max);
+            const float4 x = *reinterpret_cast<const float4 *>(
+                sum_smem + (w * N_HEADS + head) * SUM_STRIDE<D> + dim);
+            whole.row_sum = fmaf(part[w].row_sum, weight, whole.row_sum);
+            sum = {fmaf(x.x, weight, sum.x), fmaf(x.y, weight, sum.y), fmaf(x.z, weight, sum.z),
+                   fmaf(x.w, weight, sum.w)};
+        }
+        *reinterpret_cast<float4 *>(out_gmem + static_cast<uint64_t>(head) * args.max_splits * D +
+                                    dim) = sum;
+        if (dim == 0) {
+            ml_gmem[head * args.max_splits * 2] = whole.row_max;
+            ml_gmem[head * args.max_splits * 2 + 1] = whole.row_sum;
+        }
+    }
+}
+
+template <int D>
+DEV void body(const AttentionDecodeArgs &args) {
     constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16;
     const int lane = prim::lane(), warp = prim::warp();
 
@@ -49,12 +82,15 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
     const uint32_t position = args.batch.positions[row];
     const int group_size = args.n_q_heads / args.pages.n_kv_heads;
     const uint32_t row_head = row * args.n_q_heads + kv_head * group_size;
-    float *ml_gmem = args.partial_ml + (static_cast<uint64_t>(row_head) * args.max_splits + split) * 2;
-    float *out_gmem = args.partial_out + (static_cast<uint64_t>(row_head) * args.max_splits + split) * D;
+    float *ml_gmem =
+        args.partial_ml + (static_cast<uint64_t>(row_head) * args.max_splits + split) * 2;
+    float *out_gmem =
+        args.partial_out + (static_cast<uint64_t>(row_head) * args.max_splits + split) * D;
 
     // Where slots are positions, a split behind the row or before its window is known at once.
     if (kv.slot_positions == nullptr &&
-        (first_slot > position || position - min(first_slot + LORIS_SPLIT_LEN - 1, position) >= args.window)) {
+        (first_slot > position ||
+         position - min(first_slot + LORIS_SPLIT_LEN - 1, position) >= args.window)) {
         if (threadIdx.x < group_size) {
             ml_gmem[threadIdx.x * args.max_splits * 2] = SoftmaxState::NOTHING;
             ml_gmem[threadIdx.x * args.max_splits * 2 + 1] = 0.0f;
@@ -65,20 +101,22 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
     unsigned char *q_smem = prim::smem();
     unsigned char *ring_smem = q_smem + N_HEADS * ROW_BYTES;
     unsigned char *warp_smem = ring_smem + warp * N_STAGES<D> * 2 * RUN_BYTES<D>;
-    float *sum_smem = reinterpret_cast<float *>(ring_smem);  // [warp][head][SUM_STRIDE], once the ring is done
+    float *sum_smem =
+        reinterpret_cast<float *>(ring_smem);  // [warp][head][SUM_STRIDE], once the ring is done
     float *ml_smem = reinterpret_cast<float *>(ring_smem + RING_BYTES<D>);  // [warp][head][2]
 
     for (int i = threadIdx.x; i < N_HEADS * CHUNKS; i += N_THREADS) {
         int head = i / CHUNKS, chunk = i % CHUNKS;
         const uint16_t *from = args.q + static_cast<uint64_t>(row_head) * D + i * 8;
-        prim::cp_async16_or_zero(q_smem + swizzle<ROW_BYTES>(head, chunk), head < group_size ? from : args.q,
-                                 head < group_size);
+        prim::cp_async16_or_zero(q_smem + swizzle<ROW_BYTES>(head, chunk),
+                                 head < group_size ? from : args.q, head < group_size);
     }
     prim::cp_commit();
 
     // Which of the warp's slots the row sees, one bit each, and the pages of its runs, one a lane.
     auto run_slot = [&](int step) { return first_slot + step * STEP_SLOTS + warp * RUN_SLOTS; };
-    const uint32_t page = run_slot(lane % N_STEPS) < kv.kv_len ? kv.page(run_slot(lane % N_STEPS)) : 0;
+    const uint32_t page =
+        run_slot(lane % N_STEPS) < kv.kv_len ? kv.page(run_slot(lane % N_STEPS)) : 0;
     uint32_t visible[N_STEPS / 2];
     for (int i = 0; i < N_STEPS / 2; i++) {
         uint32_t slot = run_slot(2 * i + lane / RUN_SLOTS) + lane % RUN_SLOTS;
@@ -90,9 +128,9 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
         if (step < N_STEPS && seen(step) != 0) {
             unsigned char *stage_smem = warp_smem + step % N_STAGES<D> * 2 * RUN_BYTES<D>;
             const int n_valid = kv.kv_len - run_slot(step);
-            const uint16_t *from =
-                reinterpret_cast<const uint16_t *>(kv.base + prim::shfl(page, step) * kv.page_bytes) +
-                kv.offset(0, kv_head, run_slot(step), D);
+            const uint16_t *from = reinterpret_cast<const uint16_t *>(
+                                       kv.base + prim::shfl(page, step) * kv.page_bytes) +
+                                   kv.offset(0, kv_head, run_slot(step), D);
             copy_run<D>(stage_smem, 0, from, n_valid);
             copy_run<D>(stage_smem + RUN_BYTES<D>, 0, from + k_to_v, n_valid);
         }
@@ -135,7 +173,8 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
                 }
 
             // Where a row grows beyond what it is measured from, what it has summed is scaled down.
-            if (prim::any(state[0].is_raised_by(tile_max[0]) | state[1].is_raised_by(tile_max[1]))) {
+            if (prim::any(state[0].is_raised_by(tile_max[0]) |
+                          state[1].is_raised_by(tile_max[1]))) {
 #pragma unroll
                 for (int r = 0; r < 2; r++) {
                     tile_max[r] = fmaxf(tile_max[r], prim::shfl_xor(tile_max[r], 1));
@@ -187,32 +226,9 @@ DEV void attention_decode(const AttentionDecodeArgs &args) {
     }
     prim::block_sync();
 
-    // All warps' sums, in order, to global memory.
-    for (int i = threadIdx.x; i < group_size * (D / 4); i += N_THREADS) {
-        const int head = i / (D / 4), dim = i % (D / 4) * 4;
-        SoftmaxState part[N_WARPS], whole;
-        for (int w = 0; w < N_WARPS; w++) {
-            part[w].row_max = ml_smem[(w * N_HEADS + head) * 2];
-            part[w].row_sum = ml_smem[(w * N_HEADS + head) * 2 + 1];
-            whole.row_max = fmaxf(whole.row_max, part[w].row_max);
-        }
-        float4 sum = {};
-        for (int w = 0; w < N_WARPS; w++) {
-            const float weight = part[w].weight_in(whole.row_max);
-            const float4 x =
-                *reinterpret_cast<float4 *>(sum_smem + (w * N_HEADS + head) * SUM_STRIDE<D> + dim);
-            whole.row_sum = fmaf(part[w].row_sum, weight, whole.row_sum);
-            sum = {fmaf(x.x, weight, sum.x), fmaf(x.y, weight, sum.y), fmaf(x.z, weight, sum.z),
-                   fmaf(x.w, weight, sum.w)};
-        }
-        *reinterpret_cast<float4 *>(out_gmem + static_cast<uint64_t>(head) * args.max_splits * D + dim) = sum;
-        if (dim == 0) {
-            ml_gmem[head * args.max_splits * 2] = whole.row_max;
-            ml_gmem[head * args.max_splits * 2 + 1] = whole.row_sum;
-        }
-    }
+    store_sums<D>(args, sum_smem, ml_smem, out_gmem, ml_gmem);
 }
 
-KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { attention_decode<32>(args); }  // <= 128 registers
-KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { attention_decode<64>(args); }  // <= 168 registers
-KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) { attention_decode<128>(args); }  // <= 168 registers
+KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }  // <= 128 registers
+KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }  // <= 168 registers
+KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) { body<128>(args); }  // <= 168 registers

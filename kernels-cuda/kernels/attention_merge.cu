@@ -3,8 +3,9 @@
 //   out[row][h] = sum over splits of w_s partial_out[row][h][s] / sum over splits of w_s row_sum_s,
 //   w_s = 2^(row_max_s - max over splits of row_max)
 //
-// A block is (query head, row). Warp w adds up splits w, w + 8, ... in order, a lane D / 32 dimensions of each;
-// then the warps' sums are added in order. How many splits there are is the row's affair: `max_splits` is a stride.
+// A block is (query head, row). Warp w adds up splits w, w + 8, ... in order, a lane D / 32
+// dimensions of each; then the warps' sums are added in order. How many splits there are is the
+// row's affair: `max_splits` is a stride.
 #include "paged_kv.cuh"
 #include "reduce.cuh"
 #include "softmax_state.cuh"
@@ -16,7 +17,7 @@ template <int D>
 constexpr int SMEM_BYTES = N_WARPS * (D + 1) * 4;
 
 template <int D>
-DEV void attention_merge(const AttentionMergeArgs &args) {
+DEV void body(const AttentionMergeArgs &args) {
     constexpr int N_DIMS = D / 32;
     const int lane = prim::lane(), warp = prim::warp();
     const uint32_t row = blockIdx.y, row_head = row * args.n_q_heads + blockIdx.x;
@@ -29,7 +30,8 @@ DEV void attention_merge(const AttentionMergeArgs &args) {
     for (uint32_t s = lane; s < n_splits; s += 32) whole.row_max = fmaxf(whole.row_max, ml[s * 2]);
     whole.row_max = warp_max(whole.row_max);
 
-    // This warp's splits. What a split that saw nothing has in partial_out is not defined: it is left out.
+    // This warp's splits. What a split that saw nothing has in partial_out is not defined: it is
+    // left out.
     float sum[N_DIMS] = {};
 #pragma unroll 4
     for (uint32_t s = warp; s < n_splits; s += N_WARPS) {
@@ -55,11 +57,12 @@ DEV void attention_merge(const AttentionMergeArgs &args) {
             total += sum_smem[w * D + threadIdx.x];
             whole.row_sum += row_sum_smem[w];
         }
-        args.out[static_cast<uint64_t>(row_head) * D + threadIdx.x] = prim::to_bf16(total * whole.normaliser());
+        args.out[static_cast<uint64_t>(row_head) * D + threadIdx.x] =
+            prim::to_bf16(total * whole.normaliser());
         if (args.lse != nullptr && threadIdx.x == 0) args.lse[row_head] = whole.lse();
     }
 }
 
-KERNEL(attention_merge_d32, AttentionMergeArgs, 256, 4) { attention_merge<32>(args); }  // <= 64 registers
-KERNEL(attention_merge_d64, AttentionMergeArgs, 256, 4) { attention_merge<64>(args); }  // <= 64 registers
-KERNEL(attention_merge_d128, AttentionMergeArgs, 256, 4) { attention_merge<128>(args); }  // <= 64 registers
+KERNEL(attention_merge_d32, AttentionMergeArgs, 256, 4) { body<32>(args); }    // <= 64 registers
+KERNEL(attention_merge_d64, AttentionMergeArgs, 256, 4) { body<64>(args); }    // <= 64 registers
+KERNEL(attention_merge_d128, AttentionMergeArgs, 256, 4) { body<128>(args); }  // <= 64 registers

@@ -2,20 +2,20 @@
 //
 //   out[row][h] = softmax(q[row][h] . K^T * scale) V   over the slots that the row sees
 //
-// A block takes BLOCK_Q packed rows of one sequence and one kv head (packed row m = row * group_size + head in
-// the group: all heads of a group share the K and V that are loaded) and walks over the tiles of BLOCK_KV slots,
-// counted from slot 0, that any of its rows sees:
+// A block takes BLOCK_Q packed rows of one sequence and one kv head (packed row m = row *
+// group_size + head in the group: all heads of a group share the K and V that are loaded) and walks
+// over the tiles of BLOCK_KV slots, counted from slot 0, that any of its rows sees:
 //
-//            BLOCK_KV slots                     Q            [BLOCK_Q][D]   shared memory
-//          +---------------+                    K, V         [BLOCK_KV][D]  ring of N_STAGES half tiles, K V K V ..
-//   warp 0 | 32 rows       |  S = Q K^T         S, O         registers, f32
-//   warp 1 | 32 rows       |  P = 2^(S - max)   P            registers, bf16: the accumulators of S are,
-//   warp 2 | 32 rows       |  O += P V                       packed, the A operand of P V
+//            BLOCK_KV slots                Q     [BLOCK_Q][D]   shared memory
+//          +---------------+               K, V  [BLOCK_KV][D]  ring of N_STAGES: K V K V ..
+//   warp 0 | 32 rows       |  S = Q K^T    S, O  registers, f32
+//   warp 1 | 32 rows       |  P = 2^(..)   P     registers, bf16: the accumulators of S,
+//   warp 2 | 32 rows       |  O += P V           packed, are the A operand of P V
 //   warp 3 | 32 rows       |
 //
-// A row's bits do not depend on what else is in its tile: tiles begin at slot 0, and a tile that a row does not
-// see leaves it as it is. Each K and V element is read ceil(n_rows * group_size / BLOCK_Q) times at most
-// (causal: half of that), mostly from L2.
+// A row's bits do not depend on what else is in its tile: tiles begin at slot 0, and a tile that a
+// row does not see leaves it as it is. Each K and V element is read ceil(n_rows * group_size /
+// BLOCK_Q) times at most (causal: half of that), mostly from L2.
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -39,7 +39,7 @@ struct Range {
 struct View {
     Range block_any, warp_any;  // positions that some row of the block, of the warp sees
     Range warp_all;             // positions that all rows of the warp see
-    uint32_t tile_end;
+    uint32_t tile_start, tile_end;
 };
 constexpr uint32_t NO_TILE = UINT32_MAX - 1;  // and one more is still beyond the end
 
@@ -49,10 +49,12 @@ template <int D>
 constexpr int Q_BYTES = BLOCK_Q * D * 2;
 // Q, the ring, the end of what each row sees, and the views: mirrored by `ops/attention.rs`.
 template <int D>
-constexpr int SMEM_BYTES = Q_BYTES<D> + N_STAGES * STAGE_BYTES<D> + BLOCK_Q * 4 + N_WARPS * sizeof(View);
+constexpr int SMEM_BYTES =
+    Q_BYTES<D> + N_STAGES * STAGE_BYTES<D> + BLOCK_Q * 4 + N_WARPS * sizeof(View);
 static_assert(2 * (SMEM_BYTES<128> + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
 
-// The stage behind one in the ring, as byte offsets: the smaller of x and x - size, which wraps below zero.
+// The stage behind one in the ring, as byte offsets: the smaller of x and x - size, which wraps
+// below zero.
 template <int D>
 DEV uint32_t next_stage(uint32_t stage) {
     return min(stage + STAGE_BYTES<D>, stage + STAGE_BYTES<D> - N_STAGES * STAGE_BYTES<D>);
@@ -87,8 +89,28 @@ DEV bool tile_has_all(const PagedKv &kv, uint32_t tile, Range range) {
                      range.has(position_or_none(kv, slot + 32)));
 }
 
-// The row that this thread looks up and stores for its warp. Rows behind the last one repeat it and are not
-// stored.
+// (warp) What the warp looks at, from what each row sees. Where slots are positions, the tiles are
+// those from the first that is seen to the last.
+DEV void set_view(const PagedKv &kv, uint32_t window, const uint32_t *hi_smem, View *view) {
+    uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
+    for (int w = 0; w < N_WARPS; w++) {
+        hi_min = min(hi_min, hi_smem[w * WARP_Q + prim::lane()]);
+        hi_max = max(hi_max, hi_smem[w * WARP_Q + prim::lane()]);
+    }
+    const Range block_any = {seen_by(warp_min(hi_min), window).lo, warp_max(hi_max)};
+    const Range warp_any = {seen_by(warp_min(hi), window).lo, warp_max(hi)};
+    const Range last_row = seen_by(warp_any.hi, window);
+    const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
+    const bool is_dense = kv.slot_positions == nullptr;
+    const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
+    const uint32_t tile_end = window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
+    const uint32_t tile_start = is_dense ? block_any.lo / BLOCK_KV : 0;
+    if (prim::lane() == 0) *view = {block_any, warp_any, warp_all, tile_start, tile_end};
+    prim::warp_sync();
+}
+
+// The row that this thread looks up and stores for its warp. Rows behind the last one repeat it and
+// are not stored.
 struct PackedRow {
     uint32_t row, row_head;  // of the batch; index into [n_rows][n_q_heads]
     bool is_real;
@@ -106,8 +128,41 @@ struct PackedRow {
     }
 };
 
+// (warp) Starts copying the warp's 32 rows of Q, and notes behind which position each sees nothing.
 template <int D>
-DEV void attention_prefill(const AttentionPrefillArgs &args) {
+DEV void load_rows(const AttentionPrefillArgs &args, unsigned char *q_smem, uint32_t *hi_smem) {
+    constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;  // of a row; rows at once
+    const PackedRow packed(args);
+    hi_smem[threadIdx.x] = args.batch.positions[packed.row] + 1;
+    const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
+#pragma unroll
+    for (int i = 0; i < WARP_Q; i += ROWS) {
+        const int r = i + row;
+        const uint16_t *from = args.q + static_cast<uint64_t>(prim::shfl(packed.row_head, r)) * D;
+        prim::cp_async16(q_smem + swizzle<D * 2>(r, chunk), from + chunk * 8);
+    }
+}
+
+// (warp) Stores the warp's rows, 16 bytes at a time, from where Q was, and their lse.
+template <int D>
+DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_smem,
+                    const uint32_t *hi_smem) {
+    constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;
+    const PackedRow packed(args);
+    const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
+#pragma unroll
+    for (int i = 0; i < WARP_Q; i += ROWS) {
+        const int r = i + row;
+        uint16_t *to = args.out + static_cast<uint64_t>(prim::shfl(packed.row_head, r)) * D;
+        if (prim::shfl(packed.is_real, r))
+            prim::st16(to + chunk * 8, prim::ld16(q_smem + swizzle<D * 2>(r, chunk)));
+    }
+    if (args.lse != nullptr && packed.is_real)
+        args.lse[packed.row_head] = prim::as_float(hi_smem[threadIdx.x]);
+}
+
+template <int D>
+DEV void body(const AttentionPrefillArgs &args) {
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
     const int lane = prim::lane(), warp = prim::warp();
 
@@ -120,47 +175,19 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     unsigned char *ring_smem = prim::smem() + Q_BYTES<D>;
     uint32_t *hi_smem = reinterpret_cast<uint32_t *>(ring_smem + N_STAGES * STAGE_BYTES<D>);
 
-    // Each lane looks up one row of its warp.
-    {
-        constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;
-        const PackedRow packed(args);
-        const uint32_t row_head = packed.row_head;
-        hi_smem[threadIdx.x] = args.batch.positions[packed.row] + 1;
-        const int chunk = lane % CHUNKS;
-#pragma unroll
-        for (int i = 0; i < WARP_Q; i += ROWS) {
-            int r = i + lane / CHUNKS;
-            const uint16_t *from = args.q + static_cast<uint64_t>(prim::shfl(row_head, r)) * D;
-            prim::cp_async16(q_smem + swizzle<ROW_BYTES>(r, chunk), from + chunk * 8);
-        }
-    }
+    load_rows<D>(args, q_smem, hi_smem);
     prim::block_sync();
 
-    // What the warp looks at: where slots are positions, from the first tile that is seen to the last.
     View *view = reinterpret_cast<View *>(hi_smem + BLOCK_Q) + warp;
-    const bool is_dense = kv.slot_positions == nullptr;
-    {
-        uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
-        for (int w = 0; w < N_WARPS; w++) {
-            hi_min = min(hi_min, hi_smem[w * WARP_Q + lane]);
-            hi_max = max(hi_max, hi_smem[w * WARP_Q + lane]);
-        }
-        const Range block_any = {seen_by(warp_min(hi_min), args.window).lo, warp_max(hi_max)};
-        const Range warp_any = {seen_by(warp_min(hi), args.window).lo, warp_max(hi)};
-        const Range last_row = seen_by(warp_any.hi, args.window);
-        const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
-        const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
-        const uint32_t tile_end = args.window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
-        if (lane == 0) *view = {block_any, warp_any, warp_all, tile_end};
-        prim::warp_sync();
-    }
+    set_view(kv, args.window, hi_smem, view);
     auto next_seen = [&](uint32_t tile) {
         for (; tile < view->tile_end; tile++)
             if (tile_has_any(kv, tile, view->block_any)) return tile;
         return NO_TILE;
     };
 
-    // Each warp copies its run of the tile, K and V, and looks up the page of the next one well before.
+    // Each warp copies its run of the tile, K and V, and looks up the page of the next one well
+    // before.
     auto run_slot = [&](uint32_t tile) { return tile * BLOCK_KV + warp * RUN_SLOTS; };
     auto run_page = [&](uint32_t tile) {
         return tile != NO_TILE && run_slot(tile) < kv.kv_len ? kv.page(run_slot(tile)) : 0;
@@ -177,7 +204,7 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     };
 
     // Two half tiles ahead.
-    uint32_t tile = next_seen(is_dense ? view->block_any.lo / BLOCK_KV : 0);
+    uint32_t tile = next_seen(view->tile_start);
     const uint32_t k_to_v = (kv.n_kv_heads << kv.page_len_log2) * D;
     uint32_t k_stage = 0, next_page = run_page(tile);
     copy(tile, 0, run_gmem(next_page, tile));
@@ -191,7 +218,8 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
     float o[N_M][D / 8][4] = {};
 
     while (tile != NO_TILE) {
-        // K of this tile has come; K of the next one takes the stage of the V that everyone is done with.
+        // K of this tile has come; K of the next one takes the stage of the V that everyone is done
+        // with.
         prim::cp_wait<1>();
         prim::block_sync();
         const uint32_t v_stage = next_stage<D>(k_stage);
@@ -244,7 +272,8 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
             for (int r = 0; r < N_ROWS; r++) {
                 float largest = -INFINITY;
                 for (int n = 0; n < N_KV; n++)
-                    largest = fmaxf(largest, fmaxf(s[r / 2][n][r % 2 * 2], s[r / 2][n][r % 2 * 2 + 1]));
+                    largest =
+                        fmaxf(largest, fmaxf(s[r / 2][n][r % 2 * 2], s[r / 2][n][r % 2 * 2 + 1]));
                 tile_max[r] = largest * scale;
                 is_raised |= state[r].is_raised_by(tile_max[r]);
             }
@@ -286,7 +315,8 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
 #pragma unroll
                 for (int n = 0; n < D / 8; n += 2) {
                     uint32_t b[4];
-                    prim::ldsm_x4_t(b, ring_smem + v_stage + k * 16 * ROW_BYTES + (mk_lane ^ n << 4));
+                    prim::ldsm_x4_t(b,
+                                    ring_smem + v_stage + k * 16 * ROW_BYTES + (mk_lane ^ n << 4));
 #pragma unroll
                     for (int m = 0; m < N_M; m++) {
                         prim::mma_bf16(o[m][n], a[m], b[0], b[1]);
@@ -312,28 +342,13 @@ DEV void attention_prefill(const AttentionPrefillArgs &args) {
             *reinterpret_cast<uint32_t *>(q_smem + swizzle<ROW_BYTES>(q_row, n) + (lane & 3) * 4) =
                 prim::pack_bf16(x[0] * normaliser, x[1] * normaliser);
         }
-        if ((lane & 3) == 0)
-            hi_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());
+        if ((lane & 3) == 0) hi_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());
     }
     prim::warp_sync();
 
-    // 16 bytes at a time to the rows they belong to.
-    {
-        constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;
-        const PackedRow packed(args);
-        const int chunk = lane % CHUNKS;
-#pragma unroll
-        for (int i = 0; i < WARP_Q; i += ROWS) {
-            int r = i + lane / CHUNKS;
-            uint16_t *to = args.out + static_cast<uint64_t>(prim::shfl(packed.row_head, r)) * D;
-            if (prim::shfl(packed.is_real, r))
-                prim::st16(to + chunk * 8, prim::ld16(q_smem + swizzle<ROW_BYTES>(r, chunk)));
-        }
-        if (args.lse != nullptr && packed.is_real)
-            args.lse[packed.row_head] = prim::as_float(hi_smem[threadIdx.x]);
-    }
+    store_rows<D>(args, q_smem, hi_smem);
 }
 
-KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) { attention_prefill<32>(args); }  // <= 255 registers
-KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) { attention_prefill<64>(args); }  // <= 255 registers
-KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) { attention_prefill<128>(args); }  // <= 255 registers
+KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) { body<32>(args); }  // <= 255 registers
+KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) { body<64>(args); }  // <= 255 registers
+KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) { body<128>(args); }  // <= 255 registers

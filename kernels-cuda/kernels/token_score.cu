@@ -1,12 +1,15 @@
 // How much the score rows of a sequence look at each of its slots.
 //
-//   scores[slot] = mean over query heads and score rows of exp(q . k * scale - lse), 0 where a row does not see it
+//   scores[slot] = mean over query heads and score rows of exp(q . k * scale - lse)
 //
-// A warp owns 16 slots: they are the rows of an mma, packed query rows (row * group_size + head, eight at a time)
-// its columns, and each lane sums over its columns in order. K is read once, from global memory into fragments,
-// 16 bytes at a time: inside each 32 dimensions, lane % 4 takes the eight that follow one another where the
-// fragment map has four pairs. Q is read in the same way, and a dot product does not mind the order of its terms.
-// Memory-bound: 2 * head_dim bytes a slot and kv head.
+// A slot that a row does not see gets 0 from it.
+//
+// A warp owns 16 slots: they are the rows of an mma, packed query rows (row * group_size + head,
+// eight at a time) its columns, and each lane sums over its columns in order. K is read once, from
+// global memory into fragments, 16 bytes at a time: inside each 32 dimensions, lane % 4 takes the
+// eight that follow one another where the fragment map has four pairs. Q is read in the same way,
+// and a dot product does not mind the order of its terms. Memory-bound: 2 * head_dim bytes a slot
+// and kv head.
 #include "paged_kv.cuh"
 #include "softmax_state.cuh"
 
@@ -16,11 +19,12 @@ constexpr int N_WARPS = 4, WARP_SLOTS = 16;
 template <int D>
 DEV void load_row(uint4 (&to)[D / 32], const uint16_t *row_gmem, bool is_valid) {
     for (int k = 0; k < D / 32; k++)
-        to[k] = is_valid ? prim::ld16(row_gmem + k * 32 + (prim::lane() & 3) * 8) : uint4{0, 0, 0, 0};
+        to[k] =
+            is_valid ? prim::ld16(row_gmem + k * 32 + (prim::lane() & 3) * 8) : uint4{0, 0, 0, 0};
 }
 
 template <int D>
-DEV void token_score(const TokenScoreArgs &args) {
+DEV void body(const TokenScoreArgs &args) {
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
     const PagedKv kv(args.pages, args.batch, seq, args.layer);
     const uint32_t group_size = args.n_q_heads / args.pages.n_kv_heads;
@@ -39,9 +43,11 @@ DEV void token_score(const TokenScoreArgs &args) {
             load_row<D>(a[i], kv.at(0, kv_head, is_used ? slots[i] : first_slot, D), is_used);
         }
         for (uint32_t first = 0; first < n_packed; first += 8) {
-            const uint32_t mine = first + lane / 4;  // the packed row that this lane loads for the warp
+            const uint32_t mine =
+                first + lane / 4;  // the packed row that this lane loads for the warp
             const uint32_t row = args.row_start + mine / group_size;
-            const uint32_t row_head = row * args.n_q_heads + kv_head * group_size + mine % group_size;
+            const uint32_t row_head =
+                row * args.n_q_heads + kv_head * group_size + mine % group_size;
             uint4 b[D / 32];
             load_row<D>(b, args.q + static_cast<uint64_t>(row_head) * D, mine < n_packed);
             float s[4] = {};
@@ -54,7 +60,8 @@ DEV void token_score(const TokenScoreArgs &args) {
                 const uint32_t packed = first + (lane & 3) * 2 + e;
                 if (packed >= n_packed) continue;
                 const uint32_t r = args.row_start + packed / group_size;
-                const float lse = args.lse[r * args.n_q_heads + kv_head * group_size + packed % group_size];
+                const float lse =
+                    args.lse[r * args.n_q_heads + kv_head * group_size + packed % group_size];
                 const uint32_t position = args.batch.positions[r];
                 for (int i = 0; i < 2; i++)
                     if (kv.sees(position, slots[i], args.window))
@@ -71,6 +78,6 @@ DEV void token_score(const TokenScoreArgs &args) {
     }
 }
 
-KERNEL(token_score_d32, TokenScoreArgs, 128, 4) { token_score<32>(args); }  // <= 128 registers
-KERNEL(token_score_d64, TokenScoreArgs, 128, 4) { token_score<64>(args); }  // <= 128 registers
-KERNEL(token_score_d128, TokenScoreArgs, 128, 4) { token_score<128>(args); }  // <= 128 registers
+KERNEL(token_score_d32, TokenScoreArgs, 128, 4) { body<32>(args); }    // <= 128 registers
+KERNEL(token_score_d64, TokenScoreArgs, 128, 4) { body<64>(args); }    // <= 128 registers
+KERNEL(token_score_d128, TokenScoreArgs, 128, 4) { body<128>(args); }  // <= 128 registers

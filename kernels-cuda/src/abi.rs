@@ -151,7 +151,7 @@ pub struct QkvPrefillArgs {
     pub k: u32,
 }
 /** The rows that a decode kernel multiplies by: either f32 rows that are normalised on the way
-(`norm` is not NULL), or bf16 rows as they are.*/
+ (`norm` is not NULL), or bf16 rows as they are.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LorisDecodeInput {
@@ -193,7 +193,7 @@ pub struct GateUpDecodeArgs {
     pub n: u32,
 }
 /** Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the projections
-go to `raw` and qkv_finish takes them from there.*/
+ go to `raw` and qkv_finish takes them from there.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct QkvDecodeArgs {
@@ -217,7 +217,7 @@ pub struct QkvFinishArgs {
     pub heads: LorisHeads,
 }
 /** A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size, query head
-m % group_size of the group.*/
+ m % group_size of the group.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct LorisQTile {
@@ -302,7 +302,7 @@ pub struct TokenScoreArgs {
     pub scale: f32,
 }
 /** The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them; indices
-ascending. Of equal scores the lower index is kept.*/
+ ascending. Of equal scores the lower index is kept.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct TokenSelectArgs {

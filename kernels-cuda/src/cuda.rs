@@ -38,10 +38,16 @@ pub const CU_STREAM_CAPTURE_MODE_THREAD_LOCAL: CUstreamCaptureMode_enum = 1;
 pub type CUstreamCaptureMode_enum = ::std::os::raw::c_uint;
 pub use self::CUstreamCaptureMode_enum as CUstreamCaptureMode;
 unsafe extern "C" {
-    pub fn cuGetErrorString(error: CUresult, pStr: *mut *const ::std::os::raw::c_char) -> CUresult;
+    pub fn cuGetErrorString(
+        error: CUresult,
+        pStr: *mut *const ::std::os::raw::c_char,
+    ) -> CUresult;
 }
 unsafe extern "C" {
-    pub fn cuGetErrorName(error: CUresult, pStr: *mut *const ::std::os::raw::c_char) -> CUresult;
+    pub fn cuGetErrorName(
+        error: CUresult,
+        pStr: *mut *const ::std::os::raw::c_char,
+    ) -> CUresult;
 }
 unsafe extern "C" {
     pub fn cuDeviceGetAttribute(
@@ -51,10 +57,16 @@ unsafe extern "C" {
     ) -> CUresult;
 }
 unsafe extern "C" {
-    pub fn cuStreamCreate(phStream: *mut CUstream, Flags: ::std::os::raw::c_uint) -> CUresult;
+    pub fn cuStreamCreate(
+        phStream: *mut CUstream,
+        Flags: ::std::os::raw::c_uint,
+    ) -> CUresult;
 }
 unsafe extern "C" {
-    pub fn cuStreamBeginCapture_v2(hStream: CUstream, mode: CUstreamCaptureMode) -> CUresult;
+    pub fn cuStreamBeginCapture_v2(
+        hStream: CUstream,
+        mode: CUstreamCaptureMode,
+    ) -> CUresult;
 }
 unsafe extern "C" {
     pub fn cuStreamEndCapture(hStream: CUstream, phGraph: *mut CUgraph) -> CUresult;

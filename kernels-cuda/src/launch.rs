@@ -56,10 +56,9 @@ impl Device {
             unsafe { driver_ext::allow_smem(function.raw, launch)? };
             function.allowed_smem.set(launch.smem_bytes);
         }
+        let args = (&raw const *args).cast();
         // SAFETY: the function belongs to a module of this device, the rest is the caller's.
-        unsafe {
-            driver_ext::launch(function.raw, launch, self.stream(), (&raw const *args).cast())?
-        };
+        unsafe { driver_ext::launch(function.raw, launch, self.stream(), args)? };
         if self.synchronous { self.wait(|| launch.to_string()) } else { Ok(()) }
     }
 }

@@ -15,7 +15,8 @@
 //! # Ok::<(), loris_kernels::Error>(())
 //! ```
 
-#[allow(missing_docs)]
+#[allow(missing_docs, rustdoc::broken_intra_doc_links)] // `[n]` is a shape
+#[rustfmt::skip]
 pub mod abi;
 pub mod buffer;
 #[allow(
@@ -25,6 +26,7 @@ pub mod buffer;
     non_snake_case,
     unreachable_pub
 )]
+#[rustfmt::skip]
 mod cuda;
 pub mod device;
 mod driver_ext;

@@ -8,7 +8,6 @@ use kv::{Given, LAYER, Part, Positions, Sequence, check, shape, upload};
 use loris_kernels::ops::attention::{Partial, attention_decode, n_splits};
 use loris_kernels::{Device, Error};
 
-/// `max_splits` more than needed makes a difference to nothing.
 fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
     let mut up = upload(device, parts, page_len);
     let shape = parts[0].seq.shape;
@@ -125,7 +124,7 @@ fn refuses_what_does_not_fit() {
         attention_decode(&device, shape, &up.batch, LAYER, None, q, pages, partial, out, None)
     };
     let error = attempt(shape(17, 1, 32), &mut partial).unwrap_err();
-    assert!(matches!(error, Error::Unsupported { what: "attention_decode group_size", .. }));
+    assert!(matches!(error, Error::Unsupported { .. }) && error.to_string().contains("group_size"));
 
     let seq = Sequence::new(shape(2, 1, 32), 300, Positions::Dense, 1.0, 8);
     up = upload(&device, &[Part::last(&seq, 1)], 16);

@@ -47,7 +47,9 @@ fn lengths_around_page_and_tile_edges() {
 #[test]
 fn heads_and_groups() {
     let device = common::device();
-    for (group_size, n_rows) in [(1, 130), (2, 65), (3, 43), (4, 33), (5, 26), (7, 19), (8, 17), (16, 9)] {
+    for (group_size, n_rows) in
+        [(1, 130), (2, 65), (3, 43), (4, 33), (5, 26), (7, 19), (8, 17), (16, 9)]
+    {
         let seq = Sequence::new(shape(2 * group_size, 2, 32), 140, Positions::Dense, 6.0, 1);
         run_and_check(&device, &[Part::last(&seq, n_rows)], 64, None);
     }
@@ -115,7 +117,10 @@ fn bits_are_those_of_the_row_alone() {
                 let given = run(&device, &[part], 64, window);
                 assert_eq!(given, whole.rows(kv_start..kv_start + n_rows, shape));
                 let given = run(&device, &[Part::last(&other, 33), part], 64, window);
-                assert_eq!(given.rows(33..33 + n_rows, shape), whole.rows(kv_start..kv_start + n_rows, shape));
+                assert_eq!(
+                    given.rows(33..33 + n_rows, shape),
+                    whole.rows(kv_start..kv_start + n_rows, shape)
+                );
             }
             if kind == Positions::Dense {
                 let stored = Sequence { is_dense: false, ..seq.clone() };

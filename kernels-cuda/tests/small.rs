@@ -1,5 +1,7 @@
 //! `embed`, `page_copy`, `aux_gather` and `fill_random`, bit for bit.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::Random;

@@ -38,8 +38,20 @@ fn run(
     let mut scores = Buffer::from_slice(device, &vec![f32::NAN; n_slots], "scores").unwrap();
     let (batch, q, pages) = (&up.batch, &up.q, &up.pages);
     let (seq_idx, rows) = (parts.len() - 1, n_rows - n_score_rows..n_rows);
-    token_score(device, seq.shape, batch, seq_idx, rows, LAYER, window, q, &up.lse, pages, &mut scores)
-        .unwrap();
+    token_score(
+        device,
+        seq.shape,
+        batch,
+        seq_idx,
+        rows,
+        LAYER,
+        window,
+        q,
+        &up.lse,
+        pages,
+        &mut scores,
+    )
+    .unwrap();
     device.synchronize().unwrap();
     let mut got = scores.to_vec(device).unwrap();
     assert!(got[kv_len..].iter().all(|x| x.is_nan()), "slots that are not in use have no score");

@@ -1,5 +1,7 @@
 //! `token_select` against a sort.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use common::Random;

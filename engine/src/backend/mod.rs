@@ -178,6 +178,15 @@ pub trait Backend: Send + 'static {
 
     /// Puts a matrix `[n][k]` on the device (the CPU keeps the mapped bytes).
     fn matrix(&mut self, tensor: &TensorView) -> Result<Self::Matrix, Error>;
+    /// A bf16 matrix `[n][k]` uniform in `-scale .. scale`, from a counter that begins at `seed`: the same on
+    /// every device.
+    fn random_matrix(
+        &mut self,
+        n: usize,
+        k: usize,
+        seed: u64,
+        scale: f32,
+    ) -> Result<Self::Matrix, Error>;
     /// Puts a vector on the device: the parts one after another.
     fn vector(&mut self, parts: &[TensorView]) -> Result<Self::Vector, Error>;
     /// Room for `n_rows` rows of `width`.

@@ -2,9 +2,9 @@
 //!
 //! Names are those of the Hugging Face checkpoints without the leading `model.`.
 
-use loris_loader::{Expected, ModelConfig, Weights};
+use loris_loader::{Expected, ModelConfig};
 
-use super::ModelWeights;
+use super::{ModelWeights, Source, synthetic};
 use crate::backend::{Backend, LayerWeights};
 use crate::error::Error;
 
@@ -49,11 +49,12 @@ pub(super) fn expected(config: &ModelConfig) -> Vec<Expected> {
 /// Puts every expected tensor on the device.
 pub(super) fn weights<B: Backend>(
     config: &ModelConfig,
-    checkpoint: &Weights,
+    source: Source<'_>,
     backend: &mut B,
     progress: &mut dyn FnMut(usize),
 ) -> Result<ModelWeights<B::Matrix, B::Vector>, Error> {
-    let mut upload = Upload { config, checkpoint, backend, progress };
+    let expected = expected(config);
+    let mut upload = Upload { config, expected, source, backend, progress };
     let embed = upload.matrix("embed_tokens.weight")?;
     let mut layers = Vec::with_capacity(config.n_layers);
     for layer_idx in 0..config.n_layers {
@@ -69,16 +70,27 @@ pub(super) fn weights<B: Backend>(
 
 struct Upload<'a, B> {
     config: &'a ModelConfig,
-    checkpoint: &'a Weights,
+    expected: Vec<Expected>,
+    source: Source<'a>,
     backend: &'a mut B,
     progress: &'a mut dyn FnMut(usize),
 }
 
 impl<B: Backend> Upload<'_, B> {
     fn matrix(&mut self, name: &str) -> Result<B::Matrix, Error> {
-        let tensor = super::tensor(self.checkpoint, name)?;
-        (self.progress)(tensor.bytes.len());
-        self.backend.matrix(&tensor)
+        match self.source {
+            Source::Checkpoint(checkpoint) => {
+                let tensor = super::tensor(checkpoint, name)?;
+                (self.progress)(tensor.bytes.len());
+                self.backend.matrix(&tensor)
+            }
+            Source::Random => {
+                let (seed, shape) = synthetic::place(&self.expected, name)?;
+                let (n, k) = (shape[0], shape[1]);
+                (self.progress)(2 * n * k);
+                self.backend.random_matrix(n, k, seed, synthetic::SCALE)
+            }
+        }
     }
 
     fn vector(&mut self, name: &str) -> Result<B::Vector, Error> {
@@ -87,8 +99,11 @@ impl<B: Backend> Upload<'_, B> {
 
     /// Vectors end to end.
     fn vectors(&mut self, names: &[&str]) -> Result<B::Vector, Error> {
-        let parts = names.iter().map(|name| super::tensor(self.checkpoint, name));
-        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let part = |name: &&str| match self.source {
+            Source::Checkpoint(checkpoint) => super::tensor(checkpoint, name),
+            Source::Random => synthetic::ones(synthetic::place(&self.expected, name)?.1),
+        };
+        let parts = names.iter().map(part).collect::<Result<Vec<_>, _>>()?;
         (self.progress)(parts.iter().map(|part| part.bytes.len()).sum());
         self.backend.vector(&parts)
     }

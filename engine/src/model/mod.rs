@@ -45,16 +45,25 @@ pub fn check(config: &ModelConfig, checkpoint: &Weights) -> Result<(), Error> {
     Ok(checkpoint.check_exactly(&expected(config), ignored)?)
 }
 
+/// Where weights come from.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// A checkpoint that [`check`] has seen.
+    Checkpoint(&'a Weights),
+    /// Nowhere: random matrices, made on the device, and norms of ones.
+    Random,
+}
+
 /// Puts the weights on a device; `progress` is told the bytes of each tensor.
 pub fn weights<B: Backend>(
     config: &ModelConfig,
-    checkpoint: &Weights,
+    source: Source<'_>,
     backend: &mut B,
     progress: &mut dyn FnMut(usize),
 ) -> Result<ModelWeights<B::Matrix, B::Vector>, Error> {
     match config.architecture {
         Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {
-            dense::weights(config, checkpoint, backend, progress)
+            dense::weights(config, source, backend, progress)
         }
     }
 }

@@ -1,56 +1,90 @@
-//! Models of a known shape with random weights, for benchmarks.
+//! Models of a known shape with random weights, for benchmarks: nothing to download, and what only the shape
+//! decides - time and memory - is that of the real model.
 
+use loris_kernels::ops::fill_random;
 use loris_loader::{
-    Architecture, Checkpoint, Dtype, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling,
-    Weights,
+    Architecture, Dtype, Expected, GenerationDefaults, ModelConfig, RopeConfig, RopeScaling,
+    TensorView, Weights,
 };
 
 use super::expected;
 use crate::error::Error;
 
-/// Names that [`checkpoint`] knows.
-pub const NAMES: [&str; 2] = ["smollm2-135m", "llama-3.2-1b"];
+/// Names that [`config`] knows.
+pub const NAMES: [&str; 4] = ["smollm2-135m", "llama-3.2-1b", "llama-2-7b", "llama-3.1-8b"];
 
-/// A checkpoint with the shape of a published model and random bf16 weights; the same for the same name.
-pub fn checkpoint(name: &str) -> Result<Checkpoint, Error> {
-    let config = match name {
-        "smollm2-135m" => llama(30, 576, 1_536, [9, 3], 49_152, 100_000.0),
-        "llama-3.2-1b" => llama(16, 2_048, 8_192, [32, 8], 128_256, 500_000.0),
-        _ => return Err(Error::option("synthetic", name, NAMES.join(" or "))),
+/// Matrices are uniform in +-0.03, about the spread of trained weights of these widths.
+pub(super) const SCALE: f32 = 0.03;
+
+/// Facts of a published model.
+pub fn config(name: &str) -> Result<ModelConfig, Error> {
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_ctx: 8_192,
     };
-    let mut state = 1_u64;
-    let mut tensors = Vec::new();
-    for tensor in expected(&config) {
-        let n: usize = tensor.shape.iter().product();
-        let mut bytes = Vec::new();
-        bytes
-            .try_reserve_exact(2 * n)
-            .map_err(|_| Error::OutOfMemory { what: "synthetic weights", bytes: 2 * n })?;
-        let is_norm = tensor.shape.len() == 1;
-        for _ in 0..n {
-            let w = if is_norm { half::bf16::ONE } else { small_random(&mut state) };
-            bytes.extend_from_slice(&w.to_le_bytes());
-        }
-        tensors.push((tensor.name, Dtype::BF16, tensor.shape, bytes));
-    }
-    let weights = Weights::from_memory(tensors)?;
-    Ok(Checkpoint { dir: name.into(), config, weights, tokenizer: None, chat: None })
+    Ok(match name {
+        "smollm2-135m" => llama(30, [576, 1_536], [9, 3, 64], 49_152, 8_192, 100_000.0),
+        "llama-3.2-1b" => llama(16, [2_048, 8_192], [32, 8, 64], 128_256, 8_192, 500_000.0),
+        "llama-2-7b" => ModelConfig {
+            tied_embeddings: false,
+            ..llama(32, [4_096, 11_008], [32, 32, 128], 32_000, 4_096, 10_000.0)
+        },
+        "llama-3.1-8b" => ModelConfig {
+            tied_embeddings: false,
+            rope: RopeConfig { theta: 500_000.0, scaling: llama3 },
+            ..llama(32, [4_096, 14_336], [32, 8, 128], 128_256, 131_072, 500_000.0)
+        },
+        _ => return Err(Error::option("synthetic", name, NAMES.join(" or "))),
+    })
 }
 
-/// Uniform in +-0.03, about the spread of trained weights of these widths.
-fn small_random(state: &mut u64) -> half::bf16 {
-    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-    #[allow(clippy::cast_precision_loss)] // 24 bits fit
-    let unit = (*state >> 40) as f32 / (1_u32 << 24) as f32;
-    half::bf16::from_f32((unit - 0.5) * 0.06)
+/// Bytes of all weights, as bf16.
+pub(crate) fn weight_bytes(config: &ModelConfig) -> u64 {
+    expected(config).iter().map(|t| 2 * t.shape.iter().product::<usize>() as u64).sum()
+}
+
+/// The seed and the shape of a tensor: element i is `fill_random::value(seed, i, SCALE)`, and no two tensors
+/// share a counter.
+pub(super) fn place<'a>(tensors: &'a [Expected], name: &str) -> Result<(u64, &'a [usize]), Error> {
+    let mut seed = 0;
+    for tensor in tensors {
+        if tensor.name == name {
+            return Ok((seed, &tensor.shape));
+        }
+        seed += tensor.shape.iter().product::<usize>() as u64;
+    }
+    Err(Error::State { call: "weights", reason: format!("{name} is not expected") })
+}
+
+/// A vector of ones.
+pub(super) fn ones(shape: &[usize]) -> Result<TensorView, Error> {
+    tensor(shape, |_| half::bf16::ONE)
+}
+
+/// A matrix of `fill_random` on the host.
+pub(crate) fn matrix(n: usize, k: usize, seed: u64, scale: f32) -> Result<TensorView, Error> {
+    tensor(&[n, k], |i| half::bf16::from_bits(fill_random::value(seed, i as u64, scale)))
+}
+
+fn tensor(shape: &[usize], value: impl Fn(usize) -> half::bf16) -> Result<TensorView, Error> {
+    let n: usize = shape.iter().product();
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(2 * n)
+        .map_err(|_| Error::OutOfMemory { what: "synthetic weights", bytes: 2 * n })?;
+    bytes.extend((0..n).flat_map(|i| value(i).to_le_bytes()));
+    let weights = Weights::from_memory(vec![("".into(), Dtype::BF16, shape.to_vec(), bytes)])?;
+    weights.get("").ok_or_else(|| Error::State { call: "weights", reason: "none were made".into() })
 }
 
 fn llama(
     n_layers: usize,
-    hidden_dim: usize,
-    ffn_dim: usize,
-    [n_q_heads, n_kv_heads]: [usize; 2],
+    [hidden_dim, ffn_dim]: [usize; 2],
+    [n_q_heads, n_kv_heads, head_dim]: [usize; 3],
     vocab_size: usize,
+    ctx_len: usize,
     theta: f64,
 ) -> ModelConfig {
     ModelConfig {
@@ -58,11 +92,11 @@ fn llama(
         n_layers,
         n_q_heads,
         n_kv_heads,
-        head_dim: 64,
+        head_dim,
         hidden_dim,
         ffn_dim,
         vocab_size,
-        ctx_len: 8_192,
+        ctx_len,
         norm_eps: 1e-5,
         rope: RopeConfig { theta, scaling: RopeScaling::None },
         tied_embeddings: true,

@@ -14,6 +14,9 @@ use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvPages, Matrix,
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;
 
+/// No further set of inputs beyond this.
+const MAX_SETS_BYTES: u64 = 32 << 30;
+
 const COLUMNS: &str =
     "peer,kernel,variant,shape,us,gb_s,tflops,copy_share,matrix_share,device,driver,rev";
 
@@ -28,17 +31,23 @@ pub struct Options {
 }
 
 impl Options {
+    /// `cargo bench` says `--bench`; `cargo test` does not, and gets tiny shapes on what tests run on.
     pub fn parse() -> Self {
         let mut options = Self::default();
-        let mut args = std::env::args().skip(1);
+        let args: Vec<String> = std::env::args().skip(1).collect();
+        if !args.iter().any(|arg| arg == "--bench") {
+            let on_gpu = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|driver| driver == "cuda");
+            return Self { quick: true, twin: !on_gpu, ..options };
+        }
+        let mut args = args.into_iter();
         while let Some(arg) = args.next() {
             let mut value = || args.next().unwrap_or_else(|| panic!("{arg} needs a value"));
             match arg.as_str() {
+                "--bench" => {}
                 "--quick" => options.quick = true,
                 "--twin" => options.twin = true,
                 "--rev" => options.rev = value(),
                 "--csv" => options.csv = Some(value()),
-                "--bench" | "--test" => {} // from cargo
                 filter if !filter.starts_with("--") => options.filter = filter.to_string(),
                 other => panic!("{other} is not one of --quick --twin --rev REV --csv FILE FILTER"),
             }
@@ -122,8 +131,12 @@ impl Bench {
         let (device, quick) = (&self.device, self.options.quick);
         let wanted = 4 * u64::from(device.info().l2) / cost.bytes.max(1) + 1;
         let n_sets = if quick { 2 } else { wanted.clamp(2, 256) };
+        let (free, _) = device.memory()?;
         let mut sets = vec![make(device, 1)?];
         for seed in 2..=n_sets {
+            if free - device.memory()?.0 > MAX_SETS_BYTES {
+                break;
+            }
             match make(device, seed << 40) {
                 Ok(set) => sets.push(set),
                 Err(Error::OutOfMemory { .. }) => break,

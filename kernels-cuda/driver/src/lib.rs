@@ -3,6 +3,7 @@
 //! The crate of this name demands a CUDA installation and links libcuda, so that a binary does not start
 //! where there is no driver. This one, put in its place by `[patch.crates-io]`, compiles `libcuda.c` into
 //! `cust_raw` instead: functions of the same names that look the driver up at their first call.
+#![allow(clippy::print_stdout)] // build scripts talk to cargo so
 
 use std::path::Path;
 

@@ -144,7 +144,7 @@ pub fn attention_prefill(
     shape.check(batch, layer, q, pages, out, lse.as_deref())?;
     let row_bytes = 2 * shape.head_dim;
     // Q, three half tiles of K or V, a word a packed row, and what the four warps look at.
-    let smem_bytes = BLOCK_Q * row_bytes + 3 * BLOCK_KV * row_bytes + BLOCK_Q * 4 + 4 * 28;
+    let smem_bytes = BLOCK_Q * row_bytes + 3 * BLOCK_KV * row_bytes + BLOCK_Q * 4 + 4 * 32;
     let grid = [to_u32(batch.n_tiles()), to_u32(shape.n_kv_heads), 1];
     let launch = Launch { kernel, grid, block: 128, smem_bytes: to_u32(smem_bytes) };
     let args = AttentionPrefillArgs {
@@ -272,6 +272,6 @@ pub fn attention_cost(shape: AttentionShape, seqs: &[LorisSeq], window: Option<u
 }
 
 /// Sizes that no device reaches saturate.
-fn to_u32(n: usize) -> u32 {
+pub(crate) fn to_u32(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
 }

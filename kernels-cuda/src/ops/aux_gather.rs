@@ -18,7 +18,7 @@ pub fn gather_rows<T: Pod>(
     to: &mut Rows<T>,
 ) -> Result<(), Error> {
     let row_bytes = from.width * size_of::<T>();
-    let is_whole = row_bytes % 16 == 0 && row_bytes <= u32::MAX as usize;
+    let is_whole = row_bytes.is_multiple_of(16) && row_bytes <= u32::MAX as usize;
     Error::check_supported("aux_gather row bytes", row_bytes, is_whole, "multiples of 16")?;
     Error::check_size("aux_gather width of the target", to.width, from.width)?;
     Error::check_room("aux_gather rows of the target, at least", to.n_rows, n_rows)?;

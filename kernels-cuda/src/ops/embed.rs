@@ -14,7 +14,8 @@ pub fn embed(
     x: &mut Rows<f32>,
 ) -> Result<(), Error> {
     let (hidden_dim, n_rows) = (table.k, batch.n_rows());
-    Error::check_supported("embed hidden_dim", hidden_dim, hidden_dim % 8 == 0, "multiples of 8")?;
+    let is_whole = hidden_dim.is_multiple_of(8);
+    Error::check_supported("embed hidden_dim", hidden_dim, is_whole, "multiples of 8")?;
     Error::check_size("embed table", table.data.len(), table.n * table.k)?;
     Error::check_size("embed width of x", x.width, hidden_dim)?;
     Error::check_room("embed rows of x, at least", x.n_rows, n_rows)?;

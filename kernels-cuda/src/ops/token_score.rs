@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::abi::{LORIS_NO_WINDOW, TokenScoreArgs};
-use crate::ops::attention::AttentionShape;
+use crate::ops::attention::{AttentionShape, to_u32};
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
 
@@ -62,9 +62,4 @@ pub fn token_score_cost(shape: AttentionShape, kv_len: usize, n_rows: usize) -> 
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let bytes = kv_len * (2 * n_kv_heads * head_dim + 4) + n_rows * n_q_heads * (2 * head_dim + 4);
     Cost { bytes: bytes as u64, flops: (2 * n_q_heads * head_dim * kv_len * n_rows) as u64 }
-}
-
-/// Sizes that no device reaches saturate.
-fn to_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

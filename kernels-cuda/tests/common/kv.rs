@@ -181,8 +181,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
                 let from = (slot * n_kv_heads + head) * head_dim;
                 for (side, values) in [&seq.k, &seq.v].into_iter().enumerate() {
                     let row = (side * n_kv_heads + head) * page_len + slot % page_len;
-                    page[row * head_dim..][..head_dim]
-                        .copy_from_slice(&values[from..][..head_dim]);
+                    page[row * head_dim..][..head_dim].copy_from_slice(&values[from..][..head_dim]);
                 }
             }
         }

@@ -47,6 +47,7 @@ use self::team::Tasks;
 use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
+use crate::model::synthetic;
 
 pub use self::matrix::{CpuMatrix, CpuVector};
 pub use self::pages::CpuPages;
@@ -169,6 +170,16 @@ impl Backend for CpuBackend {
 
     fn matrix(&mut self, tensor: &TensorView) -> Result<CpuMatrix, Error> {
         CpuMatrix::new(tensor)
+    }
+
+    fn random_matrix(
+        &mut self,
+        n: usize,
+        k: usize,
+        seed: u64,
+        scale: f32,
+    ) -> Result<CpuMatrix, Error> {
+        CpuMatrix::new(&synthetic::matrix(n, k, seed, scale)?)
     }
 
     fn vector(&mut self, parts: &[TensorView]) -> Result<CpuVector, Error> {

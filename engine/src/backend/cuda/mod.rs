@@ -25,8 +25,8 @@ use loris_kernels::ops::attention::{self, Partial};
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    qkv_decode, rmsnorm,
+    aux_gather, embed, fill_random, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
+    page_copy, qkv_decode, rmsnorm,
 };
 use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
 use loris_loader::TensorView;
@@ -176,6 +176,18 @@ impl Backend for CudaBackend {
 
     fn matrix(&mut self, tensor: &TensorView) -> Result<Matrix, Error> {
         weights::matrix(&self.device, &mut self.staging, tensor)
+    }
+
+    fn random_matrix(
+        &mut self,
+        n: usize,
+        k: usize,
+        seed: u64,
+        scale: f32,
+    ) -> Result<Matrix, Error> {
+        let mut matrix = Matrix::new(&self.device, n, k, "weights")?;
+        fill_random::fill_random(&self.device, &mut matrix, seed, scale)?;
+        Ok(matrix)
     }
 
     fn vector(&mut self, parts: &[TensorView]) -> Result<Buffer<f32>, Error> {

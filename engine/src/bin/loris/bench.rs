@@ -75,8 +75,7 @@ fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
     let options = ModelOptions { load: args.engine.load.into(), ..options };
     let engine = open::engine(&args.engine)?;
     report.note(format!("making {name} with random weights"));
-    let checkpoint = loris::model::synthetic::checkpoint(name)?;
-    Ok(engine.open_checkpoint(checkpoint, &options, &mut |_| {})?)
+    Ok(engine.open_synthetic(name, &options, &mut |_| {})?)
 }
 
 /// Seconds from a prompt to the logits of its last token.
