@@ -7,7 +7,7 @@
 //! random, never zero, and in several sets that are larger than the cache together.
 //!
 //! `--quick` takes tiny shapes once, `--twin` the twin; `cargo test` does both, so that the program itself is
-//! tested without a GPU. `peers/torch_kernels.py` times the same shapes in PyTorch and writes the same columns.
+//! tested without a GPU. `../peers/torch_kernels.py` times the same shapes in PyTorch and writes the same columns.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used, unreachable_pub, missing_docs)]
 
@@ -54,6 +54,14 @@ const SMOLLM2: Model = model("smollm2-135m", [576, 1536, 49_152], [9, 3, 64]);
 const TINY: Model = model("tiny", [64, 96, 128], [4, 2, 32]);
 
 fn main() -> Result<(), Error> {
+    let args: Vec<String> = std::env::args().collect();
+    if args.iter().any(|arg| arg == "--list") {
+        // Test runners ask which tests there are: the quick run is one, and it is not ignored.
+        if !args.iter().any(|arg| arg == "--ignored") {
+            println!("quick: test");
+        }
+        return Ok(());
+    }
     let mut bench = Bench::new(Options::parse())?;
     print_header(&bench.device);
     let quick = bench.options.quick;
