@@ -7,7 +7,7 @@ use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype};
 use loris::{KvFormat, Model, ModelOptions, SessionOptions};
 use support::{
-    FIXTURES, argmax, checkpoint, open, open_cuda, open_on, options, reference, rounded,
+    FIXTURES, argmax, checkpoint, open_cpu, open_cuda, open_on, options, reference, rounded,
 };
 
 /// How far logits are from those of `transformers`.
@@ -112,7 +112,7 @@ fn cuda_agrees_with_transformers_and_with_the_cpu() {
         let r = reference(name);
         let options = ModelOptions { batch: 150, ..options(192) };
         let on_cuda = open_cuda(rounded(name, Dtype::BF16), &options);
-        let on_cpu = open(rounded(name, Dtype::BF16), &options);
+        let on_cpu = open_cpu(rounded(name, Dtype::BF16), &options);
         for n in splits(name, r.tokens.len()) {
             let rows = logits(&on_cuda, &r.tokens, n);
             let d = compare(name, &rows, &r.logits_bf16_weights);

@@ -2,7 +2,7 @@
 #![allow(dead_code)] // each test binary uses its part
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
@@ -33,8 +33,9 @@ pub struct Reference {
     pub logits_bf16_weights: Vec<f32>,
 }
 
-pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// The repository: `LORIS_ROOT` where tests run on another machine than they were built on.
+pub fn root() -> PathBuf {
+    std::env::var_os("LORIS_ROOT").map_or(env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
 
 pub fn fixture(name: &str) -> PathBuf {
@@ -84,7 +85,11 @@ pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
     Checkpoint { weights: Weights::from_memory(tensors.collect()).unwrap(), ..checkpoint }
 }
 
+/// The CPU, or with `LORIS_TEST_DRIVER` set to `twin` or `cuda` the CUDA kernels.
 pub fn engine(threads: usize) -> Engine {
+    if std::env::var_os("LORIS_TEST_DRIVER").is_some() {
+        return Engine::new(&cuda_options()).unwrap();
+    }
     let device = DeviceChoice::Cpu;
     Engine::new(&EngineOptions { device, threads: Some(threads), ..EngineOptions::default() })
         .unwrap()
@@ -104,6 +109,10 @@ pub fn open_cuda(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
 
 pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
     open_with(2, checkpoint, options)
+}
+
+pub fn open_cpu(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
+    open_on(Isa::detect(), checkpoint, options)
 }
 
 pub fn on(isa: Isa) -> Engine {

@@ -1,6 +1,8 @@
 //! A layer on a backend: random weights, sequences over a pool of pages, and the comparison of every op
 //! with the reference. Generic over the backend; `tests/ops.rs` says on which ones it runs.
 
+use std::slice::from_ref;
+
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::cuda::{CudaBackend, CudaOptions};
 use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Seq};
@@ -33,7 +35,7 @@ pub(crate) enum Numbers {
 
 /// How far results may be off: `op` of the largest magnitude in a row, `rounding` of each element.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
+pub(crate) struct Bounds {
     embed: f64,
     linear: f64,
     /// A product with rows that are normalised on the way.
@@ -322,7 +324,7 @@ impl<'a, B: Backend> World<'a, B> {
             b.write_page(&mut pages, page, &vec![0xff; layout.bytes()]).unwrap();
         }
         let weights = LayerWeights {
-            attn_norm: b.vector(&[model.attn_norm.view.clone()]).unwrap(),
+            attn_norm: b.vector(from_ref(&model.attn_norm.view)).unwrap(),
             q: b.matrix(&model.qkv[0].view).unwrap(),
             k: b.matrix(&model.qkv[1].view).unwrap(),
             v: b.matrix(&model.qkv[2].view).unwrap(),
@@ -331,9 +333,9 @@ impl<'a, B: Backend> World<'a, B> {
                 .then(|| b.vector(&model.bias.each_ref().map(|t| t.view.clone())).unwrap()),
             qk_norm: case
                 .extras
-                .then(|| model.qk_norm.each_ref().map(|t| b.vector(&[t.view.clone()]).unwrap())),
+                .then(|| model.qk_norm.each_ref().map(|t| b.vector(from_ref(&t.view)).unwrap())),
             o: b.matrix(&model.o.view).unwrap(),
-            mlp_norm: b.vector(&[model.mlp_norm.view.clone()]).unwrap(),
+            mlp_norm: b.vector(from_ref(&model.mlp_norm.view)).unwrap(),
             gate: b.matrix(&model.gate.view).unwrap(),
             up: b.matrix(&model.up.view).unwrap(),
             down: b.matrix(&model.down.view).unwrap(),
@@ -344,7 +346,7 @@ impl<'a, B: Backend> World<'a, B> {
             numbers: target.numbers,
             weights,
             embed: b.matrix(&model.embed.view).unwrap(),
-            norm: b.vector(&[model.norm.view.clone()]).unwrap(),
+            norm: b.vector(from_ref(&model.norm.view)).unwrap(),
             head: b.matrix(&model.head.view).unwrap(),
             pages,
             layout,

@@ -1,5 +1,7 @@
 //! A batch on the device: what kernels read about rows, sequences and pages.
 
+use std::ops::Range;
+
 use crate::abi::{LORIS_DENSE, LorisBatch, LorisQTile, LorisSeq};
 use crate::{Buffer, Device, Error, Staging};
 
@@ -52,16 +54,20 @@ struct Part {
     len: usize,
 }
 
+// Those that a decode step fills lie together, but for the rest of the room for angles.
 const SEQS: usize = 0;
 const ROW_SEQ: usize = 1;
 const POSITIONS: usize = 2;
-const SLOT_POSITIONS: usize = 3;
-const PAGE_TABLES: usize = 4;
-const TOKENS: usize = 5;
-const COS_SIN: usize = 6;
-const TILES: usize = 7;
-const LOGIT_ROWS: usize = 8;
+const TOKENS: usize = 3;
+const LOGIT_ROWS: usize = 4;
+const SLOT_POSITIONS: usize = 5;
+const PAGE_TABLES: usize = 6;
+const COS_SIN: usize = 7;
+const TILES: usize = 8;
 const N_PARTS: usize = 9;
+
+/// Unused words that are copied along rather than left out by a copy more.
+const MAX_GAP: usize = 16 << 10;
 
 /// Words of a sequence and of a tile.
 const SEQ_LEN: usize = size_of::<LorisSeq>() / 4;
@@ -90,12 +96,12 @@ impl DeviceBatch {
             bytemuck::cast_slice(host.seqs),
             host.row_seq,
             host.positions,
+            host.tokens,
+            host.logit_rows,
             host.slot_positions,
             host.page_tables,
-            host.tokens,
             bytemuck::cast_slice(host.cos_sin),
             bytemuck::cast_slice(host.tiles),
-            host.logit_rows,
         ];
         if words.iter().zip(&self.parts).any(|(words, part)| words.len() > part.room) {
             let mut rooms = self.parts.map(|part| part.room);
@@ -108,10 +114,12 @@ impl DeviceBatch {
         let half = self.staging.next_half(device)?;
         for (part, words) in self.parts.iter_mut().zip(words) {
             part.len = words.len();
-            let pinned = &mut half.words()[part.start..][..part.len];
-            pinned.copy_from_slice(words);
+            half.words()[part.start..][..part.len].copy_from_slice(words);
+        }
+        for run in runs(&self.parts) {
+            let pinned = &half.words()[run.clone()];
             // SAFETY: this half is written again only when its copies are done.
-            unsafe { self.memory.upload_async(device, part.start, pinned)? };
+            unsafe { self.memory.upload_async(device, run.start, pinned)? };
         }
         half.record(device)?;
         self.n_layers = to_u32(host.n_layers);
@@ -239,6 +247,19 @@ impl DeviceBatch {
     fn at(&self, part: usize) -> u64 {
         self.memory.ptr() + 4 * self.parts[part].start as u64
     }
+}
+
+/// The words that are in use, with small gaps between them closed: what is copied at once.
+fn runs(parts: &[Part; N_PARTS]) -> Vec<Range<usize>> {
+    let mut runs: Vec<Range<usize>> = Vec::new();
+    for part in parts.iter().filter(|part| part.len > 0) {
+        let end = part.start + part.len;
+        match runs.last_mut() {
+            Some(run) if part.start - run.end <= MAX_GAP => run.end = end,
+            _ => runs.push(part.start..end),
+        }
+    }
+    runs
 }
 
 fn allocate(

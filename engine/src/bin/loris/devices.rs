@@ -1,7 +1,7 @@
 //! `loris devices`: what can be computed on.
 
-use loris::CudaDevice;
 use loris::backend::cpu::Isa;
+use loris::{CudaDevice, Error};
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
@@ -11,15 +11,19 @@ use crate::report::{Report, bytes};
 pub(crate) fn devices(report: &Report) -> Result<(), Failure> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let isa = format!("{:?}", Isa::detect());
-    let cuda = loris::cuda_devices(open::driver());
+    let cuda = loris::cuda_devices(open::driver()).map_err(|e| match e {
+        Error::NoDevice { reason, .. } => reason,
+        e => e.to_string(),
+    });
     let text = match report.is_json() {
         true => {
             let cpu = json!({ "name": "cpu", "available": true, "threads": threads, "isa": isa });
             let mut devices = vec![cpu];
             match &cuda {
                 Ok(found) => devices.extend(found.iter().map(object)),
-                Err(e) => devices
-                    .push(json!({ "name": "cuda", "available": false, "reason": e.to_string() })),
+                Err(reason) => {
+                    devices.push(json!({ "name": "cuda", "available": false, "reason": reason }));
+                }
             }
             format!("{}\n", json!({ "devices": devices }))
         }
@@ -27,7 +31,7 @@ pub(crate) fn devices(report: &Report) -> Result<(), Failure> {
             let mut lines = vec![format!("cpu     {threads} threads, {isa}")];
             match &cuda {
                 Ok(found) => lines.extend(found.iter().map(line)),
-                Err(e) => lines.push(format!("cuda    none: {e}")),
+                Err(reason) => lines.push(format!("cuda    none: {reason}")),
             }
             lines.join("\n") + "\n"
         }
