@@ -1,8 +1,9 @@
 /* What the host passes to kernels: one POD struct per kernel, with a shape on every pointer.
  *
- * Plain C99, read by nvcc, by the host compiler of the twin, and by bindgen for `src/abi.rs`. A kernel
- * takes exactly one of these structs by value. Pointers are device addresses; `[rows][k]` is row-major.
- * `bf16` stands for uint16_t bit patterns. Reserved fields do not exist: both sides are built together.
+ * Plain C99, read by nvcc, by the host compiler of the twin, and by bindgen for `src/abi.rs`. A
+ * kernel takes exactly one of these structs by value. Pointers are device addresses; `[rows][k]` is
+ * row-major. `bf16` stands for uint16_t bit patterns. Reserved fields do not exist: both sides are
+ * built together.
  */
 #ifndef LORIS_ABI_H
 #define LORIS_ABI_H
@@ -11,7 +12,8 @@
 
 /* Rows that one pass over the weights serves in decode; more rows are further passes. */
 #define LORIS_DECODE_ROWS 16
-/* Slots that one split of decode attention covers: fixed, so that bits do not depend on the batch. */
+/* Slots that one split of decode attention covers: fixed, so that bits do not depend on the batch.
+ */
 #define LORIS_SPLIT_LEN 256
 /* `Seq.positions_start` of a sequence whose slot i holds position i: nothing is stored for it. */
 #define LORIS_DENSE UINT32_MAX
@@ -20,26 +22,28 @@
 
 /* One sequence of a batch. */
 typedef struct LorisSeq {
-    uint32_t row_start;        /* first of its rows in the batch */
-    uint32_t n_rows;           /* rows in the batch */
-    uint32_t kv_start;         /* slots in use before the batch: row i is appended to slot kv_start + i */
+    uint32_t row_start; /* first of its rows in the batch */
+    uint32_t n_rows;    /* rows in the batch */
+    uint32_t kv_start;  /* slots in use before the batch: row i is appended to slot kv_start + i */
     uint32_t page_table_start; /* where its table begins in `page_tables`: [page_idx][n_layers] */
-    uint32_t positions_start;  /* where its slot positions begin in `slot_positions`, or LORIS_DENSE */
+    uint32_t
+        positions_start; /* where its slot positions begin in `slot_positions`, or LORIS_DENSE */
 } LorisSeq;
 
 /* A batch as `begin` uploads it; every kernel that looks at sequences holds one. */
 typedef struct LorisBatch {
-    const LorisSeq *seqs;            /* [n_seqs] */
-    const uint32_t *row_seq;         /* [n_rows] index into seqs */
-    const uint32_t *positions;       /* [n_rows] absolute position of a row */
-    const uint32_t *slot_positions;  /* positions of the slots of sequences that are not dense */
-    const uint32_t *page_tables;     /* page ids */
+    const LorisSeq *seqs;           /* [n_seqs] */
+    const uint32_t *row_seq;        /* [n_rows] index into seqs */
+    const uint32_t *positions;      /* [n_rows] absolute position of a row */
+    const uint32_t *slot_positions; /* positions of the slots of sequences that are not dense */
+    const uint32_t *page_tables;    /* page ids */
     uint32_t n_rows;
     uint32_t n_seqs;
-    uint32_t n_layers;               /* stride of a page table */
+    uint32_t n_layers; /* stride of a page table */
 } LorisBatch;
 
-/* A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads][page_len][head_dim]. */
+/* A pool of KV pages: page p begins at base + p * page_bytes and holds
+ * [K|V][n_kv_heads][page_len][head_dim]. */
 typedef struct LorisPages {
     void *base;
     uint64_t page_bytes;
@@ -58,10 +62,10 @@ typedef struct EmbedArgs {
 
 /* out[r] = bf16(x[row] / sqrt(mean(x[row]^2) + eps) * weight) */
 typedef struct RmsnormArgs {
-    const float *x;       /* [..][hidden_dim] */
-    const float *weight;  /* [hidden_dim] */
-    uint16_t *out;        /* bf16 [n_rows][hidden_dim] */
-    uint32_t hidden_dim;  /* multiple of 8 */
+    const float *x;      /* [..][hidden_dim] */
+    const float *weight; /* [hidden_dim] */
+    uint16_t *out;       /* bf16 [n_rows][hidden_dim] */
+    uint32_t hidden_dim; /* multiple of 8 */
     uint32_t n_rows;
     float eps;
 } RmsnormArgs;
@@ -72,8 +76,8 @@ typedef struct LinearPrefillArgs {
     const uint16_t *w; /* bf16 [n][k] */
     float *x;          /* [n_rows][n], added to in place */
     uint32_t n_rows;
-    uint32_t n;        /* multiple of 8 */
-    uint32_t k;        /* multiple of 8 */
+    uint32_t n; /* multiple of 8 */
+    uint32_t k; /* multiple of 8 */
 } LinearPrefillArgs;
 
 /* h = bf16(silu(a Wg^T) * (a Wu^T)) in prefill */
@@ -83,44 +87,45 @@ typedef struct GateUpPrefillArgs {
     const uint16_t *up;   /* bf16 [n][k] */
     uint16_t *h;          /* bf16 [n_rows][n] */
     uint32_t n_rows;
-    uint32_t n;           /* ffn_dim, multiple of 8 */
-    uint32_t k;           /* multiple of 8 */
+    uint32_t n; /* ffn_dim, multiple of 8 */
+    uint32_t k; /* multiple of 8 */
 } GateUpPrefillArgs;
 
 /* Where Q, K and V go once they are projected: bias, q/k norm, rotation, append. */
 typedef struct LorisHeads {
-    const float *bias;     /* [(n_q_heads + 2 n_kv_heads) * head_dim], q then k then v, or NULL */
-    const float *q_norm;   /* [head_dim] or NULL; NULL together with k_norm */
-    const float *k_norm;   /* [head_dim] or NULL */
-    const float *cos_sin;  /* [n_rows][head_dim / 2][2]: cosine and sine, times the attention factor */
-    uint16_t *q;           /* bf16 [n_rows][n_q_heads][head_dim] */
+    const float *bias;   /* [(n_q_heads + 2 n_kv_heads) * head_dim], q then k then v, or NULL */
+    const float *q_norm; /* [head_dim] or NULL; NULL together with k_norm */
+    const float *k_norm; /* [head_dim] or NULL */
+    const float
+        *cos_sin; /* [n_rows][head_dim / 2][2]: cosine and sine, times the attention factor */
+    uint16_t *q;  /* bf16 [n_rows][n_q_heads][head_dim] */
     LorisPages pages;
     LorisBatch batch;
-    uint32_t layer;        /* inside the segment */
+    uint32_t layer; /* inside the segment */
     uint32_t n_q_heads;
     uint32_t head_dim;
-    float eps;             /* of the q/k norm */
+    float eps; /* of the q/k norm */
 } LorisHeads;
 
 /* Q, K, V of many rows, to where they belong. */
 typedef struct QkvPrefillArgs {
-    const uint16_t *a;    /* bf16 [n_rows][k], normalised */
-    const uint16_t *wq;   /* bf16 [n_q_heads * head_dim][k] */
-    const uint16_t *wk;   /* bf16 [n_kv_heads * head_dim][k] */
-    const uint16_t *wv;   /* bf16 [n_kv_heads * head_dim][k] */
+    const uint16_t *a;  /* bf16 [n_rows][k], normalised */
+    const uint16_t *wq; /* bf16 [n_q_heads * head_dim][k] */
+    const uint16_t *wk; /* bf16 [n_kv_heads * head_dim][k] */
+    const uint16_t *wv; /* bf16 [n_kv_heads * head_dim][k] */
     LorisHeads heads;
-    uint32_t k;           /* multiple of 8 */
+    uint32_t k; /* multiple of 8 */
 } QkvPrefillArgs;
 
 /* The rows that a decode kernel multiplies by: either f32 rows that are normalised on the way
  * (`norm` is not NULL), or bf16 rows as they are. */
 typedef struct LorisDecodeInput {
-    const float *x;           /* [..][k], if norm */
-    const float *norm;        /* [k] or NULL */
-    const uint16_t *a;        /* bf16 [n_rows][k], if not norm */
-    const uint32_t *row_idx;  /* [n_rows]: row i reads x[row_idx[i]]; NULL: x[i] */
+    const float *x;          /* [..][k], if norm */
+    const float *norm;       /* [k] or NULL */
+    const uint16_t *a;       /* bf16 [n_rows][k], if not norm */
+    const uint32_t *row_idx; /* [n_rows]: row i reads x[row_idx[i]]; NULL: x[i] */
     uint32_t n_rows;
-    uint32_t k;               /* multiple of 8 */
+    uint32_t k; /* multiple of 8 */
     float eps;
 } LorisDecodeInput;
 
@@ -128,7 +133,7 @@ typedef struct LorisDecodeInput {
 typedef struct LinearDecodeArgs {
     LorisDecodeInput in;
     const uint16_t *w; /* bf16 [n][k] */
-    float *y;          /* [n_rows][n]; added to by linear_decode_add, written by linear_decode_store */
+    float *y; /* [n_rows][n]; added to by linear_decode_add, written by linear_decode_store */
     uint32_t n;
 } LinearDecodeArgs;
 
@@ -141,8 +146,8 @@ typedef struct GateUpDecodeArgs {
     uint32_t n;
 } GateUpDecodeArgs;
 
-/* Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the projections
- * go to `raw` and qkv_finish takes them from there. */
+/* Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the
+ * projections go to `raw` and qkv_finish takes them from there. */
 typedef struct QkvDecodeArgs {
     LorisDecodeInput in;
     const uint16_t *wq; /* bf16 [n_q_heads * head_dim][k] */
@@ -158,8 +163,8 @@ typedef struct QkvFinishArgs {
     LorisHeads heads;
 } QkvFinishArgs;
 
-/* A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size, query head
- * m % group_size of the group. */
+/* A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size,
+ * query head m % group_size of the group. */
 typedef struct LorisQTile {
     uint32_t seq_idx;
     uint32_t packed_start; /* multiple of BLOCK_Q */
@@ -167,23 +172,23 @@ typedef struct LorisQTile {
 
 /* Flash attention of many rows over pages. */
 typedef struct AttentionPrefillArgs {
-    const uint16_t *q;         /* bf16 [n_rows][n_q_heads][head_dim] */
-    uint16_t *out;             /* bf16 [n_rows][n_q_heads][head_dim] */
-    float *lse;                /* [n_rows][n_q_heads] natural log of the sum of exp(score), or NULL */
-    const LorisQTile *tiles;   /* [gridDim.x], longest first */
+    const uint16_t *q;       /* bf16 [n_rows][n_q_heads][head_dim] */
+    uint16_t *out;           /* bf16 [n_rows][n_q_heads][head_dim] */
+    float *lse;              /* [n_rows][n_q_heads] natural log of the sum of exp(score), or NULL */
+    const LorisQTile *tiles; /* [gridDim.x], longest first */
     LorisPages pages;
     LorisBatch batch;
     uint32_t layer;
     uint32_t n_q_heads;
-    uint32_t window;           /* LORIS_NO_WINDOW: all */
-    float scale;               /* 1 / sqrt(head_dim) */
+    uint32_t window; /* LORIS_NO_WINDOW: all */
+    float scale;     /* 1 / sqrt(head_dim) */
 } AttentionPrefillArgs;
 
 /* One split of decode attention: blockIdx = (split, kv head, row). */
 typedef struct AttentionDecodeArgs {
-    const uint16_t *q;   /* bf16 [n_rows][n_q_heads][head_dim] */
-    float *partial_out;  /* [n_rows][n_q_heads][max_splits][head_dim], not normalised */
-    float *partial_ml;   /* [n_rows][n_q_heads][max_splits][2]: row_max (base 2) and row_sum */
+    const uint16_t *q;  /* bf16 [n_rows][n_q_heads][head_dim] */
+    float *partial_out; /* [n_rows][n_q_heads][max_splits][head_dim], not normalised */
+    float *partial_ml;  /* [n_rows][n_q_heads][max_splits][2]: row_max (base 2) and row_sum */
     LorisPages pages;
     LorisBatch batch;
     uint32_t layer;
@@ -197,8 +202,8 @@ typedef struct AttentionDecodeArgs {
 typedef struct AttentionMergeArgs {
     const float *partial_out; /* as above */
     const float *partial_ml;
-    uint16_t *out;            /* bf16 [n_rows][n_q_heads][head_dim] */
-    float *lse;               /* [n_rows][n_q_heads] or NULL */
+    uint16_t *out; /* bf16 [n_rows][n_q_heads][head_dim] */
+    float *lse;    /* [n_rows][n_q_heads] or NULL */
     LorisBatch batch;
     uint32_t n_q_heads;
     uint32_t max_splits;
@@ -206,13 +211,13 @@ typedef struct AttentionMergeArgs {
 
 /* score[slot] = mean over query heads and score rows of exp(q . k * scale - lse) */
 typedef struct TokenScoreArgs {
-    const uint16_t *q;   /* bf16 [n_rows][n_q_heads][head_dim] */
-    const float *lse;    /* [n_rows][n_q_heads] */
-    float *scores;       /* [slots of the sequence] */
+    const uint16_t *q; /* bf16 [n_rows][n_q_heads][head_dim] */
+    const float *lse;  /* [n_rows][n_q_heads] */
+    float *scores;     /* [slots of the sequence] */
     LorisPages pages;
     LorisBatch batch;
     uint32_t seq_idx;
-    uint32_t row_start;  /* score rows: row_start .. row_start + n_score_rows of the batch */
+    uint32_t row_start; /* score rows: row_start .. row_start + n_score_rows of the batch */
     uint32_t n_score_rows;
     uint32_t layer;
     uint32_t n_q_heads;
@@ -220,14 +225,14 @@ typedef struct TokenScoreArgs {
     float scale;
 } TokenScoreArgs;
 
-/* The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them; indices
- * ascending. Of equal scores the lower index is kept. */
+/* The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them;
+ * indices ascending. Of equal scores the lower index is kept. */
 typedef struct TokenSelectArgs {
     const float *scores; /* [n], none NaN */
     uint32_t *keep;      /* [n_keep] */
     uint32_t *drop;      /* [n - n_keep], or NULL */
     uint32_t n;
-    uint32_t n_keep;     /* n_head + n_tail <= n_keep <= n */
+    uint32_t n_keep; /* n_head + n_tail <= n_keep <= n */
     uint32_t n_head;
     uint32_t n_tail;
 } TokenSelectArgs;
@@ -238,7 +243,7 @@ typedef struct AuxGatherArgs {
     void *to;
     const uint32_t *idx; /* [n_rows] */
     uint32_t n_rows;
-    uint32_t row_bytes;  /* multiple of 16 */
+    uint32_t row_bytes; /* multiple of 16 */
 } AuxGatherArgs;
 
 /* Copies pages: pairs[i] = {from, to}. */
@@ -261,8 +266,9 @@ typedef struct LorisSampling {
 typedef struct SampleArgs {
     const float *logits;           /* [n_rows][vocab_size] */
     const LorisSampling *sampling; /* [n_rows] */
-    const uint32_t *masked;        /* bit set of ids that are never drawn, [ceil(vocab_size / 32)], or NULL */
-    uint32_t *tokens;              /* [n_rows]; UINT32_MAX where a logit is not finite */
+    const uint32_t
+        *masked;      /* bit set of ids that are never drawn, [ceil(vocab_size / 32)], or NULL */
+    uint32_t *tokens; /* [n_rows]; UINT32_MAX where a logit is not finite */
     uint32_t vocab_size;
 } SampleArgs;
 

@@ -1,8 +1,9 @@
-/* Which element of a matrix a lane holds in which register: the maps of the PTX manual, as functions.
+/* Which element of a matrix a lane holds in which register: the maps of the PTX manual, as
+ * functions.
  *
- * Kernels use them in epilogues, the twin executes mma and ldmatrix through them, and a test compares
- * them with the instructions where there is a GPU. Sources: PTX ISA, "Matrix Fragments for mma.m16n8k16
- * with floating point type", "... mma.m16n8k32" (integers), and "ldmatrix".
+ * Kernels use them in epilogues, the twin executes mma and ldmatrix through them, and a test
+ * compares them with the instructions where there is a GPU. Sources: PTX ISA, "Matrix Fragments for
+ * mma.m16n8k16 with floating point type", "... mma.m16n8k32" (integers), and "ldmatrix".
  *
  * A fragment register is 32 bits: two 16-bit or four 8-bit elements. `elem` counts elements of the
  * fragment in register order, low bits first.

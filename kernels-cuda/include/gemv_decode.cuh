@@ -197,7 +197,7 @@ struct Product {
         return prim::rsqrt_fast(sum / in.k + in.eps);
     }
 
-private:
+   private:
     DEV static void advance(const uint16_t *(&w)[N_MATS][2], int n) {
         for (int mat = 0; mat < N_MATS; mat++)
             for (int i = 0; i < 2; i++) w[mat][i] += n;

@@ -11,7 +11,8 @@ struct PagedKv {
     uint64_t page_bytes;
     uint32_t table_stride, layer, page_len_log2, n_kv_heads, kv_len;
 
-    DEV PagedKv(const LorisPages &pages, const LorisBatch &batch, const LorisSeq &seq, uint32_t layer)
+    DEV PagedKv(const LorisPages &pages, const LorisBatch &batch, const LorisSeq &seq,
+                uint32_t layer)
         : page_table(batch.page_tables + seq.page_table_start),
           slot_positions(seq.positions_start == LORIS_DENSE
                              ? nullptr

@@ -1,6 +1,7 @@
-// The instructions that kernels use beyond plain C++: the only place with inline PTX, lane intrinsics and
-// barriers. Each wrapper is one instruction and one sentence. `twin/prim_host.hpp` implements the same names
-// on a CPU by the documented semantics; kernels include this file and see whichever is being built.
+// The instructions that kernels use beyond plain C++: the only place with inline PTX, lane
+// intrinsics and barriers. Each wrapper is one instruction and one sentence. `twin/prim_host.hpp`
+// implements the same names on a CPU by the documented semantics; kernels include this file and see
+// whichever is being built.
 //
 // Functions marked (warp) are called by all 32 lanes of a warp together.
 #pragma once
@@ -13,9 +14,9 @@
 #include "../twin/prim_host.hpp"
 #else
 
-// Defines a kernel: its plain name for the driver, its one argument, its block size and the blocks an SM
-// should hold. The comment behind the row, `// <= N registers`, is checked by the build.
-#define KERNEL(name, Args, n_threads, min_blocks)                             \
+// Defines a kernel: its plain name for the driver, its one argument, its block size and the blocks
+// an SM should hold. The comment behind the row, `// <= N registers`, is checked by the build.
+#define KERNEL(name, Args, n_threads, min_blocks)                       \
     extern "C" __global__ void __launch_bounds__(n_threads, min_blocks) \
         name(const __grid_constant__ Args args)
 
@@ -85,8 +86,8 @@ DEV void st16(void *gmem, uint4 v) { *static_cast<uint4 *>(gmem) = v; }
 // Shared memory as the 32-bit address that instructions take.
 DEV uint32_t smem_addr(const void *p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
-// 16 bytes from global to shared memory in the background, past L1 (cp.async.cg). Visible to this thread
-// after cp_wait, to others after a barrier behind it.
+// 16 bytes from global to shared memory in the background, past L1 (cp.async.cg). Visible to this
+// thread after cp_wait, to others after a barrier behind it.
 DEV void cp_async16(void *smem, const void *gmem) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(smem_addr(smem)), "l"(gmem)
                  : "memory");
@@ -106,8 +107,8 @@ DEV void cp_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(n_pending) : "memory");
 }
 
-// (warp) Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l / 8, each 16
-// bytes and so aligned; r[i] is matrix i as `frag::ldmatrix` says (ldmatrix.x4).
+// (warp) Four 8x8 matrices of 16-bit elements: lane l gives the address of row l % 8 of matrix l /
+// 8, each 16 bytes and so aligned; r[i] is matrix i as `frag::ldmatrix` says (ldmatrix.x4).
 DEV void ldsm_x4(uint32_t (&r)[4], const void *smem_row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -177,8 +178,8 @@ DEV void trap() { asm volatile("trap;"); }
 
 // Checked where kernels are built for the twin or with -DLORIS_DEBUG; nothing elsewhere.
 #if defined(LORIS_TWIN) || defined(LORIS_DEBUG)
-#define PRIM_ASSERT(condition) \
-    do {                       \
+#define PRIM_ASSERT(condition)          \
+    do {                                \
         if (!(condition)) prim::trap(); \
     } while (0)
 #else

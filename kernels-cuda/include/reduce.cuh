@@ -15,8 +15,8 @@ DEV float warp_max(float v) {
     return v;
 }
 
-// All threads of a block of N_WARPS warps get the sum. `scratch` holds N_WARPS floats and is free again after
-// the next barrier.
+// All threads of a block of N_WARPS warps get the sum. `scratch` holds N_WARPS floats and is free
+// again after the next barrier.
 template <int N_WARPS>
 DEV float block_sum(float v, float *scratch) {
     v = warp_sum(v);

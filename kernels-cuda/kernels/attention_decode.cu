@@ -229,6 +229,6 @@ DEV void body(const AttentionDecodeArgs &args) {
     store_sums<D>(args, sum_smem, ml_smem, out_gmem, ml_gmem);
 }
 
-KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }  // <= 128 registers
-KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }  // <= 168 registers
+KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }    // <= 128 registers
+KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }    // <= 168 registers
 KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) { body<128>(args); }  // <= 168 registers

@@ -351,4 +351,6 @@ DEV void body(const AttentionPrefillArgs &args) {
 
 KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) { body<32>(args); }  // <= 255 registers
 KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) { body<64>(args); }  // <= 255 registers
-KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) { body<128>(args); }  // <= 255 registers
+KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) {
+    body<128>(args);
+}  // <= 255 registers

@@ -9,7 +9,8 @@ constexpr int N_THREADS = 256;
 
 DEV void body(const EmbedArgs &args) {
     const uint32_t row_chunks = args.hidden_dim / 8;
-    const uint32_t chunk = blockIdx.x * N_THREADS + threadIdx.x;  // the launcher checks that it fits
+    const uint32_t chunk =
+        blockIdx.x * N_THREADS + threadIdx.x;  // the launcher checks that it fits
     const uint32_t row = chunk / row_chunks, col = 8 * (chunk % row_chunks);
     if (row >= args.n_rows) return;
 

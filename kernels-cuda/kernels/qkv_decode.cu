@@ -85,10 +85,10 @@ DEV void qkv(const QkvDecodeArgs &args) {
     }
     // K of kv head h is h strips of page_len slots further in the page; V follows behind all of K.
     uint32_t kv_head = strip.head - strip.n_q_heads;
-    uint16_t *out =
-        strip.is_q() ? heads.q + (static_cast<uint64_t>(row) * strip.n_q_heads + strip.head) * d
-                     : append_slot(heads, row) +
-                           (static_cast<uint64_t>(kv_head) << heads.pages.page_len_log2) * d;
+    uint16_t *out = strip.is_q()
+                        ? heads.q + (static_cast<uint64_t>(row) * strip.n_q_heads + strip.head) * d
+                        : append_slot(heads, row) +
+                              (static_cast<uint64_t>(kv_head) << heads.pages.page_len_log2) * d;
     out[i] = prim::to_bf16(lo);
     out[i + strip.half] = prim::to_bf16(hi);
 }

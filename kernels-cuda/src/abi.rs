@@ -38,7 +38,8 @@ pub struct LorisBatch {
     /// stride of a page table
     pub n_layers: u32,
 }
-/// A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads][page_len][head_dim].
+/** A pool of KV pages: page p begins at base + p * page_bytes and holds
+ [K|V][n_kv_heads][page_len][head_dim].*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LorisPages {
@@ -192,8 +193,8 @@ pub struct GateUpDecodeArgs {
     pub h: *mut u16,
     pub n: u32,
 }
-/** Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the projections
- go to `raw` and qkv_finish takes them from there.*/
+/** Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the
+ projections go to `raw` and qkv_finish takes them from there.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct QkvDecodeArgs {
@@ -216,8 +217,8 @@ pub struct QkvFinishArgs {
     pub raw: *const f32,
     pub heads: LorisHeads,
 }
-/** A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size, query head
- m % group_size of the group.*/
+/** A run of packed query rows of one sequence and one kv head: packed row m is row m / group_size,
+ query head m % group_size of the group.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct LorisQTile {
@@ -301,8 +302,8 @@ pub struct TokenScoreArgs {
     pub window: u32,
     pub scale: f32,
 }
-/** The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them; indices
- ascending. Of equal scores the lower index is kept.*/
+/** The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them;
+ indices ascending. Of equal scores the lower index is kept.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct TokenSelectArgs {

@@ -1,5 +1,7 @@
-// Every load and store of a kernel comes by here: the compiler instruments kernels as for its thread sanitizer
-// (-fsanitize=thread), and these are the sanitizer's entry points. Its run-time library is not linked.
+// Every load and store of a kernel comes by here: the compiler instruments kernels as for its
+// thread sanitizer
+// (-fsanitize=thread), and these are the sanitizer's entry points. Its run-time library is not
+// linked.
 #include <link.h>
 #include <string.h>
 
@@ -33,17 +35,19 @@ static const Range IMAGE = find_image();
 
 static const char *verb(Access kind) { return kind == Access::Read ? "reads" : "writes"; }
 
-// Blocks of a launch run in any order, so that none may touch what another writes, but for atomics; a block
-// that has used one may know by it that others are done.
+// Blocks of a launch run in any order, so that none may touch what another writes, but for atomics;
+// a block that has used one may know by it that others are done.
 static void check_blocks(Block &block, const HeapView::Entry &entry, size_t offset, size_t n_bytes,
                          Access kind) {
     if (kind == Access::Atomic) block.has_met_others = true;
     if (kind == Access::Atomic || block.has_met_others) return;
     int64_t other = entry.writers->other(block.heap->launch, block.number, offset, n_bytes);
     if (other >= 0)
-        fail(FaultKind::Launch, "race: %s %zu bytes at byte %zu of an allocation, which block number %lld wrote",
+        fail(FaultKind::Launch,
+             "race: %s %zu bytes at byte %zu of an allocation, which block number %lld wrote",
              verb(kind), n_bytes, offset, static_cast<long long>(other));
-    if (kind == Access::Write) entry.writers->record(block.heap->launch, block.number, offset, n_bytes);
+    if (kind == Access::Write)
+        entry.writers->record(block.heap->launch, block.number, offset, n_bytes);
 }
 
 static inline void check(const void *at, size_t n_bytes, size_t align, Access kind) {
@@ -56,12 +60,14 @@ static inline void check(const void *at, size_t n_bytes, size_t align, Access ki
     const uintptr_t offset = address - reinterpret_cast<uintptr_t>(block.smem);
     if (offset < MAX_SMEM) {
         if (offset + n_bytes > block.launch->smem_bytes)
-            fail(FaultKind::Address, "out of bounds: %s %zu bytes at byte %zu of %u bytes of shared memory",
-                 verb(kind), n_bytes, size_t{offset}, block.launch->smem_bytes);
+            fail(FaultKind::Address,
+                 "out of bounds: %s %zu bytes at byte %zu of %u bytes of shared memory", verb(kind),
+                 n_bytes, size_t{offset}, block.launch->smem_bytes);
         if (misaligned)
-            fail(FaultKind::Address, "misaligned: %s %zu bytes at byte %zu of shared memory", verb(kind),
-                 n_bytes, size_t{offset});
-        block.shadow.access(kind, thread->id, static_cast<uint32_t>(offset), static_cast<uint32_t>(n_bytes));
+            fail(FaultKind::Address, "misaligned: %s %zu bytes at byte %zu of shared memory",
+                 verb(kind), n_bytes, size_t{offset});
+        block.shadow.access(kind, thread->id, static_cast<uint32_t>(offset),
+                            static_cast<uint32_t>(n_bytes));
         return;
     }
     if (const HeapView::Entry *entry = block.heap->find(address, n_bytes)) {
@@ -80,8 +86,12 @@ static inline void check(const void *at, size_t n_bytes, size_t align, Access ki
          block.heap->describe(address).c_str());
 }
 
-void check_read(const void *at, size_t n_bytes, size_t align) { check(at, n_bytes, align, Access::Read); }
-void check_write(void *at, size_t n_bytes, size_t align) { check(at, n_bytes, align, Access::Write); }
+void check_read(const void *at, size_t n_bytes, size_t align) {
+    check(at, n_bytes, align, Access::Read);
+}
+void check_write(void *at, size_t n_bytes, size_t align) {
+    check(at, n_bytes, align, Access::Write);
+}
 
 void *copy(void *to, const void *from, size_t n_bytes) {
     check(from, n_bytes, 1, Access::Read);
@@ -123,8 +133,8 @@ void cp_async16(void *smem, const void *gmem, bool valid) {
     Block &block = *thread.block;
     const uint32_t offset = smem_addr(smem);
     if (offset + 16 > block.launch->smem_bytes)
-        fail(FaultKind::Address, "out of bounds: copies to byte %u of %u bytes of shared memory", offset,
-             block.launch->smem_bytes);
+        fail(FaultKind::Address, "out of bounds: copies to byte %u of %u bytes of shared memory",
+             offset, block.launch->smem_bytes);
     if (offset % 16 != 0)
         fail(FaultKind::Address, "misaligned: copies to byte %u of shared memory", offset);
     const auto source = reinterpret_cast<uintptr_t>(gmem);
@@ -164,8 +174,8 @@ using twin::check;
 
 extern "C" {
 
-// A wide access that the compiler would split into words is checked for its alignment by type, where the code says
-// so (-fsanitize=alignment): what the other sanitizer's entry point is told.
+// A wide access that the compiler would split into words is checked for its alignment by type,
+// where the code says so (-fsanitize=alignment): what the other sanitizer's entry point is told.
 struct TypeMismatch {
     struct {
         const char *file;
@@ -177,18 +187,18 @@ struct TypeMismatch {
 
 void __ubsan_handle_type_mismatch_v1(TypeMismatch *what, uintptr_t address) {
     if (twin::self == nullptr) return;
-    twin::fail(twin::FaultKind::Address, "misaligned: %#zx is no multiple of %d (%s:%u)", size_t{address},
-               1 << what->log_align, what->site.file, what->site.line);
+    twin::fail(twin::FaultKind::Address, "misaligned: %#zx is no multiple of %d (%s:%u)",
+               size_t{address}, 1 << what->log_align, what->site.file, what->site.line);
 }
 
-#define TWIN_SIZED(n)                                                                        \
-    void __tsan_read##n(void *p) { check(p, n, n, Access::Read); }                           \
-    void __tsan_write##n(void *p) { check(p, n, n, Access::Write); }                         \
-    void __tsan_unaligned_read##n(void *p) { check(p, n, 1, Access::Read); }                 \
-    void __tsan_unaligned_write##n(void *p) { check(p, n, 1, Access::Write); }               \
-    void __tsan_volatile_read##n(void *p) { check(p, n, n, Access::Read); }                  \
-    void __tsan_volatile_write##n(void *p) { check(p, n, n, Access::Write); }                \
-    void __tsan_unaligned_volatile_read##n(void *p) { check(p, n, 1, Access::Read); }        \
+#define TWIN_SIZED(n)                                                                 \
+    void __tsan_read##n(void *p) { check(p, n, n, Access::Read); }                    \
+    void __tsan_write##n(void *p) { check(p, n, n, Access::Write); }                  \
+    void __tsan_unaligned_read##n(void *p) { check(p, n, 1, Access::Read); }          \
+    void __tsan_unaligned_write##n(void *p) { check(p, n, 1, Access::Write); }        \
+    void __tsan_volatile_read##n(void *p) { check(p, n, n, Access::Read); }           \
+    void __tsan_volatile_write##n(void *p) { check(p, n, n, Access::Write); }         \
+    void __tsan_unaligned_volatile_read##n(void *p) { check(p, n, 1, Access::Read); } \
     void __tsan_unaligned_volatile_write##n(void *p) { check(p, n, 1, Access::Write); }
 TWIN_SIZED(1)
 TWIN_SIZED(2)

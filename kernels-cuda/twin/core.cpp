@@ -51,8 +51,9 @@ void fail(FaultKind kind, const char *format, ...) {
     vsnprintf(what, sizeof what, format, list);
     va_end(list);
     Block &block = *self->block;
-    snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread %u: %s", block.launch->kernel->name,
-             block.index.x, block.index.y, block.index.z, self->id, what);
+    snprintf(text, sizeof text, "kernel %s, block (%u, %u, %u), thread %u: %s",
+             block.launch->kernel->name, block.index.x, block.index.y, block.index.z, self->id,
+             what);
     block.fault.reset(new Fault{kind, text});
     Thread *thread = self;
     self = nullptr;
@@ -101,7 +102,8 @@ std::unique_ptr<Fault> Block::run(const Launch &what, const HeapView &view, uint
     }
     for (uint64_t i = 0; i < n_blocks && fault == nullptr; i++, at = (at + step) % n_blocks) {
         uint64_t row = at / what.grid.x;
-        index = {uint32_t(at % what.grid.x), uint32_t(row % what.grid.y), uint32_t(row / what.grid.y)};
+        index = {uint32_t(at % what.grid.x), uint32_t(row % what.grid.y),
+                 uint32_t(row / what.grid.y)};
         number = static_cast<uint32_t>(at % 0xfffff);
         run_block(seed);
     }
@@ -146,7 +148,8 @@ void Block::run_block(uint64_t seed) {
     fiber_switch(host, self->fiber);
 }
 
-// Switches to the next thread that can run: of the same warp if there is one, else of the next warp.
+// Switches to the next thread that can run: of the same warp if there is one, else of the next
+// warp.
 void Block::next() {
     Thread *from = self;
     Warp *warp = from->warp;
@@ -167,13 +170,15 @@ bool Block::arrive(Rendezvous at, void *operands) {
     Thread &thread = *self;
     Warp &warp = *thread.warp;
     if (warp.finished != 0)
-        fail(FaultKind::Launch, "divergent collective: waits in %s (%s:%d), but lane %d has finished", at.what,
+        fail(FaultKind::Launch,
+             "divergent collective: waits in %s (%s:%d), but lane %d has finished", at.what,
              at.site.file, at.site.line, __builtin_ctz(warp.finished));
     if (warp.arrived == 0) warp.at = at;
     if (!(warp.at == at))
-        fail(FaultKind::Launch, "divergent collective: is at %s (%s:%d) while lane %d waits in %s (%s:%d)",
-             at.what, at.site.file, at.site.line, __builtin_ctz(warp.arrived), warp.at.what, warp.at.site.file,
-             warp.at.site.line);
+        fail(FaultKind::Launch,
+             "divergent collective: is at %s (%s:%d) while lane %d waits in %s (%s:%d)", at.what,
+             at.site.file, at.site.line, __builtin_ctz(warp.arrived), warp.at.what,
+             warp.at.site.file, warp.at.site.line);
     warp.operands[thread.lane()] = operands;
     warp.arrived |= 1u << thread.lane();
     return warp.arrived == ~0u;
@@ -216,8 +221,8 @@ void Block::sync(Thread &thread, int id, int n_threads) {
     Warp &warp = *thread.warp;
     Barrier &barrier = barriers[id];
     if (barrier.warps != 0 && barrier.n_threads != n_threads)
-        fail(FaultKind::Launch, "barrier %d: waits for %d threads, but warp %d waits there for %d", id,
-             n_threads, __builtin_ctz(barrier.warps), barrier.n_threads);
+        fail(FaultKind::Launch, "barrier %d: waits for %d threads, but warp %d waits there for %d",
+             id, n_threads, __builtin_ctz(barrier.warps), barrier.n_threads);
     barrier.warps |= 1u << warp.id;
     barrier.n_threads = n_threads;
     warp.barrier = id;
@@ -229,7 +234,8 @@ void Block::finish() {
     Thread &thread = *self;
     Warp &warp = *thread.warp;
     if (warp.arrived != 0)
-        fail(FaultKind::Launch, "divergent collective: has finished while lane %d waits in %s (%s:%d)",
+        fail(FaultKind::Launch,
+             "divergent collective: has finished while lane %d waits in %s (%s:%d)",
              __builtin_ctz(warp.arrived), warp.at.what, warp.at.site.file, warp.at.site.line);
     warp.finished |= 1u << thread.lane();
     warp.ready &= ~(1u << warp.rank[thread.lane()]);
@@ -254,8 +260,8 @@ void Block::deadlock() {
         if (warp.finished == ~0u) {
             snprintf(part, sizeof part, " warp %d has finished;", w);
         } else {
-            snprintf(part, sizeof part, " warp %d waits in %s (%s:%d);", w, warp.at.what, warp.at.site.file,
-                     warp.at.site.line);
+            snprintf(part, sizeof part, " warp %d waits in %s (%s:%d);", w, warp.at.what,
+                     warp.at.site.file, warp.at.site.line);
         }
         text += part;
     }

@@ -1,4 +1,5 @@
-// What runs a launch: threads, warps and barriers of one block at a time, in the launching host thread.
+// What runs a launch: threads, warps and barriers of one block at a time, in the launching host
+// thread.
 #pragma once
 
 #include <memory>
@@ -24,7 +25,8 @@ namespace twin {
 constexpr int WARP = 32;
 constexpr int MAX_THREADS = 1024;
 constexpr int N_BARRIERS = 16;
-constexpr size_t MAX_SMEM = 256 * 1024;  // address space of shared memory; a launch uses the start of it
+constexpr size_t MAX_SMEM =
+    256 * 1024;  // address space of shared memory; a launch uses the start of it
 
 enum class FaultKind { Address, Launch };  // CUDA_ERROR_ILLEGAL_ADDRESS, CUDA_ERROR_LAUNCH_FAILED
 
@@ -92,8 +94,8 @@ struct Block {
     const Launch *launch = nullptr;
     const HeapView *heap = nullptr;
     Index index = {};
-    uint32_t number = 0;          // of the block in its grid, as far as it fits the shadow of global memory
-    bool has_met_others = false;  // by an atomic on global memory
+    uint32_t number = 0;  // of the block in its grid, as far as it fits the shadow of global memory
+    bool has_met_others = false;    // by an atomic on global memory
     unsigned char *smem = nullptr;  // MAX_SMEM bytes
     SharedShadow shadow;
     Stacks stacks;
@@ -110,20 +112,23 @@ struct Block {
     ~Block();
     Block(const Block &) = delete;
 
-    // Runs all blocks of the grid in an order that `seed` permutes; the first fault ends the launch.
+    // Runs all blocks of the grid in an order that `seed` permutes; the first fault ends the
+    // launch.
     std::unique_ptr<Fault> run(const Launch &launch, const HeapView &heap, uint64_t seed);
 
     // The rest is called on fibers. Lets others run until this thread is ready again.
     void wait();
-    // A lane meets its warp at a collective; true in the lane that completes it, which then calls `release`.
+    // A lane meets its warp at a collective; true in the lane that completes it, which then calls
+    // `release`.
     bool arrive(Rendezvous at, void *operands);
     void release(Warp &warp);
     // Now and then, lets another warp run: where a seed is set, warps meet in many ways.
     void shuffle();
-    // The whole warp stands at a barrier, and its last lane calls this: goes on when the barrier is complete.
+    // The whole warp stands at a barrier, and its last lane calls this: goes on when the barrier is
+    // complete.
     void sync(Thread &thread, int barrier, int n_threads);
 
-private:
+   private:
     friend void fiber_main();
     void run_block(uint64_t seed);
     void next();
@@ -136,7 +141,8 @@ private:
 extern __thread Thread *self __attribute__((tls_model("initial-exec")));
 
 // Ends the launch: "kernel, block, thread: text".
-[[noreturn]] void fail(FaultKind kind, const char *format, ...) __attribute__((format(printf, 2, 3)));
+[[noreturn]] void fail(FaultKind kind, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
 
 const Kernel *find_kernel(const char *name);
 

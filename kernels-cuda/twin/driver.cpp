@@ -1,6 +1,6 @@
-// The driver's entry points for devices, contexts, modules and errors: `libloris_twin.so` stands where
-// `libcuda.so.1` does. Everything above it is the real thing; kernels run on the CPU, as strictly as the
-// documented semantics allow.
+// The driver's entry points for devices, contexts, modules and errors: `libloris_twin.so` stands
+// where `libcuda.so.1` does. Everything above it is the real thing; kernels run on the CPU, as
+// strictly as the documented semantics allow.
 //
 // To build it, from the directory of this package:
 //   the core     g++ -std=c++17 -O3 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -c twin/X.cpp
@@ -8,12 +8,13 @@
 //                -fsanitize=thread,alignment -fno-tree-vectorize -fno-strict-aliasing
 //                -ffp-contract=off -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
 //   the library  g++ -shared -Wl,-z,defs -o libloris_twin.so *.o
-// The sanitizers' run-time libraries are not linked: `checks.cpp` implements their entry points. With clang++,
-// -fsanitize=thread,alignment takes -mllvm -tsan-instrument-func-entry-exit=0 beside it.
+// The sanitizers' run-time libraries are not linked: `checks.cpp` implements their entry points.
+// With clang++, -fsanitize=thread,alignment takes -mllvm -tsan-instrument-func-entry-exit=0 beside
+// it.
+#include "driver.hpp"
+
 #include <stdio.h>
 #include <string.h>
-
-#include "driver.hpp"
 
 using namespace twin;
 
@@ -40,39 +41,72 @@ constexpr const char *NAME = "loris twin";
 int device_attribute(int attribute) {
     const int max_smem = static_cast<int>(controls().max_smem);
     switch (attribute) {
-        case 1: return MAX_THREADS;       // MAX_THREADS_PER_BLOCK
-        case 2: return 1024;              // MAX_BLOCK_DIM_X
-        case 3: return 1024;              // MAX_BLOCK_DIM_Y
-        case 4: return 64;                // MAX_BLOCK_DIM_Z
-        case 5: return 0x7fffffff;        // MAX_GRID_DIM_X
-        case 6: return 65535;             // MAX_GRID_DIM_Y
-        case 7: return 65535;             // MAX_GRID_DIM_Z
-        case 8: return 48 * 1024;         // MAX_SHARED_MEMORY_PER_BLOCK
-        case 9: return 64 * 1024;         // TOTAL_CONSTANT_MEMORY
-        case 10: return WARP;             // WARP_SIZE
-        case 11: return 0x7fffffff;       // MAX_PITCH
-        case 12: return 65536;            // MAX_REGISTERS_PER_BLOCK
-        case 13: return 1410000;          // CLOCK_RATE, kHz
-        case 14: return 512;              // TEXTURE_ALIGNMENT
-        case 16: return 108;              // MULTIPROCESSOR_COUNT
-        case 19: return 1;                // CAN_MAP_HOST_MEMORY
-        case 31: return 1;                // CONCURRENT_KERNELS
-        case 32: return 1;                // ECC_ENABLED
-        case 36: return 1215000;          // MEMORY_CLOCK_RATE, kHz
-        case 37: return 5120;             // GLOBAL_MEMORY_BUS_WIDTH, bits
-        case 38: return 40 << 20;         // L2_CACHE_SIZE
-        case 39: return 2048;             // MAX_THREADS_PER_MULTIPROCESSOR
-        case 40: return 3;                // ASYNC_ENGINE_COUNT
-        case 41: return 1;                // UNIFIED_ADDRESSING
-        case 75: return 8;                // COMPUTE_CAPABILITY_MAJOR
-        case 76: return 0;                // COMPUTE_CAPABILITY_MINOR
-        case 78: return 1;                // STREAM_PRIORITIES_SUPPORTED
-        case 81: return max_smem + 1024;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
-        case 82: return 65536;            // MAX_REGISTERS_PER_MULTIPROCESSOR
-        case 97: return max_smem;         // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
-        case 106: return 32;              // MAX_BLOCKS_PER_MULTIPROCESSOR
-        case 111: return 1024;            // RESERVED_SHARED_MEMORY_PER_BLOCK
-        default: return 0;
+        case 1:
+            return MAX_THREADS;  // MAX_THREADS_PER_BLOCK
+        case 2:
+            return 1024;  // MAX_BLOCK_DIM_X
+        case 3:
+            return 1024;  // MAX_BLOCK_DIM_Y
+        case 4:
+            return 64;  // MAX_BLOCK_DIM_Z
+        case 5:
+            return 0x7fffffff;  // MAX_GRID_DIM_X
+        case 6:
+            return 65535;  // MAX_GRID_DIM_Y
+        case 7:
+            return 65535;  // MAX_GRID_DIM_Z
+        case 8:
+            return 48 * 1024;  // MAX_SHARED_MEMORY_PER_BLOCK
+        case 9:
+            return 64 * 1024;  // TOTAL_CONSTANT_MEMORY
+        case 10:
+            return WARP;  // WARP_SIZE
+        case 11:
+            return 0x7fffffff;  // MAX_PITCH
+        case 12:
+            return 65536;  // MAX_REGISTERS_PER_BLOCK
+        case 13:
+            return 1410000;  // CLOCK_RATE, kHz
+        case 14:
+            return 512;  // TEXTURE_ALIGNMENT
+        case 16:
+            return 108;  // MULTIPROCESSOR_COUNT
+        case 19:
+            return 1;  // CAN_MAP_HOST_MEMORY
+        case 31:
+            return 1;  // CONCURRENT_KERNELS
+        case 32:
+            return 1;  // ECC_ENABLED
+        case 36:
+            return 1215000;  // MEMORY_CLOCK_RATE, kHz
+        case 37:
+            return 5120;  // GLOBAL_MEMORY_BUS_WIDTH, bits
+        case 38:
+            return 40 << 20;  // L2_CACHE_SIZE
+        case 39:
+            return 2048;  // MAX_THREADS_PER_MULTIPROCESSOR
+        case 40:
+            return 3;  // ASYNC_ENGINE_COUNT
+        case 41:
+            return 1;  // UNIFIED_ADDRESSING
+        case 75:
+            return 8;  // COMPUTE_CAPABILITY_MAJOR
+        case 76:
+            return 0;  // COMPUTE_CAPABILITY_MINOR
+        case 78:
+            return 1;  // STREAM_PRIORITIES_SUPPORTED
+        case 81:
+            return max_smem + 1024;  // MAX_SHARED_MEMORY_PER_MULTIPROCESSOR
+        case 82:
+            return 65536;  // MAX_REGISTERS_PER_MULTIPROCESSOR
+        case 97:
+            return max_smem;  // MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        case 106:
+            return 32;  // MAX_BLOCKS_PER_MULTIPROCESSOR
+        case 111:
+            return 1024;  // RESERVED_SHARED_MEMORY_PER_BLOCK
+        default:
+            return 0;
     }
 }
 
@@ -162,7 +196,9 @@ ENTRY int cuInit(unsigned flags) {
     });
 }
 
-ENTRY int cuDriverGetVersion(int *out) { return call([&] { return *out = 13000, SUCCESS; }); }
+ENTRY int cuDriverGetVersion(int *out) {
+    return call([&] { return *out = 13000, SUCCESS; });
+}
 
 // Does `body` if the driver has been initialised and the device is the only one.
 template <class Body>
@@ -174,7 +210,9 @@ static int call_on_device(int device, Body body) {
     });
 }
 
-ENTRY int cuDeviceGetCount(int *out) { return call_on_device(0, [&] { return *out = 1, SUCCESS; }); }
+ENTRY int cuDeviceGetCount(int *out) {
+    return call_on_device(0, [&] { return *out = 1, SUCCESS; });
+}
 
 ENTRY int cuDeviceGet(int *out, int ordinal) {
     return call_on_device(ordinal, [&] { return *out = ordinal, SUCCESS; });
@@ -194,7 +232,9 @@ ENTRY int cuDeviceGetUuid(unsigned char *out, int device) {
         return SUCCESS;
     });
 }
-ENTRY int cuDeviceGetUuid_v2(unsigned char *out, int device) { return cuDeviceGetUuid(out, device); }
+ENTRY int cuDeviceGetUuid_v2(unsigned char *out, int device) {
+    return cuDeviceGetUuid(out, device);
+}
 
 ENTRY int cuDeviceGetAttribute(int *out, int attribute, int device) {
     return call_on_device(device, [&] { return *out = device_attribute(attribute), SUCCESS; });
@@ -217,7 +257,8 @@ ENTRY int cuDevicePrimaryCtxRetain(void **out, int device) {
     });
 }
 
-// A context may be released by another thread than it was retained in: then it is the current one there.
+// A context may be released by another thread than it was retained in: then it is the current one
+// there.
 ENTRY int cuDevicePrimaryCtxRelease_v2(int device) {
     return call_on_device(device, [&]() -> int {
         Context *context = current_context();
@@ -233,7 +274,8 @@ ENTRY int cuDevicePrimaryCtxSetFlags_v2(int device, unsigned) {
 }
 
 ENTRY int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
-    return call_on_device(device, [&] { return *flags = 0, *active = primary != nullptr, SUCCESS; });
+    return call_on_device(device,
+                          [&] { return *flags = 0, *active = primary != nullptr, SUCCESS; });
 }
 
 ENTRY int cuDevicePrimaryCtxReset_v2(int device) {
@@ -298,7 +340,9 @@ ENTRY int cuCtxGetDevice(int *out) {
     return call_in_context([&](Context &) { return *out = 0, SUCCESS; });
 }
 
-ENTRY int cuCtxGetApiVersion(void *, unsigned *out) { return call([&] { return *out = 3020, SUCCESS; }); }
+ENTRY int cuCtxGetApiVersion(void *, unsigned *out) {
+    return call([&] { return *out = 3020, SUCCESS; });
+}
 
 ENTRY int cuCtxGetStreamPriorityRange(int *least, int *greatest) {
     return call_in_context([&](Context &) { return *least = 0, *greatest = -5, SUCCESS; });
@@ -312,9 +356,14 @@ ENTRY int cuCtxSynchronize() {
     });
 }
 
-// Images are not run: they only have to look like a cubin, PTX, or the mark of a build without nvcc.
+// Images are not run: they only have to look like a cubin, PTX, or the mark of a build without
+// nvcc.
 static bool is_image(const char *image) {
-    if (memcmp(image, "\x7f" "ELF", 4) == 0) return true;
+    if (memcmp(image,
+               "\x7f"
+               "ELF",
+               4) == 0)
+        return true;
     for (const char *text : {"//", ".version", "loris twin image"}) {
         if (strncmp(image, text, strlen(text)) == 0) return true;
     }
@@ -378,12 +427,24 @@ ENTRY int cuFuncGetAttribute(int *out, int attribute, void *handle) {
         Function *function = find<Function>(handle);
         if (function == nullptr) return INVALID_HANDLE;
         switch (attribute) {
-            case 0: *out = static_cast<int>(function->kernel->n_threads); break;  // MAX_THREADS_PER_BLOCK
-            case 4: *out = 64; break;                                             // NUM_REGS
-            case 5: case 6: *out = 80; break;                                     // PTX, BINARY_VERSION
-            case 8: *out = static_cast<int>(function->max_dynamic_smem); break;   // MAX_DYNAMIC_SHARED
-            case 9: *out = -1; break;                                             // SHARED_MEMORY_CARVEOUT
-            default: *out = 0;                                                    // static and local memory
+            case 0:
+                *out = static_cast<int>(function->kernel->n_threads);
+                break;  // MAX_THREADS_PER_BLOCK
+            case 4:
+                *out = 64;
+                break;  // NUM_REGS
+            case 5:
+            case 6:
+                *out = 80;
+                break;  // PTX, BINARY_VERSION
+            case 8:
+                *out = static_cast<int>(function->max_dynamic_smem);
+                break;  // MAX_DYNAMIC_SHARED
+            case 9:
+                *out = -1;
+                break;  // SHARED_MEMORY_CARVEOUT
+            default:
+                *out = 0;  // static and local memory
         }
         return SUCCESS;
     });
@@ -401,11 +462,13 @@ ENTRY int cuFuncSetAttribute(void *handle, int attribute, int value) {
     });
 }
 
-ENTRY int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, void *handle, int n_threads, size_t smem) {
+ENTRY int cuOccupancyMaxActiveBlocksPerMultiprocessor(int *out, void *handle, int n_threads,
+                                                      size_t smem) {
     return call_in_context([&](Context &) -> int {
         if (find<Function>(handle) == nullptr) return INVALID_HANDLE;
         if (n_threads <= 0) return INVALID_VALUE;
-        *out = static_cast<int>(std::min<size_t>(2048 / n_threads, (controls().max_smem + 1024) / (smem + 1024)));
+        *out = static_cast<int>(
+            std::min<size_t>(2048 / n_threads, (controls().max_smem + 1024) / (smem + 1024)));
         return SUCCESS;
     });
 }

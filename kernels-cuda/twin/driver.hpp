@@ -53,7 +53,8 @@ Controls &controls();
 struct Context;
 struct Stream;
 
-// Anything with a handle. Its kind tells a stream's handle from an event's, its owner whose leak it is.
+// Anything with a handle. Its kind tells a stream's handle from an event's, its owner whose leak it
+// is.
 struct Object {
     virtual ~Object() = default;
     virtual const char *kind() const = 0;

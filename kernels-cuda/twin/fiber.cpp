@@ -20,8 +20,8 @@ void fiber_init(Fiber &fiber, char *stack, size_t n_bytes, void (*entry)()) {
 
 #else
 
-// Saves the registers that a callee must keep, stores the stack pointer through the first argument, takes
-// the second as the new one and restores from there.
+// Saves the registers that a callee must keep, stores the stack pointer through the first argument,
+// takes the second as the new one and restores from there.
 extern "C" void twin_switch(void **save, void *load);
 
 #if defined(__x86_64__)
@@ -113,7 +113,8 @@ Stacks::~Stacks() {
 void Stacks::reserve(size_t n) {
     if (n <= n_) return;
     this->~Stacks();
-    void *p = mmap(nullptr, n * (BYTES + GUARD), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p = mmap(nullptr, n * (BYTES + GUARD), PROT_NONE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED) abort();
     base_ = static_cast<char *>(p);
     n_ = n;

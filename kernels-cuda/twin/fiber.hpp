@@ -25,18 +25,18 @@ void fiber_init(Fiber &fiber, char *stack, size_t n_bytes, void (*entry)());
 
 // Stacks for the threads of a block, kept from launch to launch. Each has a page below that faults.
 class Stacks {
-public:
+   public:
     static constexpr size_t BYTES = 128 * 1024;
 
     ~Stacks();
     // At least `n` stacks.
     void reserve(size_t n);
-    // The usable part of stack `i`. Tops are spread over cache sets: fibers run the same code at the same
-    // depth, and stacks at equal offsets would evict each other.
+    // The usable part of stack `i`. Tops are spread over cache sets: fibers run the same code at
+    // the same depth, and stacks at equal offsets would evict each other.
     char *at(size_t i) const { return base_ + i * (BYTES + GUARD) + GUARD; }
     static size_t usable(size_t i) { return BYTES - i * 7 % 64 * 64; }
 
-private:
+   private:
     static constexpr size_t GUARD = 4096 * 4;
     char *base_ = nullptr;
     size_t n_ = 0;

@@ -54,22 +54,26 @@ std::string HeapView::describe(uintptr_t address) const {
     char text[160];
     for (const Range &r : freed_) {
         if (address < r.begin || address >= r.end) continue;
-        snprintf(text, sizeof text, "%zu bytes into %zu bytes that have been freed", address - r.begin,
-                 r.end - r.begin);
+        snprintf(text, sizeof text, "%zu bytes into %zu bytes that have been freed",
+                 address - r.begin, r.end - r.begin);
         return text;
     }
     const Range *nearest = nullptr;
     size_t least = SIZE_MAX;
     for (const Range &r : entries_) {
-        size_t distance = address < r.begin ? r.begin - address : address < r.end ? 0 : address - r.end + 1;
+        size_t distance = address < r.begin ? r.begin - address
+                          : address < r.end ? 0
+                                            : address - r.end + 1;
         if (distance < least) least = distance, nearest = &r;
     }
     if (nearest == nullptr) return "nothing is allocated";
     const bool below = address < nearest->begin, past = address >= nearest->end;
     snprintf(text, sizeof text, "%zu bytes %s the %zu bytes at %#zx",
              below ? least : address - (past ? nearest->end : nearest->begin),
-             below ? "before" : past ? "past the end of" : "into", nearest->end - nearest->begin,
-             nearest->begin);
+             below  ? "before"
+             : past ? "past the end of"
+                    : "into",
+             nearest->end - nearest->begin, nearest->begin);
     return text;
 }
 
@@ -82,7 +86,8 @@ uintptr_t Heap::alloc(size_t n_bytes, size_t limit) {
     if (n_bytes > limit || used_ > limit - n_bytes) return 0;
     size_t data_bytes = (n_bytes + PAGE - 1) / PAGE * PAGE;
     size_t mapped_bytes = data_bytes + 2 * RED_ZONE;
-    void *base = mmap(nullptr, mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *base =
+        mmap(nullptr, mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) return 0;
     char *data = static_cast<char *>(base) + RED_ZONE;
     if (mprotect(data, data_bytes, PROT_READ | PROT_WRITE) != 0) {
@@ -105,7 +110,8 @@ bool Heap::free(uintptr_t address) {
     live_.erase(found);
     view_.reset();
     used_ -= m.n_bytes;
-    mmap(m.base, m.mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap(m.base, m.mapped_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+         -1, 0);
     freed_.push_back(std::move(m));
     if (freed_.size() > N_QUARANTINE) {
         munmap(freed_.front().base, freed_.front().mapped_bytes);
@@ -124,7 +130,8 @@ bool Heap::holds(uintptr_t address, size_t n_bytes) const {
 std::shared_ptr<const HeapView> Heap::view() {
     if (view_ == nullptr) {
         std::vector<HeapView::Entry> entries;
-        for (auto &[address, m] : live_) entries.push_back({{address, address + m.n_bytes}, m.writers.get()});
+        for (auto &[address, m] : live_)
+            entries.push_back({{address, address + m.n_bytes}, m.writers.get()});
         std::vector<Range> freed;
         for (auto &m : freed_) {
             uintptr_t begin = reinterpret_cast<uintptr_t>(m.base) + RED_ZONE;

@@ -17,7 +17,7 @@ struct Range {
 
 // Which block of the launch that runs has written each byte of an allocation.
 class Writers {
-public:
+   public:
     explicit Writers(size_t n_bytes) : n_bytes_(n_bytes) {}
     ~Writers() { clear(); }
     Writers(const Writers &) = delete;
@@ -27,7 +27,7 @@ public:
     void record(uint32_t launch, uint32_t block, size_t offset, size_t n);
     void clear();
 
-private:
+   private:
     static constexpr uint32_t BLOCK_BITS = 20;  // of a cell: launch, 1 + block
 
     size_t n_bytes_;
@@ -38,7 +38,7 @@ private:
 
 // The live allocations at one moment, sorted; what a launch checks its accesses against.
 class HeapView {
-public:
+   public:
     struct Entry : Range {
         Writers *writers;
     };
@@ -51,16 +51,16 @@ public:
     // Says where `address` lies: "4 bytes past the end of the 64 bytes at 0x..".
     std::string describe(uintptr_t address) const;
 
-private:
+   private:
     std::vector<Entry> entries_;
     std::vector<Range> freed_;
     mutable uint32_t recent_[64] = {};  // by bits of the address: the entry last found
 };
 
-// The allocations of a context. Each lies between unmapped red zones; freed ones stay unmapped for a while,
-// so that their addresses are not given out again at once.
+// The allocations of a context. Each lies between unmapped red zones; freed ones stay unmapped for
+// a while, so that their addresses are not given out again at once.
 class Heap {
-public:
+   public:
     ~Heap();
     // Zero where the memory limit does not allow it. New memory holds 0xff bytes.
     uintptr_t alloc(size_t n_bytes, size_t limit);
@@ -71,7 +71,7 @@ public:
     // What the next launch sees.
     std::shared_ptr<const HeapView> view();
 
-private:
+   private:
     struct Mapping {
         void *base;
         size_t mapped_bytes, n_bytes;

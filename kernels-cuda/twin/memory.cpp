@@ -1,4 +1,5 @@
-// The driver's entry points for memory: allocation, copies and fills, each checked against its bounds.
+// The driver's entry points for memory: allocation, copies and fills, each checked against its
+// bounds.
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,26 +25,30 @@ struct Span {
     size_t n_bytes;
 };
 
-int enqueue_checked(Context &context, Stream &stream, std::vector<Span> spans, std::function<void()> body) {
+int enqueue_checked(Context &context, Stream &stream, std::vector<Span> spans,
+                    std::function<void()> body) {
     auto live = [](Context &c, const Span &span) { return c.heap.holds(span.at, span.n_bytes); };
     for (const Span &span : spans) {
         if (!live(context, span)) return INVALID_VALUE;
     }
     return context.enqueue(stream, [=](Context &c) {
         for (const Span &span : spans) {
-            if (!live(c, span)) return c.fail(ILLEGAL_ADDRESS, "a copy or fill reached memory that has been freed");
+            if (!live(c, span))
+                return c.fail(ILLEGAL_ADDRESS, "a copy or fill reached memory that has been freed");
         }
         body();
     });
 }
 
 // Asynchronous: in the given stream, later.
-int later(const void *handle, std::vector<Span> spans, const void *host, std::function<void()> body) {
+int later(const void *handle, std::vector<Span> spans, const void *host,
+          std::function<void()> body) {
     return call_in_context([&](Context &context) -> int {
         Stream *stream = find_stream(context, handle);
         if (stream == nullptr) return INVALID_HANDLE;
         // The host's pages may be gone when a graph runs.
-        if (stream->capture != nullptr && host != nullptr && !is_pinned(context, host, spans[0].n_bytes)) {
+        if (stream->capture != nullptr && host != nullptr &&
+            !is_pinned(context, host, spans[0].n_bytes)) {
             stream->capture->invalid = true;
             return CAPTURE_UNSUPPORTED;
         }
@@ -68,7 +73,8 @@ std::function<void()> moves(uintptr_t to, uintptr_t from, size_t n_bytes) {
 
 template <class T>
 std::function<void()> fills(uintptr_t to, T value, size_t n) {
-    return [=] { std::fill(static_cast<T *>(pointer(to)), static_cast<T *>(pointer(to)) + n, value); };
+    return
+        [=] { std::fill(static_cast<T *>(pointer(to)), static_cast<T *>(pointer(to)) + n, value); };
 }
 
 uintptr_t host_address(const void *p) { return reinterpret_cast<uintptr_t>(p); }
@@ -108,7 +114,9 @@ ENTRY int cuMemAllocHost_v2(void **out, size_t n_bytes) {
         return SUCCESS;
     });
 }
-ENTRY int cuMemHostAlloc(void **out, size_t n_bytes, unsigned) { return cuMemAllocHost_v2(out, n_bytes); }
+ENTRY int cuMemHostAlloc(void **out, size_t n_bytes, unsigned) {
+    return cuMemAllocHost_v2(out, n_bytes);
+}
 
 ENTRY int cuMemFreeHost(void *p) {
     return call([&]() -> int {

@@ -1,9 +1,10 @@
-// The primitives of `include/prim.cuh` on a CPU: the same names and signatures by their documented semantics.
+// The primitives of `include/prim.cuh` on a CPU: the same names and signatures by their documented
+// semantics.
 //
-// A kernel compiled against this file becomes a plain function that runs once for each thread of a block,
-// each on a fiber of its own. What one thread can do alone is inline here; whatever involves other
-// threads, shared memory or checks is a call into the core (`core.hpp`). Collectives carry their call site,
-// so that lanes that meet at different ones are reported.
+// A kernel compiled against this file becomes a plain function that runs once for each thread of a
+// block, each on a fiber of its own. What one thread can do alone is inline here; whatever involves
+// other threads, shared memory or checks is a call into the core (`core.hpp`). Collectives carry
+// their call site, so that lanes that meet at different ones are reported.
 #pragma once
 
 #include <math.h>
@@ -28,7 +29,8 @@ struct Index {
 
 // A kernel of this library; registers itself, so that the driver finds it by its name.
 struct Kernel {
-    Kernel(const char *name, size_t args_bytes, uint32_t n_threads, void (*entry)(const void *args));
+    Kernel(const char *name, size_t args_bytes, uint32_t n_threads,
+           void (*entry)(const void *args));
 
     const char *name;
     size_t args_bytes;
@@ -101,20 +103,33 @@ inline T from_bits(uint64_t bits) {
 #define DEV inline __attribute__((always_inline))
 
 #define KERNEL(name, Args, n_threads, min_blocks)                                                  \
-    static_assert((n_threads) % 32 == 0 && (n_threads) <= 1024 && (min_blocks) > 0, "whole warps"); \
+    static_assert((n_threads) % 32 == 0 && (n_threads) <= 1024 && (min_blocks) > 0,                \
+                  "whole warps");                                                                  \
     static void name(const Args args);                                                             \
-    static const twin::Kernel name##_kernel(                                                       \
-        #name, sizeof(Args), n_threads,                                                            \
-        [](const void *args) { name(*static_cast<const Args *>(args)); });                         \
+    static const twin::Kernel name##_kernel(#name, sizeof(Args), n_threads, [](const void *args) { \
+        name(*static_cast<const Args *>(args));                                                    \
+    });                                                                                            \
     static void name(const Args args)
 
 // CUDA's vectors, with CUDA's alignment.
-struct alignas(8) int2 { int x, y; };
-struct alignas(8) uint2 { unsigned x, y; };
-struct alignas(8) float2 { float x, y; };
-struct alignas(16) int4 { int x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) int2 {
+    int x, y;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(8) float2 {
+    float x, y;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
@@ -123,11 +138,11 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 
 // CUDA's min and max: also of a signed and an unsigned number, which are then unsigned.
-#define TWIN_MIN_MAX(T, A, B)                                              \
-    inline T min(A a, B b) {                                               \
+#define TWIN_MIN_MAX(T, A, B)                                                                 \
+    inline T min(A a, B b) {                                                                  \
         return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b); \
-    }                                                                      \
-    inline T max(A a, B b) {                                               \
+    }                                                                                         \
+    inline T max(A a, B b) {                                                                  \
         return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(b) : static_cast<T>(a); \
     }
 TWIN_MIN_MAX(int, int, int)

@@ -23,7 +23,8 @@ void SharedShadow::begin(uint32_t n_bytes, int n_warps) {
 }
 
 void SharedShadow::tick(int warp) {
-    if (++clock_[warp][warp] >= TICKS - 1) fail(FaultKind::Launch, "too many barriers for the twin");
+    if (++clock_[warp][warp] >= TICKS - 1)
+        fail(FaultKind::Launch, "too many barriers for the twin");
 }
 
 void SharedShadow::barrier(uint32_t warps) {
@@ -41,9 +42,10 @@ void SharedShadow::access(Access kind, uint32_t thread, uint32_t offset, uint32_
     const uint32_t end = offset + n_bytes;
     for (uint32_t chunk = offset / 16; chunk <= (end - 1) / 16; chunk++) {
         if (pending_[chunk] != 0)
-            fail(FaultKind::Launch,
-                 "%s shared byte %u into which a copy of thread %u is under way: cp_wait is missing",
-                 kind == Access::Read ? "reads" : "writes", chunk * 16, pending_[chunk] - 1u);
+            fail(
+                FaultKind::Launch,
+                "%s shared byte %u into which a copy of thread %u is under way: cp_wait is missing",
+                kind == Access::Read ? "reads" : "writes", chunk * 16, pending_[chunk] - 1u);
     }
     const uint32_t atomic = kind == Access::Atomic ? ATOMIC : 0;
     const Cell cell = thread << 22 | atomic | (clock_[thread / 32][thread / 32] + 1);
@@ -85,7 +87,8 @@ void SharedShadow::copy_landed(uint32_t thread, uint32_t offset) {
 
 void SharedShadow::race(Access kind, uint32_t offset, Cell other, bool other_wrote) {
     fail(FaultKind::Launch, "race: %s shared byte %u, which thread %u %s with no barrier between",
-         kind == Access::Read ? "reads" : "writes", offset, other >> 22, other_wrote ? "wrote" : "read");
+         kind == Access::Read ? "reads" : "writes", offset, other >> 22,
+         other_wrote ? "wrote" : "read");
 }
 
 }  // namespace twin

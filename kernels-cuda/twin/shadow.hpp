@@ -1,9 +1,11 @@
-// What is known about each byte of shared memory: whether it was written, by whom, and who has read it.
+// What is known about each byte of shared memory: whether it was written, by whom, and who has read
+// it.
 //
-// Two accesses of different threads conflict if one writes and no barrier lies between. Barriers are seen
-// by vector clocks at the granularity of warps: clock[w][v] is the last tick of warp v whose accesses lie
-// before what warp w does now; its own accesses carry the tick clock[w][w] + 1. A barrier gives all its
-// warps the largest clocks among them. Lanes of one warp are ordered by warp_sync and barriers alone.
+// Two accesses of different threads conflict if one writes and no barrier lies between. Barriers
+// are seen by vector clocks at the granularity of warps: clock[w][v] is the last tick of warp v
+// whose accesses lie before what warp w does now; its own accesses carry the tick clock[w][w] + 1.
+// A barrier gives all its warps the largest clocks among them. Lanes of one warp are ordered by
+// warp_sync and barriers alone.
 #pragma once
 
 #include <stddef.h>
@@ -16,7 +18,7 @@ namespace twin {
 enum class Access { Read, Write, Atomic };
 
 class SharedShadow {
-public:
+   public:
     // A new block: nothing is written, nothing is known.
     void begin(uint32_t n_bytes, int n_warps);
 
@@ -32,9 +34,9 @@ public:
     // The same for the warps of a barrier.
     void barrier(uint32_t warps);
 
-private:
-    // thread << 22 | atomic << 21 | tick. Ticks only grow, from block to block too: a cell with an old tick
-    // is of an earlier block, which makes a new block free of charge.
+   private:
+    // thread << 22 | atomic << 21 | tick. Ticks only grow, from block to block too: a cell with an
+    // old tick is of an earlier block, which makes a new block free of charge.
     using Cell = uint32_t;
     static constexpr uint32_t TICKS = (1u << 21) - 1, ATOMIC = 1u << 21;
 

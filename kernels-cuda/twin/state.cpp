@@ -108,7 +108,8 @@ int Context::refuse_in_capture() {
     for (Stream *stream : streams) {
         Capture *capture = stream->capture.get();
         if (capture == nullptr || capture->mode == CaptureMode::Relaxed) continue;
-        if (capture->mode == CaptureMode::ThreadLocal && capture->thread != std::this_thread::get_id())
+        if (capture->mode == CaptureMode::ThreadLocal &&
+            capture->thread != std::this_thread::get_id())
             continue;
         capture->invalid = true;
         code = CAPTURE_UNSUPPORTED;
@@ -146,7 +147,8 @@ ENTRY const char *loris_twin_last_fault() {
     return context == nullptr ? "" : context->failure.c_str();
 }
 
-// Live objects that this thread has created, allocations among them; `text`, if not null, names their kinds.
+// Live objects that this thread has created, allocations among them; `text`, if not null, names
+// their kinds.
 ENTRY size_t loris_twin_leaks(const char **text) {
     static thread_local std::string kinds;
     std::map<std::string, size_t> counts;

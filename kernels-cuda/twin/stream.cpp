@@ -1,7 +1,8 @@
 // Launches, streams, events, capture and graphs.
 //
-// Nothing asynchronous happens when it is asked for: it waits in its stream until a call needs its result.
-// So a host that reads a result, or reuses a buffer, before it has synchronised sees that it did.
+// Nothing asynchronous happens when it is asked for: it waits in its stream until a call needs its
+// result. So a host that reads a result, or reuses a buffer, before it has synchronised sees that
+// it did.
 #include <string.h>
 
 #include <chrono>
@@ -49,8 +50,8 @@ void run_launch(Context &context, const Launch &launch) {
     context.fail(fault->kind == FaultKind::Address ? ILLEGAL_ADDRESS : LAUNCH_FAILED, fault->text);
 }
 
-int launch_kernel(const void *function, Index grid, Index block, uint32_t smem_bytes, const void *stream,
-                  void **params, void **extra) {
+int launch_kernel(const void *function, Index grid, Index block, uint32_t smem_bytes,
+                  const void *stream, void **params, void **extra) {
     return call_on_stream(stream, [&](Context &context, Stream &stream) -> int {
         Function *f = find<Function>(function);
         if (f == nullptr) return INVALID_HANDLE;
@@ -58,7 +59,8 @@ int launch_kernel(const void *function, Index grid, Index block, uint32_t smem_b
         if (block.x != kernel.n_threads || block.y != 1 || block.z != 1) return INVALID_VALUE;
         if (grid.x == 0 || grid.y == 0 || grid.z == 0) return INVALID_VALUE;
         if (grid.x > 0x7fffffff || grid.y > 65535 || grid.z > 65535) return INVALID_VALUE;
-        if (smem_bytes > f->max_dynamic_smem || smem_bytes > controls().max_smem) return INVALID_VALUE;
+        if (smem_bytes > f->max_dynamic_smem || smem_bytes > controls().max_smem)
+            return INVALID_VALUE;
         // Arguments come as a list of pointers, or as a buffer: {1, buffer, 2, &size, 0}.
         const void *args = params != nullptr ? params[0] : nullptr;
         if (params == nullptr && extra != nullptr) {
@@ -79,11 +81,11 @@ int launch_kernel(const void *function, Index grid, Index block, uint32_t smem_b
 
 }  // namespace
 
-ENTRY int cuLaunchKernel(void *f, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                         unsigned block_y, unsigned block_z, unsigned smem_bytes, void *stream,
-                         void **params, void **extra) {
-    return launch_kernel(f, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, smem_bytes, stream,
-                         params, extra);
+ENTRY int cuLaunchKernel(void *f, unsigned grid_x, unsigned grid_y, unsigned grid_z,
+                         unsigned block_x, unsigned block_y, unsigned block_z, unsigned smem_bytes,
+                         void *stream, void **params, void **extra) {
+    return launch_kernel(f, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, smem_bytes,
+                         stream, params, extra);
 }
 
 struct LaunchConfig {  // CUlaunchConfig
@@ -96,7 +98,8 @@ struct LaunchConfig {  // CUlaunchConfig
 
 ENTRY int cuLaunchKernelEx(const LaunchConfig *config, void *f, void **params, void **extra) {
     if (config->n_attributes != 0) return call([] { return NOT_SUPPORTED; });
-    return launch_kernel(f, config->grid, config->block, config->smem_bytes, config->stream, params, extra);
+    return launch_kernel(f, config->grid, config->block, config->smem_bytes, config->stream, params,
+                         extra);
 }
 
 ENTRY int cuStreamCreateWithPriority(void **out, unsigned flags, int priority) {
@@ -114,9 +117,12 @@ ENTRY int cuStreamCreateWithPriority(void **out, unsigned flags, int priority) {
     });
 }
 
-ENTRY int cuStreamCreate(void **out, unsigned flags) { return cuStreamCreateWithPriority(out, flags, 0); }
+ENTRY int cuStreamCreate(void **out, unsigned flags) {
+    return cuStreamCreateWithPriority(out, flags, 0);
+}
 
-// Works on a failed context too, as all destruction does: what is destroyed is gone, and the error returns.
+// Works on a failed context too, as all destruction does: what is destroyed is gone, and the error
+// returns.
 ENTRY int cuStreamDestroy_v2(void *handle) {
     return call([&]() -> int {
         Stream *stream = find<Stream>(handle);
@@ -132,11 +138,13 @@ ENTRY int cuStreamDestroy_v2(void *handle) {
 }
 
 ENTRY int cuStreamGetFlags(void *handle, unsigned *out) {
-    return call_on_stream(handle, [&](Context &, Stream &stream) { return *out = stream.flags, SUCCESS; });
+    return call_on_stream(handle,
+                          [&](Context &, Stream &stream) { return *out = stream.flags, SUCCESS; });
 }
 
 ENTRY int cuStreamGetPriority(void *handle, int *out) {
-    return call_on_stream(handle, [&](Context &, Stream &stream) { return *out = stream.priority, SUCCESS; });
+    return call_on_stream(
+        handle, [&](Context &, Stream &stream) { return *out = stream.priority, SUCCESS; });
 }
 
 ENTRY int cuStreamSynchronize(void *handle) {
@@ -265,7 +273,8 @@ ENTRY int cuStreamEndCapture(void *handle, void **out) {
         *out = nullptr;
         if (stream.capture == nullptr) return CAPTURE_UNMATCHED;
         auto capture = std::move(stream.capture);
-        if (capture->mode != CaptureMode::Relaxed && capture->thread != std::this_thread::get_id()) {
+        if (capture->mode != CaptureMode::Relaxed &&
+            capture->thread != std::this_thread::get_id()) {
             stream.capture = std::move(capture);
             return CAPTURE_WRONG_THREAD;
         }

@@ -58,12 +58,14 @@ void block_sync(Site site) { barrier("block_sync", site, 0, 0); }
 
 void named_sync(Site site, int id, int n_threads) {
     if (id < 1 || id >= N_BARRIERS || n_threads < WARP || n_threads % WARP != 0)
-        fail(FaultKind::Launch, "named_sync(%d, %d) (%s:%d): the barrier is 1 to 15, threads are whole warps",
-             id, n_threads, site.file, site.line);
+        fail(FaultKind::Launch,
+             "named_sync(%d, %d) (%s:%d): the barrier is 1 to 15, threads are whole warps", id,
+             n_threads, site.file, site.line);
     barrier("named_sync", site, id, n_threads);
 }
 
-// The maps of frag.h as tables: where in a row-major matrix of COLS columns each element of a lane lies.
+// The maps of frag.h as tables: where in a row-major matrix of COLS columns each element of a lane
+// lies.
 template <int N_ELEMS, int COLS, frag::Coord (*coord)(int, int)>
 struct Map {
     uint16_t at[WARP][N_ELEMS];
@@ -115,9 +117,11 @@ struct MmaOperands {
 
 static_assert(sizeof(Map<4, 8, frag::c_m16n8>) == WARP * 4 * 2, "tables are dense");
 
-// d += a b on whole matrices: 16 x K and K x 8. `element` decodes element e of a fragment's registers.
+// d += a b on whole matrices: 16 x K and K x 8. `element` decodes element e of a fragment's
+// registers.
 template <int K, class Acc, class MapA, class MapB, class Element>
-static void multiply(MmaOperands<Acc> **lanes, const MapA &map_a, const MapB &map_b, Element element) {
+static void multiply(MmaOperands<Acc> **lanes, const MapA &map_a, const MapB &map_b,
+                     Element element) {
     Acc a[16 * K], b[K * 8], d[16 * 8];
     for (int l = 0; l < WARP; l++) {
         const MmaOperands<Acc> &own = *lanes[l];

@@ -1,5 +1,6 @@
-// Kernels with a planted fault each, and the same kernels without it: `broken` says which. The tests of the twin
-// show that it finds the one and passes the other. None of them is built for a device.
+// Kernels with a planted fault each, and the same kernels without it: `broken` says which. The
+// tests of the twin show that it finds the one and passes the other. None of them is built for a
+// device.
 #include "prim.cuh"
 
 // 128 threads; `n` is what a test makes of it.

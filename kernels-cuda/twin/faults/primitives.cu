@@ -72,7 +72,8 @@ KERNEL(twin_chain, PrimArgs, 128, 1) {  // <= 32 registers
     if (threadIdx.x == 5) args.out[0] = *sum;
 }
 
-// out[0] += threads, out[1] = max of in, out[2] and out[3] as u64 += in, out[4 ..] = histogram of in % 4.
+// out[0] += threads, out[1] = max of in, out[2] and out[3] as u64 += in, out[4 ..] = histogram of
+// in % 4.
 KERNEL(twin_atomics, PrimArgs, 128, 1) {  // <= 32 registers
     uint32_t *counts = prim::smem<uint32_t>(), x = args.in[threadIdx.x];
     if (threadIdx.x < 4) counts[threadIdx.x] = 0;
@@ -85,13 +86,15 @@ KERNEL(twin_atomics, PrimArgs, 128, 1) {  // <= 32 registers
     if (threadIdx.x < 4) prim::atomic_add(args.out + 4 + threadIdx.x, counts[threadIdx.x]);
 }
 
-// Three stages of background copies, two in flight: out[i] = in[i] + 1 of four tiles of 512; odd chunks are zeroed.
+// Three stages of background copies, two in flight: out[i] = in[i] + 1 of four tiles of 512; odd
+// chunks are zeroed.
 KERNEL(twin_pipeline, PrimArgs, 128, 1) {  // <= 32 registers
     uint32_t *stages = prim::smem<uint32_t>(), t = threadIdx.x;
     auto load = [&](uint32_t tile) {
         if (tile < 4)
             prim::cp_async16_or_zero(stages + tile % 3 * 512 + 4 * t,
-                                     t % 2 == 0 ? args.in + tile * 512 + 4 * t : nullptr, t % 2 == 0);
+                                     t % 2 == 0 ? args.in + tile * 512 + 4 * t : nullptr,
+                                     t % 2 == 0);
         prim::cp_commit();
     };
     load(0);
