@@ -1,4 +1,5 @@
 //! Flash attention of many rows against the textbook, and bit for bit against itself.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/kv.rs"]

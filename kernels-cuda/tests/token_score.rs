@@ -1,4 +1,5 @@
 //! Token scores against the textbook.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/kv.rs"]

@@ -4,6 +4,8 @@
 //! `LORIS_BLESS=1` writes them. Skipped where there is no libclang or no `cuda.h`:
 //! `scripts/cuda-tools` puts both into `.venv`.
 
+#![allow(clippy::print_stderr)] // says that it was skipped
+
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
