@@ -9,11 +9,12 @@
 mod support;
 
 use std::ffi::{CStr, c_char, c_int};
+use std::ops::ControlFlow;
 
 use loris::loader::Dtype;
 use loris::{
-    DeviceChoice, Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Plan,
-    Progress, Session, SessionOptions,
+    DeviceChoice, Engine, EngineOptions, Error, GenerateOptions, KvFormat, Model, ModelOptions,
+    Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, generate,
 };
 use support::{argmax, bits, checkpoint, cuda_options, open_cpu, open_cuda, options, rounded};
 
@@ -256,6 +257,49 @@ fn a_saved_session_goes_on_on_another_device() {
         let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
         let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
         assert!((d / n).sqrt() < 2e-2, "{}", (d / n).sqrt());
+    }
+}
+
+/// Generation draws where the logits are: the same tokens as the host's sampler gives for the same logits,
+/// and afterwards the logits are there, though another session ran in between.
+#[test]
+fn generated_tokens_are_drawn_on_the_device() {
+    let model = model();
+    let start = {
+        let mut s = session(&model);
+        s.prefill(&prompt(1, 20)).unwrap();
+        s
+    };
+    let drawn = SamplerParams { temperature: 0.9, seed: 7, ..SamplerParams::default() };
+    for params in [
+        SamplerParams::default(),
+        SamplerParams { top_k: 5, ..drawn.clone() },
+        SamplerParams { top_p: 0.8, min_p: 0.01, ..drawn.clone() },
+        SamplerParams { repetition_penalty: 1.3, ..drawn },
+    ] {
+        let masked: Vec<bool> = (0..128).map(|id| id % 3 == 0).collect();
+        let sampler = || Sampler::with_mask(params.clone(), masked.clone()).unwrap();
+        let (mut host, mut on_host) = (start.fork().unwrap(), sampler());
+        let mut want = Vec::new();
+        for _ in 0..9 {
+            want.push(on_host.sample(host.logits().unwrap(), host.tokens()));
+            host.decode(want[want.len() - 1]).unwrap();
+        }
+
+        let (mut device, mut other, mut got) = (start.fork().unwrap(), session(&model), Vec::new());
+        let options = GenerateOptions { max_tokens: 10, ignore_eos: true, ..Default::default() };
+        generate(&mut device, &mut sampler(), &options, &mut |token| {
+            got.push(token.id);
+            if got.len() == 10 {
+                other.prefill(&prompt(2, 3)).unwrap(); // overwrites the device's logits
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(got[..9], want, "{params:?}");
+        assert_eq!(logits(&device), logits(&host), "{params:?}");
+        let n_drawn = device.receipt().n_drawn;
+        assert_eq!(n_drawn, if params.repetition_penalty == 1.0 { 9 } else { 0 }, "{params:?}");
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, RowUse};
+use crate::backend::{Backend, Batch, Draw, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
 use crate::model::{self, ModelWeights, Source};
@@ -36,6 +36,7 @@ pub(crate) struct Executor<B: Backend> {
     /// Rows of logits that the last run gave, and whether they are on the host.
     n_logits: usize,
     is_read: bool,
+    n_runs: u64,
 }
 
 /// [`Executor`] without its backend's type: what the sessions of a model share.
@@ -48,6 +49,10 @@ pub(crate) trait Execute: Send {
         copies: &[(PageId, PageId)],
         cancelled: &[&AtomicBool],
     ) -> Result<bool, Error>;
+    /// The runs so far: logits are those of the last one.
+    fn n_runs(&self) -> u64;
+    /// A token drawn from the logits of `batch.logit_rows[idx]` on the device; `None`: read them instead.
+    fn sample(&mut self, idx: usize, draw: &Draw) -> Result<Option<u32>, Error>;
     /// Logits of `batch.logit_rows[idx]` of the last run; on an error `out` is as it was.
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error>;
     fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error>;
@@ -74,6 +79,7 @@ impl<B: Backend> Executor<B> {
             host_logits: vec![0.0; plan.batch * config.vocab_size],
             n_logits: 0,
             is_read: false,
+            n_runs: 0,
             norm_eps: config.norm_eps,
             windows: config.windows.clone(),
             plan: plan.clone(),
@@ -140,10 +146,19 @@ impl<B: Backend> Execute for Executor<B> {
         cancelled: &[&AtomicBool],
     ) -> Result<bool, Error> {
         (self.n_logits, self.is_read) = (batch.logit_rows.len(), false);
+        self.n_runs += 1;
         if !copies.is_empty() {
             self.backend.copy_pages(&mut self.pages, copies)?;
         }
         self.forward(batch, cancelled)
+    }
+
+    fn n_runs(&self) -> u64 {
+        self.n_runs
+    }
+
+    fn sample(&mut self, idx: usize, draw: &Draw) -> Result<Option<u32>, Error> {
+        self.backend.sample(&self.logits, idx, draw)
     }
 
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error> {

@@ -68,7 +68,10 @@ pub fn generate(
     let finish = loop_tokens(session, sampler, options, &mut text, &mut |token| {
         last_id = token.id;
         on_token(token)
-    })?;
+    });
+    let recalled = session.recall_logits();
+    let finish = finish?;
+    recalled?;
     let rest = text.finish()?;
     if !rest.is_empty() && finish != Finish::Cancelled {
         let _ = on_token(Token { id: last_id, is_rest: true, text: &rest });
@@ -84,15 +87,15 @@ fn loop_tokens(
     on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
 ) -> Result<Finish, Error> {
     let model = session.model().clone();
+    if options.max_tokens == 0 {
+        return Ok(Finish::Length);
+    }
+    let Some(logits) = session.logits() else {
+        let reason = "the session has no logits; prefill a prompt first".into();
+        return Err(Error::State { call: "generate", reason });
+    };
+    let mut id = sampler.sample(logits, session.tokens());
     for n in 1.. {
-        if n > options.max_tokens {
-            return Ok(Finish::Length);
-        }
-        let Some(logits) = session.logits() else {
-            let reason = "the session has no logits; prefill a prompt first".into();
-            return Err(Error::State { call: "generate", reason });
-        };
-        let id = sampler.sample(logits, session.tokens());
         if !options.ignore_eos && model.config().eos_ids.contains(&id) {
             return Ok(Finish::Eos);
         }
@@ -106,8 +109,8 @@ fn loop_tokens(
         if n == options.max_tokens {
             return Ok(Finish::Length); // the last token's successor is not asked for
         }
-        match session.decode(id) {
-            Ok(()) => {}
+        match session.decode_and_draw(id, sampler) {
+            Ok(next) => id = next,
             Err(Error::CtxFull { .. }) => return Ok(Finish::CtxFull),
             Err(Error::Cancelled) => return Ok(Finish::Cancelled),
             Err(e) => return Err(e),

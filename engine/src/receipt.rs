@@ -13,6 +13,8 @@ pub struct Receipt {
     pub n_decoded: usize,
     /// Passes that the device replayed from a recording instead of being told op by op.
     pub n_replayed: usize,
+    /// Generated tokens that the device drew itself, so that their logits stayed there.
+    pub n_drawn: usize,
     /// (token, layer) pairs that were computed.
     pub token_layers: usize,
 }

@@ -5,7 +5,9 @@
 //! gives the same tokens on every machine that gives the same logits.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
+use crate::backend::Draw;
 use crate::engine::Model;
 use crate::error::Error;
 
@@ -66,6 +68,8 @@ pub struct Sampler {
     state: u64,
     /// Ids that are never chosen: the padding of a vocabulary. Empty: none.
     masked: Vec<bool>,
+    /// The same as a bit set, for devices; `None`: none.
+    mask_bits: Option<Arc<[u32]>>,
     candidates: Vec<Candidate>,
 }
 
@@ -90,7 +94,32 @@ impl Sampler {
     /// A sampler that never chooses the ids that are true in `masked`; empty: all may be chosen.
     pub fn with_mask(params: SamplerParams, masked: Vec<bool>) -> Result<Self, Error> {
         params.check()?;
-        Ok(Self { state: params.seed, params, masked, candidates: Vec::new() })
+        let bits = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
+        let mask_bits = (!masked.is_empty()).then(|| masked.chunks(32).map(bits).collect());
+        Ok(Self { state: params.seed, params, masked, mask_bits, candidates: Vec::new() })
+    }
+
+    /// The next token's choice for a device to make; `None`: it needs the tokens so far, so it is
+    /// [`sample`](Self::sample)'s. Where the device makes it, [`advance`](Self::advance) comes next.
+    pub(crate) fn draw_on_device(&self) -> Option<Draw> {
+        let SamplerParams { temperature, top_k, top_p, min_p, repetition_penalty, .. } =
+            self.params;
+        let mut state = self.state;
+        (repetition_penalty == 1.0).then(|| Draw {
+            temperature,
+            top_k: u32::try_from(top_k).unwrap_or(0), // more than any vocabulary: all
+            top_p,
+            min_p,
+            uniform: if temperature == 0.0 { 0.0 } else { uniform(&mut state) },
+            masked: self.mask_bits.clone(),
+        })
+    }
+
+    /// The choice of [`draw_on_device`](Self::draw_on_device) was made.
+    pub(crate) fn advance(&mut self) {
+        if self.params.temperature > 0.0 {
+            uniform(&mut self.state);
+        }
     }
 
     /// The next token. `history` is what the repetition penalty looks at.
@@ -142,7 +171,7 @@ impl Sampler {
         // The likeliest has weight 1, so min-p is a threshold on the weight itself.
         let n = weights.partition_point(|&w| w >= f64::from(p.min_p)).max(1);
         weights.truncate(n);
-        let mut left = self.uniform() * weights.iter().sum::<f64>();
+        let mut left = uniform(&mut self.state) * weights.iter().sum::<f64>();
         for (c, w) in self.candidates.iter().zip(&weights) {
             left -= w;
             if left < 0.0 {
@@ -151,18 +180,18 @@ impl Sampler {
         }
         self.candidates[weights.len() - 1].id
     }
+}
 
-    /// SplitMix64 (Steele, Lea, Flood 2014), its top 53 bits as a number in [0, 1).
-    fn uniform(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        #[allow(clippy::cast_precision_loss)] // 53 bits fit
-        let mantissa = (z >> 11) as f64;
-        mantissa / (1_u64 << 53) as f64
-    }
+/// SplitMix64 (Steele, Lea, Flood 2014), its top 53 bits as a number in [0, 1).
+fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^= z >> 31;
+    #[allow(clippy::cast_precision_loss)] // 53 bits fit
+    let mantissa = (z >> 11) as f64;
+    mantissa / (1_u64 << 53) as f64
 }
 
 /// The first of the largest.

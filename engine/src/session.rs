@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use loris_loader::RopeScaling;
 
-use crate::backend::Phase;
+use crate::backend::{Draw, Phase};
 use crate::cache::Segment;
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::receipt::Receipt;
+use crate::sampler::Sampler;
 use crate::step::{Progress, Work};
 
 /// How a session is opened.
@@ -35,6 +36,10 @@ pub struct Session {
     /// Logits after the last token, if `logits_ready`.
     pub(crate) logits: Vec<f32>,
     pub(crate) logits_ready: bool,
+    /// The choice that the device is to make after the token that is queued.
+    pub(crate) draw: Option<Draw>,
+    /// The choice that it made: the logits are still there, and `logits_ready` is false.
+    pub(crate) drawn: Option<Drawn>,
     /// Leading tokens that prefill wrote from the very first on: their full pages can be shared.
     pub(crate) n_shareable: usize,
     /// Of the step at hand.
@@ -65,6 +70,14 @@ impl Pending {
             Self::Token(_) => 1,
         }
     }
+}
+
+/// A token that the device drew after run `run` from row `idx` of its logits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Drawn {
+    pub(crate) token: u32,
+    pub(crate) run: u64,
+    pub(crate) idx: usize,
 }
 
 /// Rotation frequencies for a sequence length.
@@ -109,6 +122,8 @@ impl Session {
             pending: Pending::Nothing,
             logits: vec![0.0; config.vocab_size],
             logits_ready: false,
+            draw: None,
+            drawn: None,
             n_shareable: 0,
             rope: Rope::new(&model, 0),
             cancel: Arc::default(),
@@ -237,6 +252,43 @@ impl Session {
         outcome
     }
 
+    /// Adds one generated token and chooses the next: on the device where that is possible, and then the
+    /// logits stay there until they are [recalled](Self::recall_logits).
+    pub(crate) fn decode_and_draw(
+        &mut self,
+        token: u32,
+        sampler: &mut Sampler,
+    ) -> Result<u32, Error> {
+        self.draw = sampler.draw_on_device();
+        let outcome = self.decode(token);
+        self.draw = None;
+        outcome?;
+        match &self.drawn {
+            Some(drawn) => {
+                sampler.advance();
+                Ok(drawn.token)
+            }
+            None => Ok(sampler.sample(&self.logits, &self.tokens)),
+        }
+    }
+
+    /// Brings logits that were left on the device to the host. If another pass has overwritten them, the
+    /// last token is decoded once more, which gives the same bits.
+    pub(crate) fn recall_logits(&mut self) -> Result<(), Error> {
+        let Some(Drawn { run, idx, .. }) = self.drawn.take() else { return Ok(()) };
+        let model = self.model.clone();
+        let mut exec = model.shared.exec();
+        if exec.n_runs() == run {
+            exec.read_logits(idx, &mut self.logits)?;
+            self.logits_ready = true;
+            return Ok(());
+        }
+        drop(exec);
+        let Some(&last) = self.tokens.last() else { return Ok(()) };
+        self.truncate(self.len() - 1);
+        self.decode(last)
+    }
+
     /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits); `visit`
     /// may run other sessions. After any error the session is as it was before the call.
     pub fn score(
@@ -275,6 +327,8 @@ impl Session {
             pending: Pending::Nothing,
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
+            draw: None,
+            drawn: None,
             n_shareable: self.n_shareable,
             rope: self.rope.clone(),
             cancel: Arc::default(),

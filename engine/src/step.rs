@@ -10,7 +10,7 @@ use crate::backend::{Batch, Phase, Seq};
 use crate::cache::Growth;
 use crate::engine::Model;
 use crate::error::Error;
-use crate::session::{Pending, Session};
+use crate::session::{Drawn, Pending, Session};
 
 /// What a step did for one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,10 +141,22 @@ impl Model {
                 Ok(replayed) => {
                     let idx = work.is_last.then_some(logit_idx);
                     logit_idx += usize::from(work.is_last);
-                    let progress = session.finish(work, phase, |logits| match idx {
-                        Some(idx) => exec.read_logits(idx, logits).map(|()| true),
-                        None => Ok(false),
+                    let draw = session.draw.take();
+                    let mut drawn = None;
+                    let progress = session.finish(work, phase, |logits| {
+                        let Some(idx) = idx else { return Ok(false) };
+                        if let Some(draw) = &draw
+                            && let Some(token) = exec.sample(idx, draw)?
+                        {
+                            drawn = Some(Drawn { token, run: exec.n_runs(), idx });
+                            return Ok(false);
+                        }
+                        exec.read_logits(idx, logits).map(|()| true)
                     });
+                    if progress.is_ok() {
+                        session.receipt.n_drawn += usize::from(drawn.is_some());
+                        session.drawn = drawn;
+                    }
                     session.receipt.n_replayed += usize::from(*replayed && progress.is_ok());
                     progress
                 }

@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cuda;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use loris_loader::{Dtype, TensorView};
 
@@ -162,6 +163,23 @@ pub enum RowUse {
     Logits,
 }
 
+/// How a token is drawn from logits; see [`SamplerParams`](crate::SamplerParams).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Draw {
+    /// Divides the logits; 0: the first of the largest.
+    pub temperature: f32,
+    /// 0: all.
+    pub top_k: u32,
+    /// 1: all.
+    pub top_p: f32,
+    /// 0: all.
+    pub min_p: f32,
+    /// The draw, in [0, 1).
+    pub uniform: f64,
+    /// Bit set of the ids that are never drawn.
+    pub masked: Option<Arc<[u32]>>,
+}
+
 /// A device and the ops that run on it.
 ///
 /// Sizes are checked by the `Plan` before a batch is built; an implementation may
@@ -272,6 +290,17 @@ pub trait Backend: Send + 'static {
         x: &Self::Rows,
         logits: &mut Self::Rows,
     ) -> Result<(), Error>;
+
+    /// Draws a token from a row of logits. `None`: the device does not, or a logit is not finite; whoever
+    /// asked reads the row then.
+    fn sample(
+        &mut self,
+        _logits: &Self::Rows,
+        _row: usize,
+        _draw: &Draw,
+    ) -> Result<Option<u32>, Error> {
+        Ok(None)
+    }
 
     /// Moves rows `keep`, ascending, to the front; what stands behind them has no meaning.
     fn gather_rows(&mut self, rows: &mut Self::Rows, keep: &[usize]) -> Result<(), Error>;

@@ -10,6 +10,7 @@
 //! | `weights` | from tensors of a checkpoint to device memory |
 //! | `passes` | decode passes that are recorded once and replayed |
 //! | `probe` | which devices there are |
+//! | `sample` | tokens drawn where the logits are |
 //!
 //! In prefill each norm is a kernel of its own, because every tile of the product behind it reads all of
 //! the normalised rows; in decode it is part of the product.
@@ -17,6 +18,7 @@
 mod batch;
 mod passes;
 mod probe;
+mod sample;
 mod weights;
 
 use std::path::PathBuf;
@@ -33,7 +35,8 @@ use loris_loader::TensorView;
 
 use self::batch::Arrays;
 use self::passes::{Form, Recorder};
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse};
+use self::sample::Chooser;
+use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 
@@ -81,6 +84,7 @@ pub struct CudaBackend {
     partial: Option<Partial>,
     /// Rows on their way to the front.
     gathered: (Option<Rows<f32>>, Option<Rows<u16>>),
+    chooser: Chooser,
 }
 
 /// Attention's shape as launchers take it.
@@ -142,6 +146,7 @@ impl CudaBackend {
             raw: None,
             partial: None,
             gathered: (None, None),
+            chooser: Chooser::default(),
         })
     }
 
@@ -380,6 +385,10 @@ impl Backend for CudaBackend {
     ) -> Result<(), Error> {
         let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
         Ok(lm_head::lm_head(&self.device, head, norm, eps, x.f32()?, on_device, logits.f32_mut()?)?)
+    }
+
+    fn sample(&mut self, logits: &CudaRows, row: usize, draw: &Draw) -> Result<Option<u32>, Error> {
+        self.chooser.choose(&self.device, logits.f32()?, row, draw)
     }
 
     fn gather_rows(&mut self, rows: &mut CudaRows, keep: &[usize]) -> Result<(), Error> {

@@ -298,7 +298,7 @@ impl Statistics {
             "peak_bytes": self.peak_bytes,
             "receipt": {
                 "kv_bytes": r.kv_bytes, "n_prefilled": r.n_prefilled, "n_shared": r.n_shared,
-                "n_decoded": r.n_decoded, "n_replayed": r.n_replayed, "token_layers": r.token_layers,
+                "n_decoded": r.n_decoded, "n_replayed": r.n_replayed, "n_drawn": r.n_drawn, "token_layers": r.token_layers,
             },
         })
     }

@@ -1,0 +1,72 @@
+//! Tokens drawn where the logits are: four bytes come back instead of a row of the vocabulary.
+
+use std::sync::Arc;
+
+use loris_kernels::abi::LorisSampling;
+use loris_kernels::ops::sample;
+use loris_kernels::{Buffer, Device, Rows};
+
+use crate::backend::Draw;
+use crate::error::Error;
+
+/// What draws need on the device. It stays there, so that a greedy token uploads nothing.
+#[derive(Debug, Default)]
+pub(super) struct Chooser {
+    on_device: Option<OnDevice>,
+    masked: Option<(Arc<[u32]>, Buffer<u32>)>,
+}
+
+#[derive(Debug)]
+struct OnDevice {
+    draw: Draw,
+    sampling: Buffer<LorisSampling>,
+    token: Buffer<u32>,
+}
+
+impl Chooser {
+    /// A token; `None` where a logit is not finite or every id is masked.
+    pub(super) fn choose(
+        &mut self,
+        device: &Device,
+        logits: &Rows<f32>,
+        row: usize,
+        draw: &Draw,
+    ) -> Result<Option<u32>, Error> {
+        if logits.width > sample::MAX_VOCAB_SIZE {
+            return Ok(None);
+        }
+        let is_known = |known: &(Arc<[u32]>, _)| draw.masked.as_ref() == Some(&known.0);
+        if let Some(masked) = &draw.masked
+            && !self.masked.as_ref().is_some_and(is_known)
+        {
+            let bits = Buffer::from_slice(device, masked, "masked ids")?;
+            self.masked = Some((masked.clone(), bits));
+        }
+        let masked = self.masked.as_ref().filter(|_| draw.masked.is_some()).map(|(_, bits)| bits);
+
+        let sampling = [LorisSampling {
+            temperature: draw.temperature,
+            top_k: draw.top_k,
+            top_p: draw.top_p,
+            min_p: draw.min_p,
+            uniform: draw.uniform,
+        }];
+        let on_device = match &mut self.on_device {
+            Some(on_device) => on_device,
+            none => none.insert(OnDevice {
+                draw: draw.clone(),
+                sampling: Buffer::from_slice(device, &sampling, "sampling parameters")?,
+                token: Buffer::new(device, 1, "a token")?,
+            }),
+        };
+        if on_device.draw != *draw {
+            on_device.sampling.upload(device, 0, &sampling)?;
+            on_device.draw = draw.clone();
+        }
+        let OnDevice { sampling, token, .. } = on_device;
+        sample::sample_from(device, logits, row, sampling, masked, 1, token)?;
+        let mut id = [0];
+        token.download(device, 0, &mut id)?;
+        Ok((id[0] != u32::MAX).then_some(id[0]))
+    }
+}
