@@ -280,4 +280,17 @@ typedef struct FillRandomArgs {
     float scale;
 } FillRandomArgs;
 
+/* One product by each matrix instruction, operands and result placed by frag.h, and what ldmatrix
+ * gives: a test compares them with plain sums, on the twin and on a GPU. */
+typedef struct FragmentsArgs {
+    const uint16_t *a; /* 16 bits [16][16]: bf16 and f16 by turns */
+    const uint16_t *b; /* 16 bits [16][8] */
+    const int8_t *a8;  /* [16][32] */
+    const int8_t *b8;  /* [32][8] */
+    float *bf16;       /* a b of bf16, [16][8] */
+    float *f16;        /* a b of f16, [16][8] */
+    int32_t *s8;       /* a8 b8, [16][8] */
+    uint32_t *n_wrong; /* elements that ldmatrix puts where frag.h does not say; added to */
+} FragmentsArgs;
+
 #endif

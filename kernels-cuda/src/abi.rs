@@ -379,3 +379,25 @@ pub struct FillRandomArgs {
     pub seed: u64,
     pub scale: f32,
 }
+/** One product by each matrix instruction, operands and result placed by frag.h, and what ldmatrix
+ gives: a test compares them with plain sums, on the twin and on a GPU.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct FragmentsArgs {
+    /// 16 bits [16][16]: bf16 and f16 by turns
+    pub a: *const u16,
+    /// 16 bits [16][8]
+    pub b: *const u16,
+    /// [16][32]
+    pub a8: *const i8,
+    /// [32][8]
+    pub b8: *const i8,
+    /// a b of bf16, [16][8]
+    pub bf16: *mut f32,
+    /// a b of f16, [16][8]
+    pub f16: *mut f32,
+    /// a8 b8, [16][8]
+    pub s8: *mut i32,
+    /// elements that ldmatrix puts where frag.h does not say; added to
+    pub n_wrong: *mut u32,
+}

@@ -5,6 +5,7 @@ pub mod aux_gather;
 pub mod batch;
 pub mod embed;
 pub mod fill_random;
+pub mod fragments;
 pub mod linear;
 pub mod linear_decode;
 pub mod lm_head;
