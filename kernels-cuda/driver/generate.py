@@ -63,7 +63,11 @@ def inputs():
     headers = [home / "include/cuda.h" for home in homes if (home / "include/cuda.h").is_file()]
     if not headers:
         sys.exit("no cuda.h: run scripts/cuda-tools")
-    command = ["cargo", "metadata", "--format-version=1", "--offline", f"--manifest-path={root}/Cargo.toml"]
+    # Packages of other platforms need not be here.
+    rustc = subprocess.run(["rustc", "-vV"], check=True, capture_output=True, text=True).stdout
+    host = next(line.split()[1] for line in rustc.splitlines() if line.startswith("host: "))
+    command = ["cargo", "metadata", "--format-version=1", "--offline", f"--filter-platform={host}",
+               f"--manifest-path={root}/Cargo.toml"]
     packages = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["packages"]
     folders = {p["name"]: pathlib.Path(p["manifest_path"]).parent / "src" for p in packages}
     return headers[0], folders["cust"], folders["cust_raw"]
