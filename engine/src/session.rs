@@ -285,8 +285,13 @@ impl Session {
         }
         drop(exec);
         let Some(&last) = self.tokens.last() else { return Ok(()) };
-        self.truncate(self.len() - 1);
-        self.decode(last)
+        // In a fork: whatever happens to it, this session keeps its tokens.
+        let mut again = self.fork()?;
+        again.truncate(self.len() - 1);
+        again.decode(last)?;
+        std::mem::swap(&mut self.logits, &mut again.logits);
+        self.logits_ready = true;
+        Ok(())
     }
 
     /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits); `visit`
