@@ -374,7 +374,7 @@ fn perplexity_is_that_of_the_library() {
 
     let options = EngineOptions { device: DeviceChoice::Cpu, ..EngineOptions::default() };
     let engine = Engine::new(&EngineOptions { threads: Some(1), ..options }).unwrap();
-    let model = engine.open(folder.0.path(), &ModelOptions::default(), &mut |_| {}).unwrap();
+    let model = engine.open(folder.0.path(), &ModelOptions::default()).unwrap();
     let tokens = model.tokenizer().unwrap().encode(&prose, Special::Plain).unwrap();
     let mut total = 0.0;
     for (idx, window) in tokens.chunks_exact(60).enumerate() {

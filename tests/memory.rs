@@ -18,7 +18,7 @@ fn anonymous() -> usize {
 #[test]
 fn a_prompt_takes_what_the_plan_says() {
     let start = anonymous();
-    let model = engine(2).open(&smollm2(), &options(4_608), &mut |_| {}).unwrap();
+    let model = engine(2).open(&smollm2(), &options(4_608)).unwrap();
     let plan = model.plan().clone();
     // A tokenizer is some eight times its file; weights stay where they are mapped.
     let opened = anonymous() - start;

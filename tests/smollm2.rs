@@ -17,7 +17,7 @@ fn rows<T: DeserializeOwned>(name: &str) -> Vec<T> {
 }
 
 fn model(options: &ModelOptions) -> Model {
-    engine(2).open(&smollm2(), options, &mut |_| {}).unwrap()
+    engine(2).open(&smollm2(), options).unwrap()
 }
 
 #[derive(Deserialize)]
@@ -34,7 +34,7 @@ struct Greedy {
 /// parted already. Returns how many part.
 fn parted(engine: &Engine, kv: KvFormat, widest_gap: f32, rows: &[Greedy]) -> usize {
     let options = ModelOptions { kv, ..options(8192) };
-    let model = engine.open(&smollm2(), &options, &mut |_| {}).unwrap();
+    let model = engine.open(&smollm2(), &options).unwrap();
     let device = &model.placement().device;
     let mut n_parted = 0;
     for (i, row) in rows.iter().enumerate() {

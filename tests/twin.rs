@@ -139,7 +139,7 @@ fn replayed_passes_give_the_bits_of_launched_ones() {
     let answer = |passes| {
         let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
         let checkpoint = rounded("llama-dynamic", Dtype::BF16);
-        let model = engine.open_checkpoint(checkpoint, &options, &mut |_| {}).unwrap();
+        let model = engine.open_checkpoint(checkpoint, &options).unwrap();
         let mut s = model.session(&SessionOptions { ctx_len: Some(300) }).unwrap();
         s.prefill(&prompt(1, 252)).unwrap();
         let mut seen = vec![logits(&s)];
@@ -307,9 +307,8 @@ fn generated_tokens_are_drawn_on_the_device() {
 fn what_the_kernels_lack_is_refused_by_name() {
     let f32_cache = ModelOptions { kv: KvFormat::F32, ..small() };
     let engine = |device| Engine::new(&EngineOptions { device, ..cuda_options() });
-    let open = |device| {
-        engine(device).unwrap().open_checkpoint(rounded(NAME, Dtype::BF16), &f32_cache, &mut |_| {})
-    };
+    let open =
+        |device| engine(device).unwrap().open_checkpoint(rounded(NAME, Dtype::BF16), &f32_cache);
     let refused = open(DeviceChoice::Cuda(0)).unwrap_err();
     assert!(matches!(&refused, Error::Unsupported { what, .. } if what == "--kv"), "{refused}");
     let placement = open(DeviceChoice::Auto).unwrap().placement().clone();
@@ -337,7 +336,7 @@ fn memory_that_does_not_suffice_is_named() {
     twin.set_memory(1 << 20);
     let large = ModelOptions { kv_tokens: Some(1 << 16), ..small() };
     let engine = Engine::new(&cuda_options()).unwrap();
-    let open = |options| engine.open_checkpoint(rounded(NAME, Dtype::BF16), options, &mut |_| {});
+    let open = |options| engine.open_checkpoint(rounded(NAME, Dtype::BF16), options);
     let error = open(&large).unwrap_err();
     assert!(matches!(error, Error::OutOfDeviceMemory { what: "the KV page pool", .. }), "{error}");
     assert_eq!(twin.leaks(), twin.before);
@@ -357,7 +356,7 @@ fn a_load_that_fails_anywhere_leaves_nothing() {
     let Some(twin) = Twin::new() else { return };
     let open = || {
         let engine = Engine::new(&cuda_options())?;
-        engine.open_checkpoint(rounded(NAME, Dtype::BF16), &small(), &mut |_| {})
+        engine.open_checkpoint(rounded(NAME, Dtype::BF16), &small())
     };
     let mut opened = None;
     let n_calls = twin.calls_of(|| opened = Some(open().unwrap()));

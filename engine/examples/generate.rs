@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     // An engine is a device, a model is weights on it, a session is one sequence.
     let engine = Engine::new(&EngineOptions::default())?;
-    let model = engine.open(&dir, &ModelOptions::default(), &mut |_| {})?;
+    let model = engine.open(&dir, &ModelOptions::default())?;
     let mut session = model.session(&SessionOptions::default())?;
 
     // The template, if there is one, makes a chat of the text, in which a special token that the user typed

@@ -3,6 +3,7 @@
 //! An [`Engine`] is a choice of device and threads, a [`Model`] is weights and a page pool on it, and a
 //! [`Session`] is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,6 +16,7 @@ use crate::cache::Pool;
 use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
+use crate::log::{Level, Log};
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::session::{Session, SessionOptions};
@@ -32,6 +34,8 @@ pub struct EngineOptions {
     pub driver: Option<PathBuf>,
     /// How the CUDA backend runs the passes of decode.
     pub passes: Passes,
+    /// Who is told what happens besides results and errors.
+    pub log: Log,
 }
 
 /// A device to open models on.
@@ -40,6 +44,7 @@ pub struct Engine {
     cpu: CpuOptions,
     device: DeviceChoice,
     found: Found,
+    log: Log,
 }
 
 /// How far the opening of a model has come.
@@ -80,7 +85,11 @@ impl Engine {
             cpu.threads = threads;
         }
         let cuda = CudaOptions { index: 0, driver: options.driver.clone(), passes: options.passes };
-        Ok(Self { cpu, device: options.device, found: Found::new(options.device, cuda)? })
+        let found = Found::new(options.device, cuda)?;
+        if let Found::Cpu { why_not_cuda: Some(reason) } = &found {
+            options.log.say(Level::Info, format_args!("models will be on the CPU: {reason}"));
+        }
+        Ok(Self { cpu, device: options.device, found, log: options.log.clone() })
     }
 
     /// True if the choice of device led to a CUDA device. A model may still be placed on the CPU if the choice
@@ -89,15 +98,20 @@ impl Engine {
         matches!(self.found, Found::Cuda(_))
     }
 
-    /// Opens a model folder. `progress` is called as weights come in.
-    pub fn open(
+    /// Opens a model folder.
+    pub fn open(&self, dir: &Path, options: &ModelOptions) -> Result<Model, Error> {
+        self.open_with(dir, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`open`](Self::open); `progress` is called as weights come in, and may stop it.
+    pub fn open_with(
         &self,
         dir: &Path,
         options: &ModelOptions,
-        progress: &mut dyn FnMut(LoadProgress),
+        progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
         let checkpoint = loris_loader::open(dir, &OpenOptions { load: options.load })?;
-        self.open_checkpoint(checkpoint, options, progress)
+        self.load(checkpoint, options, progress)
     }
 
     /// Opens a checkpoint that is in memory already.
@@ -105,7 +119,15 @@ impl Engine {
         &self,
         checkpoint: Checkpoint,
         options: &ModelOptions,
-        progress: &mut dyn FnMut(LoadProgress),
+    ) -> Result<Model, Error> {
+        self.load(checkpoint, options, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn load(
+        &self,
+        checkpoint: Checkpoint,
+        options: &ModelOptions,
+        progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
         let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
         model::check(&config, &weights)?;
@@ -116,26 +138,38 @@ impl Engine {
         let pool = Mutex::new(Pool::new(plan.n_pages));
         let exec = Mutex::new(exec);
         let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
-        Ok(Model { shared: Arc::new(shared) })
+        Ok(self.opened(shared))
     }
 
     /// A model with the shape of a published one and random weights, which are made on the device:
     /// [`synthetic::NAMES`](model::synthetic::NAMES).
-    pub fn open_synthetic(
-        &self,
-        name: &str,
-        options: &ModelOptions,
-        progress: &mut dyn FnMut(LoadProgress),
-    ) -> Result<Model, Error> {
+    pub fn open_synthetic(&self, name: &str, options: &ModelOptions) -> Result<Model, Error> {
         let config = model::synthetic::config(name)?;
         let plan = Plan::new(&config, model::synthetic::weight_bytes(&config), options)?;
-        let (exec, placement) = self.executor(&config, Source::Random, &plan, progress)?;
+        let (exec, placement) =
+            self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let pool = Mutex::new(Pool::new(plan.n_pages));
         let exec = Mutex::new(exec);
         let (tokenizer, chat) = (None, None);
         let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
-        Ok(Model { shared: Arc::new(shared) })
+        Ok(self.opened(shared))
+    }
+
+    fn opened(&self, shared: Shared) -> Model {
+        let Shared { plan, placement, .. } = &shared;
+        if let (true, Some(reason)) = (self.has_cuda(), &placement.why_not_cuda) {
+            self.log.say(Level::Warn, format_args!("the model is on the CPU: {reason}"));
+        }
+        let (weights, kv) = (plan.weight_bytes, plan.kv_bytes);
+        self.log.say(
+            Level::Info,
+            format_args!(
+                "model of {} layers on {}: {weights} bytes of weights, {kv} bytes of KV pages at most",
+                plan.n_layers, placement.device
+            ),
+        );
+        Model { shared: Arc::new(shared) }
     }
 
     /// Puts the weights on the device.
@@ -144,12 +178,15 @@ impl Engine {
         config: &ModelConfig,
         source: Source<'_>,
         plan: &Plan,
-        progress: &mut dyn FnMut(LoadProgress),
+        progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<(Box<dyn Execute>, Placement), Error> {
         let mut done = 0_u64;
         let mut report = |bytes: usize| {
             done += bytes as u64;
-            progress(LoadProgress { done, total: plan.weight_bytes });
+            match progress(LoadProgress { done, total: plan.weight_bytes }) {
+                ControlFlow::Continue(()) => Ok(()),
+                ControlFlow::Break(()) => Err(Error::Cancelled),
+            }
         };
         let why_not_cuda = match (&self.found, self.device) {
             (Found::Cpu { why_not_cuda }, _) => why_not_cuda.clone(),
@@ -174,7 +211,7 @@ fn boxed<B: Backend>(
     config: &ModelConfig,
     source: Source<'_>,
     plan: &Plan,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut model::Progress<'_>,
 ) -> Result<Box<dyn Execute>, Error> {
     Ok(Box::new(Executor::new(backend, config, source, plan, progress)?))
 }

@@ -10,7 +10,7 @@ use loris_loader::ModelConfig;
 use crate::backend::{Backend, Batch, Draw, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
-use crate::model::{self, ModelWeights, Source};
+use crate::model::{self, ModelWeights, Progress, Source};
 use crate::plan::Plan;
 
 /// A model on a device: weights, pages and room for one pass.
@@ -65,7 +65,7 @@ impl<B: Backend> Executor<B> {
         config: &ModelConfig,
         source: Source<'_>,
         plan: &Plan,
-        progress: &mut dyn FnMut(usize),
+        progress: &mut Progress<'_>,
     ) -> Result<Self, Error> {
         let weights = model::weights(config, source, &mut backend, progress)?;
         let q_dim = plan.shape.n_q_heads * plan.shape.head_dim;

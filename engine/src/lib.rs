@@ -12,7 +12,7 @@
 //! # fn main() -> Result<(), loris::Error> {
 //! let engine = Engine::new(&EngineOptions::default())?;
 //! let dir = std::path::Path::new("models/SmolLM2-135M-Instruct");
-//! let model = engine.open(dir, &ModelOptions::default(), &mut |_| {})?;
+//! let model = engine.open(dir, &ModelOptions::default())?;
 //! let mut session = model.session(&SessionOptions::default())?;
 //! session.prefill(&[1, 2, 3])?;
 //! let mut sampler = Sampler::new(SamplerParams::default(), &model)?;
@@ -31,6 +31,7 @@ mod engine;
 mod error;
 mod forward;
 mod generate;
+mod log;
 pub mod model;
 mod plan;
 mod receipt;
@@ -45,6 +46,7 @@ pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
 pub use generate::{Finish, GenerateOptions, Token, generate};
+pub use log::{Level, Log};
 pub use loris_loader as loader;
 pub use plan::{CudaBytes, ModelOptions, Plan};
 pub use receipt::Receipt;

@@ -7,6 +7,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use loris_loader::GenerationDefaults;
+
 use crate::backend::Draw;
 use crate::engine::Model;
 use crate::error::Error;
@@ -42,6 +44,24 @@ impl Default for SamplerParams {
 }
 
 impl SamplerParams {
+    /// What a model's authors advise (`generation_config.json`): greedy unless they say `do_sample`.
+    pub fn advised(advice: &GenerationDefaults) -> Self {
+        let greedy = Self {
+            repetition_penalty: advice.repetition_penalty.unwrap_or(1.0),
+            ..Self::default()
+        };
+        if advice.do_sample != Some(true) {
+            return greedy;
+        }
+        Self {
+            temperature: advice.temperature.unwrap_or(1.0),
+            top_k: advice.top_k.unwrap_or(50), // what transformers takes where the file is silent
+            top_p: advice.top_p.unwrap_or(1.0),
+            min_p: advice.min_p.unwrap_or(0.0),
+            ..greedy
+        }
+    }
+
     /// Refuses values that have no meaning.
     pub fn check(&self) -> Result<(), Error> {
         let bad = |name, value: f32, expected: &str| Err(Error::option(name, value, expected));

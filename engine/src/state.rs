@@ -6,7 +6,9 @@
 //! checked against the opened model before memory is taken, and a session exists only if all of it was
 //! sound. The checksum finds damage, not malice: a forged cache gives wrong text, never a wrong access.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -51,6 +53,31 @@ impl Session {
         self.write(&mut out).and_then(|()| {
             let sum = out.sum.digest();
             out.inner.write_all(&sum.to_le_bytes()).map_err(io_error)
+        })
+    }
+
+    /// Bytes that [`save`](Self::save) writes now.
+    pub fn saved_bytes(&self) -> usize {
+        let plan = self.model.plan();
+        let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
+        let token = size_of::<u32>() + plan.kv_bytes_per_token;
+        size_of::<Header>() + self.len() * token + logits + size_of::<u64>()
+    }
+
+    /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
+    pub fn save_file(&self, path: &Path) -> Result<(), Error> {
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let io = |source: io::Error| Error::Io { path: part.display().to_string(), source };
+        let write = || {
+            let mut out = BufWriter::new(File::create(&part).map_err(io)?);
+            self.save(&mut out)?;
+            out.flush().map_err(io)?;
+            std::fs::rename(&part, path).map_err(io)
+        };
+        write().inspect_err(|_| {
+            let _ = std::fs::remove_file(&part); // the first error is the one to tell
         })
     }
 
@@ -122,6 +149,13 @@ impl Model {
         session.n_shareable = n_shareable;
         session.logits_ready = has_logits == 1;
         Ok(session)
+    }
+
+    /// As [`restore`](Self::restore), from a file.
+    pub fn restore_file(&self, path: &Path, options: &SessionOptions) -> Result<Session, Error> {
+        let io = |source: io::Error| Error::Io { path: path.display().to_string(), source };
+        let file = File::open(path).map_err(io)?;
+        self.restore(&mut BufReader::new(file), options)
     }
 
     fn read_header(

@@ -104,7 +104,7 @@ pub fn cuda_options() -> EngineOptions {
 
 pub fn open_cuda(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
     let engine = Engine::new(&cuda_options()).unwrap();
-    engine.open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
+    engine.open_checkpoint(checkpoint, options).unwrap()
 }
 
 pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
@@ -126,11 +126,11 @@ pub fn on(isa: Isa) -> Engine {
 }
 
 pub fn open_on(isa: Isa, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
-    on(isa).open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
+    on(isa).open_checkpoint(checkpoint, options).unwrap()
 }
 
 pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
-    engine(threads).open_checkpoint(checkpoint, options, &mut |_| {}).unwrap()
+    engine(threads).open_checkpoint(checkpoint, options).unwrap()
 }
 
 /// Options with a pool for `kv_tokens` tokens.

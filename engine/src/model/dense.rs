@@ -4,7 +4,7 @@
 
 use loris_loader::{Expected, ModelConfig};
 
-use super::{ModelWeights, Source, synthetic};
+use super::{ModelWeights, Progress, Source, synthetic};
 use crate::backend::{Backend, LayerWeights};
 use crate::error::Error;
 
@@ -51,7 +51,7 @@ pub(super) fn weights<B: Backend>(
     config: &ModelConfig,
     source: Source<'_>,
     backend: &mut B,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut Progress<'_>,
 ) -> Result<ModelWeights<B::Matrix, B::Vector>, Error> {
     let expected = expected(config);
     let mut upload = Upload { config, expected, source, backend, progress };
@@ -73,7 +73,7 @@ struct Upload<'a, B> {
     expected: Vec<Expected>,
     source: Source<'a>,
     backend: &'a mut B,
-    progress: &'a mut dyn FnMut(usize),
+    progress: &'a mut Progress<'a>,
 }
 
 impl<B: Backend> Upload<'_, B> {
@@ -81,13 +81,13 @@ impl<B: Backend> Upload<'_, B> {
         match self.source {
             Source::Checkpoint(checkpoint) => {
                 let tensor = super::tensor(checkpoint, name)?;
-                (self.progress)(tensor.bytes.len());
+                (self.progress)(tensor.bytes.len())?;
                 self.backend.matrix(&tensor)
             }
             Source::Random => {
                 let (seed, shape) = synthetic::place(&self.expected, name)?;
                 let (n, k) = (shape[0], shape[1]);
-                (self.progress)(2 * n * k);
+                (self.progress)(2 * n * k)?;
                 self.backend.random_matrix(n, k, seed, synthetic::SCALE)
             }
         }
@@ -104,7 +104,7 @@ impl<B: Backend> Upload<'_, B> {
             Source::Random => synthetic::ones(synthetic::place(&self.expected, name)?.1),
         };
         let parts = names.iter().map(part).collect::<Result<Vec<_>, _>>()?;
-        (self.progress)(parts.iter().map(|part| part.bytes.len()).sum());
+        (self.progress)(parts.iter().map(|part| part.bytes.len()).sum())?;
         self.backend.vector(&parts)
     }
 

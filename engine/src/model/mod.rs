@@ -45,6 +45,9 @@ pub fn check(config: &ModelConfig, checkpoint: &Weights) -> Result<(), Error> {
     Ok(checkpoint.check_exactly(&expected(config), ignored)?)
 }
 
+/// Told the bytes of each tensor; an error ends the loading.
+pub type Progress<'a> = dyn FnMut(usize) -> Result<(), Error> + 'a;
+
 /// Where weights come from.
 #[derive(Clone, Copy, Debug)]
 pub enum Source<'a> {
@@ -54,12 +57,12 @@ pub enum Source<'a> {
     Random,
 }
 
-/// Puts the weights on a device; `progress` is told the bytes of each tensor.
+/// Puts the weights on a device; `progress` is told the bytes of each tensor and may stop it.
 pub fn weights<B: Backend>(
     config: &ModelConfig,
     source: Source<'_>,
     backend: &mut B,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut Progress<'_>,
 ) -> Result<ModelWeights<B::Matrix, B::Vector>, Error> {
     match config.architecture {
         Architecture::Llama | Architecture::Mistral | Architecture::Qwen2 | Architecture::Qwen3 => {

@@ -55,25 +55,22 @@ pub(crate) struct Statistics {
 
 /// The settings that the flags and the model's advice lead to.
 pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> SamplerParams {
-    let samples = advice.do_sample == Some(true);
+    let advised = SamplerParams::advised(advice);
     let wants_samples = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
-    let temperature = match samples {
-        true => advice.temperature.unwrap_or(1.0),
-        false if wants_samples => 1.0,
-        false => 0.0,
+    let temperature = match advice.do_sample != Some(true) && wants_samples {
+        true => 1.0,
+        false => advised.temperature,
     };
-    let advised = |value: Option<f32>| value.filter(|_| samples);
-    let advised_k = advice.top_k.unwrap_or(50); // what transformers takes where the file is silent
     let random_seed = || {
         use std::hash::{BuildHasher, RandomState};
         RandomState::new().hash_one(0) >> 32 // 32 bits: exact in any JSON reader
     };
     SamplerParams {
         temperature: args.temp.unwrap_or(temperature),
-        top_k: args.top_k.unwrap_or(if samples { advised_k } else { 0 }),
-        top_p: args.top_p.or(advised(advice.top_p)).unwrap_or(1.0),
-        min_p: args.min_p.or(advised(advice.min_p)).unwrap_or(0.0),
-        repetition_penalty: args.repeat_penalty.or(advice.repetition_penalty).unwrap_or(1.0),
+        top_k: args.top_k.unwrap_or(advised.top_k),
+        top_p: args.top_p.unwrap_or(advised.top_p),
+        min_p: args.min_p.unwrap_or(advised.min_p),
+        repetition_penalty: args.repeat_penalty.unwrap_or(advised.repetition_penalty),
         seed: args.seed.unwrap_or_else(random_seed),
     }
 }

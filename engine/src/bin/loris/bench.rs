@@ -75,7 +75,7 @@ fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
     let options = ModelOptions { load: args.engine.load.into(), ..options };
     let engine = open::engine(&args.engine)?;
     report.note(format!("making {name} with random weights"));
-    Ok(engine.open_synthetic(name, &options, &mut |_| {})?)
+    Ok(engine.open_synthetic(name, &options)?)
 }
 
 /// Seconds from a prompt to the logits of its last token.

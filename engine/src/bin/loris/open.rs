@@ -1,5 +1,6 @@
 //! From the command line to an opened model, with a bar while weights come in.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -50,9 +51,10 @@ pub(crate) fn open(
     let options = ModelOptions { load: args.load.into(), ..options };
     let started = Instant::now();
     let bar = report.bar("loading", Unit::Bytes, 0);
-    let model = engine.open(dir, &options, &mut |LoadProgress { done, total }| {
+    let model = engine.open_with(dir, &options, &mut |LoadProgress { done, total }| {
         bar.set_length(total);
         bar.set_position(done);
+        ControlFlow::Continue(())
     });
     bar.finish_and_clear();
     let model = model?;

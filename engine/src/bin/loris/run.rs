@@ -1,8 +1,6 @@
 //! `loris run`: one prompt, one answer.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use loris::{Error, Finish, Model, SamplerParams, Session};
@@ -104,18 +102,17 @@ pub(crate) fn load_event(
 fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     let options = open::session_options(model, args.context.ctx);
     let Some(path) = &args.load_state else { return Ok(model.session(&options)?) };
-    let file = File::open(path).map_err(|e| {
-        let message = format!(
-            "{}: cannot open the saved session: {e}; --save-state makes one",
-            path.display()
-        );
-        Failure::new(RUN_TIME, message)
-    })?;
-    model.restore(&mut BufReader::new(file), &options).map_err(|e| match e {
+    model.restore_file(path, &options).map_err(|e| match e {
         Error::SavedState { .. } => Failure::new(
             RUN_TIME,
             format!("{}: {e}; save it again with this model and --kv", path.display()),
         ),
+        Error::Io { source, .. } => {
+            let path = path.display();
+            let message =
+                format!("{path}: cannot open the saved session: {source}; --save-state makes one");
+            Failure::new(RUN_TIME, message)
+        }
         e => e.into(),
     })
 }
@@ -128,19 +125,7 @@ fn save(session: &mut Session, answer: &Answer, path: &Path) -> Result<(), Failu
     if let Some(id) = answer.last_id.filter(|_| is_short && session.len() < session.ctx_len()) {
         session.decode(id)?;
     }
-    let refuse = |e: &dyn std::fmt::Display| {
+    session.save_file(path).map_err(|e| {
         Failure::new(RUN_TIME, format!("{}: cannot save the session: {e}", path.display()))
-    };
-    let part = PathBuf::from(format!("{}.part", path.display()));
-    let write = || -> Result<(), Error> {
-        let io = |source: io::Error| Error::Io { path: part.display().to_string(), source };
-        let mut out = BufWriter::new(File::create(&part).map_err(io)?);
-        session.save(&mut out)?;
-        out.flush().map_err(io)?;
-        std::fs::rename(&part, path).map_err(io)
-    };
-    write().map_err(|e| {
-        let _ = std::fs::remove_file(&part);
-        refuse(&e)
     })
 }
