@@ -26,6 +26,7 @@
 
 pub mod backend;
 pub mod cache;
+pub mod capi;
 mod device;
 mod engine;
 mod error;

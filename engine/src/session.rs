@@ -97,6 +97,11 @@ impl Canceller {
     pub fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
+
+    /// Takes back a cancel that no call has met.
+    pub fn withdraw(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 impl Session {

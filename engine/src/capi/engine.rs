@@ -1,0 +1,173 @@
+//! The library and its engines.
+
+use std::ffi::{CStr, CString, c_char, c_void};
+
+use super::guard::{Failure, call};
+use super::handle::{free, loris_engine, make};
+use super::out::{c_text, copy_text, optional, write};
+use super::params::{check_flags, loris_engine_params, read};
+use super::status::LORIS_OK;
+use crate::device::{CudaDevice, DeviceChoice, cuda_devices};
+use crate::engine::{Engine, EngineOptions};
+use crate::log::{Level, Log};
+
+/// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
+/// higher minor version.
+pub const LORIS_ABI_VERSION: u32 = 1;
+
+/// What this build can do, for [`loris_has_feature`].
+fn features() -> Vec<&'static str> {
+    let mut features = vec!["cpu", "kv-bf16", "kv-f32", "batch", "fork", "prefix-sharing", "save"];
+    if !loris_kernels::images().is_empty() {
+        features.push("cuda");
+    }
+    features
+}
+
+/// Returns the library's LORIS_ABI_VERSION. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn loris_abi_version() -> u32 {
+    LORIS_ABI_VERSION
+}
+
+/// Returns the library's version, such as "0.1.0": a text that lives as long as the library. Any thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn loris_version() -> *const c_char {
+    const VERSION: &CStr =
+        match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+            Ok(version) => version,
+            Err(_) => c"",
+        };
+    VERSION.as_ptr()
+}
+
+/// Describes the build as JSON: version, abi, target, cuda_images, features, and commit if the packager named it. buf,
+/// cap and n as in loris_detokenize. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_build_info(buf: *mut c_char, cap: usize, n: *mut usize) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let mut archs: Vec<&str> =
+                loris_kernels::images().iter().map(|image| image.arch).collect();
+            archs.sort_unstable();
+            archs.dedup();
+            let info = serde_json::json!({
+                "version": env!("CARGO_PKG_VERSION"),
+                "abi": format!("{}.{}", LORIS_ABI_VERSION >> 16, LORIS_ABI_VERSION & 0xffff),
+                "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+                "cuda_images": archs,
+                "features": features(),
+                "commit": option_env!("LORIS_COMMIT"),
+            });
+            copy_text(&info.to_string(), buf, cap, n)
+        })
+    }
+}
+
+/// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "kv-bf16", "kv-f32",
+/// "batch", "fork", "prefix-sharing", "save". Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_has_feature(name: *const c_char) -> i32 {
+    let known = call(|| {
+        // SAFETY: the caller keeps to the header.
+        let name = unsafe { c_text("name", name) }?;
+        Ok(i32::from(features().contains(&name)))
+    });
+    known.max(0)
+}
+
+/// Lists the CUDA devices of this machine as JSON: [{"index", "name", "compute", "memory", "why_not"}], where why_not
+/// is null for a device that can be used. LORIS_E_NO_DEVICE, with the reason in the message, if there is no
+/// driver. buf, cap and n as in loris_detokenize. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_cuda_devices(buf: *mut c_char, cap: usize, n: *mut usize) -> i32 {
+    call(|| {
+        let describe = |device: &CudaDevice| {
+            serde_json::json!({
+                "index": device.index,
+                "name": device.name,
+                "compute": format!("{}.{}", device.compute.0, device.compute.1),
+                "memory": device.memory,
+                "why_not": device.why_not,
+            })
+        };
+        let list: serde_json::Value = cuda_devices(None)?.iter().map(describe).collect();
+        // SAFETY: the caller keeps to the header.
+        unsafe { copy_text(&list.to_string(), buf, cap, n) }
+    })
+}
+
+/// Opens an engine: looks for the device, takes no memory of note. params may be NULL for the defaults. On
+/// LORIS_OK *engine is a handle for loris_engine_free, else it is NULL. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_engine_open(
+    params: *const loris_engine_params,
+    engine: *mut *mut loris_engine,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("engine", engine, std::ptr::null_mut())?;
+            let params = read(params)?;
+            let opened = Engine::new(&options(&params)?)?;
+            write("engine", engine, make(opened))?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Frees an engine; NULL is fine. Its models live on until they are freed themselves. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_engine_free(engine: *mut loris_engine) {
+    // SAFETY: passed on.
+    unsafe { free(engine) }
+}
+
+/// # Safety
+/// The struct's texts are NULL or end with a NUL.
+unsafe fn options(params: &loris_engine_params) -> Result<EngineOptions, Failure> {
+    check_flags("loris_engine_params.flags", params.flags, 0)?;
+    // SAFETY: the caller's promise.
+    let device = match unsafe { optional("device", params.device) }? {
+        Some(device) => device.parse()?,
+        None => DeviceChoice::Auto,
+    };
+    Ok(EngineOptions {
+        device,
+        threads: (params.threads > 0).then_some(params.threads as usize),
+        log: log(params)?,
+        ..EngineOptions::default()
+    })
+}
+
+fn log(params: &loris_engine_params) -> Result<Log, Failure> {
+    let level = match params.log_level {
+        1 => Level::Error,
+        2 => Level::Warn,
+        3 => Level::Info,
+        other => return Err(Failure::invalid(format!("log_level: {other}, expected 1 to 3"))),
+    };
+    let Some(log) = params.log else { return Ok(Log::default()) };
+    let host = Host { log, data: params.log_data };
+    Ok(Log::new(level, move |level, message| host.say(level, message)))
+}
+
+/// A host's log callback.
+struct Host {
+    log: unsafe extern "C" fn(*mut c_void, i32, *const c_char),
+    data: *mut c_void,
+}
+
+// SAFETY: the header says that the callback is called from any thread, with this pointer.
+unsafe impl Send for Host {}
+// SAFETY: as above, several at a time.
+unsafe impl Sync for Host {}
+
+impl Host {
+    fn say(&self, level: Level, message: &str) {
+        let text = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
+        // SAFETY: the text lives as long as the call.
+        unsafe { (self.log)(self.data, level as i32, text.as_ptr()) };
+    }
+}

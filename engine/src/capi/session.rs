@@ -1,0 +1,524 @@
+//! Sessions: prompts, tokens, answers, state.
+
+use std::ffi::{c_char, c_void};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use super::guard::{Failure, call};
+use super::handle::{Inner, SharedSession, free, get, loris_model, loris_session, make};
+use super::model::as_usize;
+use super::out::{c_text, copy, slice, write};
+use super::params::{
+    Versioned, check_flags, fill_sized, loris_generate_params, loris_logits_callback,
+    loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
+};
+use super::status::{
+    LORIS_BUFFER_TOO_SMALL, LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_E_STATE, LORIS_EOS, LORIS_OK,
+    LORIS_STOP,
+};
+use crate::engine::Model;
+use crate::generate::{Finish, GenerateOptions, Token, generate};
+use crate::sampler::{Sampler, SamplerParams};
+use crate::session::{Session, SessionOptions};
+
+/// No token.
+pub const LORIS_NO_TOKEN: u32 = u32::MAX;
+/// Flag of loris_generate_params: go on after a token that ends an answer.
+pub const LORIS_IGNORE_EOS: u32 = 1;
+
+/// Opens an empty session; takes pages only as tokens come. params may be NULL for the defaults. On LORIS_OK
+/// *session is a handle for loris_session_free, else it is NULL. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_open(
+    model: *const loris_model,
+    params: *const loris_session_params,
+    session: *mut *mut loris_session,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("session", session, std::ptr::null_mut())?;
+            let model = get(model)?;
+            let options = options(&read(params)?)?;
+            let opened = handle(model, model.session(&options)?)?;
+            write("session", session, opened)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Frees a session and its pages; NULL is fine, and so is freeing it after its model. Any thread, when no call on it
+/// runs, loris_session_cancel included.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
+    // SAFETY: passed on.
+    unsafe { free(session) }
+}
+
+fn options(params: &loris_session_params) -> Result<SessionOptions, Failure> {
+    check_flags("loris_session_params.flags", params.flags, 0)?;
+    let ctx_len = match params.ctx_len {
+        0 => None,
+        n => Some(as_usize("ctx_len", n)?),
+    };
+    Ok(SessionOptions { ctx_len })
+}
+
+/// A session's handle, greedy to begin with.
+fn handle(model: &Model, session: Session) -> Result<*mut loris_session, Failure> {
+    let sampler = Sampler::new(SamplerParams::default(), model)?;
+    Ok(make(SharedSession::new(session, sampler)))
+}
+
+/// Runs `body` with the session that a handle stands for.
+///
+/// # Safety
+/// `session` is NULL or a handle that is not freed during the call.
+unsafe fn with(
+    session: *const loris_session,
+    body: impl FnOnce(&mut Inner) -> Result<i32, Failure>,
+) -> i32 {
+    call(|| {
+        // SAFETY: passed on.
+        let session = unsafe { get(session) }?;
+        body(&mut *session.enter()?)
+    })
+}
+
+/// Stops the call that runs on the session, which returns LORIS_CANCELLED within a fraction of a layer's time and
+/// leaves the session as that status promises; if none runs, the next one. Returns at once. Any thread, also from a
+/// callback; not from a signal handler.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_cancel(session: *const loris_session) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            get(session)?.canceller.cancel();
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Withdraws a loris_session_cancel that came when no call ran, so that the next one is not stopped. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_uncancel(session: *const loris_session) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            get(session)?.canceller.withdraw();
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Runs n tokens of a prompt, or of the next turn, through the model; afterwards the logits of the last are ready.
+/// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call.
+///
+/// Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
+/// before the call. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_prefill(
+    session: *mut loris_session,
+    tokens: *const u32,
+    n: usize,
+    progress: loris_progress_callback,
+    user_data: *mut c_void,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let tokens = slice("tokens", tokens, n)?;
+            inner.session.prefill_with(tokens, &mut |done, total| match progress {
+                Some(f) if f(user_data, done as u64, total as u64) != 0 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Adds one generated token; afterwards its logits are ready. Anything but LORIS_OK leaves the session as it was
+/// before the call. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_decode(session: *mut loris_session, token: u32) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.decode(token)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Queues n tokens of a prompt for loris_model_step. LORIS_E_STATE if earlier tokens are still queued,
+/// LORIS_CTX_FULL if they do not fit; then nothing is queued. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_feed(
+    session: *mut loris_session,
+    tokens: *const u32,
+    n: usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.feed(slice("tokens", tokens, n)?)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Queues one generated token for loris_model_step; as loris_session_feed. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_push(session: *mut loris_session, token: u32) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.push(token)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Drops tokens that are queued and not computed; what is in the cache stays. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_clear(session: *mut loris_session) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.clear_pending();
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Sets how the session's next tokens are chosen, and starts its random sequence anew. params may be NULL for greedy,
+/// which is how a session starts. After an error the old choice stays. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_set_sampling(
+    session: *mut loris_session,
+    params: *const loris_sampling_params,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let params = read(params)?;
+            check_flags("loris_sampling_params.flags", params.flags, 0)?;
+            check_flags("loris_sampling_params.reserved", params.reserved, 0)?;
+            let params = SamplerParams {
+                temperature: params.temperature,
+                top_k: params.top_k as usize,
+                top_p: params.top_p,
+                min_p: params.min_p,
+                repetition_penalty: params.repetition_penalty,
+                seed: params.seed,
+            };
+            inner.sampler = Sampler::new(params, inner.session.model())?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Chooses the next token from the session's logits; the session does not hold it until loris_session_decode or
+/// loris_session_push. LORIS_E_STATE if no logits are ready. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_sample(session: *mut loris_session, token: *mut u32) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            write("token", token, LORIS_NO_TOKEN)?;
+            let logits = inner.session.logits().ok_or_else(no_logits)?;
+            write("token", token, inner.sampler.sample(logits, inner.session.tokens()))?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+fn no_logits() -> Failure {
+    Failure::new(LORIS_E_STATE, "the session has no logits; prefill or decode first")
+}
+
+/// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
+/// vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
+/// ready: before the first token and after a truncation. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_logits(
+    session: *mut loris_session,
+    buf: *mut f32,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| copy(inner.session.logits().ok_or_else(no_logits)?, buf, cap, n))
+    }
+}
+
+/// Runs n tokens as loris_session_prefill does and shows on_logits the logits after each: for perplexity and the
+/// like. Anything but LORIS_OK leaves the session as it was before the call. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_score(
+    session: *mut loris_session,
+    tokens: *const u32,
+    n: usize,
+    on_logits: loris_logits_callback,
+    user_data: *mut c_void,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let tokens = slice("tokens", tokens, n)?;
+            let on_logits = on_logits.ok_or_else(|| Failure::invalid("on_logits: is NULL"))?;
+            inner.session.score(tokens, &mut |idx, logits| {
+                on_logits(user_data, idx, logits.as_ptr(), logits.len());
+            })?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
+///
+/// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
+/// LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
+/// it. After each of these, and after an error, the session holds every token that was shown but the last, whose
+/// successor nobody has asked for: loris_session_decode it to go on, or put it before the next turn's tokens. A
+/// token that ends an answer is neither shown nor held. LORIS_E_STATE if no logits are ready. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_generate(
+    session: *mut loris_session,
+    params: *const loris_generate_params,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let params = read(params)?;
+            check_flags("loris_generate_params.flags", params.flags, LORIS_IGNORE_EOS)?;
+            let stop = slice("stop", params.stop, params.n_stop)?;
+            let stop = stop.iter().map(|&text| Ok(c_text("stop", text)?.to_owned()));
+            let options = GenerateOptions {
+                max_tokens: as_usize("max_tokens", params.max_tokens)?,
+                stop: stop.collect::<Result<_, Failure>>()?,
+                ignore_eos: params.flags & LORIS_IGNORE_EOS != 0,
+            };
+            let mut text = Vec::new();
+            let mut on_token = |token: Token<'_>| {
+                let Some(f) = params.on_token else { return ControlFlow::Continue(()) };
+                text.clear();
+                text.extend_from_slice(token.text.as_bytes());
+                text.push(0);
+                let id = if token.is_rest { LORIS_NO_TOKEN } else { token.id };
+                match f(params.user_data, id, text.as_ptr().cast(), token.text.len()) {
+                    0 => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            };
+            let Inner { session, sampler } = inner;
+            Ok(match generate(session, sampler, &options, &mut on_token)? {
+                Finish::Length => LORIS_OK,
+                Finish::Eos => LORIS_EOS,
+                Finish::Stop => LORIS_STOP,
+                Finish::CtxFull => LORIS_CTX_FULL,
+                Finish::Cancelled => LORIS_CANCELLED,
+            })
+        })
+    }
+}
+
+/// Opens a second session with the same tokens, logits and choice of tokens. Pages are shared until one of the two
+/// writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
+/// are queued. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_fork(
+    session: *mut loris_session,
+    fork: *mut *mut loris_session,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            write("fork", fork, std::ptr::null_mut())?;
+            let copy = SharedSession::new(inner.session.fork()?, inner.sampler.clone());
+            write("fork", fork, make(copy))?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Forgets the tokens from len on; pages that only they needed are free at once. Queued tokens are dropped. The logits
+/// are gone unless nothing was forgotten. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_truncate(session: *mut loris_session, len: u64) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Copies the tokens in the session's cache. buf, cap and n as in loris_tokenize. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_tokens(
+    session: *mut loris_session,
+    buf: *mut u32,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: passed on.
+    unsafe { with(session, |inner| copy(inner.session.tokens(), buf, cap, n)) }
+}
+
+/// Fills *receipt with what the session holds and has cost so far. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_get_receipt(
+    session: *mut loris_session,
+    receipt: *mut loris_receipt,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let facts = inner.session.receipt();
+            let filled = loris_receipt {
+                n_tokens: inner.session.len() as u64,
+                ctx_len: inner.session.ctx_len() as u64,
+                kv_bytes: facts.kv_bytes as u64,
+                n_prefilled: facts.n_prefilled as u64,
+                n_shared: facts.n_shared as u64,
+                n_decoded: facts.n_decoded as u64,
+                n_replayed: facts.n_replayed as u64,
+                n_drawn: facts.n_drawn as u64,
+                token_layers: facts.token_layers as u64,
+                ..Versioned::defaults()
+            };
+            fill_sized(receipt, filled)
+        })
+    }
+}
+
+/// Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
+/// set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
+/// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_save(
+    session: *mut loris_session,
+    buf: *mut u8,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            let n_bytes = inner.session.saved_bytes();
+            write("n", n, n_bytes)?;
+            if buf.is_null() && cap == 0 {
+                return Ok(LORIS_OK);
+            }
+            if buf.is_null() {
+                return Err(Failure::invalid("buf: is NULL"));
+            }
+            if cap < n_bytes {
+                return Ok(LORIS_BUFFER_TOO_SMALL);
+            }
+            inner.session.save(&mut Buffer { at: buf, left: cap })?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// A caller's buffer, which may hold anything until it is written.
+struct Buffer {
+    at: *mut u8,
+    left: usize,
+}
+
+impl Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = bytes.len().min(self.left);
+        // SAFETY: the caller of `loris_session_save` promised `left` bytes from `at` on.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.at, n);
+            self.at = self.at.add(n);
+        }
+        self.left -= n;
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// As loris_session_save, into the file path (UTF-8), which is complete or not there: it is written beside its place,
+/// as path.part, and renamed. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_save_file(
+    session: *mut loris_session,
+    path: *const c_char,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.save_file(Path::new(c_text("path", path)?))?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
+/// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them. params may be NULL for the defaults. On
+/// LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_restore(
+    model: *const loris_model,
+    bytes: *const u8,
+    n: usize,
+    params: *const loris_session_params,
+    session: *mut *mut loris_session,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("session", session, std::ptr::null_mut())?;
+            let model = get(model)?;
+            let mut bytes = slice("bytes", bytes, n)?;
+            let options = options(&read(params)?)?;
+            let restored = handle(model, model.restore(&mut bytes, &options)?)?;
+            write("session", session, restored)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// As loris_session_restore, from the file path (UTF-8). Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_restore_file(
+    model: *const loris_model,
+    path: *const c_char,
+    params: *const loris_session_params,
+    session: *mut *mut loris_session,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("session", session, std::ptr::null_mut())?;
+            let model = get(model)?;
+            let path = Path::new(c_text("path", path)?);
+            let options = options(&read(params)?)?;
+            let restored = handle(model, model.restore_file(path, &options)?)?;
+            write("session", session, restored)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Panics inside a call on the session, for tests of what follows. Only libraries with debug assertions have it.
+#[cfg(debug_assertions)]
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_debug_panic(session: *mut loris_session) -> i32 {
+    #[allow(clippy::panic)] // its purpose
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |_| panic!("loris_debug_panic was called"))
+    }
+}

@@ -1,0 +1,260 @@
+//! Text to tokens and back.
+
+use std::ffi::c_char;
+use std::sync::Mutex;
+
+use super::guard::{Failure, call};
+use super::handle::{Stream, enter, free, get, loris_model, loris_text_stream, make};
+use super::out::{c_text, copy, copy_text, slice, text, write};
+use super::params::check_flags;
+use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
+use crate::engine::Model;
+use loris_loader::{Message, Special, TextStream, Tokenizer};
+
+/// Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
+/// users should be.
+pub const LORIS_PARSE_SPECIAL: u32 = 1;
+/// Flag of loris_tokenize: where the tokenizer says so, add the token that starts a sequence. For whole prompts
+/// that no chat template was applied to.
+pub const LORIS_ADD_EDGES: u32 = 2;
+/// Flag of loris_detokenize and loris_text_stream_open: special tokens are shown; without it they are silent.
+pub const LORIS_SHOW_SPECIAL: u32 = 1;
+/// Flag of loris_chat_tokenize and loris_chat_render: end where the model's answer begins.
+pub const LORIS_ADD_GENERATION_PROMPT: u32 = 1;
+
+fn tokenizer(model: &Model) -> Result<&Tokenizer, Failure> {
+    model.tokenizer().ok_or_else(|| {
+        let why = "the model's folder has no tokenizer.json, which text needs; pass token ids";
+        Failure::new(LORIS_E_UNSUPPORTED, why)
+    })
+}
+
+fn shown(name: &str, flags: u32) -> Result<Special, Failure> {
+    check_flags(name, flags, LORIS_SHOW_SPECIAL)?;
+    Ok(if flags & LORIS_SHOW_SPECIAL != 0 { Special::Plain } else { Special::Parse })
+}
+
+/// Encodes text_len bytes of UTF-8. flags: LORIS_PARSE_SPECIAL, LORIS_ADD_EDGES.
+///
+/// buf has room for cap ids; *n is set to how many there are, also when buf is NULL and cap 0.
+/// LORIS_BUFFER_TOO_SMALL if cap is less than that. A text has at most as many tokens as bytes, and one more with
+/// LORIS_ADD_EDGES. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_tokenize(
+    model: *const loris_model,
+    text: *const c_char,
+    text_len: usize,
+    flags: u32,
+    buf: *mut u32,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let tokenizer = tokenizer(get(model)?)?;
+            let text = self::text("text", text, text_len)?;
+            check_flags("flags", flags, LORIS_PARSE_SPECIAL | LORIS_ADD_EDGES)?;
+            let special = match flags & LORIS_PARSE_SPECIAL {
+                0 => Special::Plain,
+                _ => Special::Parse,
+            };
+            let ids = match flags & LORIS_ADD_EDGES {
+                0 => tokenizer.encode(text, special)?,
+                _ => tokenizer.encode_prompt(text, special)?,
+            };
+            copy(&ids, buf, cap, n)
+        })
+    }
+}
+
+/// Decodes n_tokens ids at once; bytes that are no UTF-8 become U+FFFD. flags: LORIS_SHOW_SPECIAL.
+///
+/// buf has room for cap bytes, the NUL at the end counted; *n is set to the bytes of the text without the NUL, also
+/// when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is not more than that. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_detokenize(
+    model: *const loris_model,
+    tokens: *const u32,
+    n_tokens: usize,
+    flags: u32,
+    buf: *mut c_char,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let tokenizer = tokenizer(get(model)?)?;
+            let tokens = slice("tokens", tokens, n_tokens)?;
+            let text = tokenizer.decode(tokens, shown("flags", flags)?)?;
+            copy_text(&text, buf, cap, n)
+        })
+    }
+}
+
+/// Opens a stream that turns ids into text as they come. flags: LORIS_SHOW_SPECIAL. On LORIS_OK *stream is a
+/// handle for loris_text_stream_free, else it is NULL. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_open(
+    model: *const loris_model,
+    flags: u32,
+    stream: *mut *mut loris_text_stream,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("stream", stream, std::ptr::null_mut())?;
+            let tokenizer = tokenizer(get(model)?)?;
+            let opened = TextStream::new(tokenizer, shown("flags", flags)?);
+            let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
+            write("stream", stream, opened)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+/// Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
+/// often a word, sometimes empty. It lives until the next call on the stream. All texts joined are what
+/// loris_detokenize makes of all ids at once. After an error the stream is as it was. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_push(
+    stream: *mut loris_text_stream,
+    token: u32,
+    text: *mut *const c_char,
+    text_len: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let mut inner = enter(get(stream.cast_const())?)?;
+            let new = match &mut inner.stream {
+                Some(stream) => stream.push(token)?,
+                None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
+            };
+            show(&mut inner, new, text, text_len)
+        })
+    }
+}
+
+/// Ends the stream: *text becomes what was held back, as in loris_text_stream_push. The stream can then only be
+/// freed. One thread at a time.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_finish(
+    stream: *mut loris_text_stream,
+    text: *mut *const c_char,
+    text_len: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let mut inner = enter(get(stream.cast_const())?)?;
+            let rest = match inner.stream.take() {
+                Some(stream) => stream.finish()?,
+                None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
+            };
+            show(&mut inner, rest, text, text_len)
+        })
+    }
+}
+
+/// # Safety
+/// The pointers are NULL or may be written to.
+unsafe fn show(
+    stream: &mut Stream,
+    new: String,
+    text: *mut *const c_char,
+    text_len: *mut usize,
+) -> Result<i32, Failure> {
+    stream.text = new.into_bytes();
+    let n = stream.text.len();
+    stream.text.push(0);
+    // SAFETY: passed on.
+    unsafe { write("text", text, stream.text.as_ptr().cast()) }?;
+    // SAFETY: passed on.
+    unsafe { write("text_len", text_len, n) }?;
+    Ok(LORIS_OK)
+}
+
+/// Frees a stream; NULL is fine. Any thread, when no call on it runs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_free(stream: *mut loris_text_stream) {
+    // SAFETY: passed on.
+    unsafe { free(stream) }
+}
+
+/// # Safety
+/// Both arrays hold n texts that end with a NUL.
+unsafe fn messages(
+    roles: *const *const c_char,
+    contents: *const *const c_char,
+    n: usize,
+) -> Result<Vec<Message>, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let roles = slice("roles", roles, n)?;
+        let contents = slice("contents", contents, n)?;
+        let message = |(&role, &content): (&*const c_char, &*const c_char)| {
+            Ok(Message::new(c_text("roles", role)?, c_text("contents", content)?))
+        };
+        roles.iter().zip(contents).map(message).collect()
+    }
+}
+
+fn template_missing() -> Failure {
+    let why =
+        "the model's folder has no chat template; write the prompt yourself and use loris_tokenize";
+    Failure::new(LORIS_E_UNSUPPORTED, why)
+}
+
+/// Makes the prompt of a conversation with the model's chat template: n_messages roles ("system", "user",
+/// "assistant") and contents, each UTF-8 with a NUL. Special tokens of the template are parsed, those that a content happens to
+/// spell stay text. flags: LORIS_ADD_GENERATION_PROMPT. buf, cap and n as in loris_tokenize. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_chat_tokenize(
+    model: *const loris_model,
+    roles: *const *const c_char,
+    contents: *const *const c_char,
+    n_messages: usize,
+    flags: u32,
+    buf: *mut u32,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let model = get(model)?;
+            check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
+            let messages = messages(roles, contents, n_messages)?;
+            let ids = model.encode_chat(&messages, flags & LORIS_ADD_GENERATION_PROMPT != 0)?;
+            copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
+        })
+    }
+}
+
+/// As loris_chat_tokenize, but gives the prompt as text, for people to read: a special token that a content spells
+/// cannot be told from the template's own. buf, cap and n as in loris_detokenize. Any thread.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_chat_render(
+    model: *const loris_model,
+    roles: *const *const c_char,
+    contents: *const *const c_char,
+    n_messages: usize,
+    flags: u32,
+    buf: *mut c_char,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let model = get(model)?;
+            check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
+            let messages = messages(roles, contents, n_messages)?;
+            let template = model.chat_template().ok_or_else(template_missing)?;
+            let text = template.render(&messages, flags & LORIS_ADD_GENERATION_PROMPT != 0)?;
+            copy_text(&text, buf, cap, n)
+        })
+    }
+}

@@ -1,0 +1,5 @@
+//! The C ABI as C programs meet it.
+#![allow(clippy::unwrap_used)]
+
+#[path = "capi/abi.rs"]
+mod abi;
