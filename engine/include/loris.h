@@ -112,7 +112,7 @@
 
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
-#define LORIS_ABI_VERSION 1
+#define LORIS_ABI_VERSION 2
 
 // Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
 // users should be.
@@ -167,6 +167,8 @@ typedef struct loris_engine_params {
     loris_log_callback log;
     // Passed to log.
     void *log_data;
+    // The CUDA driver's library; NULL: "libcuda.so.1". One a process. Since 0.2.
+    const char *cuda_driver;
 } loris_engine_params;
 
 // Told how much of something is done; not 0 cancels it. On the calling thread.
@@ -207,6 +209,17 @@ typedef struct loris_session_params {
     uint32_t flags;
     // Tokens the session may hold; 0: what the model was trained for.
     uint64_t ctx_len;
+    // Token pruning: a preset or a schedule. NULL: every token is computed. Since 0.2; this version has
+    // none and gives LORIS_E_UNSUPPORTED, as for all that follows.
+    const char *lazy;
+    // Which tokens leave the cache for good. NULL: none.
+    const char *evict;
+    // Which pages attention reads. NULL: all.
+    const char *sparse;
+    // Streaming: tokens at the start that stay. 0 with window 0: no streaming.
+    uint64_t sink;
+    // Streaming: latest tokens that stay.
+    uint64_t window;
 } loris_session_params;
 
 // How the next token is chosen. What loris_sampling_params_init makes is greedy;

@@ -34,3 +34,34 @@ fn the_header_is_fresh() {
     builder.generate().unwrap().write(&mut made);
     check(&root().join("engine/include/loris.h"), &String::from_utf8(made).unwrap());
 }
+
+/// Sizes, offsets and signatures as a C compiler sees them. What is in the committed dump may only be added to;
+/// a struct that grows gets its new size in `params.rs` and the ABI a new minor version.
+#[test]
+fn the_abi_is_the_recorded_one() {
+    let header = root().join("engine/include/loris.h");
+    let Some(made) = dump(&header) else { return };
+    check(&root().join("tests/capi/abi.txt"), &made);
+}
+
+/// What bindgen makes of the header; `None` where there is no libclang, which `scripts/cuda-tools` brings.
+fn dump(header: &Path) -> Option<String> {
+    let python = root().join(".venv/lib").read_dir().ok()?.flatten();
+    let mut libraries = python.map(|p| p.path().join("site-packages/clang/native"));
+    let library = libraries.find(|folder| folder.join("libclang.so").exists())?;
+    // SAFETY: no other test of this file reads or writes the environment's list.
+    unsafe { std::env::set_var("LIBCLANG_PATH", library) };
+    let include = std::process::Command::new("cc").arg("-print-file-name=include").output().ok()?;
+    let include = String::from_utf8(include.stdout).ok()?;
+    let bindings = bindgen::builder()
+        .header(header.to_str()?)
+        .clang_arg(format!("-I{}", include.trim()))
+        .allowlist_item("loris_.*|LORIS_.*")
+        .generate_comments(false)
+        .derive_debug(false)
+        .derive_copy(false)
+        .disable_header_comment()
+        .generate()
+        .ok()?;
+    Some(bindings.to_string())
+}

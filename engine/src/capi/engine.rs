@@ -1,6 +1,7 @@
 //! The library and its engines.
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::path::PathBuf;
 
 use super::guard::{Failure, call};
 use super::handle::{free, loris_engine, make};
@@ -13,7 +14,7 @@ use crate::log::{Level, Log};
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.
-pub const LORIS_ABI_VERSION: u32 = 1;
+pub const LORIS_ABI_VERSION: u32 = 2;
 
 /// What this build can do, for [`loris_has_feature`].
 fn features() -> Vec<&'static str> {
@@ -136,6 +137,8 @@ unsafe fn options(params: &loris_engine_params) -> Result<EngineOptions, Failure
     Ok(EngineOptions {
         device,
         threads: (params.threads > 0).then_some(params.threads as usize),
+        // SAFETY: the caller's promise.
+        driver: unsafe { optional("cuda_driver", params.cuda_driver) }?.map(PathBuf::from),
         log: log(params)?,
         ..EngineOptions::default()
     })

@@ -54,6 +54,8 @@ pub struct loris_engine_params {
     pub log: loris_log_callback,
     /// Passed to log.
     pub log_data: *mut c_void,
+    /// The CUDA driver's library; NULL: "libcuda.so.1". One a process. Since 0.2.
+    pub cuda_driver: *const c_char,
 }
 
 /// How a model is opened.
@@ -95,6 +97,17 @@ pub struct loris_session_params {
     pub flags: u32,
     /// Tokens the session may hold; 0: what the model was trained for.
     pub ctx_len: u64,
+    /// Token pruning: a preset or a schedule. NULL: every token is computed. Since 0.2; this version has
+    /// none and gives LORIS_E_UNSUPPORTED, as for all that follows.
+    pub lazy: *const c_char,
+    /// Which tokens leave the cache for good. NULL: none.
+    pub evict: *const c_char,
+    /// Which pages attention reads. NULL: all.
+    pub sparse: *const c_char,
+    /// Streaming: tokens at the start that stay. 0 with window 0: no streaming.
+    pub sink: u64,
+    /// Streaming: latest tokens that stay.
+    pub window: u64,
 }
 
 /// How the next token is chosen. What loris_sampling_params_init makes is greedy;
@@ -251,9 +264,9 @@ macro_rules! sized {
     };
 }
 
-sized!(loris_engine_params, [40], log_level: 3);
+sized!(loris_engine_params, [40, 48], log_level: 3);
 sized!(loris_model_params, [64], page_len: 64, chunk: 512, batch: 16);
-sized!(loris_session_params, [16], ctx_len: 0);
+sized!(loris_session_params, [16, 56], ctx_len: 0);
 sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0);
 sized!(loris_generate_params, [48], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);

@@ -14,8 +14,8 @@ use super::params::{
     loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
 };
 use super::status::{
-    LORIS_BUFFER_TOO_SMALL, LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_E_STATE, LORIS_EOS, LORIS_OK,
-    LORIS_STOP,
+    LORIS_BUFFER_TOO_SMALL, LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_E_STATE, LORIS_E_UNSUPPORTED,
+    LORIS_EOS, LORIS_OK, LORIS_STOP,
 };
 use crate::engine::Model;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
@@ -58,6 +58,17 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
 
 fn options(params: &loris_session_params) -> Result<SessionOptions, Failure> {
     check_flags("loris_session_params.flags", params.flags, 0)?;
+    let planned = [
+        ("lazy", !params.lazy.is_null()),
+        ("evict", !params.evict.is_null()),
+        ("sparse", !params.sparse.is_null()),
+        ("sink", params.sink != 0),
+        ("window", params.window != 0),
+    ];
+    if let Some((name, _)) = planned.iter().find(|(_, is_set)| *is_set) {
+        let why = format!("{name}: this version has no such option; leave it NULL or 0");
+        return Err(Failure::new(LORIS_E_UNSUPPORTED, why));
+    }
     let ctx_len = match params.ctx_len {
         0 => None,
         n => Some(as_usize("ctx_len", n)?),

@@ -1,0 +1,665 @@
+/*
+ * loris: language models inside your process.
+ *
+ * An engine is a device, a model is weights and a pool of KV pages on it, a session is one sequence:
+ *
+ *     loris_engine *engine;
+ *     loris_model *model;
+ *     loris_session *session;
+ *     loris_engine_open(NULL, &engine);
+ *     loris_model_open(engine, "models/SmolLM2-135M-Instruct", NULL, &model);
+ *     loris_session_open(model, NULL, &session);
+ *     loris_session_prefill(session, tokens, n_tokens, NULL, NULL);
+ *     loris_session_generate(session, &params);
+ *
+ * Statuses. Every call that can fail returns an int32_t: LORIS_OK, a positive status for what is no mistake (no room,
+ * cancelled, an answer's end), or a negative one for an error. After a failure loris_last_error has a message for
+ * the calling thread: what was wrong, where, and what to do. LORIS_EOS, LORIS_STOP, LORIS_PENDING, LORIS_IDLE and
+ * LORIS_BUFFER_TOO_SMALL are results and leave no message.
+ * Unless a function says otherwise, a session is after any status but LORIS_OK what it was before the call. After
+ * LORIS_E_PANIC it is poisoned: every call but loris_session_free and loris_session_cancel gives LORIS_E_POISONED;
+ * its model and other sessions go on.
+ *
+ * Handles. What a call gives out as a handle is freed by the function of its name, once. Handles count their references: a
+ * model keeps its engine, a session its model, whatever is freed first. Freeing NULL does nothing.
+ *
+ * Threads. Engines and models may be used by any threads at once. A session and a text stream belong to one call at a
+ * time, on any thread; a second call is told LORIS_E_BUSY. loris_session_cancel is for any thread.
+ *
+ * Structs begin with struct_size and are set by their loris_*_params_init, then changed. They only grow at their end,
+ * so a program keeps running with a newer library. Fields named flags and reserved are 0 where nothing else is said.
+ *
+ * Memory. Texts and arrays that a caller passes are read during the call only. The library writes into the caller's
+ * buffers; pointers that it gives out are good until the time that is said. If it cannot get memory for what
+ * grows with the input, that is LORIS_E_OOM_HOST or LORIS_E_OOM_DEVICE.
+ *
+ * The library prints nothing, ends no process, installs no handlers and needs no initialisation. Callbacks must return:
+ * no longjmp and no C++ exception may pass through it. Processes that use it must not fork and go on in the child.
+ */
+
+
+#ifndef LORIS_H
+#define LORIS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Done.
+#define LORIS_OK 0
+
+// loris_session_cancel, or a callback, stopped the call.
+#define LORIS_CANCELLED 1
+
+// The session's context length would be exceeded. Truncate the session, or open one with a longer context.
+#define LORIS_CTX_FULL 2
+
+// The model's page pool is full. Free or truncate a session, or open the model with more kv_tokens.
+#define LORIS_KV_FULL 3
+
+// The model ended its answer.
+#define LORIS_EOS 4
+
+// A stop text was reached.
+#define LORIS_STOP 5
+
+// Tokens are still queued: step again.
+#define LORIS_PENDING 6
+
+// Nothing was queued.
+#define LORIS_IDLE 7
+
+// The caller's buffer is too small; the length that is needed was written, the buffer was not.
+#define LORIS_BUFFER_TOO_SMALL 8
+
+// An argument or option has no meaning: NULL, out of range, not UTF-8, another kind of handle.
+#define LORIS_E_INVALID_ARG -1
+
+// The state of the session does not allow the call now.
+#define LORIS_E_STATE -2
+
+// Another call on the same session runs, in another thread or around this callback.
+#define LORIS_E_BUSY -3
+
+// An earlier call on the session panicked. The session can only be freed.
+#define LORIS_E_POISONED -4
+
+// Reading or writing a file failed.
+#define LORIS_E_IO -5
+
+// A file, or a saved session, is not what it should be.
+#define LORIS_E_FORMAT -6
+
+// This version, or the device, does not do what was asked for; the message names it.
+#define LORIS_E_UNSUPPORTED -7
+
+// Host memory could not be had.
+#define LORIS_E_OOM_HOST -8
+
+// Device memory could not be had.
+#define LORIS_E_OOM_DEVICE -9
+
+// The device that was asked for is absent.
+#define LORIS_E_NO_DEVICE -10
+
+// The device failed.
+#define LORIS_E_DEVICE -11
+
+// The model produced a value that is not a number.
+#define LORIS_E_NUMERIC -12
+
+// A defect of the library: a panic was caught. The sessions of the call are poisoned.
+#define LORIS_E_PANIC -13
+
+// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
+// higher minor version.
+#define LORIS_ABI_VERSION 1
+
+// Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
+// users should be.
+#define LORIS_PARSE_SPECIAL 1
+
+// Flag of loris_tokenize: where the tokenizer says so, add the token that starts a sequence. For whole prompts
+// that no chat template was applied to.
+#define LORIS_ADD_EDGES 2
+
+// Flag of loris_detokenize and loris_text_stream_open: special tokens are shown; without it they are silent.
+#define LORIS_SHOW_SPECIAL 1
+
+// Flag of loris_chat_tokenize and loris_chat_render: end where the model's answer begins.
+#define LORIS_ADD_GENERATION_PROMPT 1
+
+// No token.
+#define LORIS_NO_TOKEN UINT32_MAX
+
+// Flag of loris_generate_params: go on after a token that ends an answer.
+#define LORIS_IGNORE_EOS 1
+
+// A device and its threads. Immutable; any thread may use it.
+typedef struct loris_engine loris_engine;
+
+// Weights on a device and a pool of KV pages. Immutable but for the pool; any thread may use it.
+typedef struct loris_model loris_model;
+
+// One sequence: tokens, KV pages, logits, a sampler. One thread at a time.
+typedef struct loris_session loris_session;
+
+// Turns tokens into text as they come. One thread at a time.
+typedef struct loris_text_stream loris_text_stream;
+
+// Told of what happens besides results; message is UTF-8, ends with a NUL, and lives as long as the call.
+// level: 1 error, 2 warning, 3 information. Called on the thread whose call it is about, several at a time if
+// several threads call; must not call loris with the same session.
+typedef void (*loris_log_callback)(void *user_data, int32_t level, const char *message);
+
+// Where models run.
+typedef struct loris_engine_params {
+    // sizeof(loris_engine_params); set by loris_engine_params_init, as in every struct.
+    uint32_t struct_size;
+    // 0.
+    uint32_t flags;
+    // "auto" (CUDA where it works, else the CPU), "cpu", "cuda" or "cuda:N"; NULL: "auto".
+    const char *device;
+    // Threads of the CPU, the calling one included; 0: as many as the process may use.
+    uint32_t threads;
+    // Messages up to this level are logged: 1 errors, 2 warnings, 3 information. Default 3.
+    int32_t log_level;
+    // Who is told; NULL: nobody.
+    loris_log_callback log;
+    // Passed to log.
+    void *log_data;
+} loris_engine_params;
+
+// Told how much of something is done; not 0 cancels it. On the calling thread.
+typedef int32_t (*loris_progress_callback)(void *user_data, uint64_t done, uint64_t total);
+
+// How a model is opened.
+typedef struct loris_model_params {
+    // sizeof(loris_model_params).
+    uint32_t struct_size;
+    // 0.
+    uint32_t flags;
+    // "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
+    // which would end a process that maps them. NULL: "mmap".
+    const char *load;
+    // Number format of the KV cache: "bf16" or "f32". NULL: "bf16".
+    const char *kv;
+    // Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072.
+    uint64_t kv_tokens;
+    // Tokens a KV page holds: a power of two from 16 to 256. Default 64.
+    uint32_t page_len;
+    // Prompt tokens that go through the layers together: 1 to 65536. Default 512.
+    uint32_t chunk;
+    // Sessions that decode in one pass: 1 to 4096. Default 16.
+    uint32_t batch;
+    // 0.
+    uint32_t reserved;
+    // Told the bytes of weights that are in place, of all; NULL: nobody.
+    loris_progress_callback progress;
+    // Passed to progress.
+    void *progress_data;
+} loris_model_params;
+
+// How a session is opened.
+typedef struct loris_session_params {
+    // sizeof(loris_session_params).
+    uint32_t struct_size;
+    // 0.
+    uint32_t flags;
+    // Tokens the session may hold; 0: what the model was trained for.
+    uint64_t ctx_len;
+} loris_session_params;
+
+// How the next token is chosen. What loris_sampling_params_init makes is greedy;
+// loris_model_sampling_params makes what the model's authors advise.
+typedef struct loris_sampling_params {
+    // sizeof(loris_sampling_params).
+    uint32_t struct_size;
+    // 0.
+    uint32_t flags;
+    // Divides the logits, 0 to 100; 0 takes the likeliest token.
+    float temperature;
+    // Only the likeliest tokens that reach this probability together; 1: all.
+    float top_p;
+    // Only tokens at least this many times as likely as the likeliest; 0: all.
+    float min_p;
+    // Divides the logits of tokens that occurred; 1: off.
+    float repetition_penalty;
+    // Only this many likeliest tokens; 0: all.
+    uint32_t top_k;
+    // 0.
+    uint32_t reserved;
+    // Start of the random sequence: the same seed gives the same tokens.
+    uint64_t seed;
+} loris_sampling_params;
+
+// Told each generated token and the text that it completes: whole characters, UTF-8, text_len bytes and a NUL,
+// which live as long as the call, and which are empty while a character or a possible stop text is incomplete. token
+// is LORIS_NO_TOKEN for text that was held back when the answer ended. Not 0 cancels. On the calling thread; calls on
+// the same session give LORIS_E_BUSY.
+typedef int32_t (*loris_token_callback)(void *user_data,
+                                        uint32_t token,
+                                        const char *text,
+                                        size_t text_len);
+
+// When an answer ends, and who is told.
+typedef struct loris_generate_params {
+    // sizeof(loris_generate_params).
+    uint32_t struct_size;
+    // LORIS_IGNORE_EOS or 0.
+    uint32_t flags;
+    // Tokens at most. Default 256.
+    uint64_t max_tokens;
+    // Texts that end the answer and are not part of it, each UTF-8 with a NUL; NULL if n_stop is 0.
+    const char *const *stop;
+    // How many.
+    size_t n_stop;
+    // Told each token; NULL: nobody.
+    loris_token_callback on_token;
+    // Passed to on_token.
+    void *user_data;
+} loris_generate_params;
+
+// Facts of a model. struct_size is set before the call, as in every struct that is filled.
+typedef struct loris_model_info {
+    // sizeof(loris_model_info).
+    uint32_t struct_size;
+    // Layers.
+    uint32_t n_layers;
+    // Query heads of a layer.
+    uint32_t n_q_heads;
+    // Key and value heads of a layer.
+    uint32_t n_kv_heads;
+    // Width of a head.
+    uint32_t head_dim;
+    // Width of a row between layers.
+    uint32_t hidden_dim;
+    // Width of the MLP.
+    uint32_t ffn_dim;
+    // Tokens of the vocabulary, and logits of a row.
+    uint32_t vocab_size;
+    // Tokens that the model was trained to see at once.
+    uint64_t ctx_len;
+    // Bytes of weights as stored.
+    uint64_t weight_bytes;
+    // 1 if the folder has a tokenizer.
+    uint32_t has_tokenizer;
+    // 1 if the folder has a chat template.
+    uint32_t has_chat_template;
+} loris_model_info;
+
+// How full a model's page pool is.
+typedef struct loris_kv_info {
+    // sizeof(loris_kv_info).
+    uint32_t struct_size;
+    // Tokens that a page holds, of one layer.
+    uint32_t page_len;
+    // Pages in the pool.
+    uint64_t n_pages;
+    // Pages that some session holds; one that several share counts once.
+    uint64_t n_used;
+    // The most that ever were in use.
+    uint64_t n_peak;
+    // Bytes of a page.
+    uint64_t page_bytes;
+    // Bytes that a token takes in all layers.
+    uint64_t bytes_per_token;
+} loris_kv_info;
+
+// Told the logits after each token of loris_session_score: idx counts its tokens from 0, logits are n_vocab floats
+// that live as long as the call. On the calling thread.
+typedef void (*loris_logits_callback)(void *user_data,
+                                      size_t idx,
+                                      const float *logits,
+                                      size_t n_vocab);
+
+// What a session holds and has cost so far.
+typedef struct loris_receipt {
+    // sizeof(loris_receipt).
+    uint32_t struct_size;
+    // 0.
+    uint32_t reserved;
+    // Tokens in the cache.
+    uint64_t n_tokens;
+    // Tokens the session may hold.
+    uint64_t ctx_len;
+    // Bytes of its KV pages; pages shared with other sessions are counted in full.
+    uint64_t kv_bytes;
+    // Prompt tokens that were computed.
+    uint64_t n_prefilled;
+    // Prompt tokens whose pages came from another session's identical prefix.
+    uint64_t n_shared;
+    // Generated tokens that were computed.
+    uint64_t n_decoded;
+    // Passes that the device replayed from a recording.
+    uint64_t n_replayed;
+    // Generated tokens that the device drew.
+    uint64_t n_drawn;
+    // (token, layer) pairs that were computed.
+    uint64_t token_layers;
+} loris_receipt;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// Sets every field to its default. struct_size is sizeof(loris_engine_params). Any thread.
+int32_t loris_engine_params_init(struct loris_engine_params *params, size_t struct_size);
+
+// Sets every field to its default. struct_size is sizeof(loris_model_params). Any thread.
+int32_t loris_model_params_init(struct loris_model_params *params, size_t struct_size);
+
+// Sets every field to its default. struct_size is sizeof(loris_session_params). Any thread.
+int32_t loris_session_params_init(struct loris_session_params *params, size_t struct_size);
+
+// Sets every field to its default, which is greedy. struct_size is sizeof(loris_sampling_params). Any thread.
+int32_t loris_sampling_params_init(struct loris_sampling_params *params,
+                                   size_t struct_size);
+
+// Sets every field to its default. struct_size is sizeof(loris_generate_params). Any thread.
+int32_t loris_generate_params_init(struct loris_generate_params *params, size_t struct_size);
+
+// Copies the message of this thread's last failure, with a NUL, into a buffer of cap bytes (cut at a
+// character if it is too small; buf may be NULL if cap is 0). Returns the message's length in bytes without the NUL.
+//
+// The message stays until the thread's next failure: success does not clear it. Any thread.
+size_t loris_last_error(char *buf,
+                        size_t cap);
+
+// Returns the status of this thread's last failure, LORIS_OK if there was none. Any thread.
+int32_t loris_last_error_status(void);
+
+// Returns the library's LORIS_ABI_VERSION. Any thread.
+uint32_t loris_abi_version(void);
+
+// Returns the library's version, such as "0.1.0": a text that lives as long as the library. Any thread.
+const char *loris_version(void);
+
+// Describes the build as JSON: version, abi, target, cuda_images, features, and commit if the packager named it. buf,
+// cap and n as in loris_detokenize. Any thread.
+int32_t loris_build_info(char *buf,
+                         size_t cap,
+                         size_t *n);
+
+// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "kv-bf16", "kv-f32",
+// "batch", "fork", "prefix-sharing", "save". Any thread.
+int32_t loris_has_feature(const char *name);
+
+// Lists the CUDA devices of this machine as JSON: [{"index", "name", "compute", "memory", "why_not"}], where why_not
+// is null for a device that can be used. LORIS_E_NO_DEVICE, with the reason in the message, if there is no
+// driver. buf, cap and n as in loris_detokenize. Any thread.
+int32_t loris_cuda_devices(char *buf,
+                           size_t cap,
+                           size_t *n);
+
+// Opens an engine: looks for the device, takes no memory of note. params may be NULL for the defaults. On
+// LORIS_OK *engine is a handle for loris_engine_free, else it is NULL. Any thread.
+int32_t loris_engine_open(const struct loris_engine_params *params,
+                          struct loris_engine **engine);
+
+// Frees an engine; NULL is fine. Its models live on until they are freed themselves. Any thread.
+void loris_engine_free(struct loris_engine *engine);
+
+// Opens the Hugging Face model folder dir (a path in UTF-8): config.json, safetensors, and where they exist the
+// tokenizer and the chat template. params may be NULL for the defaults. On LORIS_OK *model is a handle for
+// loris_model_free, else it is NULL.
+//
+// LORIS_CANCELLED if params->progress said so; LORIS_E_IO, LORIS_E_FORMAT, LORIS_E_UNSUPPORTED name the file and
+// what is wrong with it. Any thread.
+int32_t loris_model_open(const struct loris_engine *engine,
+                         const char *dir,
+                         const struct loris_model_params *params,
+                         struct loris_model **model);
+
+// Frees a model; NULL is fine. Its sessions live on, and its memory with them, until they are freed. Any thread.
+void loris_model_free(struct loris_model *model);
+
+// Fills *info with facts of the model. Any thread.
+int32_t loris_model_get_info(const struct loris_model *model, struct loris_model_info *info);
+
+// Fills *info with the state of the model's page pool. Any thread.
+int32_t loris_model_get_kv_info(const struct loris_model *model, struct loris_kv_info *info);
+
+// Copies the name of the device that the model runs on, such as "cpu" or "cuda:0". buf, cap and n as in
+// loris_detokenize. Any thread.
+int32_t loris_model_device(const struct loris_model *model,
+                           char *buf,
+                           size_t cap,
+                           size_t *n);
+
+// Copies the ids of the tokens that end an answer. buf has room for cap ids; *n is set to how many there are, also
+// when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. Any thread.
+int32_t loris_model_eos_tokens(const struct loris_model *model,
+                               uint32_t *buf,
+                               size_t cap,
+                               size_t *n);
+
+// Sets *params to what the model's authors advise (generation_config.json): greedy unless they ask for sampling. Any
+// thread.
+int32_t loris_model_sampling_params(const struct loris_model *model,
+                                    struct loris_sampling_params *params);
+
+// Advances n sessions of the model that have tokens queued (loris_session_feed, loris_session_push): one token where
+// a generated one is queued, the next chunk where a prompt is. One pass runs many sessions, which costs far
+// less than one pass each.
+//
+// statuses[i] becomes that of sessions[i]: LORIS_OK (all queued tokens are in the cache, logits are ready),
+// LORIS_PENDING (step again), LORIS_IDLE (nothing was queued), or what went wrong; then that session is as it
+// was and keeps what was queued, and the others go on. The call itself gives LORIS_OK if every status was written; the message of
+// loris_last_error is that of the first session that failed.
+//
+// A session that another call uses, or that is in the list twice, gets LORIS_E_BUSY. Any thread, several at a time
+// with different sessions.
+int32_t loris_model_step(const struct loris_model *model,
+                         struct loris_session *const *sessions,
+                         size_t n,
+                         int32_t *statuses);
+
+// Encodes text_len bytes of UTF-8. flags: LORIS_PARSE_SPECIAL, LORIS_ADD_EDGES.
+//
+// buf has room for cap ids; *n is set to how many there are, also when buf is NULL and cap 0.
+// LORIS_BUFFER_TOO_SMALL if cap is less than that. A text has at most as many tokens as bytes, and one more with
+// LORIS_ADD_EDGES. Any thread.
+int32_t loris_tokenize(const struct loris_model *model,
+                       const char *text,
+                       size_t text_len,
+                       uint32_t flags,
+                       uint32_t *buf,
+                       size_t cap,
+                       size_t *n);
+
+// Decodes n_tokens ids at once; bytes that are no UTF-8 become U+FFFD. flags: LORIS_SHOW_SPECIAL.
+//
+// buf has room for cap bytes, the NUL at the end counted; *n is set to the bytes of the text without the NUL, also
+// when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is not more than that. Any thread.
+int32_t loris_detokenize(const struct loris_model *model,
+                         const uint32_t *tokens,
+                         size_t n_tokens,
+                         uint32_t flags,
+                         char *buf,
+                         size_t cap,
+                         size_t *n);
+
+// Opens a stream that turns ids into text as they come. flags: LORIS_SHOW_SPECIAL. On LORIS_OK *stream is a
+// handle for loris_text_stream_free, else it is NULL. Any thread.
+int32_t loris_text_stream_open(const struct loris_model *model,
+                               uint32_t flags,
+                               struct loris_text_stream **stream);
+
+// Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
+// often a word, sometimes empty. It lives until the next call on the stream. All texts joined are what
+// loris_detokenize makes of all ids at once. After an error the stream is as it was. One thread at a time.
+int32_t loris_text_stream_push(struct loris_text_stream *stream,
+                               uint32_t token,
+                               const char **text,
+                               size_t *text_len);
+
+// Ends the stream: *text becomes what was held back, as in loris_text_stream_push. The stream can then only be
+// freed. One thread at a time.
+int32_t loris_text_stream_finish(struct loris_text_stream *stream,
+                                 const char **text,
+                                 size_t *text_len);
+
+// Frees a stream; NULL is fine. Any thread, when no call on it runs.
+void loris_text_stream_free(struct loris_text_stream *stream);
+
+// Makes the prompt of a conversation with the model's chat template: n_messages roles ("system", "user",
+// "assistant") and contents, each UTF-8 with a NUL. Special tokens of the template are parsed, those that a content happens to
+// spell stay text. flags: LORIS_ADD_GENERATION_PROMPT. buf, cap and n as in loris_tokenize. Any thread.
+int32_t loris_chat_tokenize(const struct loris_model *model,
+                            const char *const *roles,
+                            const char *const *contents,
+                            size_t n_messages,
+                            uint32_t flags,
+                            uint32_t *buf,
+                            size_t cap,
+                            size_t *n);
+
+// As loris_chat_tokenize, but gives the prompt as text, for people to read: a special token that a content spells
+// cannot be told from the template's own. buf, cap and n as in loris_detokenize. Any thread.
+int32_t loris_chat_render(const struct loris_model *model,
+                          const char *const *roles,
+                          const char *const *contents,
+                          size_t n_messages,
+                          uint32_t flags,
+                          char *buf,
+                          size_t cap,
+                          size_t *n);
+
+// Opens an empty session; takes pages only as tokens come. params may be NULL for the defaults. On LORIS_OK
+// *session is a handle for loris_session_free, else it is NULL. Any thread.
+int32_t loris_session_open(const struct loris_model *model,
+                           const struct loris_session_params *params,
+                           struct loris_session **session);
+
+// Frees a session and its pages; NULL is fine, and so is freeing it after its model. Any thread, when no call on it
+// runs, loris_session_cancel included.
+void loris_session_free(struct loris_session *session);
+
+// Stops the call that runs on the session, which returns LORIS_CANCELLED within a fraction of a layer's time and
+// leaves the session as that status promises; if none runs, the next one. Returns at once. Any thread, also from a
+// callback; not from a signal handler.
+int32_t loris_session_cancel(const struct loris_session *session);
+
+// Withdraws a loris_session_cancel that came when no call ran, so that the next one is not stopped. Any thread.
+int32_t loris_session_uncancel(const struct loris_session *session);
+
+// Runs n tokens of a prompt, or of the next turn, through the model; afterwards the logits of the last are ready.
+// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call.
+//
+// Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
+// before the call. One thread at a time.
+int32_t loris_session_prefill(struct loris_session *session,
+                              const uint32_t *tokens,
+                              size_t n,
+                              loris_progress_callback progress,
+                              void *user_data);
+
+// Adds one generated token; afterwards its logits are ready. Anything but LORIS_OK leaves the session as it was
+// before the call. One thread at a time.
+int32_t loris_session_decode(struct loris_session *session,
+                             uint32_t token);
+
+// Queues n tokens of a prompt for loris_model_step. LORIS_E_STATE if earlier tokens are still queued,
+// LORIS_CTX_FULL if they do not fit; then nothing is queued. One thread at a time.
+int32_t loris_session_feed(struct loris_session *session,
+                           const uint32_t *tokens,
+                           size_t n);
+
+// Queues one generated token for loris_model_step; as loris_session_feed. One thread at a time.
+int32_t loris_session_push(struct loris_session *session, uint32_t token);
+
+// Drops tokens that are queued and not computed; what is in the cache stays. One thread at a time.
+int32_t loris_session_clear(struct loris_session *session);
+
+// Sets how the session's next tokens are chosen, and starts its random sequence anew. params may be NULL for greedy,
+// which is how a session starts. After an error the old choice stays. One thread at a time.
+int32_t loris_session_set_sampling(struct loris_session *session,
+                                   const struct loris_sampling_params *params);
+
+// Chooses the next token from the session's logits; the session does not hold it until loris_session_decode or
+// loris_session_push. LORIS_E_STATE if no logits are ready. One thread at a time.
+int32_t loris_session_sample(struct loris_session *session,
+                             uint32_t *token);
+
+// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
+// vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
+// ready: before the first token and after a truncation. One thread at a time.
+int32_t loris_session_logits(struct loris_session *session,
+                             float *buf,
+                             size_t cap,
+                             size_t *n);
+
+// Runs n tokens as loris_session_prefill does and shows on_logits the logits after each: for perplexity and the
+// like. Anything but LORIS_OK leaves the session as it was before the call. One thread at a time.
+int32_t loris_session_score(struct loris_session *session,
+                            const uint32_t *tokens,
+                            size_t n,
+                            loris_logits_callback on_logits,
+                            void *user_data);
+
+// Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
+//
+// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
+// LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
+// it. After each of these, and after an error, the session holds every token that was shown but the last, whose
+// successor nobody has asked for: loris_session_decode it to go on, or put it before the next turn's tokens. A
+// token that ends an answer is neither shown nor held. LORIS_E_STATE if no logits are ready. One thread at a time.
+int32_t loris_session_generate(struct loris_session *session,
+                               const struct loris_generate_params *params);
+
+// Opens a second session with the same tokens, logits and choice of tokens. Pages are shared until one of the two
+// writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
+// are queued. One thread at a time.
+int32_t loris_session_fork(struct loris_session *session,
+                           struct loris_session **fork);
+
+// Forgets the tokens from len on; pages that only they needed are free at once. Queued tokens are dropped. The logits
+// are gone unless nothing was forgotten. One thread at a time.
+int32_t loris_session_truncate(struct loris_session *session,
+                               uint64_t len);
+
+// Copies the tokens in the session's cache. buf, cap and n as in loris_tokenize. One thread at a time.
+int32_t loris_session_tokens(struct loris_session *session,
+                             uint32_t *buf,
+                             size_t cap,
+                             size_t *n);
+
+// Fills *receipt with what the session holds and has cost so far. One thread at a time.
+int32_t loris_session_get_receipt(struct loris_session *session, struct loris_receipt *receipt);
+
+// Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
+// set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
+// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
+int32_t loris_session_save(struct loris_session *session,
+                           uint8_t *buf,
+                           size_t cap,
+                           size_t *n);
+
+// As loris_session_save, into the file path (UTF-8), which is complete or not there: it is written beside its place,
+// as path.part, and renamed. One thread at a time.
+int32_t loris_session_save_file(struct loris_session *session,
+                                const char *path);
+
+// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
+// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them. params may be NULL for the defaults. On
+// LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
+int32_t loris_session_restore(const struct loris_model *model,
+                              const uint8_t *bytes,
+                              size_t n,
+                              const struct loris_session_params *params,
+                              struct loris_session **session);
+
+// As loris_session_restore, from the file path (UTF-8). Any thread.
+int32_t loris_session_restore_file(const struct loris_model *model,
+                                   const char *path,
+                                   const struct loris_session_params *params,
+                                   struct loris_session **session);
+
+// Panics inside a call on the session, for tests of what follows. Only libraries with debug assertions have it.
+int32_t loris_debug_panic(struct loris_session *session);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* LORIS_H */
