@@ -135,7 +135,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
         let fingerprint = weights.fingerprint();
-        let pool = Mutex::new(Pool::new(plan.n_pages));
+        let pool = Mutex::new(Pool::new(plan.n_pages)?);
         let exec = Mutex::new(exec);
         let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
         Ok(self.opened(shared))
@@ -149,7 +149,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let pool = Mutex::new(Pool::new(plan.n_pages));
+        let pool = Mutex::new(Pool::new(plan.n_pages)?);
         let exec = Mutex::new(exec);
         let (tokenizer, chat) = (None, None);
         let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };

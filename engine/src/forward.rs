@@ -10,6 +10,7 @@ use loris_loader::ModelConfig;
 use crate::backend::{Backend, Batch, Draw, RowUse};
 use crate::cache::PageId;
 use crate::error::Error;
+use crate::memory;
 use crate::model::{self, ModelWeights, Progress, Source};
 use crate::plan::Plan;
 
@@ -76,7 +77,7 @@ impl<B: Backend> Executor<B> {
             att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
             logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
-            host_logits: vec![0.0; plan.batch * config.vocab_size],
+            host_logits: memory::zeros(plan.batch * config.vocab_size, "the logits of a pass")?,
             n_logits: 0,
             is_read: false,
             n_runs: 0,

@@ -33,6 +33,7 @@ mod error;
 mod forward;
 mod generate;
 mod log;
+mod memory;
 pub mod model;
 mod plan;
 mod receipt;

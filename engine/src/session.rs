@@ -13,6 +13,7 @@ use crate::backend::{Draw, Phase};
 use crate::cache::Segment;
 use crate::engine::{Model, Shared};
 use crate::error::Error;
+use crate::memory;
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::step::{Progress, Work};
@@ -125,7 +126,7 @@ impl Session {
             tokens: Vec::new(),
             segment: Segment::new(plan.n_layers),
             pending: Pending::Nothing,
-            logits: vec![0.0; config.vocab_size],
+            logits: memory::zeros(config.vocab_size, "a session's logits")?,
             logits_ready: false,
             draw: None,
             drawn: None,
@@ -184,7 +185,7 @@ impl Session {
         if tokens.is_empty() {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
-        self.pending = Pending::Prompt { tokens: tokens.to_vec(), done: 0 };
+        self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
         Ok(())
     }
 

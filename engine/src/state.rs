@@ -15,6 +15,7 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::cache::{KvFormat, PageLayout, Side};
 use crate::engine::Model;
 use crate::error::Error;
+use crate::memory;
 use crate::session::{Pending, Session, SessionOptions};
 
 const MAGIC: [u8; 8] = *b"loris-kv";
@@ -121,7 +122,7 @@ impl Model {
         #[allow(clippy::cast_possible_truncation)] // at most the context length, checked
         let (n_tokens, n_shareable) = (n_tokens as usize, n_shareable as usize);
 
-        let mut tokens = vec![0_u32; n_tokens];
+        let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
@@ -292,13 +293,7 @@ fn read(
 }
 
 fn buffer(n: usize, bytes: usize) -> Result<Vec<u8>, Error> {
-    let mut buffer = Vec::new();
-    let bytes = n * bytes; // no more than the page pool
-    buffer
-        .try_reserve_exact(bytes)
-        .map_err(|_| Error::OutOfMemory { what: "one layer's pages", bytes })?;
-    buffer.resize(bytes, 0);
-    Ok(buffer)
+    memory::zeros(n * bytes, "one layer's pages") // no more than the page pool
 }
 
 fn mismatch(field: &'static str, found: String, expected: String) -> Error {

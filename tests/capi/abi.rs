@@ -65,3 +65,42 @@ fn dump(header: &Path) -> Option<String> {
         .ok()?;
     Some(bindings.to_string())
 }
+
+/// The functions of the dump, and nothing else, are what the library exports.
+#[test]
+fn only_the_headers_functions_are_exported() {
+    let dump = std::fs::read_to_string(root().join("tests/capi/abi.txt")).unwrap();
+    let declared = dump.lines().filter_map(|line| line.trim().strip_prefix("pub fn "));
+    let mut allowed: Vec<&str> = declared.filter_map(|rest| rest.split('(').next()).collect();
+    if cfg!(debug_assertions) {
+        allowed.push("loris_debug_panic");
+    }
+    allowed.sort_unstable();
+    let symbols = output("nm", &["-D", "--defined-only"]);
+    let mut exported: Vec<&str> =
+        symbols.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    exported.sort_unstable();
+    assert_eq!(exported, allowed);
+    assert!(allowed.len() > 40);
+}
+
+#[test]
+fn the_library_has_its_soname_and_needs_no_driver() {
+    let dynamic = output("readelf", &["-d"]);
+    assert!(dynamic.contains("soname: [libloris.so.0]"), "{dynamic}");
+    let needed: Vec<&str> = dynamic.lines().filter(|line| line.contains("(NEEDED)")).collect();
+    assert!(needed.iter().all(|line| !line.contains("cuda")), "{needed:?}");
+}
+
+/// The shared library that was built with this test.
+pub(crate) fn library() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("libloris.so")
+}
+
+/// What a program of binutils says of the library.
+fn output(program: &str, args: &[&str]) -> String {
+    let run = std::process::Command::new(program).args(args).arg(library()).output();
+    let run = run.unwrap_or_else(|e| panic!("{program}: {e}; binutils is needed"));
+    assert!(run.status.success(), "{program}: {}", String::from_utf8_lossy(&run.stderr));
+    String::from_utf8(run.stdout).unwrap()
+}

@@ -21,8 +21,8 @@ pub struct Pool {
 
 impl Pool {
     /// A pool of `n_pages` free pages.
-    pub fn new(n_pages: usize) -> Self {
-        Self { pages: PagePool::new(n_pages), prefixes: PrefixIndex::default() }
+    pub fn new(n_pages: usize) -> Result<Self, Error> {
+        Ok(Self { pages: PagePool::new(n_pages)?, prefixes: PrefixIndex::default() })
     }
 
     /// Takes a holder off each page of a table of `n_layers` pages a column.

@@ -4,6 +4,7 @@
 //! shared and must be copied before it is written (copy on write).
 
 use crate::error::Error;
+use crate::memory;
 
 /// Index of a page in its pool.
 pub type PageId = u32;
@@ -23,8 +24,9 @@ pub struct PagePool {
 
 impl PagePool {
     /// A pool of `n_pages` free pages.
-    pub fn new(n_pages: usize) -> Self {
-        Self { holders: vec![0; n_pages], fresh: 0, freed: Vec::new(), n_used: 0, peak: 0 }
+    pub fn new(n_pages: usize) -> Result<Self, Error> {
+        let holders = memory::zeros(n_pages, "the KV page table")?;
+        Ok(Self { holders, fresh: 0, freed: Vec::new(), n_used: 0, peak: 0 })
     }
 
     /// Pages in the pool.
