@@ -30,6 +30,7 @@ mod device;
 mod engine;
 mod error;
 mod forward;
+mod gate;
 mod generate;
 pub mod model;
 mod plan;
@@ -38,6 +39,7 @@ mod sampler;
 mod session;
 mod state;
 mod step;
+mod sync;
 
 pub use backend::cuda::Passes;
 pub use cache::KvFormat;
