@@ -51,7 +51,7 @@ impl Gate {
     }
 
     /// Threads in the line, the one that has the turn included.
-    #[cfg(any(test, shuttle))]
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         lock(&self.line).len()
     }

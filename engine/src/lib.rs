@@ -29,6 +29,8 @@ pub mod cache;
 mod device;
 mod engine;
 mod error;
+#[cfg(test)]
+mod faults;
 mod forward;
 mod gate;
 mod generate;
