@@ -3,23 +3,24 @@
 //! An [`Engine`] is a choice of device and threads, a [`Model`] is weights and a page pool on it, and a
 //! [`Session`] is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Deref, DerefMut};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use loris_loader::{ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer};
 
-use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::backend::cuda::{CudaBackend, CudaOptions, Passes};
+use crate::backend::{Backend, Stop};
 use crate::cache::Pool;
 use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
+use crate::gate::{Gate, Turn};
 use crate::log::{Level, Log};
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::session::{Session, SessionOptions};
+use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
 /// Where models run.
 #[derive(Clone, Debug, Default)]
@@ -62,12 +63,14 @@ pub struct Model {
     pub(crate) shared: Arc<Shared>,
 }
 
-/// What the sessions of a model share. Locks are taken in the order `exec`, `pool`.
+/// What the sessions of a model share. Locks are taken in the order `gate`, `exec`, `pool`.
 pub(crate) struct Shared {
     pub(crate) config: ModelConfig,
     pub(crate) plan: Plan,
     pub(crate) fingerprint: u64,
     placement: Placement,
+    /// Who may lock `exec`.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) exec: Mutex<Box<dyn Execute>>,
     pub(crate) pool: Mutex<Pool>,
     tokenizer: Option<Tokenizer>,
@@ -136,8 +139,9 @@ impl Engine {
             self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
         let fingerprint = weights.fingerprint();
         let pool = Mutex::new(Pool::new(plan.n_pages)?);
-        let exec = Mutex::new(exec);
-        let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
+        let (gate, exec) = (Arc::default(), Mutex::new(exec));
+        let shared =
+            Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
         Ok(self.opened(shared))
     }
 
@@ -150,9 +154,10 @@ impl Engine {
             self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let pool = Mutex::new(Pool::new(plan.n_pages)?);
-        let exec = Mutex::new(exec);
+        let (gate, exec) = (Arc::default(), Mutex::new(exec));
         let (tokenizer, chat) = (None, None);
-        let shared = Shared { config, plan, fingerprint, placement, exec, pool, tokenizer, chat };
+        let shared =
+            Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
         Ok(self.opened(shared))
     }
 
@@ -292,13 +297,42 @@ pub struct PoolUsage {
 }
 
 impl Shared {
-    /// The page pool. Its invariants hold between calls, so a panic elsewhere does not spoil it.
+    /// The page pool.
     pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pool)
     }
 
-    /// The device. A pass that panicked wrote only rows and pages that nobody reads.
-    pub(crate) fn exec(&self) -> MutexGuard<'_, Box<dyn Execute>> {
-        self.exec.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The device, when it is this thread's turn. A pass that panicked wrote only rows and pages that
+    /// nobody reads, so whoever comes next goes on.
+    pub(crate) fn device(&self) -> Device<'_> {
+        let turn = self.gate.enter();
+        Device { exec: lock(&self.exec), _turn: turn }
+    }
+
+    /// The device, or `None` if the call is stopped while it waits.
+    pub(crate) fn device_unless(&self, stop: &Stop) -> Option<Device<'_>> {
+        let turn = self.gate.enter_unless(|| stop.is_set())?;
+        Some(Device { exec: lock(&self.exec), _turn: turn })
+    }
+}
+
+/// The device and the turn on it.
+pub(crate) struct Device<'a> {
+    // Dropped in this order: who has the turn finds the lock free.
+    exec: MutexGuard<'a, Box<dyn Execute>>,
+    _turn: Turn<'a>,
+}
+
+impl Deref for Device<'_> {
+    type Target = dyn Execute;
+
+    fn deref(&self) -> &Self::Target {
+        &**self.exec
+    }
+}
+
+impl DerefMut for Device<'_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut **self.exec
     }
 }

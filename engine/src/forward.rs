@@ -3,11 +3,11 @@
 //! One pass has one phase, so the kernels that run depend on nothing else. Rows never mix except through
 //! the cache: a row reads the pages of its own sequence.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, Draw, RowUse};
+use crate::backend::{Backend, Batch, Draw, RowUse, Stop};
 use crate::cache::PageId;
 use crate::error::Error;
 use crate::memory;
@@ -42,13 +42,13 @@ pub(crate) struct Executor<B: Backend> {
 
 /// [`Executor`] without its backend's type: what the sessions of a model share.
 pub(crate) trait Execute: Send {
-    /// Copies pages, then runs a batch; a set flag among `cancelled` ends it within a layer. True if the
-    /// device replayed a recorded pass.
+    /// Copies pages, then runs a batch, which `stop` ends within an op. True if the device replayed a
+    /// recorded pass.
     fn run(
         &mut self,
         batch: &Batch<'_>,
         copies: &[(PageId, PageId)],
-        cancelled: &[&AtomicBool],
+        stop: &Stop,
     ) -> Result<bool, Error>;
     /// The runs so far: logits are those of the last one.
     fn n_runs(&self) -> u64;
@@ -90,27 +90,34 @@ impl<B: Backend> Executor<B> {
     }
 
     /// One pass; true if the device replayed a recorded one.
-    fn forward(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<bool, Error> {
-        check(cancelled)?;
+    fn forward(&mut self, batch: &Batch<'_>, stop: &Stop) -> Result<bool, Error> {
+        check(stop)?;
+        self.backend.watch(stop);
         self.backend.begin(batch, self.plan.shape)?;
         if self.backend.replay()? {
             return Ok(true);
         }
-        let outcome = self.layers(batch, cancelled);
-        self.backend.end(outcome)?;
-        Ok(false)
+        // The device is told of a panic too: it must not go on recording.
+        match catch_unwind(AssertUnwindSafe(|| self.layers(batch, stop))) {
+            Ok(outcome) => self.backend.end(outcome).map(|()| false),
+            Err(payload) => {
+                let _ = self.backend.end(Err(Error::Cancelled));
+                resume_unwind(payload)
+            }
+        }
     }
 
-    fn layers(&mut self, batch: &Batch<'_>, cancelled: &[&AtomicBool]) -> Result<(), Error> {
+    fn layers(&mut self, batch: &Batch<'_>, stop: &Stop) -> Result<(), Error> {
         let Self { backend, weights, pages, x, q, att, h, .. } = self;
         let eps = self.norm_eps;
         let shape = self.plan.shape;
-        backend.embed(&weights.embed, batch, x)?;
+        // An op that was stopped is half done: nothing may follow it.
+        let whole = |op: Result<(), Error>| op.and_then(|()| check(stop));
+        whole(backend.embed(&weights.embed, batch, x))?;
         let wanted = batch.of_logit_rows();
         let mut batch = batch;
         for (l, layer) in weights.layers.iter().enumerate() {
-            check(cancelled)?;
-            backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages)?;
+            whole(backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages))?;
             if l + 1 == weights.layers.len() && wanted.n_rows() < batch.n_rows() {
                 // All that later tokens need of the other rows is in the cache now.
                 if wanted.n_rows() == 0 {
@@ -121,19 +128,18 @@ impl<B: Backend> Executor<B> {
                 backend.begin(&wanted, shape)?;
                 batch = &wanted;
             }
-            backend.attention(batch, l, self.windows[l], q, pages, att)?;
-            backend.linear_residual(&layer.o, batch, att, x)?;
-            backend.norm_gate_up_silu(layer, eps, batch, x, h)?;
-            backend.linear_residual(&layer.down, batch, h, x)?;
+            whole(backend.attention(batch, l, self.windows[l], q, pages, att))?;
+            whole(backend.linear_residual(&layer.o, batch, att, x))?;
+            whole(backend.norm_gate_up_silu(layer, eps, batch, x, h))?;
+            whole(backend.linear_residual(&layer.down, batch, h, x))?;
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
-        backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits)
+        whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
     }
 }
 
-/// Fails if a flag is set.
-fn check(cancelled: &[&AtomicBool]) -> Result<(), Error> {
-    match cancelled.iter().any(|flag| flag.load(Ordering::Relaxed)) {
+fn check(stop: &Stop) -> Result<(), Error> {
+    match stop.is_set() {
         true => Err(Error::Cancelled),
         false => Ok(()),
     }
@@ -144,14 +150,14 @@ impl<B: Backend> Execute for Executor<B> {
         &mut self,
         batch: &Batch<'_>,
         copies: &[(PageId, PageId)],
-        cancelled: &[&AtomicBool],
+        stop: &Stop,
     ) -> Result<bool, Error> {
         (self.n_logits, self.is_read) = (batch.logit_rows.len(), false);
         self.n_runs += 1;
         if !copies.is_empty() {
             self.backend.copy_pages(&mut self.pages, copies)?;
         }
-        self.forward(batch, cancelled)
+        self.forward(batch, stop)
     }
 
     fn n_runs(&self) -> u64 {

@@ -30,7 +30,10 @@ pub mod capi;
 mod device;
 mod engine;
 mod error;
+#[cfg(test)]
+mod faults;
 mod forward;
+mod gate;
 mod generate;
 mod log;
 mod memory;
@@ -41,6 +44,7 @@ mod sampler;
 mod session;
 mod state;
 mod step;
+mod sync;
 
 pub use backend::cuda::Passes;
 pub use cache::KvFormat;

@@ -4,8 +4,6 @@
 //! through [`Model::step`](crate::Model::step). A call that fails leaves it as it was.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use loris_loader::RopeScaling;
 
@@ -13,10 +11,13 @@ use crate::backend::{Draw, Phase};
 use crate::cache::Segment;
 use crate::engine::{Model, Shared};
 use crate::error::Error;
+use crate::gate::Gate;
 use crate::memory;
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::step::{Progress, Work};
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering};
 
 /// How a session is opened.
 #[derive(Clone, Debug, Default)]
@@ -89,19 +90,44 @@ pub(crate) struct Rope {
     seq_len: usize,
 }
 
-/// Stops a session's running call from any thread.
+/// Stops a session's running call from any thread. It keeps neither the session nor the model alive.
 #[derive(Clone, Debug)]
-pub struct Canceller(Arc<AtomicBool>);
+pub struct Canceller {
+    flag: Arc<AtomicBool>,
+    gate: Arc<Gate>,
+}
 
 impl Canceller {
-    /// The running call, or the next one if none runs, ends with [`Error::Cancelled`] within a layer.
+    /// The running call, or the next one if none runs, ends with [`Error::Cancelled`]: within an op if its
+    /// pass runs, and at once if it waits for the pass of another thread. (It takes a lock for a moment,
+    /// so it is not for signal handlers.)
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.flag.store(true, Ordering::Relaxed);
+        self.gate.wake();
     }
 
     /// Takes back a cancel that no call has met.
     pub fn withdraw(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.flag.store(false, Ordering::Relaxed);
+    }
+}
+
+/// A call that queues tokens and computes them. Dropped before it is done, it takes back what it did.
+struct Attempt<'s> {
+    session: &'s mut Session,
+    len: usize,
+    logits_ready: bool,
+    is_done: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.session.clear_pending();
+            self.session.cut(self.len);
+            self.session.logits_ready = self.logits_ready; // logits change only where nothing can fail any more
+            self.session.draw = None;
+        }
     }
 }
 
@@ -176,7 +202,7 @@ impl Session {
 
     /// A handle that stops this session's calls from any thread.
     pub fn canceller(&self) -> Canceller {
-        Canceller(self.cancel.clone())
+        Canceller { flag: self.cancel.clone(), gate: self.model.shared.gate.clone() }
     }
 
     /// Queues a prompt (or the next turn's tokens) for [`Model::step`](crate::Model::step).
@@ -219,15 +245,18 @@ impl Session {
         tokens: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let (start, logits_ready) = (self.len(), self.logits_ready);
         self.feed(tokens)?;
-        let outcome = self.run_prompt(progress);
-        if outcome.is_err() {
-            self.clear_pending();
-            self.cut(start);
-            self.logits_ready = logits_ready; // only the last chunk writes logits, and only if it succeeds
-        }
-        outcome
+        self.attempt(|session| session.run_prompt(progress))
+    }
+
+    /// Computes what was queued. After an error or a panic the session is what it was before, and what was
+    /// queued is gone.
+    fn attempt(&mut self, call: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
+        let (len, logits_ready) = (self.len(), self.logits_ready);
+        let mut attempt = Attempt { session: self, len, logits_ready, is_done: false };
+        call(attempt.session)?;
+        attempt.is_done = true;
+        Ok(())
     }
 
     fn run_prompt(
@@ -251,11 +280,7 @@ impl Session {
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.push(token)?;
         let model = self.model.clone();
-        let outcome = model.step_one(self).map(drop);
-        if outcome.is_err() {
-            self.clear_pending();
-        }
-        outcome
+        self.attempt(|session| model.step_one(session).map(drop))
     }
 
     /// Adds one generated token and chooses the next: on the device where that is possible, and then the
@@ -283,13 +308,13 @@ impl Session {
     pub(crate) fn recall_logits(&mut self) -> Result<(), Error> {
         let Some(Drawn { run, idx, .. }) = self.drawn.take() else { return Ok(()) };
         let model = self.model.clone();
-        let mut exec = model.shared.exec();
-        if exec.n_runs() == run {
-            exec.read_logits(idx, &mut self.logits)?;
+        let mut device = model.shared.device();
+        if device.n_runs() == run {
+            device.read_logits(idx, &mut self.logits)?;
             self.logits_ready = true;
             return Ok(());
         }
-        drop(exec);
+        drop(device);
         let Some(&last) = self.tokens.last() else { return Ok(()) };
         // In a fork: whatever happens to it, this session keeps its tokens.
         let mut again = self.fork()?;
@@ -307,16 +332,9 @@ impl Session {
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        let (start, logits_ready) = (self.len(), self.logits_ready);
         self.feed(tokens)?;
         let model = self.model.clone();
-        let outcome = model.score_one(self, visit);
-        if outcome.is_err() {
-            self.clear_pending();
-            self.cut(start);
-            self.logits_ready = logits_ready; // only the last pass writes logits, and only if it succeeds
-        }
-        outcome
+        self.attempt(|session| model.score_one(session, visit))
     }
 
     /// A second session with the same tokens. Pages are shared until one of the two writes to them.
@@ -413,7 +431,7 @@ impl Session {
             (Pending::Token(token), Phase::Decode) if max_rows > 0 => (vec![*token], true),
             _ => return None,
         };
-        (!tokens.is_empty()).then(|| Work::new(tokens, is_last))
+        (!tokens.is_empty()).then_some(Work { tokens, is_last })
     }
 }
 

@@ -99,11 +99,12 @@ impl Session {
         let n_columns = self.segment.page_table.len() / self.segment.n_layers;
         let mut pages = buffer(n_columns, layout.bytes())?;
         for layer in 0..shared.plan.n_layers {
-            let mut exec = shared.exec();
+            let mut device = shared.device();
             for (i, page) in pages.chunks_exact_mut(layout.bytes()).enumerate() {
-                exec.read_page(self.segment.page_table[i * self.segment.n_layers + layer], page)?;
+                device
+                    .read_page(self.segment.page_table[i * self.segment.n_layers + layer], page)?;
             }
-            drop(exec);
+            drop(device);
             for run in runs(&layout, self.len()) {
                 out.write_all(&pages[run]).map_err(io_error)?;
             }
@@ -199,9 +200,9 @@ impl Model {
             for run in runs(&layout, session.len()) {
                 read(from, &mut pages[run], "pages")?;
             }
-            let mut exec = self.shared.exec();
+            let mut device = self.shared.device();
             for (i, page) in pages.chunks_exact(layout.bytes()).enumerate() {
-                exec.write_page(session.segment.page_table[i * plan.n_layers + layer], page)?;
+                device.write_page(session.segment.page_table[i * plan.n_layers + layer], page)?;
             }
         }
         Ok(())

@@ -2,15 +2,17 @@
 //!
 //! A step runs the decode rows of all sessions as one pass and their prompt chunks as another, because a
 //! pass has one phase. Pages are taken before a pass and kept only if it succeeds, so a session that
-//! gets none is told so and stays as it was, and the others go on.
+//! gets none is told so and stays as it was, and the others go on. A pass waits for its turn on the device;
+//! a session that is cancelled in the meantime ends it there.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use crate::backend::{Batch, Phase, Seq};
+use crate::backend::{Batch, Draw, Phase, Seq, Stop};
 use crate::cache::Growth;
 use crate::engine::Model;
 use crate::error::Error;
+use crate::forward::Execute;
 use crate::session::{Drawn, Pending, Session};
+use crate::sync::Arc;
+use crate::sync::atomic::Ordering::Relaxed;
 
 /// What a step did for one session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,23 +33,19 @@ pub enum Progress {
 /// Rows of one session in one pass.
 #[derive(Debug)]
 pub(crate) struct Work {
-    tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// The last row's logits are wanted.
-    is_last: bool,
-    growth: Option<Growth>,
+    pub(crate) is_last: bool,
 }
 
-impl Work {
-    pub(crate) fn new(tokens: Vec<u32>, is_last: bool) -> Self {
-        Self { tokens, is_last, growth: None }
-    }
-}
-
-/// A session that takes part in a pass, and its place in the caller's list.
-struct Job<'s, 'r> {
-    session: &'r mut &'s mut Session,
-    result: &'r mut Result<Progress, Error>,
+/// A session's part in a pass, and the pages taken for it. Unless the part is committed, they go back when
+/// it is dropped, be it by an error, a cancel or a panic, and the session is what it was.
+struct Job<'s> {
+    session: &'s mut Session,
     work: Work,
+    /// The choice that the device is to make afterwards.
+    draw: Option<Draw>,
+    growth: Option<Growth>,
 }
 
 impl Model {
@@ -69,9 +67,13 @@ impl Model {
                 while let Some((session, result)) =
                     waiting.next_if(|_| n_free > 0 && jobs.len() < self.plan().batch)
                 {
-                    if let Some(job) = self.admit(session, result, phase, n_free) {
-                        n_free -= job.work.tokens.len();
-                        jobs.push(job);
+                    match self.admit(session, phase, n_free) {
+                        Ok(Some(job)) => {
+                            n_free -= job.work.tokens.len();
+                            jobs.push((job, result));
+                        }
+                        Ok(None) => {}
+                        Err(e) => *result = Err(e),
                     }
                 }
                 self.pass(phase, jobs);
@@ -91,82 +93,58 @@ impl Model {
         self.step(&mut [session]).pop().unwrap_or(Ok(Progress::Idle))
     }
 
-    /// Takes the pages for a session's next rows, or says in `result` why not.
-    fn admit<'s, 'r>(
+    /// Takes the pages for a session's next rows; `None` if there are none to compute.
+    fn admit<'s>(
         &self,
-        session: &'r mut &'s mut Session,
-        result: &'r mut Result<Progress, Error>,
+        session: &'s mut Session,
         phase: Phase,
         max_rows: usize,
-    ) -> Option<Job<'s, 'r>> {
-        if !std::sync::Arc::ptr_eq(&self.shared, &session.model.shared) {
+    ) -> Result<Option<Job<'s>>, Error> {
+        if !Arc::ptr_eq(&self.shared, &session.model.shared) {
             let reason = "the session belongs to another model".into();
-            *result = Err(Error::State { call: "step", reason });
-            return None;
+            return Err(Error::State { call: "step", reason });
         }
         if phase == Phase::Prefill {
             session.share_prefix();
         }
-        let mut work = session.work(phase, max_rows)?;
-        if session.cancel.swap(false, Ordering::Relaxed) {
-            *result = Err(Error::Cancelled);
-            return None;
+        let Some(work) = session.work(phase, max_rows) else { return Ok(None) };
+        if session.cancel.swap(false, Relaxed) {
+            return Err(Error::Cancelled);
         }
-        match session.grow(work.tokens.len()) {
-            Ok(growth) => work.growth = Some(growth),
-            Err(e) => {
-                *result = Err(e);
-                return None;
-            }
-        }
-        Some(Job { session, result, work })
+        Job::new(session, work).map(Some)
     }
 
     /// Runs the jobs of one phase and writes their results.
-    fn pass(&self, phase: Phase, mut jobs: Vec<Job<'_, '_>>) {
+    fn pass(&self, phase: Phase, mut jobs: Vec<(Job<'_>, &mut Result<Progress, Error>)>) {
         if jobs.is_empty() {
             return;
         }
-        let mut exec = self.shared.exec();
-        let outcome = {
-            let flags: Vec<&AtomicBool> = jobs.iter().map(|job| &*job.session.cancel).collect();
-            let parts: Vec<_> = jobs.iter().map(|job| (&**job.session, &job.work)).collect();
-            let (batch, copies) = batch(phase, &parts, false);
-            exec.run(&batch, &copies, &flags)
-        };
-        let mut logit_idx = 0;
-        for job in &mut jobs {
-            let Job { session, result, work } = job;
-            **result = match &outcome {
-                Ok(replayed) => {
-                    let idx = work.is_last.then_some(logit_idx);
-                    logit_idx += usize::from(work.is_last);
-                    let draw = session.draw.take();
-                    let mut drawn = None;
-                    let progress = session.finish(work, phase, |logits| {
-                        let Some(idx) = idx else { return Ok(false) };
-                        if let Some(draw) = &draw
-                            && let Some(token) = exec.sample(idx, draw)?
-                        {
-                            drawn = Some(Drawn { token, run: exec.n_runs(), idx });
-                            return Ok(false);
-                        }
-                        exec.read_logits(idx, logits).map(|()| true)
-                    });
-                    if progress.is_ok() {
-                        session.receipt.n_drawn += usize::from(drawn.is_some());
-                        session.drawn = drawn;
-                    }
-                    session.receipt.n_replayed += usize::from(*replayed && progress.is_ok());
-                    progress
-                }
-                Err(e) => {
-                    session.undo(work);
-                    let stopped = session.cancel.swap(false, Ordering::Relaxed);
-                    session.outcome_of_failed_pass(e, stopped)
-                }
-            };
+        if let Err(e) = self.run_jobs(phase, &mut jobs) {
+            for (job, result) in jobs {
+                let stopped = job.session.cancel.swap(false, Relaxed);
+                *result = job.session.outcome_of_failed_pass(&e, stopped);
+            }
         }
+    }
+
+    fn run_jobs(
+        &self,
+        phase: Phase,
+        jobs: &mut [(Job<'_>, &mut Result<Progress, Error>)],
+    ) -> Result<(), Error> {
+        let stop = Stop::new(jobs.iter().map(|(job, _)| job.session.cancel.clone()));
+        let mut device = self.shared.device_unless(&stop).ok_or(Error::Cancelled)?;
+        let replayed = {
+            let (batch, copies) = batch(phase, jobs.iter().map(|(job, _)| job), false);
+            device.run(&batch, &copies, &stop)?
+        };
+        let mut n_logits = 0;
+        for (job, result) in jobs {
+            let idx = job.work.is_last.then_some(n_logits);
+            n_logits += usize::from(job.work.is_last);
+            **result = job.complete(&mut *device, phase, idx, replayed);
+        }
+        Ok(())
     }
 
     /// [`Session::score`]: passes of as many rows as there is room for logits.
@@ -175,49 +153,44 @@ impl Model {
         session: &mut Session,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
+        let vocab_size = session.logits.len();
         let mut idx = 0;
-        while let Some(mut work) = session.work(Phase::Prefill, self.plan().batch) {
-            work.growth = Some(session.grow(work.tokens.len())?);
-            let mut exec = self.shared.exec();
-            let outcome = {
-                let (batch, copies) = batch(Phase::Prefill, &[(session, &work)], true);
-                exec.run(&batch, &copies, &[&session.cancel])
-            };
-            if let Err(e) = outcome {
-                session.undo(&mut work);
-                session.cancel.store(false, Ordering::Relaxed);
-                return Err(e);
-            }
-            let (start, n) = (session.len(), work.tokens.len());
-            let mut rows = vec![0.0; n * session.logits.len()];
-            for (row, out) in rows.chunks_exact_mut(session.logits.len()).enumerate() {
-                let read = exec.read_logits(row, out).map_err(|e| e.at_position(start + row));
-                if let Err(e) = read {
-                    session.undo(&mut work);
-                    return Err(e);
-                }
-            }
-            drop(exec); // the visitor may run other sessions
-            let is_last = work.is_last;
-            session.finish(&mut work, Phase::Prefill, |last| {
-                if is_last {
-                    last.copy_from_slice(&rows[rows.len() - last.len()..]);
-                }
-                Ok(is_last)
-            })?;
-            for logits in rows.chunks_exact(session.logits.len()) {
-                visit(idx, logits);
+        while let Some(work) = session.work(Phase::Prefill, self.plan().batch) {
+            let mut job = Job::new(session, work)?;
+            let rows = self.logits_of_all_rows(&job)?;
+            for logits in rows.chunks_exact(vocab_size) {
+                visit(idx, logits); // it may run other sessions, and it may panic
                 idx += 1;
             }
+            if job.work.is_last {
+                job.session.logits.copy_from_slice(&rows[rows.len() - vocab_size..]);
+            }
+            let is_last = job.work.is_last;
+            job.commit(Phase::Prefill, is_last);
         }
         Ok(())
+    }
+
+    fn logits_of_all_rows(&self, job: &Job<'_>) -> Result<Vec<f32>, Error> {
+        let stop = Stop::new(std::iter::once(job.session.cancel.clone()));
+        let outcome = self.shared.device_unless(&stop).ok_or(Error::Cancelled).and_then(|mut d| {
+            let (batch, copies) = batch(Phase::Prefill, std::iter::once(job), true);
+            d.run(&batch, &copies, &stop).map(|_| d)
+        });
+        let mut device = outcome.inspect_err(|_| job.session.cancel.store(false, Relaxed))?;
+        let (start, vocab_size) = (job.session.len(), job.session.logits.len());
+        let mut rows = vec![0.0; job.work.tokens.len() * vocab_size];
+        for (row, out) in rows.chunks_exact_mut(vocab_size).enumerate() {
+            device.read_logits(row, out).map_err(|e| e.at_position(start + row))?;
+        }
+        Ok(rows)
     }
 }
 
 /// The batch of a pass, and the pages to copy first.
 fn batch<'a>(
     phase: Phase,
-    parts: &[(&'a Session, &'a Work)],
+    jobs: impl Iterator<Item = &'a Job<'a>>,
     all_logits: bool,
 ) -> (Batch<'a>, Vec<(u32, u32)>) {
     let mut copies = Vec::new();
@@ -228,8 +201,8 @@ fn batch<'a>(
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    for &(session, work) in parts {
-        let Some(growth) = &work.growth else { continue };
+    for Job { session, work, growth, .. } in jobs {
+        let Some(growth) = growth else { continue };
         let rows = batch.tokens.len()..batch.tokens.len() + work.tokens.len();
         let kv_start = session.len();
         batch.tokens.extend_from_slice(&work.tokens);
@@ -253,65 +226,92 @@ fn batch<'a>(
     (batch, copies)
 }
 
-impl Session {
-    /// Takes the pages for `n` more tokens, and the rotation of the length that all queued ones lead to.
-    fn grow(&mut self, n: usize) -> Result<Growth, Error> {
-        self.rope.fit(&self.model, self.len() + self.pending.len());
-        let shared = &*self.model.shared;
+impl<'s> Job<'s> {
+    /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to.
+    fn new(session: &'s mut Session, work: Work) -> Result<Self, Error> {
+        session.rope.fit(&session.model, session.len() + session.pending.len());
+        let shared = &*session.model.shared;
+        let (len, n) = (session.tokens.len(), work.tokens.len());
         #[allow(clippy::cast_possible_truncation)] // both are bounded by the context length
-        let positions = self.tokens.len() as u32..(self.tokens.len() + n) as u32;
-        self.segment.grow(positions, shared.plan.layout.page_len, &mut shared.pool())
+        let positions = len as u32..(len + n) as u32;
+        let page_len = shared.plan.layout.page_len;
+        let growth = session.segment.grow(positions, page_len, &mut shared.pool())?;
+        let draw = session.draw.take();
+        Ok(Self { session, work, draw, growth: Some(growth) })
     }
 
-    /// Gives back what [`grow`](Self::grow) took.
-    fn undo(&mut self, work: &mut Work) {
-        if let Some(growth) = work.growth.take() {
-            let mut pool = self.model.shared.pool();
-            growth.undo(&mut self.segment, work.tokens.len(), &mut pool);
-        }
-    }
-
-    /// The pass succeeded: its rows are part of the session, if the logits are sound.
-    fn finish(
+    /// The pass succeeded. Its rows become part of the session if the last one's logits, `idx` of the
+    /// device's, are sound or the device could draw from them.
+    fn complete(
         &mut self,
-        work: &mut Work,
+        device: &mut dyn Execute,
         phase: Phase,
-        read_logits: impl FnOnce(&mut [f32]) -> Result<bool, Error>,
+        idx: Option<usize>,
+        replayed: bool,
     ) -> Result<Progress, Error> {
-        let model = self.model.clone();
-        let shared = &*model.shared;
-        let n = work.tokens.len();
-        let read = read_logits(&mut self.logits).map_err(|e| {
-            self.undo(work);
-            e.at_position(self.len() + n - 1)
-        })?;
+        let mut drawn = None;
+        if let Some(idx) = idx {
+            if let Some(draw) = &self.draw {
+                let run = device.n_runs();
+                drawn = device.sample(idx, draw)?.map(|token| Drawn { token, run, idx });
+            }
+            if drawn.is_none() {
+                let pos = self.session.len() + self.work.tokens.len() - 1;
+                let logits = &mut self.session.logits;
+                device.read_logits(idx, logits).map_err(|e| e.at_position(pos))?;
+            }
+        }
+        let progress = self.commit(phase, idx.is_some() && drawn.is_none());
+        self.session.receipt.n_drawn += usize::from(drawn.is_some());
+        self.session.receipt.n_replayed += usize::from(replayed);
+        self.session.drawn = drawn;
+        Ok(progress)
+    }
+
+    /// The rows and pages are the session's from here on.
+    fn commit(&mut self, phase: Phase, logits_ready: bool) -> Progress {
+        let Self { session, work, growth, .. } = self;
+        let session = &mut **session;
+        let shared = &*session.model.shared;
         let mut pool = shared.pool();
-        if let Some(growth) = work.growth.take() {
-            growth.commit(&mut self.segment, &mut pool);
+        if let Some(growth) = growth.take() {
+            growth.commit(&mut session.segment, &mut pool);
         }
-        if phase == Phase::Prefill && self.n_shareable == self.tokens.len() {
-            self.n_shareable += n;
+        let n = work.tokens.len();
+        if phase == Phase::Prefill && session.n_shareable == session.tokens.len() {
+            session.n_shareable += n;
         }
-        self.tokens.append(&mut work.tokens);
-        self.receipt.token_layers += n * shared.plan.n_layers;
-        self.logits_ready = read;
-        match &mut self.pending {
+        session.tokens.append(&mut work.tokens);
+        session.receipt.token_layers += n * shared.plan.n_layers;
+        session.logits_ready = logits_ready;
+        match &mut session.pending {
             Pending::Prompt { tokens, done } => {
-                self.receipt.n_prefilled += n;
+                session.receipt.n_prefilled += n;
                 *done += n;
                 if *done < tokens.len() {
-                    return Ok(Progress::Pending { done: *done, total: tokens.len() });
+                    return Progress::Pending { done: *done, total: tokens.len() };
                 }
             }
-            Pending::Nothing | Pending::Token(_) => self.receipt.n_decoded += n,
+            Pending::Nothing | Pending::Token(_) => session.receipt.n_decoded += n,
         }
-        self.pending = Pending::Nothing;
-        let (page_len, n_layers) = (shared.plan.layout.page_len, self.segment.n_layers);
-        let shareable = &self.tokens[..self.n_shareable];
-        pool.prefixes.enter(shareable, page_len, &self.segment.page_table, n_layers);
-        Ok(Progress::Ready)
+        session.pending = Pending::Nothing;
+        let (page_len, n_layers) = (shared.plan.layout.page_len, session.segment.n_layers);
+        let shareable = &session.tokens[..session.n_shareable];
+        pool.prefixes.enter(shareable, page_len, &session.segment.page_table, n_layers);
+        Progress::Ready
     }
+}
 
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        if let Some(growth) = self.growth.take() {
+            let Session { segment, model, .. } = &mut *self.session;
+            growth.undo(segment, self.work.tokens.len(), &mut model.shared.pool());
+        }
+    }
+}
+
+impl Session {
     /// A pass with this session in it failed: why, and whether it was this one that was cancelled.
     fn outcome_of_failed_pass(&self, e: &Error, stopped: bool) -> Result<Progress, Error> {
         match (e, stopped) {

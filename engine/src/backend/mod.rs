@@ -14,12 +14,13 @@ pub mod cpu;
 pub mod cuda;
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use loris_loader::{Dtype, TensorView};
 
 use crate::cache::{PageId, PageLayout};
 use crate::error::Error;
+use crate::sync::Arc;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// What a batch is doing; the only thing that chooses between kernels of one op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +181,22 @@ pub struct Draw {
     pub masked: Option<Arc<[u32]>>,
 }
 
+/// The flags of the sessions in a pass: any one of them ends it.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<[Arc<AtomicBool>]>);
+
+impl Stop {
+    pub(crate) fn new(flags: impl Iterator<Item = Arc<AtomicBool>>) -> Self {
+        Self(flags.collect())
+    }
+
+    /// True once a flag is set.
+    #[inline]
+    pub fn is_set(&self) -> bool {
+        self.0.iter().any(|flag| flag.load(Relaxed))
+    }
+}
+
 /// A device and the ops that run on it.
 ///
 /// Sizes are checked by the `Plan` before a batch is built; an implementation may
@@ -211,6 +228,10 @@ pub trait Backend: Send + 'static {
     fn rows(&mut self, n_rows: usize, width: usize, holds: RowUse) -> Result<Self::Rows, Error>;
     /// Room for `n_pages` pages; the CPU commits memory as pages are written.
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<Self::Pages, Error>;
+
+    /// What may end the passes from now on. A device can look at it in the midst of an op and leave the
+    /// rest undone: whoever runs the pass looks after every op, and forgets a pass that was stopped.
+    fn watch(&mut self, _stop: &Stop) {}
 
     /// Takes in a batch before its layers run: rotation angles, page tables, positions.
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error>;

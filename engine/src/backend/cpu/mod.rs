@@ -43,8 +43,7 @@ use self::norm::{Norm, Rotation};
 use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
-use self::team::Tasks;
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse};
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Stop};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 use crate::model::synthetic;
@@ -195,6 +194,10 @@ impl Backend for CpuBackend {
         CpuPages::new(layout, n_pages)
     }
 
+    fn watch(&mut self, stop: &Stop) {
+        self.runner.stop = stop.clone();
+    }
+
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
         self.shape = Some(shape);
         self.rotation.fill(batch, shape.head_dim);
@@ -264,7 +267,7 @@ impl Backend for CpuBackend {
         self.qkv.reserve(n_rows * n, "queries, keys and values")?;
         let qkv = Shared(self.qkv.as_mut_ptr());
         runner.linear(isa, input, &Store { weights: &matrices, y: qkv })?;
-        let tasks = &Tasks::new(n_rows, runner.team.n_threads());
+        let tasks = &runner.tasks(n_rows);
         let heads = &heads;
         let finish = |thread_idx, _| FinishHeads { heads, qkv, tasks, thread_idx };
         if n_rows <= FEW_ROWS {
@@ -296,7 +299,7 @@ impl Backend for CpuBackend {
         runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
         let partial = Shared(self.partial.as_mut_ptr());
         let (q, out) = (q.shared(), out.shared());
-        let tasks = &Tasks::unordered(work.tasks.len());
+        let tasks = &runner.unordered(work.tasks.len());
         runner.region(isa, |thread_idx, scratch| Attention {
             batch,
             work,
@@ -311,7 +314,7 @@ impl Backend for CpuBackend {
             thread_idx,
             scratch,
         });
-        let tasks = &Tasks::unordered(work.merges.len());
+        let tasks = &runner.unordered(work.merges.len());
         let merge = |thread_idx, _| Merge { work, shape, partial, out, tasks, thread_idx };
         match work.merges.len() {
             0 => {}

@@ -8,12 +8,15 @@ use super::norm::Norm;
 use super::pack::Tiles;
 use super::simd::{Isa, Kernel};
 use super::team::{Tasks, Team};
+use crate::backend::Stop;
 use crate::error::Error;
 
 /// The threads, and the buffer in which operands of a product are laid out for them.
 #[derive(Debug)]
 pub(super) struct Runner {
     pub(super) team: Team,
+    /// Ends regions early.
+    pub(super) stop: Stop,
     operand: Buf<f32>,
 }
 
@@ -29,7 +32,17 @@ pub(super) struct Source<'a> {
 
 impl Runner {
     pub(super) fn new(n_threads: usize) -> Result<Self, Error> {
-        Ok(Self { team: Team::new(n_threads)?, operand: Buf::empty() })
+        Ok(Self { team: Team::new(n_threads)?, stop: Stop::default(), operand: Buf::empty() })
+    }
+
+    /// Tasks for a region, as neighbours.
+    pub(super) fn tasks(&self, n_tasks: usize) -> Tasks {
+        Tasks::new(n_tasks, self.team.n_threads(), &self.stop)
+    }
+
+    /// Tasks for a region, in their order.
+    pub(super) fn unordered(&self, n_tasks: usize) -> Tasks {
+        Tasks::new(n_tasks, 1, &self.stop)
     }
 
     /// Runs one region: `make` gives each thread its kernel, from its index and its scratch.
@@ -70,7 +83,7 @@ impl Runner {
         let scratch = grid.scratch_len(isa, tiles, steps, E::MATRICES);
         self.team.reserve_scratch(scratch.max(isa.tile_rows() * k))?;
         let a = Packed { data: Shared(self.operand.as_mut_ptr()), tiles, steps };
-        let tasks = &Tasks::new(tiles.n, self.team.n_threads());
+        let tasks = &self.tasks(tiles.n);
         self.region(isa, |thread_idx, scratch| PackRows {
             x,
             k,
@@ -80,7 +93,7 @@ impl Runner {
             thread_idx,
             scratch,
         });
-        let tasks = &Tasks::unordered(grid.n_tasks());
+        let tasks = &self.unordered(grid.n_tasks());
         self.region(isa, |thread_idx, scratch| Gemm {
             a,
             grid,
@@ -101,16 +114,15 @@ impl Runner {
         sink: &E,
     ) -> Result<(), Error> {
         self.team.reserve_scratch(decode::scratch_len(&input))?;
-        let n_threads = self.team.n_threads();
         let mut prepared = None;
         if input.n_rows > 1 {
             self.operand.reserve(input.n_rows * padded(input.k), "prepared activations")?;
             let to = Shared(self.operand.as_mut_ptr());
-            let tasks = &Tasks::new(input.n_rows, n_threads);
+            let tasks = &self.tasks(input.n_rows);
             self.region(isa, |thread_idx, _| PrepareRows { input, to, tasks, thread_idx });
             prepared = Some(to);
         }
-        let tasks = &Tasks::new(sink.n_chunks(), n_threads);
+        let tasks = &self.tasks(sink.n_chunks());
         self.region(isa, |thread_idx, scratch| Linear {
             input,
             prepared,

@@ -16,13 +16,14 @@
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use super::mem::Buf;
+use crate::backend::Stop;
 use crate::error::Error;
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
+use crate::sync::thread::{self, JoinHandle, Thread};
+use crate::sync::{Arc, Mutex, lock};
 
 /// How long a thread spins before it parks.
 const SPIN: Duration = Duration::from_micros(50);
@@ -127,7 +128,7 @@ impl Team {
         // SAFETY: thread 0 is the caller.
         region(0, unsafe { &mut *state.scratch[0].get() });
         drop(closer);
-        let panicked = state.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panicked = lock(&state.panic).take();
         if let Some(payload) = panicked {
             resume_unwind(payload);
         }
@@ -156,11 +157,11 @@ impl Drop for Closer<'_> {
         if spin_until(is_done) {
             return;
         }
-        *state.waiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+        *lock(&state.waiter) = Some(thread::current());
         while !is_done() {
             thread::park();
         }
-        *state.waiter.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&state.waiter) = None;
     }
 }
 
@@ -176,11 +177,10 @@ impl State {
             let (region, scratch) = unsafe { (*self.region.get(), &mut **self.scratch[idx].get()) };
             let run = || region.into_iter().for_each(|region| region(idx, scratch));
             if let Err(payload) = catch_unwind(AssertUnwindSafe(run)) {
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(payload);
+                *lock(&self.panic) = Some(payload);
             }
             if (self.phase.fetch_sub(1, SeqCst) - 1) & (OPEN | INSIDE) == 0 {
-                let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner);
-                waiter.iter().for_each(Thread::unpark);
+                lock(&self.waiter).iter().for_each(Thread::unpark);
             }
         }
     }
@@ -210,6 +210,13 @@ impl State {
 
 /// Spins for [`SPIN`]; true as soon as `ready`.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
+    if cfg!(shuttle) {
+        // A model has no clock.
+        return (0..2).any(|_| {
+            thread::yield_now();
+            ready()
+        });
+    }
     let mut start = None;
     loop {
         // The clock is read now and then: it costs as much as a few dozen spins.
@@ -228,10 +235,11 @@ fn spin_until(ready: impl Fn() -> bool) -> bool {
 /// Numbered tasks, handed out one by one, in ranges of neighbours.
 ///
 /// Each thread first takes the tasks of its own contiguous range, so that it streams one range of
-/// addresses, and then helps the others.
+/// addresses, and then helps the others. Once the pass is stopped there are no more.
 #[derive(Debug)]
 pub(super) struct Tasks {
     ranges: Vec<Range>,
+    stop: Stop,
 }
 
 /// On a cache line of its own: each is hammered by one thread.
@@ -243,21 +251,19 @@ struct Range {
 }
 
 impl Tasks {
-    /// `n_tasks` tasks in as many ranges as there are threads.
-    pub(super) fn new(n_tasks: usize, n_threads: usize) -> Self {
-        let bound = |i: usize| n_tasks * i / n_threads;
+    /// `n_tasks` tasks in `n_ranges`: as many as there are threads, or one where neighbours do not matter.
+    pub(super) fn new(n_tasks: usize, n_ranges: usize, stop: &Stop) -> Self {
+        let bound = |i: usize| n_tasks * i / n_ranges;
         let range = |i| Range { next: AtomicUsize::new(bound(i)), end: bound(i + 1) };
-        Self { ranges: (0..n_threads).map(range).collect() }
-    }
-
-    /// Tasks in one range: thread order does not matter.
-    pub(super) fn unordered(n_tasks: usize) -> Self {
-        Self::new(n_tasks, 1)
+        Self { ranges: (0..n_ranges).map(range).collect(), stop: stop.clone() }
     }
 
     /// The next task for a thread, if any is left.
     #[inline]
     pub(super) fn next(&self, thread_idx: usize) -> Option<usize> {
+        if self.stop.is_set() {
+            return None;
+        }
         let n = self.ranges.len();
         (0..n).find_map(|i| {
             let range = &self.ranges[(thread_idx + i) % n];

@@ -1,0 +1,456 @@
+//! Tests of what is left of sessions when a pass fails: errors, panics and halts planted between the
+//! sessions and the device.
+#![allow(clippy::unwrap_used)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::sync::mpsc;
+
+use crate::backend::{Batch, Draw, Stop};
+use crate::cache::PageId;
+use crate::forward::Execute;
+use crate::session::{Pending, SessionOptions};
+use crate::sync::{Arc, Mutex, lock, thread};
+use crate::{
+    DeviceChoice, Engine, EngineOptions, Error, Finish, GenerateOptions, Model, ModelOptions,
+    Progress, Sampler, SamplerParams, Session,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Call {
+    Run,
+    Sample,
+    ReadLogits,
+}
+
+/// Called before each call of the device.
+type Hook = Box<dyn FnMut(Call) -> Result<(), Error> + Send>;
+
+/// The real device behind a hook. It draws tokens if it is told to, as a GPU does.
+struct Hooked {
+    real: Box<dyn Execute>,
+    hook: Arc<Mutex<Hook>>,
+    draws: bool,
+}
+
+impl Execute for Hooked {
+    fn run(
+        &mut self,
+        batch: &Batch<'_>,
+        copies: &[(PageId, PageId)],
+        stop: &Stop,
+    ) -> Result<bool, Error> {
+        lock(&self.hook)(Call::Run)?;
+        self.real.run(batch, copies, stop)
+    }
+
+    fn n_runs(&self) -> u64 {
+        self.real.n_runs()
+    }
+
+    fn sample(&mut self, idx: usize, _draw: &Draw) -> Result<Option<u32>, Error> {
+        lock(&self.hook)(Call::Sample)?;
+        let mut logits = vec![0.0; N_VOCAB];
+        self.real.read_logits(idx, &mut logits)?;
+        Ok(self.draws.then(|| best(&logits)))
+    }
+
+    fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error> {
+        lock(&self.hook)(Call::ReadLogits)?;
+        self.real.read_logits(idx, out)
+    }
+
+    fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error> {
+        self.real.read_page(page, out)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
+        self.real.write_page(page, bytes)
+    }
+}
+
+const N_VOCAB: usize = 128;
+const PAGE_LEN: usize = 16;
+
+/// A small model, and the hook of its device.
+fn model(draws: bool) -> (Model, Arc<Mutex<Hook>>) {
+    let root = std::env::var_os("LORIS_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    let dir = PathBuf::from(root).join("tests/fixtures/llama-tied");
+    let options =
+        EngineOptions { device: DeviceChoice::Cpu, threads: Some(2), ..EngineOptions::default() };
+    let sizes = ModelOptions {
+        page_len: PAGE_LEN,
+        kv_tokens: Some(1024),
+        chunk: 16,
+        batch: 4,
+        ..ModelOptions::default()
+    };
+    let mut model = Engine::new(&options).unwrap().open(&dir, &sizes).unwrap();
+    let hook: Arc<Mutex<Hook>> = Arc::new(Mutex::new(Box::new(|_| Ok(()))));
+    let shared = Arc::get_mut(&mut model.shared).unwrap();
+    let exec = std::mem::replace(&mut shared.exec, Mutex::new(Box::new(Nothing)));
+    let real = exec.into_inner().unwrap();
+    shared.exec = Mutex::new(Box::new(Hooked { real, hook: hook.clone(), draws }));
+    (model, hook)
+}
+
+/// Stands where a device is about to be.
+struct Nothing;
+
+impl Execute for Nothing {
+    fn run(&mut self, _: &Batch<'_>, _: &[(PageId, PageId)], _: &Stop) -> Result<bool, Error> {
+        unreachable!()
+    }
+
+    fn n_runs(&self) -> u64 {
+        unreachable!()
+    }
+
+    fn sample(&mut self, _: usize, _: &Draw) -> Result<Option<u32>, Error> {
+        unreachable!()
+    }
+
+    fn read_logits(&mut self, _: usize, _: &mut [f32]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn read_page(&mut self, _: PageId, _: &mut [u8]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn write_page(&mut self, _: PageId, _: &[u8]) -> Result<(), Error> {
+        unreachable!()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Error,
+    Panic,
+}
+
+/// Plants a fault in call `nth` of its kind; says whether it has been met.
+fn plant(hook: &Mutex<Hook>, fault: Fault, at: Call, nth: usize) -> Arc<Mutex<bool>> {
+    let met = Arc::new(Mutex::new(false));
+    let (mut n_before, is_met) = (nth, met.clone());
+    *lock(hook) = Box::new(move |call| {
+        if call != at || *lock(&is_met) {
+            return Ok(());
+        }
+        if n_before > 0 {
+            n_before -= 1;
+            return Ok(());
+        }
+        *lock(&is_met) = true;
+        match fault {
+            Fault::Error => Err(Error::Device { reason: "planted".into() }),
+            Fault::Panic => resume_unwind(Box::new("planted")), // no message on the way
+        }
+    });
+    met
+}
+
+fn unplant(hook: &Mutex<Hook>) {
+    *lock(hook) = Box::new(|_| Ok(()));
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn best(logits: &[f32]) -> u32 {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best }) as u32
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % N_VOCAB) as u32).collect()
+}
+
+fn session(model: &Model, n: usize) -> Session {
+    let mut s = model.session(&SessionOptions::default()).unwrap();
+    if n > 0 {
+        s.prefill(&prompt(n, n)).unwrap();
+    }
+    s
+}
+
+fn bits(s: &Session) -> Option<Vec<u32>> {
+    s.logits().map(|logits| logits.iter().map(|l| l.to_bits()).collect())
+}
+
+/// All that a failed call must leave as it was.
+#[derive(Debug, PartialEq)]
+struct Snapshot {
+    tokens: Vec<u32>,
+    pending: Pending,
+    positions: Vec<u32>,
+    page_table: Vec<PageId>,
+    n_shareable: usize,
+    logits: Option<Vec<u32>>,
+    n_used: usize,
+}
+
+fn snapshot(s: &Session) -> Snapshot {
+    Snapshot {
+        tokens: s.tokens.clone(),
+        pending: s.pending.clone(),
+        positions: s.segment.positions.clone(),
+        page_table: s.segment.page_table.clone(),
+        n_shareable: s.n_shareable,
+        logits: bits(s),
+        n_used: s.model().pool_usage().n_used,
+    }
+}
+
+type Act<'a> = &'a dyn Fn(&mut Session) -> Result<(), Error>;
+
+#[test]
+fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
+    let (model, hook) = model(false);
+    let generate = |s: &mut Session| {
+        let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
+        let mut sampler = Sampler::new(params, s.model()).unwrap();
+        let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..Default::default() };
+        crate::generate(s, &mut sampler, &options, &mut |_| std::ops::ControlFlow::Continue(()))
+            .map(drop)
+    };
+    let calls: [(&str, Act<'_>, usize); 4] = [
+        ("prefill", &|s| s.prefill(&prompt(1, 40)), 3),
+        ("decode", &|s| s.decode(5), 1),
+        ("score", &|s| s.score(&prompt(2, 10), &mut |_, _| ()), 3),
+        ("generate", &generate, 1),
+    ];
+    for (name, call, n_runs) in calls {
+        let mut s = session(&model, 20);
+        call(&mut s).unwrap();
+        let (want, want_tokens) = (bits(&s), s.tokens.clone());
+        drop(s);
+        let (mut n_faults, mut n_met) = (0, [0; 3]);
+        for fault in [Fault::Error, Fault::Panic] {
+            for at in [Call::Run, Call::Sample, Call::ReadLogits] {
+                for nth in 0.. {
+                    // The last page is shared, so that the call copies it.
+                    let mut s = session(&model, 20);
+                    let other = s.fork().unwrap();
+                    let before = snapshot(&s);
+                    let met = plant(&hook, fault, at, nth);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut s)));
+                    unplant(&hook);
+                    if !*lock(&met) {
+                        assert!(matches!(outcome, Ok(Ok(()))), "{name}");
+                        break;
+                    }
+                    let what = format!("{name}, {fault:?} in {at:?} {nth}");
+                    assert!(!matches!(outcome, Ok(Ok(()))), "{what}");
+                    let mut after = snapshot(&s);
+                    if n_runs > 1 && after.page_table[2..] != before.page_table[2..] {
+                        // A pass of the call succeeded: the session has its own copy of the last page.
+                        after.page_table[2..].copy_from_slice(&before.page_table[2..]);
+                        after.n_used -= 2;
+                    }
+                    assert_eq!(after, before, "{what}");
+                    call(&mut s).unwrap();
+                    assert!(bits(&s) == want && s.tokens == want_tokens, "{what}");
+                    assert_eq!(bits(&other), before.logits, "{what}");
+                    drop((s, other));
+                    assert_eq!(model.pool_usage().n_used, 0, "{what}");
+                    n_faults += 1;
+                    n_met[at as usize] += 1;
+                }
+            }
+        }
+        assert_eq!(n_met[Call::Run as usize], 2 * n_runs, "{name}");
+        assert!(n_faults > 2 * n_runs, "{name}");
+    }
+}
+
+#[test]
+fn a_visitor_that_panics_leaves_the_session_as_it_was() {
+    let (model, _) = model(false);
+    for at in 0..10 {
+        let mut s = session(&model, 20);
+        let before = snapshot(&s);
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            s.score(&prompt(2, 10), &mut |i, _| {
+                if i == at {
+                    resume_unwind(Box::new("planted"));
+                }
+            })
+        }));
+        assert!(outcome.is_err());
+        assert_eq!(snapshot(&s), before, "token {at}");
+    }
+}
+
+/// Steps two sessions that decode and one that has a prompt until none has anything queued; a step that
+/// fails or panics is tried again. Bits of the logits of each.
+fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
+    let mut all = [session(model, 20), session(model, 32), session(model, 0)];
+    all[0].push(1).unwrap();
+    all[1].push(2).unwrap();
+    all[2].feed(&prompt(3, 40)).unwrap();
+    while all.iter().any(|s| s.pending != Pending::Nothing) {
+        let len_before = all.each_ref().map(|s| s.len());
+        let mut refs: Vec<&mut Session> = all.iter_mut().collect();
+        let _ = catch_unwind(AssertUnwindSafe(|| model.step(&mut refs)));
+        // Each has gone its whole step or none of it, and holds the pages that it needs and no other.
+        for (s, before) in all.iter().zip(len_before) {
+            let gone = s.len() - before;
+            assert!(gone == 0 || gone == 1 || gone == 16 || s.len() == 40, "{gone} tokens");
+            assert_eq!(s.segment.positions.len(), s.len());
+            assert_eq!(s.segment.page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
+        }
+        let held: usize = all.iter().map(|s| s.segment.page_table.len()).sum();
+        assert_eq!(model.pool_usage().n_used, held);
+    }
+    all.iter().map(bits).collect()
+}
+
+#[test]
+fn a_step_that_panics_gives_back_pages_and_goes_on_when_tried_again() {
+    let (model, hook) = model(false);
+    let want = step_all(&model);
+    for fault in [Fault::Error, Fault::Panic] {
+        for (at, n_calls) in [(Call::Run, 7), (Call::ReadLogits, 5)] {
+            for nth in 0..n_calls {
+                let met = plant(&hook, fault, at, nth);
+                // The prompts that set the scene are calls too: what fails there is not this test's.
+                let outcome = catch_unwind(AssertUnwindSafe(|| step_all(&model)));
+                unplant(&hook);
+                assert!(*lock(&met), "{fault:?} in {at:?} {nth}");
+                if let Ok(got) = outcome {
+                    assert!(got == want, "{fault:?} in {at:?} {nth}");
+                }
+                assert_eq!(model.pool_usage().n_used, 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_that_cannot_be_recalled_cost_no_token() {
+    let (model, hook) = model(true);
+    let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
+    let mut sampler = Sampler::new(params, &model).unwrap();
+    for fault in [Fault::Error, Fault::Panic] {
+        let mut other = session(&model, 5);
+        let mut s = session(&model, 20);
+        let first = best(s.logits().unwrap());
+        let second = s.decode_and_draw(first, &mut sampler).unwrap();
+        assert!(s.drawn.is_some() && s.logits().is_none());
+        other.decode(1).unwrap(); // overwrites the logits
+        let before = snapshot(&s);
+        let met = plant(&hook, fault, Call::Run, 0);
+        let outcome = catch_unwind(AssertUnwindSafe(|| s.recall_logits()));
+        unplant(&hook);
+        assert!(*lock(&met) && !matches!(outcome, Ok(Ok(()))));
+        assert_eq!(snapshot(&s), before, "{fault:?}");
+
+        // The session goes on where it was.
+        let mut want = session(&model, 20);
+        want.decode(first).unwrap();
+        assert_eq!(best(want.logits().unwrap()), second);
+        want.decode(second).unwrap();
+        s.decode(second).unwrap();
+        assert!(bits(&s) == bits(&want));
+    }
+}
+
+#[test]
+fn a_drawn_answer_is_the_same_and_its_logits_come_back() {
+    let (model, _) = model(true);
+    let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
+    let mut sampler = Sampler::new(params, &model).unwrap();
+    let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
+    let mut s = session(&model, 20);
+    let mut other = session(&model, 5);
+    let mut id = 0;
+    let finish = crate::generate(&mut s, &mut sampler, &options, &mut |token| {
+        id = token.id;
+        other.decode(id).unwrap();
+        std::ops::ControlFlow::Continue(())
+    });
+    assert!(matches!(finish, Ok(Finish::Length)));
+    assert_eq!(s.receipt().n_drawn, 4);
+    let mut want = session(&model, 20);
+    for &token in &s.tokens()[20..] {
+        want.decode(token).unwrap();
+    }
+    assert!(bits(&s) == bits(&want));
+    assert_eq!(best(want.logits().unwrap()), id);
+}
+
+/// Has the next pass wait until the sender is used or gone; the receiver hears when it has begun.
+fn halt_next_run(hook: &Mutex<Hook>) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (begin, begun) = mpsc::channel();
+    let (go, gone) = mpsc::channel();
+    let mut is_first = true;
+    *lock(hook) = Box::new(move |call| {
+        if call == Call::Run && std::mem::take(&mut is_first) {
+            begin.send(()).unwrap();
+            let _ = gone.recv();
+        }
+        Ok(())
+    });
+    (begun, go)
+}
+
+#[test]
+fn a_call_that_waits_for_anothers_pass_is_cancelled_there() {
+    let (model, hook) = model(false);
+    let (begun, go) = halt_next_run(&hook);
+    let mut waiting = model.session(&SessionOptions::default()).unwrap();
+    let canceller = waiting.canceller();
+    let gate = model.shared.gate.clone();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| session(&model, 40));
+        begun.recv().unwrap();
+        let n_used = model.pool_usage().n_used;
+        let outcome = scope.spawn(|| {
+            let outcome = waiting.prefill(&prompt(1, 30));
+            (outcome, snapshot(&waiting))
+        });
+        while gate.len() < 2 {
+            thread::yield_now(); // until it is in the line
+        }
+        assert!(model.pool_usage().n_used > n_used, "it has taken its pages");
+        canceller.cancel();
+        let (outcome, after) = outcome.join().unwrap();
+        assert!(matches!(outcome, Err(Error::Cancelled)));
+        assert!(!running.is_finished(), "the pass that it waited for still runs");
+        assert_eq!((after.tokens.len(), after.n_used), (0, n_used));
+        assert_eq!(after.pending, Pending::Nothing);
+        drop(go);
+        assert_eq!(running.join().unwrap().len(), 40);
+    });
+    waiting.prefill(&prompt(1, 30)).unwrap(); // a cancel stops one call
+}
+
+#[test]
+fn of_many_that_wait_one_is_cancelled_and_the_others_keep_what_was_queued() {
+    let (model, hook) = model(false);
+    let mut all = [session(&model, 20), session(&model, 5)];
+    all[0].push(1).unwrap();
+    all[1].push(2).unwrap();
+    let before = all.each_ref().map(snapshot);
+    let (begun, go) = halt_next_run(&hook);
+    let canceller = all[1].canceller();
+    thread::scope(|scope| {
+        let running = scope.spawn(|| drop(session(&model, 10)));
+        begun.recv().unwrap();
+        let step = scope.spawn(|| {
+            let [a, b] = &mut all;
+            model.step(&mut [a, b])
+        });
+        while model.shared.gate.len() < 2 {
+            thread::yield_now();
+        }
+        canceller.cancel();
+        let results = step.join().unwrap();
+        assert!(matches!(results[0], Ok(Progress::Pending { done: 0, total: 1 })));
+        assert!(matches!(results[1], Err(Error::Cancelled)));
+        drop(go);
+        running.join().unwrap();
+    });
+    assert_eq!(all.each_ref().map(snapshot), before);
+    let [a, b] = &mut all;
+    assert!(model.step(&mut [a, b]).iter().all(|r| matches!(r, Ok(Progress::Ready))));
+}
