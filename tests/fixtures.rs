@@ -20,7 +20,7 @@ struct Distance {
 
 /// Logits of every position: the first `n_prefill` by prefill, the others by decode.
 fn logits(model: &Model, tokens: &[u32], n_prefill: usize) -> Vec<Vec<f32>> {
-    let options = SessionOptions { ctx_len: Some(tokens.len()) };
+    let options = SessionOptions { ctx_len: Some(tokens.len()), ..SessionOptions::default() };
     let mut session = model.session(&options).unwrap();
     let mut rows = Vec::new();
     session.score(&tokens[..n_prefill], &mut |_, logits| rows.push(logits.to_vec())).unwrap();

@@ -239,7 +239,7 @@ fn dynamic_rope_follows_the_tokens_that_are_there() {
         let options = ModelOptions { page_len: 16, chunk: 32, ..options(512) };
         open(rounded("llama-dynamic", Dtype::BF16), &options)
     };
-    let options = SessionOptions { ctx_len: Some(256) };
+    let options = SessionOptions { ctx_len: Some(256), ..SessionOptions::default() };
     let start = |model: &Model| {
         let mut s = model.session(&options).unwrap();
         s.prefill(&prompt(1, 70)).unwrap(); // the model was trained for 64
@@ -297,7 +297,7 @@ fn a_visitor_of_scores_may_run_other_sessions() {
 #[test]
 fn input_is_checked() {
     let model = model(&options(256));
-    let options = SessionOptions { ctx_len: Some(8) };
+    let options = SessionOptions { ctx_len: Some(8), ..SessionOptions::default() };
     let mut s = model.session(&options).unwrap();
     assert!(matches!(s.prefill(&[]), Err(Error::State { .. })));
     assert!(matches!(s.decode(1), Err(Error::State { .. })));
@@ -311,7 +311,7 @@ fn input_is_checked() {
     assert!(matches!(s.push(1), Err(Error::State { .. })));
     assert!(matches!(s.fork(), Err(Error::State { .. })));
     assert_eq!(s.clear_pending(), 1);
-    let long = SessionOptions { ctx_len: Some(1 << 20) };
+    let long = SessionOptions { ctx_len: Some(1 << 20), ..SessionOptions::default() };
     assert!(matches!(model.session(&long), Err(Error::Option { name: "ctx", .. })));
     let other = support::open(rounded(NAME, Dtype::BF16), &support::options(64));
     assert!(matches!(other.step(&mut [&mut s])[0], Err(Error::State { .. })));

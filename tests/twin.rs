@@ -140,7 +140,9 @@ fn replayed_passes_give_the_bits_of_launched_ones() {
         let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
         let checkpoint = rounded("llama-dynamic", Dtype::BF16);
         let model = engine.open_checkpoint(checkpoint, &options).unwrap();
-        let mut s = model.session(&SessionOptions { ctx_len: Some(300) }).unwrap();
+        let mut s = model
+            .session(&SessionOptions { ctx_len: Some(300), ..SessionOptions::default() })
+            .unwrap();
         s.prefill(&prompt(1, 252)).unwrap();
         let mut seen = vec![logits(&s)];
         for _ in 0..8 {

@@ -19,6 +19,7 @@ use crate::gate::{Gate, Turn};
 use crate::log::{Level, Log};
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
+use crate::policy::Lazy;
 use crate::session::{Session, SessionOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
@@ -138,7 +139,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
         let fingerprint = weights.fingerprint();
-        let pool = Mutex::new(Pool::new(plan.n_pages)?);
+        let pool = Mutex::new(Pool::new(plan.n_pages, plan.n_aux_pages, plan.layout.page_len)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         let shared =
             Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
@@ -153,7 +154,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let pool = Mutex::new(Pool::new(plan.n_pages)?);
+        let pool = Mutex::new(Pool::new(plan.n_pages, plan.n_aux_pages, plan.layout.page_len)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         let (tokenizer, chat) = (None, None);
         let shared =
@@ -258,6 +259,31 @@ impl Model {
             return Ok(None);
         };
         Ok(Some(chat.encode(tokenizer, messages, add_generation_prompt)?))
+    }
+
+    /// Refuses a schedule that the model, its device or its pools cannot follow.
+    pub(crate) fn check_lazy(&self, lazy: &Lazy) -> Result<(), Error> {
+        let plan = self.plan();
+        lazy.check(plan.n_layers)?;
+        if self.placement().device != "cpu" {
+            let what = "option --lazy".into();
+            return Err(Error::Unsupported {
+                device: "cuda",
+                what,
+                found: "given".into(),
+                expected: "none",
+            });
+        }
+        if lazy.window > plan.chunk {
+            let expected = format!("at most the chunk, {}", plan.chunk);
+            return Err(Error::option("lazy window", lazy.window, expected));
+        }
+        if plan.n_aux_pages == 0 {
+            let expected =
+                "aux_tokens of ModelOptions above 0: one for each token of such sessions";
+            return Err(Error::option("lazy", "given", expected));
+        }
+        Ok(())
     }
 
     /// Opens an empty session.

@@ -69,6 +69,16 @@ pub enum Error {
         /// Pages that were free.
         free: usize,
     },
+    /// The pool of hidden states that wait at prune points is full.
+    #[error(
+        "aux pool is full: {needed} more pages are needed and {free} are free; free or truncate a session, or open the model with more aux tokens"
+    )]
+    AuxFull {
+        /// Pages that the call needed.
+        needed: usize,
+        /// Pages that were free.
+        free: usize,
+    },
     /// The call was cancelled; what it had not finished is undone.
     #[error("cancelled")]
     Cancelled,

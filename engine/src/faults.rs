@@ -6,9 +6,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc;
 
-use crate::backend::{Batch, Draw, Stop};
+use crate::backend::{Draw, Stop};
 use crate::cache::PageId;
-use crate::forward::Execute;
+use crate::forward::{Done, Execute, Pass};
 use crate::session::{Pending, SessionOptions};
 use crate::sync::{Arc, Mutex, lock, thread};
 use crate::{
@@ -34,14 +34,9 @@ struct Hooked {
 }
 
 impl Execute for Hooked {
-    fn run(
-        &mut self,
-        batch: &Batch<'_>,
-        copies: &[(PageId, PageId)],
-        stop: &Stop,
-    ) -> Result<bool, Error> {
+    fn run(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error> {
         lock(&self.hook)(Call::Run)?;
-        self.real.run(batch, copies, stop)
+        self.real.run(pass, stop)
     }
 
     fn n_runs(&self) -> u64 {
@@ -98,7 +93,7 @@ fn model(draws: bool) -> (Model, Arc<Mutex<Hook>>) {
 struct Nothing;
 
 impl Execute for Nothing {
-    fn run(&mut self, _: &Batch<'_>, _: &[(PageId, PageId)], _: &Stop) -> Result<bool, Error> {
+    fn run(&mut self, _: &Pass<'_>, _: &Stop) -> Result<Done, Error> {
         unreachable!()
     }
 
@@ -192,8 +187,8 @@ fn snapshot(s: &Session) -> Snapshot {
     Snapshot {
         tokens: s.tokens.clone(),
         pending: s.pending.clone(),
-        positions: s.segment.positions.clone(),
-        page_table: s.segment.page_table.clone(),
+        positions: s.cache.segments[0].positions.clone(),
+        page_table: s.cache.segments[0].page_table.clone(),
         n_shareable: s.n_shareable,
         logits: bits(s),
         n_used: s.model().pool_usage().n_used,
@@ -295,10 +290,10 @@ fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
         for (s, before) in all.iter().zip(len_before) {
             let gone = s.len() - before;
             assert!(gone == 0 || gone == 1 || gone == 16 || s.len() == 40, "{gone} tokens");
-            assert_eq!(s.segment.positions.len(), s.len());
-            assert_eq!(s.segment.page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
+            assert_eq!(s.cache.segments[0].positions.len(), s.len());
+            assert_eq!(s.cache.segments[0].page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
         }
-        let held: usize = all.iter().map(|s| s.segment.page_table.len()).sum();
+        let held: usize = all.iter().map(|s| s.cache.segments[0].page_table.len()).sum();
         assert_eq!(model.pool_usage().n_used, held);
     }
     all.iter().map(bits).collect()

@@ -3,12 +3,13 @@
 //! One pass has one phase, so the kernels that run depend on nothing else. Rows never mix except through
 //! the cache: a row reads the pages of its own sequence.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, Draw, RowUse, Stop};
-use crate::cache::PageId;
+use crate::backend::{Backend, Batch, Draw, RowUse, Score, Stop};
+use crate::cache::{AuxRow, PageId};
 use crate::error::Error;
 use crate::memory;
 use crate::model::{self, ModelWeights, Progress, Source};
@@ -30,6 +31,8 @@ pub(crate) struct Executor<B: Backend> {
     att: B::Rows,
     /// Gated MLP activations, `[rows][ffn_dim]`.
     h: B::Rows,
+    /// Hidden states that wait at prune points, `[aux pages * page_len][hidden_dim]`.
+    aux: B::Rows,
     /// `[batch][vocab_size]`.
     logits: B::Rows,
     /// Logits of the last run on the host, once somebody has asked for a row of them.
@@ -40,16 +43,34 @@ pub(crate) struct Executor<B: Backend> {
     n_runs: u64,
 }
 
+/// Rows on their way through some layers.
+#[derive(Debug)]
+pub(crate) struct Pass<'a> {
+    pub(crate) batch: Batch<'a>,
+    /// Pages to copy first.
+    pub(crate) copies: Vec<(PageId, PageId)>,
+    pub(crate) layers: Range<usize>,
+    /// Rows of the aux store that the batch's rows come from; none: their tokens are embedded.
+    pub(crate) from: Vec<AuxRow>,
+    /// Rows of the aux store that they go to; none: logits follow.
+    pub(crate) to: Vec<AuxRow>,
+    /// Sequences whose slots are to be scored in the last of the layers.
+    pub(crate) scores: Vec<Score>,
+}
+
+/// What a pass gave, besides logits.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// The device replayed a recorded pass.
+    pub(crate) replayed: bool,
+    /// For each of [`Pass::scores`].
+    pub(crate) scores: Vec<Vec<f32>>,
+}
+
 /// [`Executor`] without its backend's type: what the sessions of a model share.
 pub(crate) trait Execute: Send {
-    /// Copies pages, then runs a batch, which `stop` ends within an op. True if the device replayed a
-    /// recorded pass.
-    fn run(
-        &mut self,
-        batch: &Batch<'_>,
-        copies: &[(PageId, PageId)],
-        stop: &Stop,
-    ) -> Result<bool, Error>;
+    /// Runs a pass, which `stop` ends within an op.
+    fn run(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error>;
     /// The runs so far: logits are those of the last one.
     fn n_runs(&self) -> u64;
     /// A token drawn from the logits of `batch.logit_rows[idx]` on the device; `None`: read them instead.
@@ -76,6 +97,7 @@ impl<B: Backend> Executor<B> {
             q: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
+            aux: backend.rows(plan.aux_rows(), config.hidden_dim, RowUse::Residual)?,
             logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
             host_logits: memory::zeros(plan.batch * config.vocab_size, "the logits of a pass")?,
             n_logits: 0,
@@ -89,17 +111,17 @@ impl<B: Backend> Executor<B> {
         })
     }
 
-    /// One pass; true if the device replayed a recorded one.
-    fn forward(&mut self, batch: &Batch<'_>, stop: &Stop) -> Result<bool, Error> {
+    fn forward(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error> {
         check(stop)?;
         self.backend.watch(stop);
-        self.backend.begin(batch, self.plan.shape)?;
+        self.backend.begin(&pass.batch, self.plan.shape)?;
         if self.backend.replay()? {
-            return Ok(true);
+            return Ok(Done { replayed: true, scores: Vec::new() });
         }
+        let mut done = Done::default();
         // The device is told of a panic too: it must not go on recording.
-        match catch_unwind(AssertUnwindSafe(|| self.layers(batch, stop))) {
-            Ok(outcome) => self.backend.end(outcome).map(|()| false),
+        match catch_unwind(AssertUnwindSafe(|| self.layers(pass, stop, &mut done.scores))) {
+            Ok(outcome) => self.backend.end(outcome).map(|()| done),
             Err(payload) => {
                 let _ = self.backend.end(Err(Error::Cancelled));
                 resume_unwind(payload)
@@ -107,17 +129,30 @@ impl<B: Backend> Executor<B> {
         }
     }
 
-    fn layers(&mut self, batch: &Batch<'_>, stop: &Stop) -> Result<(), Error> {
-        let Self { backend, weights, pages, x, q, att, h, .. } = self;
+    fn layers(
+        &mut self,
+        pass: &Pass<'_>,
+        stop: &Stop,
+        scores: &mut Vec<Vec<f32>>,
+    ) -> Result<(), Error> {
+        let Self { backend, weights, pages, x, q, att, h, aux, .. } = self;
         let eps = self.norm_eps;
         let shape = self.plan.shape;
         // An op that was stopped is half done: nothing may follow it.
         let whole = |op: Result<(), Error>| op.and_then(|()| check(stop));
-        whole(backend.embed(&weights.embed, batch, x))?;
-        let wanted = batch.of_logit_rows();
-        let mut batch = batch;
-        for (l, layer) in weights.layers.iter().enumerate() {
-            whole(backend.norm_qkv_rope_append(layer, eps, batch, l, x, q, pages))?;
+        match pass.from.is_empty() {
+            true => whole(backend.embed(&weights.embed, &pass.batch, x))?,
+            false => {
+                let pairs: Vec<_> = pass.from.iter().copied().zip(0..).collect();
+                backend.copy_rows(aux, x, &pairs)?;
+            }
+        }
+        let wanted = pass.batch.of_logit_rows();
+        let mut batch = &pass.batch;
+        for l in pass.layers.clone() {
+            let layer = &weights.layers[l];
+            let in_segment = l - pass.layers.start;
+            whole(backend.norm_qkv_rope_append(layer, eps, batch, in_segment, x, q, pages))?;
             if l + 1 == weights.layers.len() && wanted.n_rows() < batch.n_rows() {
                 // All that later tokens need of the other rows is in the cache now.
                 if wanted.n_rows() == 0 {
@@ -128,10 +163,21 @@ impl<B: Backend> Executor<B> {
                 backend.begin(&wanted, shape)?;
                 batch = &wanted;
             }
-            whole(backend.attention(batch, l, self.windows[l], q, pages, att))?;
+            whole(backend.attention(batch, in_segment, self.windows[l], q, pages, att))?;
             whole(backend.linear_residual(&layer.o, batch, att, x))?;
             whole(backend.norm_gate_up_silu(layer, eps, batch, x, h))?;
             whole(backend.linear_residual(&layer.down, batch, h, x))?;
+        }
+        if !pass.to.is_empty() {
+            let (last, window) = (pass.layers.len() - 1, self.windows[pass.layers.end - 1]);
+            for &score in &pass.scores {
+                let mut of_slots = Vec::new();
+                let out = &mut of_slots;
+                whole(backend.token_score(batch, score, last, window, q, pages, out))?;
+                scores.push(of_slots);
+            }
+            let pairs: Vec<_> = (0..).zip(pass.to.iter().copied()).collect();
+            return backend.copy_rows(x, aux, &pairs);
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
@@ -146,18 +192,13 @@ fn check(stop: &Stop) -> Result<(), Error> {
 }
 
 impl<B: Backend> Execute for Executor<B> {
-    fn run(
-        &mut self,
-        batch: &Batch<'_>,
-        copies: &[(PageId, PageId)],
-        stop: &Stop,
-    ) -> Result<bool, Error> {
-        (self.n_logits, self.is_read) = (batch.logit_rows.len(), false);
+    fn run(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error> {
+        (self.n_logits, self.is_read) = (pass.batch.logit_rows.len(), false);
         self.n_runs += 1;
-        if !copies.is_empty() {
-            self.backend.copy_pages(&mut self.pages, copies)?;
+        if !pass.copies.is_empty() {
+            self.backend.copy_pages(&mut self.pages, &pass.copies)?;
         }
-        self.forward(batch, stop)
+        self.forward(pass, stop)
     }
 
     fn n_runs(&self) -> u64 {

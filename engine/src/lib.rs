@@ -39,6 +39,7 @@ mod log;
 mod memory;
 pub mod model;
 mod plan;
+pub mod policy;
 mod receipt;
 mod sampler;
 mod session;

@@ -26,6 +26,9 @@ pub struct ModelOptions {
     pub chunk: usize,
     /// Sessions that decode in one pass, and rows whose logits one pass can give.
     pub batch: usize,
+    /// Tokens that can wait at prune points, all sessions together: what sessions that prune need, one for
+    /// each token of theirs. Memory is committed as it is written.
+    pub aux_tokens: usize,
 }
 
 impl Default for ModelOptions {
@@ -37,6 +40,7 @@ impl Default for ModelOptions {
             kv_tokens: None,
             chunk: 512,
             batch: 16,
+            aux_tokens: 0,
         }
     }
 }
@@ -52,6 +56,10 @@ pub struct Plan {
     pub layout: PageLayout,
     /// Pages in the pool.
     pub n_pages: usize,
+    /// Pages of hidden states.
+    pub n_aux_pages: usize,
+    /// Bytes of a page of hidden states.
+    pub aux_page_bytes: usize,
     /// Rows a pass can hold.
     pub max_rows: usize,
     /// Prompt rows a pass takes.
@@ -110,6 +118,11 @@ impl Plan {
             .ok_or_else(too_large("the KV page pool"))?;
         let kv_bytes = n_pages.checked_mul(page_bytes).ok_or_else(too_large("the KV page pool"))?;
 
+        check_range("aux-tokens", options.aux_tokens, 0, 1 << 32)?;
+        let n_aux_pages = options.aux_tokens.div_ceil(options.page_len);
+        let aux_page_bytes = options.page_len * config.hidden_dim * size_of::<f32>();
+        n_aux_pages.checked_mul(aux_page_bytes).ok_or_else(too_large("the aux cache"))?;
+
         let max_rows = options.chunk.max(options.batch);
         let q_dim = config.n_q_heads * config.head_dim;
         // The residual stream, Q, the attention output, the MLP's hidden row, and the operand of a product,
@@ -125,6 +138,8 @@ impl Plan {
             n_layers: config.n_layers,
             layout,
             n_pages,
+            n_aux_pages,
+            aux_page_bytes,
             max_rows,
             chunk: options.chunk,
             batch: options.batch,
@@ -135,6 +150,11 @@ impl Plan {
             activation_bytes,
             logits_bytes,
         })
+    }
+
+    /// Rows of the store of hidden states that wait at prune points.
+    pub fn aux_rows(&self) -> usize {
+        self.n_aux_pages * self.layout.page_len
     }
 
     /// Fails where the CUDA kernels lack what the model or an option asks for.

@@ -17,4 +17,10 @@ pub struct Receipt {
     pub n_drawn: usize,
     /// (token, layer) pairs that were computed.
     pub token_layers: usize,
+    /// Tokens that wait at prune points.
+    pub n_waiting: usize,
+    /// Bytes of the pages of their hidden states.
+    pub aux_bytes: usize,
+    /// Times that an earlier call's token was taken up again at a prune point.
+    pub n_revived: usize,
 }

@@ -3,16 +3,18 @@
 //! A session is driven either alone ([`Session::prefill`], [`Session::decode`]) or together with others
 //! through [`Model::step`](crate::Model::step). A call that fails leaves it as it was.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use loris_loader::RopeScaling;
 
 use crate::backend::{Draw, Phase};
-use crate::cache::Segment;
+use crate::cache::{GIVEN_UP, LayeredCache};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::gate::Gate;
 use crate::memory;
+use crate::policy::Lazy;
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::step::{Progress, Work};
@@ -24,6 +26,8 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 pub struct SessionOptions {
     /// Tokens the session may hold; `None`: what the model was trained for.
     pub ctx_len: Option<usize>,
+    /// Where tokens are pruned; `None`: every token goes through every layer.
+    pub lazy: Option<Lazy>,
 }
 
 /// One sequence in a model's page pool.
@@ -33,8 +37,11 @@ pub struct Session {
     pub(crate) ctx_len: usize,
     /// Tokens in the cache, one a slot.
     pub(crate) tokens: Vec<u32>,
-    pub(crate) segment: Segment,
+    pub(crate) cache: LayeredCache,
+    pub(crate) lazy: Option<Lazy>,
     pub(crate) pending: Pending,
+    /// How far what is pending has come through the segments.
+    pub(crate) stage: Stage,
     /// Logits after the last token, if `logits_ready`.
     pub(crate) logits: Vec<f32>,
     pub(crate) logits_ready: bool,
@@ -72,6 +79,17 @@ impl Pending {
             Self::Token(_) => 1,
         }
     }
+}
+
+/// The segment that tokens are going through: the new ones through the first, then those that were chosen at
+/// each prune point through the next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Stage {
+    pub(crate) segment: usize,
+    /// Positions that are to go through a segment behind the first, ascending.
+    pub(crate) chosen: Vec<u32>,
+    /// How many of them have.
+    pub(crate) done: usize,
 }
 
 /// A token that the device drew after run `run` from row `idx` of its logits.
@@ -115,7 +133,6 @@ impl Canceller {
 /// A call that queues tokens and computes them. Dropped before it is done, it takes back what it did.
 struct Attempt<'s> {
     session: &'s mut Session,
-    len: usize,
     logits_ready: bool,
     is_done: bool,
 }
@@ -123,8 +140,8 @@ struct Attempt<'s> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         if !self.is_done {
+            self.session.roll_back();
             self.session.clear_pending();
-            self.session.cut(self.len);
             self.session.logits_ready = self.logits_ready; // logits change only where nothing can fail any more
             self.session.draw = None;
         }
@@ -147,11 +164,17 @@ impl Session {
                 format!("1 to {longest}, the model's context"),
             ));
         }
+        if let Some(lazy) = &options.lazy {
+            model.check_lazy(lazy)?;
+        }
+        let points = options.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
         Ok(Self {
             ctx_len,
             tokens: Vec::new(),
-            segment: Segment::new(plan.n_layers),
+            cache: LayeredCache::new(plan.n_layers, points),
+            lazy: options.lazy.clone(),
             pending: Pending::Nothing,
+            stage: Stage::default(),
             logits: memory::zeros(config.vocab_size, "a session's logits")?,
             logits_ready: false,
             draw: None,
@@ -196,8 +219,13 @@ impl Session {
 
     /// What the session has cost so far.
     pub fn receipt(&self) -> Receipt {
-        let n_pages = self.segment.page_table.len();
-        Receipt { kv_bytes: n_pages * self.model.plan().layout.bytes(), ..self.receipt }
+        let plan = self.model.plan();
+        Receipt {
+            kv_bytes: self.cache.n_pages() * plan.layout.bytes(),
+            aux_bytes: self.cache.aux.n_pages() * plan.aux_page_bytes,
+            n_waiting: self.cache.aux.len(),
+            ..self.receipt
+        }
     }
 
     /// A handle that stops this session's calls from any thread.
@@ -212,6 +240,7 @@ impl Session {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
         self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
+        self.cache.begin();
         Ok(())
     }
 
@@ -223,6 +252,7 @@ impl Session {
             return Err(Error::State { call: "push", reason });
         }
         self.pending = Pending::Token(token);
+        self.cache.begin();
         Ok(())
     }
 
@@ -230,7 +260,23 @@ impl Session {
     pub fn clear_pending(&mut self) -> usize {
         let n = self.pending.len();
         self.pending = Pending::Nothing;
+        self.stage = Stage::default();
+        self.cache.settle(&mut self.model.shared.pool());
         n
+    }
+
+    /// Takes back what has been computed of what is pending, which stays pending.
+    pub(crate) fn roll_back(&mut self) {
+        let shared = &*self.model.shared;
+        self.cache.rollback(shared.plan.layout.page_len, &mut shared.pool());
+        let n_new = match &mut self.pending {
+            Pending::Prompt { done, .. } => std::mem::take(done),
+            Pending::Token(_) => usize::from(self.stage.segment > 0),
+            Pending::Nothing => 0,
+        };
+        self.tokens.truncate(self.tokens.len() - n_new);
+        self.n_shareable = self.n_shareable.min(self.tokens.len());
+        self.stage = Stage::default();
     }
 
     /// Runs a prompt through the model; the logits of its last token are ready afterwards.
@@ -252,8 +298,8 @@ impl Session {
     /// Computes what was queued. After an error or a panic the session is what it was before, and what was
     /// queued is gone.
     fn attempt(&mut self, call: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
-        let (len, logits_ready) = (self.len(), self.logits_ready);
-        let mut attempt = Attempt { session: self, len, logits_ready, is_done: false };
+        let logits_ready = self.logits_ready;
+        let mut attempt = Attempt { session: self, logits_ready, is_done: false };
         call(attempt.session)?;
         attempt.is_done = true;
         Ok(())
@@ -332,6 +378,11 @@ impl Session {
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
+        if self.lazy.is_some() {
+            let reason =
+                "a session that prunes has no logits of pruned tokens; open one without lazy";
+            return Err(Error::State { call: "score", reason: reason.into() });
+        }
         self.feed(tokens)?;
         let model = self.model.clone();
         self.attempt(|session| model.score_one(session, visit))
@@ -343,17 +394,15 @@ impl Session {
             let reason = "tokens are queued; step or clear them first".into();
             return Err(Error::State { call: "fork", reason });
         }
-        self.model.shared.pool().pages.share(&self.segment.page_table);
+        let cache = self.cache.fork(&mut self.model.shared.pool());
         Ok(Session {
             model: self.model.clone(),
             ctx_len: self.ctx_len,
             tokens: self.tokens.clone(),
-            segment: Segment {
-                n_layers: self.segment.n_layers,
-                positions: self.segment.positions.clone(),
-                page_table: self.segment.page_table.clone(),
-            },
+            cache,
+            lazy: self.lazy.clone(),
             pending: Pending::Nothing,
+            stage: Stage::default(),
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
             draw: None,
@@ -377,7 +426,7 @@ impl Session {
 
     fn cut(&mut self, len: usize) {
         let shared = &*self.model.shared;
-        self.segment.truncate(len, shared.plan.layout.page_len, &mut shared.pool());
+        self.cache.forget(len, shared.plan.layout.page_len, &mut shared.pool());
         self.tokens.truncate(len);
         self.n_shareable = self.n_shareable.min(len);
     }
@@ -403,18 +452,18 @@ impl Session {
         let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return };
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
-        if !self.tokens.is_empty() || dynamic {
-            return; // dynamic scaling rotates a key by the length of the prompt it came with
+        // Dynamic scaling rotates a key by the length of the prompt it came with; a pruned session needs the
+        // hidden states behind the first segment too.
+        if !self.tokens.is_empty() || dynamic || self.lazy.is_some() {
+            return;
         }
         let page_len = shared.plan.layout.page_len;
         let mut pool = shared.pool();
         // The last token is always computed: its logits are wanted.
         let columns = pool.prefixes.find(&tokens[..tokens.len() - 1], page_len).concat();
         pool.pages.share(&columns);
-        let n_found = columns.len() / self.segment.n_layers * page_len;
-        self.segment.page_table = columns;
-        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        self.segment.positions.extend(0..n_found as u32);
+        let n_found = columns.len() / shared.plan.n_layers * page_len;
+        self.cache.adopt(columns, n_found);
         self.tokens.extend_from_slice(&tokens[..n_found]);
         self.n_shareable = n_found;
         self.receipt.n_shared += n_found;
@@ -423,22 +472,93 @@ impl Session {
 
     /// What a pass of `phase` would compute of this session, at most `max_rows`.
     pub(crate) fn work(&self, phase: Phase, max_rows: usize) -> Option<Work> {
-        let (tokens, is_last) = match (&self.pending, phase) {
-            (Pending::Prompt { tokens, done }, Phase::Prefill) => {
-                let n = (tokens.len() - done).min(max_rows);
-                (tokens[*done..done + n].to_vec(), done + n == tokens.len())
-            }
-            (Pending::Token(token), Phase::Decode) if max_rows > 0 => (vec![*token], true),
+        let Stage { segment, chosen, done } = &self.stage;
+        let new: &[u32] = match (&self.pending, phase) {
+            (Pending::Prompt { tokens, done }, Phase::Prefill) => &tokens[*done..],
+            (Pending::Token(token), Phase::Decode) => std::slice::from_ref(token),
             _ => return None,
         };
-        (!tokens.is_empty()).then_some(Work { tokens, is_last })
+        let n_left = if *segment == 0 { new.len() } else { chosen.len() - done };
+        let n = self.n_rows(n_left, max_rows)?;
+        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
+        let len = self.len() as u32;
+        let (tokens, positions) = match segment {
+            0 => (new[..n].to_vec(), (len..).take(n).collect()),
+            _ => {
+                let positions = chosen[*done..done + n].to_vec();
+                (positions.iter().map(|&p| self.tokens[p as usize]).collect(), positions)
+            }
+        };
+        let ends_stage = n == n_left;
+        let is_last = ends_stage && segment + 1 == self.cache.segments.len();
+        Some(Work { segment: *segment, tokens, positions, ends_stage, is_last })
     }
+
+    /// Of `n_left` rows of a stage, how many go together: at most `max_rows`, and never so many that the last
+    /// ones would be fewer than the rows that score.
+    fn n_rows(&self, n_left: usize, max_rows: usize) -> Option<usize> {
+        let n = n_left.min(max_rows);
+        let n_score = self.n_score_rows().min(n_left);
+        let n = match n_left - n {
+            0 if n < n_score => 0,
+            0 => n,
+            rest if rest < n_score => n_left - n_score,
+            _ => n,
+        };
+        (n > 0).then_some(n)
+    }
+
+    /// The last rows of a stage, which score.
+    pub(crate) fn n_score_rows(&self) -> usize {
+        let n_new = match &self.pending {
+            Pending::Prompt { tokens, .. } => tokens.len(),
+            _ => 1,
+        };
+        self.lazy.as_ref().map_or(1, |lazy| lazy.window.min(n_new))
+    }
+
+    /// The tokens that go through the next segment, once the last of this one has: those that wait in front of it and are
+    /// chosen. The new ones always are.
+    pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
+        let Stage { segment, .. } = self.stage;
+        let slots = &self.cache.segments[segment].positions;
+        let positions: Vec<Option<u32>> =
+            slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
+        let selected = match (&self.lazy, scores) {
+            (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
+            _ => positions.iter().flatten().copied().collect(),
+        };
+        let waits = |position: &u32| self.cache.depth(*position) == segment + 1;
+        let mut chosen: Vec<u32> = selected.into_iter().filter(waits).collect();
+        if let (Pending::Token(_), Some(lazy), Some(scores)) = (&self.pending, &self.lazy, scores) {
+            limit(&mut chosen, lazy.max_revived, &positions, scores);
+        }
+        chosen.sort_unstable();
+        self.stage = Stage { segment: segment + 1, chosen, done: 0 };
+    }
+}
+
+/// Leaves the last position, which is new, and of the others the `max` that score most.
+fn limit(chosen: &mut Vec<u32>, max: usize, positions: &[Option<u32>], scores: &[f32]) {
+    if chosen.len() <= max + 1 {
+        return;
+    }
+    let score_of: HashMap<u32, f32> = positions
+        .iter()
+        .zip(scores)
+        .filter_map(|(position, &score)| Some(((*position)?, score)))
+        .collect();
+    let score = |position: &u32| score_of.get(position).copied().unwrap_or_default();
+    let new = chosen.iter().copied().max();
+    chosen.retain(|&position| Some(position) != new);
+    chosen.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
+    chosen.truncate(max);
+    chosen.extend(new);
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        let shared = &*self.model.shared;
-        shared.pool().release(&self.segment.page_table, self.segment.n_layers);
+        self.cache.release(&mut self.model.shared.pool());
     }
 }
 

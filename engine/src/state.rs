@@ -50,6 +50,10 @@ impl Session {
             let reason = "tokens are queued; step or clear them first".into();
             return Err(Error::State { call: "save", reason });
         }
+        if self.lazy.is_some() {
+            let reason = "a session that prunes cannot be saved yet; fork it instead".into();
+            return Err(Error::State { call: "save", reason });
+        }
         let mut out = Summed { inner: out, sum: Xxh3::new() };
         self.write(&mut out).and_then(|()| {
             let sum = out.sum.digest();
@@ -96,13 +100,15 @@ impl Session {
             out.write_all(bytemuck::cast_slice(&self.logits)).map_err(io_error)?;
         }
         let layout = shared.plan.layout;
-        let n_columns = self.segment.page_table.len() / self.segment.n_layers;
+        let n_columns = self.cache.segments[0].page_table.len() / shared.plan.n_layers;
         let mut pages = buffer(n_columns, layout.bytes())?;
         for layer in 0..shared.plan.n_layers {
             let mut device = shared.device();
             for (i, page) in pages.chunks_exact_mut(layout.bytes()).enumerate() {
-                device
-                    .read_page(self.segment.page_table[i * self.segment.n_layers + layer], page)?;
+                device.read_page(
+                    self.cache.segments[0].page_table[i * shared.plan.n_layers + layer],
+                    page,
+                )?;
             }
             drop(device);
             for run in runs(&layout, self.len()) {
@@ -116,6 +122,10 @@ impl Session {
 impl Model {
     /// Opens a session from what [`Session::save`] wrote for the same weights and KV format.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
+        if options.lazy.is_some() {
+            let expected = "none: a restored session does not prune yet";
+            return Err(Error::option("lazy", "given", expected));
+        }
         let mut session = Session::new(self.clone(), options)?;
         let mut from = Summed { inner: from, sum: Xxh3::new() };
         let header = self.read_header(&mut from, &session)?;
@@ -194,7 +204,7 @@ impl Model {
     fn read_pages(&self, from: &mut Summed<&mut dyn Read>, session: &Session) -> Result<(), Error> {
         let plan = self.plan();
         let layout = plan.layout;
-        let n_columns = session.segment.page_table.len() / plan.n_layers;
+        let n_columns = session.cache.segments[0].page_table.len() / plan.n_layers;
         let mut pages = buffer(n_columns, layout.bytes())?;
         for layer in 0..plan.n_layers {
             for run in runs(&layout, session.len()) {
@@ -202,7 +212,10 @@ impl Model {
             }
             let mut device = self.shared.device();
             for (i, page) in pages.chunks_exact(layout.bytes()).enumerate() {
-                device.write_page(session.segment.page_table[i * plan.n_layers + layer], page)?;
+                device.write_page(
+                    session.cache.segments[0].page_table[i * plan.n_layers + layer],
+                    page,
+                )?;
             }
         }
         Ok(())
@@ -215,9 +228,9 @@ impl Session {
         let model = self.model.clone();
         let mut pool = model.shared.pool();
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        let positions = 0..tokens.len() as u32;
-        let growth = self.segment.grow(positions, model.plan().layout.page_len, &mut pool)?;
-        growth.commit(&mut self.segment, &mut pool);
+        let positions = (0..tokens.len() as u32).collect();
+        let taken = self.cache.take(0, positions, model.plan().layout.page_len, &mut pool)?;
+        self.cache.commit(taken, &mut pool);
         self.tokens = tokens;
         Ok(())
     }

@@ -4,13 +4,19 @@
 //! pass has one phase. Pages are taken before a pass and kept only if it succeeds, so a session that
 //! gets none is told so and stays as it was, and the others go on. A pass waits for its turn on the device;
 //! a session that is cancelled in the meantime ends it there.
+//!
+//! A session that prunes goes through its segments of layers one by one: a prompt by a chunk a step, all
+//! chunks through one segment before the next begins, so that its last rows score the same tokens whatever the
+//! chunk; a generated token through all of them in one step.
 
-use crate::backend::{Batch, Draw, Phase, Seq, Stop};
-use crate::cache::Growth;
+use std::ops::Range;
+
+use crate::backend::{Batch, Draw, Phase, Score, Seq, Stop};
+use crate::cache::Taken;
 use crate::engine::Model;
 use crate::error::Error;
-use crate::forward::Execute;
-use crate::session::{Drawn, Pending, Session};
+use crate::forward::{Execute, Pass};
+use crate::session::{Drawn, Pending, Session, Stage};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering::Relaxed;
 
@@ -33,7 +39,13 @@ pub enum Progress {
 /// Rows of one session in one pass.
 #[derive(Debug)]
 pub(crate) struct Work {
+    /// The layers: a segment of the session's.
+    pub(crate) segment: usize,
     pub(crate) tokens: Vec<u32>,
+    /// Ascending.
+    pub(crate) positions: Vec<u32>,
+    /// No row is left for this segment afterwards.
+    pub(crate) ends_stage: bool,
     /// The last row's logits are wanted.
     pub(crate) is_last: bool,
 }
@@ -45,7 +57,7 @@ struct Job<'s> {
     work: Work,
     /// The choice that the device is to make afterwards.
     draw: Option<Draw>,
-    growth: Option<Growth>,
+    taken: Option<Taken>,
 }
 
 impl Model {
@@ -59,30 +71,43 @@ impl Model {
                 Phase::Decode => self.plan().batch,
                 Phase::Prefill => self.plan().chunk,
             };
-            let mut waiting = sessions.iter_mut().zip(&mut results).peekable();
-            // Prompts share the rows of one chunk; decode rows go on until every session has had its own.
-            while waiting.peek().is_some() {
+            let mut is_served = vec![false; sessions.len()];
+            loop {
+                let mut layers = None;
                 let mut jobs = Vec::new();
                 let mut n_free = max_rows;
-                while let Some((session, result)) =
-                    waiting.next_if(|_| n_free > 0 && jobs.len() < self.plan().batch)
-                {
+                let parts = sessions.iter_mut().zip(&mut results).zip(&mut is_served);
+                for ((session, result), is_served) in parts {
+                    if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
+                        continue;
+                    }
+                    // One pass, one run of layers: where sessions differ, the others wait for the next.
+                    if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
+                        continue;
+                    }
                     match self.admit(session, phase, n_free) {
                         Ok(Some(job)) => {
+                            layers = Some(job.session.layers());
                             n_free -= job.work.tokens.len();
-                            jobs.push((job, result));
+                            jobs.push((job, result, is_served));
                         }
-                        Ok(None) => {}
-                        Err(e) => *result = Err(e),
+                        Ok(None) => *is_served = true,
+                        Err(e) => (*result, *is_served) = (Err(e), true),
                     }
                 }
+                if jobs.is_empty() {
+                    break;
+                }
                 self.pass(phase, jobs);
+                // Prompts share the rows of one chunk a step; decode goes on until every session has its row.
                 if phase == Phase::Prefill {
                     break;
                 }
             }
-            for (session, result) in waiting {
-                *result = Ok(session.progress());
+            for ((session, result), is_served) in sessions.iter().zip(&mut results).zip(is_served) {
+                if !is_served && session.has_work(phase) && result.is_ok() {
+                    *result = Ok(session.progress());
+                }
             }
         }
         results
@@ -109,40 +134,48 @@ impl Model {
         }
         let Some(work) = session.work(phase, max_rows) else { return Ok(None) };
         if session.cancel.swap(false, Relaxed) {
+            session.undo_token();
             return Err(Error::Cancelled);
         }
         Job::new(session, work).map(Some)
     }
 
     /// Runs the jobs of one phase and writes their results.
-    fn pass(&self, phase: Phase, mut jobs: Vec<(Job<'_>, &mut Result<Progress, Error>)>) {
-        if jobs.is_empty() {
-            return;
-        }
+    fn pass(&self, phase: Phase, mut jobs: Vec<Admitted<'_, '_>>) {
         if let Err(e) = self.run_jobs(phase, &mut jobs) {
-            for (job, result) in jobs {
+            for (mut job, result, is_served) in jobs {
                 let stopped = job.session.cancel.swap(false, Relaxed);
                 *result = job.session.outcome_of_failed_pass(&e, stopped);
+                *is_served = true;
+                job.give_back();
+                job.session.undo_token();
             }
         }
     }
 
-    fn run_jobs(
-        &self,
-        phase: Phase,
-        jobs: &mut [(Job<'_>, &mut Result<Progress, Error>)],
-    ) -> Result<(), Error> {
-        let stop = Stop::new(jobs.iter().map(|(job, _)| job.session.cancel.clone()));
+    fn run_jobs(&self, phase: Phase, jobs: &mut [Admitted<'_, '_>]) -> Result<(), Error> {
+        let stop = Stop::new(jobs.iter().map(|(job, ..)| job.session.cancel.clone()));
         let mut device = self.shared.device_unless(&stop).ok_or(Error::Cancelled)?;
-        let replayed = {
-            let (batch, copies) = batch(phase, jobs.iter().map(|(job, _)| job), false);
-            device.run(&batch, &copies, &stop)?
-        };
+        let done = device.run(&pass(phase, jobs.iter().map(|(job, ..)| job), false), &stop)?;
+        let mut scores = done.scores.into_iter();
         let mut n_logits = 0;
-        for (job, result) in jobs {
+        for (job, result, is_served) in jobs {
             let idx = job.work.is_last.then_some(n_logits);
             n_logits += usize::from(job.work.is_last);
-            **result = job.complete(&mut *device, phase, idx, replayed);
+            let scores = job.n_score_rows().and_then(|_| scores.next());
+            **result = job.complete(&mut *device, phase, idx, done.replayed);
+            match result {
+                Ok(_) if job.work.ends_stage && !job.work.is_last => {
+                    job.session.choose(scores.as_deref());
+                }
+                Ok(Progress::Ready) => **is_served = true,
+                Ok(_) => {}
+                Err(_) => {
+                    **is_served = true;
+                    job.give_back();
+                    job.session.undo_token();
+                }
+            }
         }
         Ok(())
     }
@@ -174,8 +207,7 @@ impl Model {
     fn logits_of_all_rows(&self, job: &Job<'_>) -> Result<Vec<f32>, Error> {
         let stop = Stop::new(std::iter::once(job.session.cancel.clone()));
         let outcome = self.shared.device_unless(&stop).ok_or(Error::Cancelled).and_then(|mut d| {
-            let (batch, copies) = batch(Phase::Prefill, std::iter::once(job), true);
-            d.run(&batch, &copies, &stop).map(|_| d)
+            d.run(&pass(Phase::Prefill, std::iter::once(job), true), &stop).map(|_| d)
         });
         let mut device = outcome.inspect_err(|_| job.session.cancel.store(false, Relaxed))?;
         let (start, vocab_size) = (job.session.len(), job.session.logits.len());
@@ -187,43 +219,46 @@ impl Model {
     }
 }
 
-/// The batch of a pass, and the pages to copy first.
-fn batch<'a>(
-    phase: Phase,
-    jobs: impl Iterator<Item = &'a Job<'a>>,
-    all_logits: bool,
-) -> (Batch<'a>, Vec<(u32, u32)>) {
-    let mut copies = Vec::new();
-    let mut batch = Batch {
+/// The pass of some jobs, which go through the same layers.
+fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: bool) -> Pass<'a> {
+    let batch = Batch {
         phase,
         tokens: Vec::new(),
         positions: Vec::new(),
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    for Job { session, work, growth, .. } in jobs {
-        let Some(growth) = growth else { continue };
+    let (copies, from, to, scores) = Default::default();
+    let mut pass = Pass { batch, copies, layers: 0..0, from, to, scores };
+    for job in jobs {
+        let Job { session, work, taken: Some(taken), .. } = job else { continue };
+        let segment = &session.cache.segments[work.segment];
+        let batch = &mut pass.batch;
         let rows = batch.tokens.len()..batch.tokens.len() + work.tokens.len();
-        let kv_start = session.len();
         batch.tokens.extend_from_slice(&work.tokens);
-        batch.positions.extend_from_slice(&session.segment.positions[kv_start..]);
+        batch.positions.extend_from_slice(&work.positions);
         match (all_logits, work.is_last) {
             (true, _) => batch.logit_rows.extend(rows.clone()),
             (false, true) => batch.logit_rows.push(rows.end - 1),
             (false, false) => {}
         }
+        let scores = job.n_score_rows().map(|n_rows| Score { seq_idx: batch.seqs.len(), n_rows });
+        pass.scores.extend(scores);
         batch.seqs.push(Seq {
             rows,
-            kv_start,
-            slot_positions: &session.segment.positions,
-            page_table: &growth.page_table,
-            n_layers: session.segment.n_layers,
+            kv_start: segment.len() - work.tokens.len(),
+            slot_positions: &segment.positions,
+            page_table: &taken.growth.page_table,
+            n_layers: segment.n_layers,
             inv_freq: &session.rope.inv_freq,
             rope_scale: session.rope.scale,
         });
-        copies.extend_from_slice(&growth.copies);
+        pass.layers = segment.layers();
+        pass.copies.extend_from_slice(&taken.growth.copies);
+        pass.from.extend_from_slice(&taken.from);
+        pass.to.extend_from_slice(&taken.to);
     }
-    (batch, copies)
+    pass
 }
 
 impl<'s> Job<'s> {
@@ -231,13 +266,35 @@ impl<'s> Job<'s> {
     fn new(session: &'s mut Session, work: Work) -> Result<Self, Error> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
         let shared = &*session.model.shared;
-        let (len, n) = (session.tokens.len(), work.tokens.len());
-        #[allow(clippy::cast_possible_truncation)] // both are bounded by the context length
-        let positions = len as u32..(len + n) as u32;
         let page_len = shared.plan.layout.page_len;
-        let growth = session.segment.grow(positions, page_len, &mut shared.pool())?;
-        let draw = session.draw.take();
-        Ok(Self { session, work, draw, growth: Some(growth) })
+        let positions = work.positions.clone();
+        let taken = session.cache.take(work.segment, positions, page_len, &mut shared.pool());
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(e) => {
+                session.undo_token();
+                return Err(e);
+            }
+        };
+        let draw = if work.is_last { session.draw.take() } else { None };
+        Ok(Self { session, work, draw, taken: Some(taken) })
+    }
+
+    /// How many of the last rows score the slots, if any do.
+    fn n_score_rows(&self) -> Option<usize> {
+        let Self { session, work, .. } = self;
+        let lazy = session.lazy.as_ref()?;
+        let len = session.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
+        let scores = work.ends_stage && !work.is_last && lazy.prunes(len);
+        scores.then(|| session.n_score_rows().min(work.tokens.len()))
+    }
+
+    /// What was taken goes back, unless the rows were committed.
+    fn give_back(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            let Session { cache, model, .. } = &mut *self.session;
+            cache.undo(taken, &mut model.shared.pool());
+        }
     }
 
     /// The pass succeeded. Its rows become part of the session if the last one's logits, `idx` of the
@@ -270,48 +327,93 @@ impl<'s> Job<'s> {
 
     /// The rows and pages are the session's from here on.
     fn commit(&mut self, phase: Phase, logits_ready: bool) -> Progress {
-        let Self { session, work, growth, .. } = self;
+        let Self { session, work, taken, .. } = self;
         let session = &mut **session;
-        let shared = &*session.model.shared;
+        let model = session.model.clone();
+        let shared = &*model.shared;
         let mut pool = shared.pool();
-        if let Some(growth) = growth.take() {
-            growth.commit(&mut session.segment, &mut pool);
+        if let Some(taken) = taken.take() {
+            session.cache.commit(taken, &mut pool);
         }
         let n = work.tokens.len();
-        if phase == Phase::Prefill && session.n_shareable == session.tokens.len() {
-            session.n_shareable += n;
+        session.receipt.token_layers += n * session.cache.layers(work.segment).len();
+        if work.segment == 0 {
+            session.take_in(phase, &work.tokens);
+        } else {
+            session.stage.done += n;
+            let n_new = session.n_new();
+            let is_old = |&&p: &&u32| (p as usize) < session.tokens.len() - n_new;
+            session.receipt.n_revived += work.positions.iter().filter(is_old).count();
         }
-        session.tokens.append(&mut work.tokens);
-        session.receipt.token_layers += n * shared.plan.n_layers;
         session.logits_ready = logits_ready;
-        match &mut session.pending {
-            Pending::Prompt { tokens, done } => {
-                session.receipt.n_prefilled += n;
-                *done += n;
-                if *done < tokens.len() {
-                    return Progress::Pending { done: *done, total: tokens.len() };
-                }
-            }
-            Pending::Nothing | Pending::Token(_) => session.receipt.n_decoded += n,
+        if !(work.ends_stage && work.segment + 1 == session.cache.segments.len()) {
+            return session.progress();
         }
         session.pending = Pending::Nothing;
-        let (page_len, n_layers) = (shared.plan.layout.page_len, session.segment.n_layers);
-        let shareable = &session.tokens[..session.n_shareable];
-        pool.prefixes.enter(shareable, page_len, &session.segment.page_table, n_layers);
+        session.stage = Stage::default();
+        session.cache.settle(&mut pool);
+        if session.lazy.is_none() {
+            let (page_len, segment) = (shared.plan.layout.page_len, &session.cache.segments[0]);
+            let shareable = &session.tokens[..session.n_shareable];
+            pool.prefixes.enter(shareable, page_len, &segment.page_table, segment.n_layers);
+        }
         Progress::Ready
     }
 }
 
+/// A part in a pass, where its outcome goes, and whether the session has had what it gets of this step.
+type Admitted<'s, 'r> = (Job<'s>, &'r mut Result<Progress, Error>, &'r mut bool);
+
 impl Drop for Job<'_> {
     fn drop(&mut self) {
-        if let Some(growth) = self.growth.take() {
-            let Session { segment, model, .. } = &mut *self.session;
-            growth.undo(segment, self.work.tokens.len(), &mut model.shared.pool());
-        }
+        self.give_back();
     }
 }
 
 impl Session {
+    /// New tokens have gone through the first segment.
+    fn take_in(&mut self, phase: Phase, new: &[u32]) {
+        if phase == Phase::Prefill && self.n_shareable == self.tokens.len() {
+            self.n_shareable += new.len();
+        }
+        self.tokens.extend_from_slice(new);
+        match &mut self.pending {
+            Pending::Prompt { done, .. } => {
+                *done += new.len();
+                self.receipt.n_prefilled += new.len();
+            }
+            Pending::Nothing | Pending::Token(_) => self.receipt.n_decoded += new.len(),
+        }
+    }
+
+    /// Of the session's tokens, how many are what is pending.
+    fn n_new(&self) -> usize {
+        match &self.pending {
+            Pending::Prompt { done, .. } => *done,
+            _ => 1,
+        }
+    }
+
+    /// The layers that come next.
+    fn layers(&self) -> Range<usize> {
+        self.cache.layers(self.stage.segment)
+    }
+
+    fn has_work(&self, phase: Phase) -> bool {
+        match &self.pending {
+            Pending::Nothing => false,
+            Pending::Prompt { .. } => phase == Phase::Prefill,
+            Pending::Token(_) => phase == Phase::Decode,
+        }
+    }
+
+    /// A generated token goes through all segments or through none.
+    fn undo_token(&mut self) {
+        if matches!(self.pending, Pending::Token(_)) && self.stage != Stage::default() {
+            self.roll_back();
+        }
+    }
+
     /// A pass with this session in it failed: why, and whether it was this one that was cancelled.
     fn outcome_of_failed_pass(&self, e: &Error, stopped: bool) -> Result<Progress, Error> {
         match (e, stopped) {
@@ -330,9 +432,21 @@ impl Session {
         match &self.pending {
             Pending::Nothing => Progress::Idle,
             Pending::Prompt { tokens, done } => {
-                Progress::Pending { done: *done, total: tokens.len() }
+                Progress::Pending { done: self.tokens_worth(*done), total: tokens.len() }
             }
             Pending::Token(_) => Progress::Pending { done: 0, total: 1 },
         }
+    }
+
+    /// What has been computed of a prompt of which `n` tokens are through the first segment, as the number of
+    /// tokens that would take as long through all layers.
+    fn tokens_worth(&self, n: usize) -> usize {
+        let Stage { segment, chosen, done } = &self.stage;
+        if *segment == 0 {
+            return n * self.cache.layers(0).len() / self.model.plan().n_layers;
+        }
+        let layers = self.cache.layers(*segment);
+        let through = layers.start + layers.len() * done / chosen.len().max(1);
+        n * through / self.model.plan().n_layers
     }
 }

@@ -197,6 +197,15 @@ impl Stop {
     }
 }
 
+/// Which rows score the slots of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Score {
+    /// The sequence.
+    pub seq_idx: usize,
+    /// How many of its last rows.
+    pub n_rows: usize,
+}
+
 /// A device and the ops that run on it.
 ///
 /// Sizes are checked by the `Plan` before a batch is built; an implementation may
@@ -322,6 +331,29 @@ pub trait Backend: Send + 'static {
     ) -> Result<Option<u32>, Error> {
         Ok(None)
     }
+
+    /// How much the last rows of a sequence look at each of its slots, the new ones included: the mean over these rows and
+    /// all query heads of the attention probability; 0 for a slot that no row sees. `q` is what
+    /// [`norm_qkv_rope_append`](Self::norm_qkv_rope_append) left in this layer. The scores come to the host.
+    #[allow(clippy::too_many_arguments)]
+    fn token_score(
+        &mut self,
+        batch: &Batch<'_>,
+        score: Score,
+        layer: usize,
+        window: Option<usize>,
+        q: &Self::Rows,
+        pages: &Self::Pages,
+        scores: &mut Vec<f32>,
+    ) -> Result<(), Error>;
+
+    /// `to[pair.1] = from[pair.0]` for every pair of rows.
+    fn copy_rows(
+        &mut self,
+        from: &Self::Rows,
+        to: &mut Self::Rows,
+        pairs: &[(u32, u32)],
+    ) -> Result<(), Error>;
 
     /// Moves rows `keep`, ascending, to the front; what stands behind them has no meaning.
     fn gather_rows(&mut self, rows: &mut Self::Rows, keep: &[usize]) -> Result<(), Error>;

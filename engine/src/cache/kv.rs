@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::aux::AuxPool;
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
@@ -17,12 +18,15 @@ pub struct Pool {
     pub pages: PagePool,
     /// Full pages by the tokens that lead to them.
     pub prefixes: PrefixIndex,
+    /// Hidden states that wait at prune points.
+    pub aux: AuxPool,
 }
 
 impl Pool {
-    /// A pool of `n_pages` free pages.
-    pub fn new(n_pages: usize) -> Result<Self, Error> {
-        Ok(Self { pages: PagePool::new(n_pages)?, prefixes: PrefixIndex::default() })
+    /// A pool of `n_pages` free KV pages, and as many of hidden states as `n_aux_pages`, each of `page_len` tokens.
+    pub fn new(n_pages: usize, n_aux_pages: usize, page_len: usize) -> Result<Self, Error> {
+        let aux = AuxPool { pages: PagePool::new(n_aux_pages)?, page_len };
+        Ok(Self { pages: PagePool::new(n_pages)?, prefixes: PrefixIndex::default(), aux })
     }
 
     /// Takes a holder off each page of a table of `n_layers` pages a column.
@@ -36,15 +40,20 @@ impl Pool {
 }
 
 /// The tokens that a run of layers holds, and the pages that hold them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Segment {
+    /// The first of its layers.
+    pub first_layer: usize,
     /// Layers in the segment.
     pub n_layers: usize,
-    /// Absolute position of each slot.
+    /// Absolute position of each slot; [`GIVEN_UP`] for one whose token was forgotten.
     pub positions: Vec<u32>,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for every `page_len` slots.
     pub page_table: Vec<PageId>,
 }
+
+/// Position of a slot that holds no token any more: later than any row, so that nobody sees it.
+pub const GIVEN_UP: u32 = u32::MAX;
 
 /// Pages taken for slots that a step is about to write.
 #[derive(Debug)]
@@ -57,9 +66,14 @@ pub struct Growth {
 }
 
 impl Segment {
-    /// An empty segment of `n_layers`.
-    pub fn new(n_layers: usize) -> Self {
-        Self { n_layers, ..Self::default() }
+    /// An empty segment of some layers.
+    pub fn new(layers: Range<usize>) -> Self {
+        Self { first_layer: layers.start, n_layers: layers.len(), ..Self::default() }
+    }
+
+    /// Its layers.
+    pub fn layers(&self) -> Range<usize> {
+        self.first_layer..self.first_layer + self.n_layers
     }
 
     /// Slots in use.
@@ -80,10 +94,10 @@ impl Segment {
         (fresh + copied) * self.n_layers
     }
 
-    /// Takes the pages that `positions` more slots need, all or none, and adds the positions.
+    /// Takes the pages that slots for `positions` need, all or none, and adds the positions.
     pub fn grow(
         &mut self,
-        positions: Range<u32>,
+        positions: &[u32],
         page_len: usize,
         pool: &mut Pool,
     ) -> Result<Growth, Error> {
@@ -105,17 +119,29 @@ impl Segment {
             }
         }
         page_table.extend_from_slice(fresh);
-        self.positions.extend(positions);
+        self.positions.extend_from_slice(positions);
         Ok(Growth { page_table, copies, taken })
     }
 
-    /// Forgets the slots from `len` on and gives back the pages that only they needed.
-    pub fn truncate(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
-        if len >= self.len() {
+    /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
+    /// slot between others stays where it is, without a token.
+    pub fn forget(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
+        for position in &mut self.positions {
+            if *position as usize >= len {
+                *position = GIVEN_UP;
+            }
+        }
+        let last = self.positions.iter().rposition(|&position| position != GIVEN_UP);
+        self.truncate(last.map_or(0, |last| last + 1), page_len, pool);
+    }
+
+    /// Gives up the slots from `n_slots` on, and the pages that only they needed.
+    pub fn truncate(&mut self, n_slots: usize, page_len: usize, pool: &mut Pool) {
+        if n_slots >= self.len() {
             return;
         }
-        self.positions.truncate(len);
-        let n_kept = len.div_ceil(page_len) * self.n_layers;
+        self.positions.truncate(n_slots);
+        let n_kept = n_slots.div_ceil(page_len) * self.n_layers;
         pool.release(&self.page_table[n_kept..], self.n_layers);
         self.page_table.truncate(n_kept);
     }

@@ -1,10 +1,14 @@
 //! The KV cache: pages, their accounting, and the token lists that sessions keep over them.
 
+pub mod aux;
 pub mod format;
 pub mod kv;
+pub mod layered;
 pub mod pages;
 pub mod prefix;
 
+pub use aux::{Aux, AuxPool, AuxRow};
 pub use format::{KvFormat, PageLayout, Side};
-pub use kv::{Growth, Pool, Segment};
+pub use kv::{GIVEN_UP, Growth, Pool, Segment};
+pub use layered::{LayeredCache, Taken};
 pub use pages::{PageId, PagePool};

@@ -73,7 +73,7 @@ fn options(params: &loris_session_params) -> Result<SessionOptions, Failure> {
         0 => None,
         n => Some(as_usize("ctx_len", n)?),
     };
-    Ok(SessionOptions { ctx_len })
+    Ok(SessionOptions { ctx_len, ..SessionOptions::default() })
 }
 
 /// A session's handle, greedy to begin with.

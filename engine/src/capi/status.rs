@@ -58,7 +58,7 @@ impl From<Error> for Failure {
             Error::OutOfMemory { .. } => LORIS_E_OOM_HOST,
             Error::OutOfDeviceMemory { .. } => LORIS_E_OOM_DEVICE,
             Error::CtxFull { .. } => LORIS_CTX_FULL,
-            Error::KvFull { .. } => LORIS_KV_FULL,
+            Error::KvFull { .. } | Error::AuxFull { .. } => LORIS_KV_FULL,
             Error::Cancelled => LORIS_CANCELLED,
             Error::NonFinite { .. } => LORIS_E_NUMERIC,
             Error::State { .. } => LORIS_E_STATE,

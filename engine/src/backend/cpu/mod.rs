@@ -34,7 +34,7 @@ mod team;
 
 use loris_loader::TensorView;
 
-use self::attention::{Attention, Merge, Work};
+use self::attention::{Attention, Merge, Part, TokenScore, Work};
 use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
 use self::heads::Heads;
 use self::matrix::Format;
@@ -43,9 +43,10 @@ use self::norm::{Norm, Rotation};
 use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Stop};
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
+use crate::memory;
 use crate::model::synthetic;
 
 pub use self::matrix::{CpuMatrix, CpuVector};
@@ -104,6 +105,8 @@ pub struct CpuBackend {
     qkv: Buf<f32>,
     /// Partial results of attention.
     partial: Buf<f32>,
+    /// Of token scores.
+    exponents: Buf<f32>,
 }
 
 impl CpuBackend {
@@ -127,6 +130,7 @@ impl CpuBackend {
             places: Vec::new(),
             qkv: Buf::empty(),
             partial: Buf::empty(),
+            exponents: Buf::empty(),
         })
     }
 
@@ -391,6 +395,64 @@ impl Backend for CpuBackend {
         };
         let sink = Store { weights: &[head], y: logits.shared() };
         self.runner.linear(self.isa.f32(), input, &sink)
+    }
+
+    fn token_score(
+        &mut self,
+        batch: &Batch<'_>,
+        score: Score,
+        layer: usize,
+        window: Option<usize>,
+        q: &CpuRows,
+        pages: &CpuPages,
+        scores: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        let shape = self.shape()?;
+        let kv_len = batch.seqs[score.seq_idx].kv_len();
+        assert!(score.n_rows <= batch.seqs[score.seq_idx].rows.len(), "rows that score");
+        q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
+        let n_pairs = score.n_rows * shape.n_q_heads;
+        *scores = memory::zeros(kv_len, "token scores")?;
+        let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
+        self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
+        let exponents = Shared(self.exponents.as_mut_ptr());
+        let (q, sums) = (q.shared(), Shared(sums.as_mut_ptr()));
+        let scores = Shared(scores.as_mut_ptr());
+        for part in [Part::Exponents, Part::Sums, Part::Means] {
+            let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
+            let tasks = &self.runner.unordered(n_tasks);
+            self.runner.region(self.isa.f32(), |thread_idx, _| TokenScore {
+                part,
+                batch,
+                score,
+                shape,
+                layer,
+                window,
+                q,
+                pages,
+                exponents,
+                sums,
+                scores,
+                tasks,
+                thread_idx,
+            });
+        }
+        Ok(())
+    }
+
+    fn copy_rows(
+        &mut self,
+        from: &CpuRows,
+        to: &mut CpuRows,
+        pairs: &[(u32, u32)],
+    ) -> Result<(), Error> {
+        let width = from.width;
+        assert!(to.width == width, "rows of {} and of {width}", to.width);
+        for &(from_row, to_row) in pairs {
+            let (from_row, to_row) = (from_row as usize * width, to_row as usize * width);
+            to.data[to_row..to_row + width].copy_from_slice(&from.data[from_row..from_row + width]);
+        }
+        Ok(())
     }
 
     fn gather_rows(&mut self, rows: &mut CpuRows, keep: &[usize]) -> Result<(), Error> {

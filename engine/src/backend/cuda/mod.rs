@@ -36,7 +36,7 @@ use loris_loader::TensorView;
 use self::batch::Arrays;
 use self::passes::{Form, Recorder};
 use self::sample::Chooser;
-use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse};
+use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 
@@ -391,6 +391,28 @@ impl Backend for CudaBackend {
         self.chooser.choose(&self.device, logits.f32()?, row, draw)
     }
 
+    fn token_score(
+        &mut self,
+        _batch: &Batch<'_>,
+        _score: Score,
+        _layer: usize,
+        _window: Option<usize>,
+        _q: &CudaRows,
+        _pages: &KvPages,
+        _scores: &mut Vec<f32>,
+    ) -> Result<(), Error> {
+        Err(no_pruning())
+    }
+
+    fn copy_rows(
+        &mut self,
+        _from: &CudaRows,
+        _to: &mut CudaRows,
+        _pairs: &[(u32, u32)],
+    ) -> Result<(), Error> {
+        Err(no_pruning())
+    }
+
     fn gather_rows(&mut self, rows: &mut CudaRows, keep: &[usize]) -> Result<(), Error> {
         match &mut rows.0 {
             Data::F32(rows) => gather(&self.device, rows, keep, &mut self.gathered.0),
@@ -426,6 +448,12 @@ impl Backend for CudaBackend {
         let first = page as usize * pages.page_bytes();
         Ok(pages.data.upload(&self.device, first, bytes)?)
     }
+}
+
+/// What sessions are refused with before it comes to this.
+fn no_pruning() -> Error {
+    let what = "option --lazy".into();
+    Error::Unsupported { device: "cuda", what, found: "given".into(), expected: "none" }
 }
 
 /// Moves rows to the front by way of other rows: a kernel that read and wrote the same ones would race.

@@ -80,7 +80,8 @@ fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
 
 /// Seconds from a prompt to the logits of its last token.
 fn prefill(model: &Model, tokens: &[u32]) -> Result<f64, Failure> {
-    let mut session = model.session(&SessionOptions { ctx_len: Some(tokens.len()) })?;
+    let mut session = model
+        .session(&SessionOptions { ctx_len: Some(tokens.len()), ..SessionOptions::default() })?;
     let _guard = Guard::new(&session);
     let started = Instant::now();
     session.prefill(tokens)?;
@@ -89,7 +90,8 @@ fn prefill(model: &Model, tokens: &[u32]) -> Result<f64, Failure> {
 
 /// Seconds of each of `n` tokens after a prompt.
 fn decode(model: &Model, ids: &mut Ids, ctx: usize, n: usize) -> Result<Vec<f64>, Failure> {
-    let mut session = model.session(&SessionOptions { ctx_len: Some(ctx + n) })?;
+    let mut session =
+        model.session(&SessionOptions { ctx_len: Some(ctx + n), ..SessionOptions::default() })?;
     let _guard = Guard::new(&session);
     session.prefill(&ids.take(ctx))?;
     let mut steps = Vec::with_capacity(n);

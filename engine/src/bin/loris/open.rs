@@ -85,7 +85,10 @@ pub(crate) fn check_dir(dir: &Path) -> Result<(), Failure> {
 pub(crate) fn session_options(model: &Model, ctx: Option<usize>) -> SessionOptions {
     let plan = model.plan();
     let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
-    SessionOptions { ctx_len: Some(ctx.unwrap_or(plan.ctx_len.min(pool))) }
+    SessionOptions {
+        ctx_len: Some(ctx.unwrap_or(plan.ctx_len.min(pool))),
+        ..SessionOptions::default()
+    }
 }
 
 /// The tokenizer, which a folder may lack and text needs.

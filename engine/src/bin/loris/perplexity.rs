@@ -79,7 +79,8 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
 
 /// Mean negative log likelihood of a window's tokens after the first.
 fn score(model: &Model, window: &[u32], progress: &mut dyn FnMut()) -> Result<f64, Failure> {
-    let mut session = model.session(&SessionOptions { ctx_len: Some(window.len()) })?;
+    let mut session = model
+        .session(&SessionOptions { ctx_len: Some(window.len()), ..SessionOptions::default() })?;
     let _guard = Guard::new(&session);
     let mut total = 0.0;
     session.score(window, &mut |idx, logits| {

@@ -14,11 +14,13 @@
 //! exact: the maximum stays, the weights are 0, the scale is 1. Slots that are not in use are not read.
 
 mod flash;
+mod score;
 mod work;
 
 use super::micro::ROW_STRIDE;
 
 pub(super) use self::flash::{Attention, scratch_len};
+pub(super) use self::score::{Part, TokenScore};
 pub(super) use self::work::{Merge, Work};
 
 /// Slots of a tile.

@@ -1,0 +1,205 @@
+//! What a session holds in all segments of the layers: KV where a token has gone through, its hidden state
+//! where it waits.
+//!
+//! A token goes through the segments in order, each at most once, so one number says all about it: how many
+//! it has gone through. Its hidden state waits behind the last of them, unless that was the end.
+//! Everything that a call changes is undone by [`LayeredCache::rollback`] or made final by
+//! [`LayeredCache::settle`]; until then the hidden states that earlier calls left are kept.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::aux::{Aux, AuxRow};
+use super::kv::{Growth, Pool, Segment};
+use super::pages::PageId;
+use crate::error::Error;
+
+/// Segments and hidden states of one session.
+#[derive(Debug)]
+pub struct LayeredCache {
+    /// First to last layer; one segment where nothing is pruned.
+    pub segments: Vec<Segment>,
+    /// Hidden states of the tokens that wait between two segments.
+    pub aux: Aux,
+    /// Segments that the token at each position has gone through.
+    depth: Vec<u8>,
+    since: Option<Checkpoint>,
+}
+
+/// What to go back to.
+#[derive(Debug)]
+struct Checkpoint {
+    len: usize,
+    n_slots: Vec<usize>,
+    /// Earlier tokens that have moved on since: how deep they were, and where they waited.
+    moved: BTreeMap<u32, (u8, AuxRow)>,
+}
+
+/// Pages and rows taken for tokens that are about to go through a segment.
+#[derive(Debug)]
+pub struct Taken {
+    /// The segment.
+    pub segment: usize,
+    /// KV pages.
+    pub growth: Growth,
+    /// Rows that the tokens' hidden states are in; none in front of the first segment.
+    pub from: Vec<AuxRow>,
+    /// Rows for what comes out; none behind the last segment.
+    pub to: Vec<AuxRow>,
+    positions: Vec<u32>,
+}
+
+impl LayeredCache {
+    /// Empty segments between `points`, which rise and lie inside `0..n_layers`.
+    pub fn new(n_layers: usize, points: impl Iterator<Item = usize>) -> Self {
+        let mut bounds = vec![0];
+        bounds.extend(points.chain([n_layers]));
+        let segments = bounds.windows(2).map(|pair| Segment::new(pair[0]..pair[1])).collect();
+        Self { segments, aux: Aux::default(), depth: Vec::new(), since: None }
+    }
+
+    /// Segments that a token has gone through.
+    pub fn depth(&self, position: u32) -> usize {
+        self.depth.get(position as usize).map_or(0, |&depth| depth.into())
+    }
+
+    /// KV pages held.
+    pub fn n_pages(&self) -> usize {
+        self.segments.iter().map(|segment| segment.page_table.len()).sum()
+    }
+
+    /// A call begins that can be undone.
+    pub fn begin(&mut self) {
+        let n_slots = self.segments.iter().map(Segment::len).collect();
+        let len = self.depth.len();
+        self.since = Some(Checkpoint { len, n_slots, moved: BTreeMap::new() });
+    }
+
+    /// The call is done: nothing can be undone any more.
+    pub fn settle(&mut self, pool: &mut Pool) {
+        if let Some(since) = self.since.take() {
+            let rows: Vec<AuxRow> = since.moved.into_values().map(|(_, row)| row).collect();
+            self.aux.give(&rows, &mut pool.aux);
+        }
+    }
+
+    /// Makes undone what was committed since [`begin`](Self::begin), which can then be tried again.
+    pub fn rollback(&mut self, page_len: usize, pool: &mut Pool) {
+        let Some(since) = self.since.take() else { return };
+        for (position, (depth, row)) in since.moved {
+            if let Some(now) = self.aux.put(position, row) {
+                self.aux.give(&[now], &mut pool.aux);
+            }
+            self.depth[position as usize] = depth;
+        }
+        for (segment, n_slots) in self.segments.iter_mut().zip(since.n_slots) {
+            segment.truncate(n_slots, page_len, pool);
+        }
+        self.forget(since.len, page_len, pool);
+        self.begin();
+    }
+
+    /// Takes what the tokens at `positions` need to go through a segment, all or nothing.
+    pub fn take(
+        &mut self,
+        segment: usize,
+        positions: Vec<u32>,
+        page_len: usize,
+        pool: &mut Pool,
+    ) -> Result<Taken, Error> {
+        let is_last = segment + 1 == self.segments.len();
+        let n_rows = if is_last { 0 } else { positions.len() };
+        let from = positions.iter().filter_map(|&p| self.aux.row_of(p)).collect();
+        let to = self.aux.take(n_rows, &mut pool.aux)?;
+        match self.segments[segment].grow(&positions, page_len, pool) {
+            Ok(growth) => Ok(Taken { segment, growth, from, to, positions }),
+            Err(e) => {
+                self.aux.give(&to, &mut pool.aux);
+                Err(e)
+            }
+        }
+    }
+
+    /// The tokens have gone through.
+    pub fn commit(&mut self, taken: Taken, pool: &mut Pool) {
+        let Taken { segment, growth, to, positions, .. } = taken;
+        growth.commit(&mut self.segments[segment], pool);
+        for (i, position) in positions.into_iter().enumerate() {
+            let was = match to.get(i) {
+                Some(&row) => self.aux.put(position, row),
+                None => self.aux.remove(position),
+            };
+            let depth = self.depth.get(position as usize).copied().unwrap_or_default();
+            if let Some(row) = was {
+                match &mut self.since {
+                    Some(since)
+                        if (position as usize) < since.len
+                            && !since.moved.contains_key(&position) =>
+                    {
+                        since.moved.insert(position, (depth, row));
+                    }
+                    _ => self.aux.give(&[row], &mut pool.aux),
+                }
+            }
+            debug_assert_eq!(usize::from(depth), segment, "token {position} skips a segment");
+            #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
+            match self.depth.get_mut(position as usize) {
+                Some(depth) => *depth = segment as u8 + 1,
+                None => self.depth.push(segment as u8 + 1),
+            }
+        }
+    }
+
+    /// The tokens have not gone through.
+    pub fn undo(&mut self, taken: Taken, pool: &mut Pool) {
+        let Taken { segment, growth, to, positions, .. } = taken;
+        growth.undo(&mut self.segments[segment], positions.len(), pool);
+        self.aux.give(&to, &mut pool.aux);
+    }
+
+    /// Takes over pages that hold the first tokens of a sequence in the only segment.
+    pub fn adopt(&mut self, columns: Vec<PageId>, n_tokens: usize) {
+        let segment = &mut self.segments[0];
+        segment.page_table = columns;
+        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
+        segment.positions.extend(0..n_tokens as u32);
+        self.depth.resize(n_tokens, 1);
+    }
+
+    /// Forgets the tokens from position `len` on.
+    pub fn forget(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
+        for segment in &mut self.segments {
+            segment.forget(len, page_len, pool);
+        }
+        self.depth.truncate(len);
+        self.aux.truncate(len, &mut pool.aux);
+    }
+
+    /// The same for a second session: pages have one more holder.
+    pub fn fork(&self, pool: &mut Pool) -> Self {
+        for segment in &self.segments {
+            pool.pages.share(&segment.page_table);
+        }
+        Self {
+            segments: self.segments.clone(),
+            aux: self.aux.fork(&mut pool.aux),
+            depth: self.depth.clone(),
+            since: None,
+        }
+    }
+
+    /// Gives everything back.
+    pub fn release(&mut self, pool: &mut Pool) {
+        self.settle(pool);
+        for segment in &mut self.segments {
+            pool.release(&segment.page_table, segment.n_layers);
+            segment.page_table.clear();
+        }
+        self.aux.clear(&mut pool.aux);
+    }
+
+    /// Layers of a segment.
+    pub fn layers(&self, segment: usize) -> Range<usize> {
+        self.segments[segment].layers()
+    }
+}

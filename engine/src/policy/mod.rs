@@ -1,0 +1,6 @@
+//! Policies: what a session computes and keeps. A policy sees scores and positions; it launches nothing and
+//! holds no memory of a device.
+
+pub mod lazy;
+
+pub use lazy::{Lazy, PrunePoint};

@@ -1,0 +1,320 @@
+//! LazyLLM: a session that prunes agrees with a naive reference of the same algorithm, in numbers and in
+//! which tokens are computed where; and what must not change does not.
+#![allow(clippy::unwrap_used)]
+
+mod reference;
+mod support;
+
+use std::collections::BTreeMap;
+
+use loris::loader::{Checkpoint, ModelConfig};
+use loris::policy::{Lazy, PrunePoint};
+use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions};
+use reference::{compare_to, dot, matvec, rms_norm, rotate, silu};
+use support::{argmax, bits, checkpoint, open, open_cpu};
+
+const NAME: &str = "llama-tied";
+
+/// A schedule without a guard, so that short sequences are pruned.
+fn lazy(points: &[(usize, f64)]) -> Lazy {
+    let points =
+        points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
+    Lazy { min_len: 0, sinks: 2, ..Lazy::new(points) }
+}
+
+fn options(chunk: usize) -> ModelOptions {
+    ModelOptions {
+        kv: KvFormat::F32,
+        kv_tokens: Some(4096),
+        aux_tokens: 4096,
+        page_len: 16,
+        chunk,
+        ..ModelOptions::default()
+    }
+}
+
+fn session(model: &Model, lazy: Option<&Lazy>) -> Session {
+    model.session(&SessionOptions { lazy: lazy.cloned(), ..SessionOptions::default() }).unwrap()
+}
+
+/// A prompt of `n` tokens, another for each `seed`.
+#[allow(clippy::cast_possible_truncation)]
+fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
+}
+
+/// The weights of one layer, f64.
+struct Layer {
+    attn_norm: Vec<f64>,
+    qkv: [Vec<f64>; 3],
+    o: Vec<f64>,
+    mlp_norm: Vec<f64>,
+    mlp: [Vec<f64>; 3],
+}
+
+/// The whole algorithm, token by token.
+struct Reference {
+    config: ModelConfig,
+    embed: Vec<f64>,
+    layers: Vec<Layer>,
+    final_norm: Vec<f64>,
+    lazy: Lazy,
+    /// Hidden state of every token behind the last segment that it went through, and how many it did.
+    states: Vec<(Vec<f64>, usize)>,
+    /// For each layer: position to key and value, all heads.
+    kv: Vec<BTreeMap<u32, (Vec<f64>, Vec<f64>)>>,
+    /// (token, layer) pairs that were computed, and earlier tokens that were taken up again.
+    token_layers: usize,
+    n_revived: usize,
+}
+
+impl Reference {
+    fn new(checkpoint: &Checkpoint, lazy: &Lazy) -> Self {
+        let tensor = |name: &str| -> Vec<f64> {
+            let tensor = checkpoint.weights.get(name).unwrap();
+            let floats = tensor.bytes.chunks_exact(4);
+            floats.map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+        };
+        let config = checkpoint.config.clone();
+        let layer = |l: usize| {
+            let get = |name: &str| tensor(&format!("layers.{l}.{name}.weight"));
+            Layer {
+                attn_norm: get("input_layernorm"),
+                qkv: ["q", "k", "v"].map(|x| get(&format!("self_attn.{x}_proj"))),
+                o: get("self_attn.o_proj"),
+                mlp_norm: get("post_attention_layernorm"),
+                mlp: ["gate", "up", "down"].map(|x| get(&format!("mlp.{x}_proj"))),
+            }
+        };
+        Self {
+            embed: tensor("embed_tokens.weight"),
+            layers: (0..config.n_layers).map(layer).collect(),
+            final_norm: tensor("norm.weight"),
+            lazy: lazy.clone(),
+            states: Vec::new(),
+            kv: vec![BTreeMap::new(); config.n_layers],
+            token_layers: 0,
+            n_revived: 0,
+            config,
+        }
+    }
+
+    /// Logits after the last of `tokens`; `cap` limits what is taken up again at each point.
+    fn feed(&mut self, tokens: &[u32], cap: usize) -> Vec<f64> {
+        let hidden = self.config.hidden_dim;
+        let n_old = self.states.len();
+        for &id in tokens {
+            let row = self.embed[id as usize * hidden..][..hidden].to_vec();
+            self.states.push((row, 0));
+        }
+        let points: Vec<usize> = self.lazy.points.iter().map(|point| point.layer).collect();
+        let mut bounds = vec![0];
+        bounds.extend(points);
+        bounds.push(self.config.n_layers);
+        let mut rows: Vec<usize> = (n_old..self.states.len()).collect();
+        for (segment, layers) in bounds.windows(2).enumerate() {
+            let mut queries = Vec::new();
+            for l in layers[0]..layers[1] {
+                queries = self.layer(l, &rows);
+            }
+            for &row in &rows {
+                assert_eq!(self.states[row].1, segment, "each segment once, in order");
+                self.states[row].1 += 1;
+            }
+            self.token_layers += rows.len() * (layers[1] - layers[0]);
+            self.n_revived += if segment > 0 { rows.iter().filter(|&&r| r < n_old).count() } else { 0 };
+            if segment < self.lazy.points.len() {
+                let window = self.lazy.window.min(tokens.len());
+                let scores = self.scores(layers[1] - 1, &rows, &queries, window);
+                rows = self.choose(segment, &scores, n_old, cap);
+            }
+        }
+        let last = rms_norm(&self.states.last().unwrap().0, &self.final_norm, self.config.norm_eps.into());
+        matvec(&self.embed, &last)
+    }
+
+    /// One layer for some rows; gives their queries.
+    fn layer(&mut self, l: usize, rows: &[usize]) -> Vec<Vec<f64>> {
+        let layer = &self.layers[l];
+        let (eps, d) = (self.config.norm_eps.into(), self.config.head_dim);
+        let (inv_freq, scale) = self.config.rope.inv_freq(d, 0);
+        let turned = |x: Vec<f64>, row: usize| -> Vec<f64> {
+            x.chunks(d).flat_map(|head| rotate(head, row as u32, &inv_freq, scale)).collect()
+        };
+        let mut queries = Vec::new();
+        for &row in rows {
+            let x = rms_norm(&self.states[row].0, &layer.attn_norm, eps);
+            queries.push(turned(matvec(&layer.qkv[0], &x), row));
+            let key = turned(matvec(&layer.qkv[1], &x), row);
+            let old = self.kv[l].insert(row as u32, (key, matvec(&layer.qkv[2], &x)));
+            assert!(old.is_none(), "token {row} is computed twice in layer {l}");
+        }
+        let group = self.config.n_q_heads / self.config.n_kv_heads;
+        for (&row, query) in rows.iter().zip(&queries) {
+            let mut attended = Vec::new();
+            for (head, q) in query.chunks(d).enumerate() {
+                let seen = self.kv[l].range(..=row as u32).map(|(_, kv)| kv);
+                let part = |x: &[f64]| x[head / group * d..][..d].to_vec();
+                let (keys, values): (Vec<_>, Vec<_>) =
+                    seen.map(|(k, v)| (part(k), part(v))).unzip();
+                let keys: Vec<&[f64]> = keys.iter().map(Vec::as_slice).collect();
+                let values: Vec<&[f64]> = values.iter().map(Vec::as_slice).collect();
+                attended.extend(reference::attend(q, &keys, &values));
+            }
+            let state = &mut self.states[row].0;
+            add(state, &matvec(&layer.o, &attended));
+            let x = rms_norm(state, &layer.mlp_norm, eps);
+            let (gate, up) = (matvec(&layer.mlp[0], &x), matvec(&layer.mlp[1], &x));
+            let h: Vec<f64> = gate.iter().zip(&up).map(|(&g, &u)| silu(g) * u).collect();
+            add(state, &matvec(&layer.mlp[2], &h));
+        }
+        queries
+    }
+
+    /// Equation 1 over the last `window` rows.
+    fn scores(
+        &self,
+        l: usize,
+        rows: &[usize],
+        queries: &[Vec<f64>],
+        window: usize,
+    ) -> BTreeMap<u32, f64> {
+        let (d, n_heads) = (self.config.head_dim, self.config.n_q_heads);
+        let group = n_heads / self.config.n_kv_heads;
+        let mut scores: BTreeMap<u32, f64> = self.kv[l].keys().map(|&p| (p, 0.0)).collect();
+        for (&row, query) in rows.iter().zip(queries).skip(rows.len() - window) {
+            for (head, q) in query.chunks(d).enumerate() {
+                let weight = |key: &[f64]| {
+                    (dot(q, &key[head / group * d..][..d]) / (d as f64).sqrt()).exp()
+                };
+                let seen: Vec<(u32, f64)> = self.kv[l]
+                    .range(..=row as u32)
+                    .map(|(&position, (key, _))| (position, weight(key)))
+                    .collect();
+                let sum: f64 = seen.iter().map(|(_, weight)| weight).sum();
+                for (position, weight) in seen {
+                    *scores.get_mut(&position).unwrap() +=
+                        weight / sum / (n_heads * window) as f64;
+                }
+            }
+        }
+        scores
+    }
+
+    fn choose(
+        &self,
+        segment: usize,
+        scores: &BTreeMap<u32, f64>,
+        n_old: usize,
+        cap: usize,
+    ) -> Vec<usize> {
+        let len = self.states.len();
+        let forced = |p: u32| (p as usize) < self.lazy.sinks || p as usize + self.lazy.window >= len;
+        let mut order: Vec<u32> = scores.keys().copied().collect();
+        order.sort_by(|a, b| {
+            forced(*b).cmp(&forced(*a)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(b))
+        });
+        let n_forced = order.iter().filter(|&&p| forced(p)).count();
+        let rate = self.lazy.points[segment].keep_rate;
+        let n_keep = (order.len() as f64 * rate).ceil() as usize;
+        order.truncate(n_keep.max(n_forced));
+        order.retain(|&p| self.states[p as usize].1 == segment + 1);
+        let (mut old, new): (Vec<u32>, Vec<u32>) =
+            order.into_iter().partition(|&p| (p as usize) < n_old);
+        old.sort_by(|a, b| scores[b].total_cmp(&scores[a]).then(a.cmp(b)));
+        old.truncate(cap);
+        let mut rows: Vec<usize> = old.into_iter().chain(new).map(|p| p as usize).collect();
+        rows.sort_unstable();
+        rows
+    }
+
+    fn n_waiting(&self) -> usize {
+        let n_segments = self.lazy.points.len() + 1;
+        self.states.iter().filter(|(_, depth)| *depth < n_segments).count()
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
+
+fn check(session: &Session, want: &[f64], reference: &Reference, what: &str) {
+    compare_to(session.logits().unwrap(), want, 1e-4, 1e-4, what);
+    let receipt = session.receipt();
+    let got = (receipt.token_layers, receipt.n_waiting, receipt.n_revived);
+    let want = (reference.token_layers, reference.n_waiting(), reference.n_revived);
+    assert_eq!(got, want, "{what}: (token, layer) pairs, waiting, revived");
+}
+
+#[test]
+fn a_session_follows_the_reference_token_by_token() {
+    let checkpoint = checkpoint(NAME);
+    let n_layers = checkpoint.config.n_layers;
+    assert!(n_layers >= 2, "{n_layers}");
+    let (mut n_revived, mut n_pruned) = (0, 0);
+    for (window, cap, rate, chunk) in
+        [(1, 16, 0.5, 512), (1, 2, 0.3, 7), (4, 1, 0.5, 16), (3, 16, 0.7, 5), (1, 0, 0.5, 64)]
+    {
+        let points: Vec<(usize, f64)> = (1..n_layers).map(|layer| (layer, rate)).collect();
+        let lazy = Lazy { window, max_revived: cap, ..lazy(&points) };
+        let mut reference = Reference::new(&checkpoint, &lazy);
+        let model = open_cpu(self::checkpoint(NAME), &options(chunk));
+        let mut s = session(&model, Some(&lazy));
+        for (turn, n) in [(1, 60), (2, 1), (3, 30)] {
+            let what = format!("window {window}, cap {cap}, rate {rate}, chunk {chunk}, turn {turn}");
+            s.prefill(&prompt(turn, n)).unwrap();
+            let want = reference.feed(&prompt(turn, n), usize::MAX);
+            check(&s, &want, &reference, &what);
+            n_pruned += reference.n_waiting();
+            for step in 0..12 {
+                let id = argmax(s.logits().unwrap()) as u32;
+                s.decode(id).unwrap();
+                let want = reference.feed(&[id], cap);
+                check(&s, &want, &reference, &format!("{what}, step {step}"));
+            }
+        }
+        n_revived += reference.n_revived;
+        assert!(cap > 2 || reference.n_waiting() > 0, "{cap}");
+        drop(s);
+        assert_eq!(model.pool_usage().n_used, 0);
+    }
+    assert!(n_revived > 100 && n_pruned > 100, "{n_revived} revived, {n_pruned} pruned");
+}
+
+/// Bits of the logits after each of some turns and tokens.
+fn run(s: &mut Session) -> Vec<Vec<u32>> {
+    let mut out = Vec::new();
+    for (turn, n) in [(1, 100), (2, 1), (3, 17)] {
+        s.prefill(&prompt(turn, n)).unwrap();
+        out.push(bits(s.logits().unwrap()));
+        for _ in 0..5 {
+            s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
+            out.push(bits(s.logits().unwrap()));
+        }
+    }
+    out
+}
+
+#[test]
+fn keeping_all_is_dense_bit_for_bit() {
+    for (chunk, rate, min_len) in [(512, 1.0, 0), (9, 1.0, 0), (33, 0.3, 10_000)] {
+        let options = ModelOptions { kv: KvFormat::Bf16, ..options(chunk) };
+        let model = open(checkpoint(NAME), &options);
+        let want = run(&mut session(&model, None));
+        let lazy = Lazy { min_len, ..lazy(&[(1, rate)]) };
+        let mut s = session(&model, Some(&lazy));
+        assert!(run(&mut s) == want, "chunk {chunk}, rate {rate}, guard {min_len}");
+        assert_eq!((s.receipt().n_waiting, s.receipt().n_revived), (0, 0));
+    }
+}
+
+#[test]
+fn what_is_kept_does_not_depend_on_chunks_pages_or_company() {
+    let lazy = Lazy { window: 3, ..lazy(&[(1, 0.4)]) };
+    let want = run(&mut session(&open(checkpoint(NAME), &options(512)), Some(&lazy)));
+    for (chunk, page_len) in [(4, 16), (7, 32), (64, 64), (99, 16), (101, 128)] {
+        let model = open(checkpoint(NAME), &ModelOptions { page_len, ..options(chunk) });
+        let mut s = session(&model, Some(&lazy));
+        assert!(run(&mut s) == want, "chunk {chunk}, page {page_len}");
+    }
+}
