@@ -318,7 +318,7 @@ pub(crate) struct EvalArgs {
     /// Start of the random sequence that samples are made from
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) seed: u64,
-    /// Tokens of an answer at most [default: what the task needs, 20 to 60]
+    /// Tokens of an answer at most [default: what the task needs, 16 or 40]
     #[arg(long, value_name = "N")]
     pub(crate) max_tokens: Option<usize>,
     /// Prose between needles and for `prose`, UTF-8 [default: made-up sentences]

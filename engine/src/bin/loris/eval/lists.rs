@@ -5,12 +5,12 @@ use super::tasks::{MAX_DISTINCT, Sample, Turn, distinct};
 use super::words::{ANIMALS, FIRST_NAMES, JOBS, LAST_NAMES, LISTED, TOWN_HEADS, TOWN_TAILS};
 
 /// Common words that are asked for.
-pub(crate) const N_COMMON: usize = 10;
+pub(crate) const N_COMMON: usize = 5;
 /// Entries of the shortest list.
 pub(crate) const MIN_LISTED: usize = 60;
 
-/// A numbered list of which ten words make up half, and 110 others the rest: each of the ten is at least
-/// three times as common as any other.
+/// A list of which five words make up half, and 115 others the rest: each of the five is several times as
+/// common as any other.
 pub(crate) fn common(rng: &mut Rng, n: usize) -> Sample {
     let mut words = LISTED.to_vec();
     rng.shuffle(&mut words);
@@ -19,17 +19,15 @@ pub(crate) fn common(rng: &mut Rng, n: usize) -> Sample {
     let n_others = n - list.len();
     list.extend(others.iter().cycle().take(n_others));
     rng.shuffle(&mut list);
-    let entries: Vec<_> =
-        list.iter().enumerate().map(|(idx, word)| format!("{}. {word}", idx + 1)).collect();
     let turn = Turn {
         question: format!("What are the {N_COMMON} most common words in the list above?"),
-        lead: format!("The {N_COMMON} most common words in the list are:"),
+        lead: format!("The {N_COMMON} most common words in the list are"),
         expected: common.iter().map(|&word| word.to_owned()).collect(),
     };
     let context = format!(
-        "Below is a numbered list of words. Some of them appear much more often than the others. \
+        "Below is a list of words. Some of them appear much more often than the others. \
          Remember those that appear most often.\n\n{}",
-        entries.join(" ")
+        list.join(" ")
     );
     Sample { context, turns: vec![turn] }
 }
@@ -57,7 +55,7 @@ pub(crate) fn frequent(rng: &mut Rng, n: usize) -> Sample {
     rng.shuffle(&mut text);
     let turn = Turn {
         question: "What are the three most frequent words in the coded text above?".into(),
-        lead: "The three most frequent words in the coded text are:".into(),
+        lead: "The three most frequent words in the coded text are".into(),
         expected: words[..N_FREQUENT].to_vec(),
     };
     let context = format!(

@@ -3,20 +3,25 @@
 use super::filler::{Filler, with_inserts};
 use super::rng::Rng;
 use super::tasks::{Sample, Turn, distinct};
-use super::words::{ADJECTIVES, NOUNS};
+use super::words::{ADJECTIVES, LISTED, NOUNS};
 
 /// Digits of a number to find.
 const N_DIGITS: usize = 5;
 
-/// Names of things: "amber anchor", and with a second adjective where many are needed.
+/// Names of things: "anchor", and with one or two adjectives where more are needed.
 fn names(rng: &mut Rng, n: usize) -> Vec<String> {
-    let is_long = n > ADJECTIVES.len() * NOUNS.len() / 2;
+    let n_words = match n {
+        n if n <= (NOUNS.len() + LISTED.len()) / 2 => 1,
+        n if n <= ADJECTIVES.len() * NOUNS.len() / 2 => 2,
+        _ => 3,
+    };
     distinct(rng, n, &mut |rng| {
-        let (first, noun) = (rng.choose(&ADJECTIVES), rng.choose(&NOUNS));
-        match is_long {
-            true => format!("{first} {} {noun}", rng.choose(&ADJECTIVES)),
-            false => format!("{first} {noun}"),
-        }
+        let noun = match rng.below(4) {
+            0 => rng.choose(&NOUNS),
+            _ => rng.choose(&LISTED),
+        };
+        let adjectives = (1..n_words).map(|_| format!("{} ", rng.choose(&ADJECTIVES)));
+        adjectives.collect::<String>() + noun
     })
 }
 
@@ -35,7 +40,7 @@ fn codes(rng: &mut Rng, n: usize) -> Vec<String> {
 fn secret(name: &str) -> Turn {
     Turn {
         question: format!("What is the secret number of the {name} mentioned in the text?"),
-        lead: format!("The secret number of the {name} mentioned in the text is"),
+        lead: format!("The secret number of the {name} is"),
         expected: Vec::new(),
     }
 }
@@ -92,7 +97,7 @@ pub(crate) fn among_codes(rng: &mut Rng, n: usize) -> Sample {
     let key = &keys[asked];
     let turn = Turn {
         question: format!("What is the secret code of {key} mentioned in the text?"),
-        lead: format!("The secret code of {key} mentioned in the text is"),
+        lead: format!("The secret code of {key} is"),
         expected: vec![values[asked].clone()],
     };
     let context =
@@ -109,7 +114,7 @@ pub(crate) fn key_value(rng: &mut Rng, n: usize) -> Sample {
     let name = &names[asked];
     let turn = Turn {
         question: format!("What is the value of the key \"{name}\" in the JSON object above?"),
-        lead: format!("\"{name}\":"),
+        lead: format!("\"{name}\": \""),
         expected: vec![values[asked].clone()],
     };
     let context =
@@ -120,31 +125,31 @@ pub(crate) fn key_value(rng: &mut Rng, n: usize) -> Sample {
 /// Variables of a chain: the first and four hops.
 pub(crate) const N_VARIABLES: usize = 5;
 
-/// Two chains of assignments in prose; the variables of one of them are asked for by its number. A chain's
-/// assignments come in order, and its names are consonants, which no word consists of.
+/// A chain of assignments in prose, and all its variables asked for. They come in order, and their names
+/// are consonants, which no word consists of.
 pub(crate) fn variables(rng: &mut Rng, n_words: usize, filler: &Filler) -> Sample {
     const CONSONANTS: &[u8] = b"BCDFGHJKLMNPQRSTVWXZ";
-    let names = distinct(rng, 2 * N_VARIABLES, &mut |rng| {
+    let names = distinct(rng, N_VARIABLES, &mut |rng| {
         (0..4).map(|_| char::from(*rng.choose(CONSONANTS))).collect()
     });
-    let values = numbers(rng, 2);
+    let value = rng.digits(N_DIGITS);
+    let mut depths: Vec<f64> = names.iter().map(|_| rng.unit()).collect();
+    depths.sort_by(f64::total_cmp);
     let mut inserts = Vec::new();
-    for (chain, value) in names.chunks_exact(N_VARIABLES).zip(&values) {
-        let mut depths: Vec<f64> = chain.iter().map(|_| rng.unit()).collect();
-        depths.sort_by(f64::total_cmp);
-        for (idx, (depth, name)) in depths.into_iter().zip(chain).enumerate() {
-            let assigned = if idx == 0 { value } else { &chain[idx - 1] };
-            inserts.push((depth, format!("VAR {name} = {assigned}.")));
-        }
+    for (idx, (depth, name)) in depths.into_iter().zip(&names).enumerate() {
+        let assigned = match idx {
+            0 => value.clone(),
+            _ => format!("VAR {}", names[idx - 1]),
+        };
+        inserts.push((depth, format!("VAR {name} = {assigned}.")));
     }
     let prose = with_inserts(&filler.words(rng, n_words), &inserts);
-    let value = &values[0];
     let turn = Turn {
         question: format!(
             "Which variables have the value {value}, directly or through other variables? There are {N_VARIABLES}."
         ),
-        lead: format!("The {N_VARIABLES} variables that have the value {value} are: VAR"),
-        expected: names[..N_VARIABLES].to_vec(),
+        lead: format!("The {N_VARIABLES} variables that have the value {value} are VAR"),
+        expected: names.clone(),
     };
     let context = format!(
         "Variables are assigned in the text below. Keep track of their values.\n\n{prose}"

@@ -87,22 +87,11 @@ impl Task {
         }
     }
 
-    /// Strings that an answer is to hold. With one, a score is 0 or 1.
-    pub(crate) fn n_expected(self) -> usize {
-        match self {
-            Self::VariableTracking => needles::N_VARIABLES,
-            Self::CommonWords => lists::N_COMMON,
-            Self::FrequentWords => lists::N_FREQUENT,
-            _ => 1,
-        }
-    }
-
     /// Tokens that an answer may take unless the user says otherwise: what is asked for, and some more.
     pub(crate) fn max_tokens(self) -> usize {
         match self {
-            Self::VariableTracking | Self::FrequentWords => 40,
-            Self::CommonWords => 60,
-            _ => 20,
+            Self::VariableTracking | Self::CommonWords | Self::FrequentWords => 40,
+            _ => 16,
         }
     }
 
