@@ -6,9 +6,9 @@
 
 use std::path::PathBuf;
 
+use crate::eval::tasks::{TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::loader::LoadMode;
-use crate::eval::tasks::{TASKS, Task};
 use loris::{DeviceChoice, KvFormat, ModelOptions};
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.

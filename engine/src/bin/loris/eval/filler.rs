@@ -65,7 +65,11 @@ pub(crate) fn with_inserts(words: &[String], inserts: &[(f64, String)]) -> Strin
     let mut places: Vec<(usize, &str)> = inserts
         .iter()
         .map(|(depth, text)| {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss
+            )]
             let from = (depth * words.len() as f64) as usize;
             let end = words[from..].iter().take(FAR).position(|word| is_end(word));
             (end.map_or(from, |at| from + at + 1), text.as_str())

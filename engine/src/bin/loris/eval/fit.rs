@@ -19,8 +19,9 @@ pub(crate) enum Misfit<E> {
     Encode(E),
 }
 
-/// The sample of a seed whose prompt has at most `seed.len` tokens and misses it by less than a unit (a
-/// word of prose, a pair, a document, a list entry).
+/// The sample of a seed whose prompt has at most `seed.len` tokens. It has fewer by about a unit (a word of
+/// prose, a pair, a document, a list entry): at most by one or by 2 %, because pairs and documents are
+/// drawn anew for each number of them.
 pub(crate) fn fit<E>(
     task: Task,
     seed: Seed,

@@ -15,7 +15,8 @@ pub(crate) fn common(rng: &mut Rng, n: usize) -> Sample {
     let mut words = LISTED.to_vec();
     rng.shuffle(&mut words);
     let (common, others) = words.split_at(N_COMMON);
-    let mut list: Vec<&str> = common.iter().flat_map(|&word| vec![word; n / 2 / N_COMMON]).collect();
+    let mut list: Vec<&str> =
+        common.iter().flat_map(|&word| vec![word; n / 2 / N_COMMON]).collect();
     let n_others = n - list.len();
     list.extend(others.iter().cycle().take(n_others));
     rng.shuffle(&mut list);

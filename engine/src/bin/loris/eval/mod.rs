@@ -71,6 +71,13 @@ struct Bench<'a> {
     text: Vec<u32>,
 }
 
+/// What every sample needs.
+struct Desk<'a> {
+    prompter: &'a Prompter<'a>,
+    guard: &'a Guard,
+    bar: &'a ProgressBar,
+}
+
 /// Files to write, made before anything runs.
 struct Files {
     csv: Option<File>,
@@ -121,31 +128,45 @@ impl Bench<'_> {
         let tokenizer = open::tokenizer(model, &args.dir)?;
         let is_chat = !args.raw && model.chat_template().is_some();
         if !is_chat && !args.raw {
-            self.report.note("note: the folder has no chat template; prompts are texts to go on with");
+            self.report
+                .note("note: the folder has no chat template; prompts are texts to go on with");
         }
         let prompter = Prompter { model, tokenizer, is_chat };
         self.report.event("load", self.settings(is_chat))?;
         let idle = model.session(&SessionOptions::default())?;
         let guard = Guard::new(&idle);
-        let bar = self.report.bar("evaluating", Unit::Tokens, self.n_tokens());
         self.warm_up(&guard)?;
+        let bar = self.report.bar("evaluating", Unit::Tokens, self.n_tokens());
+        let desk = Desk { prompter: &prompter, guard: &guard, bar: &bar };
+        let outcome = self.each(&desk, results, files);
+        bar.finish_and_clear();
+        outcome
+    }
+
+    /// A sample of each task and length, then the next of each: what was done when a run is interrupted
+    /// has as many of one as of another.
+    fn each(
+        &self,
+        desk: &Desk<'_>,
+        results: &mut Results,
+        files: &mut Files,
+    ) -> Result<(), Failure> {
+        let args = self.args;
         for idx in 0..args.samples_per_task.max(args.prose_windows) {
             for &len in &args.lens {
                 for &task in &self.tasks {
                     let seed = Seed { seed: args.seed, len, idx };
                     if task == Task::Prose {
-                        self.prose(seed, &guard, results, &bar)?;
+                        self.prose(seed, desk, results)?;
                     } else if idx < args.samples_per_task {
-                        self.sample(task, seed, &prompter, &guard, results, files)?;
-                        bar.inc((len * self.variants.len()) as u64);
+                        self.sample(task, seed, desk, results, files)?;
                     }
-                    if guard.interrupted() {
+                    if desk.guard.interrupted() {
                         return Err(Failure::interrupted());
                     }
                 }
             }
         }
-        bar.finish_and_clear();
         Ok(())
     }
 
@@ -164,17 +185,18 @@ impl Bench<'_> {
         &self,
         task: Task,
         seed: Seed,
-        prompter: &Prompter<'_>,
-        guard: &Guard,
+        desk: &Desk<'_>,
         results: &mut Results,
         files: &mut Files,
     ) -> Result<(), Failure> {
+        let Desk { prompter, guard, bar } = desk;
         let fitted = fit(task, seed, &self.filler, &mut |sample| prompter.first(sample));
         let fitted = fitted.map_err(|misfit| match misfit {
             Misfit::Encode(failure) => failure,
             Misfit::TooShort { least } => {
                 let (len, name) = (seed.len, task.name());
-                let message = format!("--lens {len}: the shortest prompt of {name} has {least} tokens");
+                let message =
+                    format!("--lens {len}: the shortest prompt of {name} has {least} tokens");
                 Failure::new(USAGE, message)
             }
         })?;
@@ -189,7 +211,9 @@ impl Bench<'_> {
                 prompter,
                 max_tokens: self.args.max_tokens.unwrap_or(task.max_tokens()),
             };
-            for outcome in run::run(&place, task, seed, &fitted)? {
+            let outcomes = run::run(&place, task, seed, &fitted)?;
+            bar.inc(seed.len as u64);
+            for outcome in outcomes {
                 let line = outcome.json(&self.variants[variant].name);
                 if let (Some(file), Some(path)) = (&mut files.samples, &self.args.samples) {
                     writeln!(file, "{line}").map_err(|e| cannot_write(path, &e))?;
@@ -202,13 +226,7 @@ impl Bench<'_> {
     }
 
     /// One window of prose; the windows are spread over the text.
-    fn prose(
-        &self,
-        seed: Seed,
-        guard: &Guard,
-        results: &mut Results,
-        bar: &ProgressBar,
-    ) -> Result<(), Failure> {
+    fn prose(&self, seed: Seed, desk: &Desk<'_>, results: &mut Results) -> Result<(), Failure> {
         let Seed { len, idx, .. } = seed;
         let n_there = self.text.len() / len;
         let n = n_there.min(self.args.prose_windows);
@@ -223,8 +241,11 @@ impl Bench<'_> {
             return Ok(());
         }
         let at = idx * n_there / n * len;
-        let places: Vec<_> = self.models.iter().zip(&self.variants).map(|(m, v)| (m, &v.session)).collect();
-        let measures = prose::window(&places, guard, &self.text[at..at + len], &mut |n| bar.inc(n as u64))?;
+        let places: Vec<_> =
+            self.models.iter().zip(&self.variants).map(|(m, v)| (m, &v.session)).collect();
+        let measures = prose::window(&places, desk.guard, &self.text[at..at + len], &mut |n| {
+            desk.bar.inc(n as u64);
+        })?;
         results.windows.push((len, measures));
         Ok(())
     }
@@ -363,10 +384,13 @@ fn open_models(
             continue;
         }
         // A window of prose is open in all variants at once, a sample in one.
-        let n_sessions = if has_prose { keys.iter().filter(|key| **key == keys[idx]).count() } else { 1 };
+        let n_sessions =
+            if has_prose { keys.iter().filter(|key| **key == keys[idx]).count() } else { 1 };
         let rows = if has_prose { prose::ROWS } else { variant.model.batch };
         let options = ModelOptions {
-            kv_tokens: Some(longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions)),
+            kv_tokens: Some(
+                longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions),
+            ),
             batch: rows,
             ..variant.model.clone()
         };

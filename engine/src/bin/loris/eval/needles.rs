@@ -47,12 +47,7 @@ fn secret(name: &str) -> Turn {
 
 /// `n_needles` numbers in prose of `n_words`, each in a part of its own, and a turn for each in random
 /// order.
-pub(crate) fn in_prose(
-    rng: &mut Rng,
-    n_words: usize,
-    filler: &Filler,
-    n_needles: usize,
-) -> Sample {
+pub(crate) fn in_prose(rng: &mut Rng, n_words: usize, filler: &Filler, n_needles: usize) -> Sample {
     let (names, values) = (names(rng, n_needles), numbers(rng, n_needles));
     let mut inserts = Vec::new();
     let mut turns = Vec::new();
@@ -65,7 +60,8 @@ pub(crate) fn in_prose(
     rng.shuffle(&mut turns);
     let prose = with_inserts(&filler.words(rng, n_words), &inserts);
     let what = if n_needles == 1 { "A secret number is" } else { "Some secret numbers are" };
-    let context = format!("{what} hidden in the text below. You will be asked about it.\n\n{prose}");
+    let context =
+        format!("{what} hidden in the text below. You will be asked about it.\n\n{prose}");
     Sample { context, turns }
 }
 
@@ -79,8 +75,10 @@ pub(crate) fn among_numbers(rng: &mut Rng, n: usize) -> Sample {
         .collect();
     let asked = rng.below(n);
     let turn = Turn { expected: vec![values[asked].clone()], ..secret(&names[asked]) };
-    let context =
-        format!("The text below lists secret numbers. You will be asked for one.\n\n{}", lines.join("\n"));
+    let context = format!(
+        "The text below lists secret numbers. You will be asked for one.\n\n{}",
+        lines.join("\n")
+    );
     Sample { context, turns: vec![turn] }
 }
 
@@ -100,8 +98,10 @@ pub(crate) fn among_codes(rng: &mut Rng, n: usize) -> Sample {
         lead: format!("The secret code of {key} is"),
         expected: vec![values[asked].clone()],
     };
-    let context =
-        format!("The text below lists secret codes. You will be asked for one.\n\n{}", lines.join("\n"));
+    let context = format!(
+        "The text below lists secret codes. You will be asked for one.\n\n{}",
+        lines.join("\n")
+    );
     Sample { context, turns: vec![turn] }
 }
 
@@ -151,8 +151,7 @@ pub(crate) fn variables(rng: &mut Rng, n_words: usize, filler: &Filler) -> Sampl
         lead: format!("The {N_VARIABLES} variables that have the value {value} are VAR"),
         expected: names.clone(),
     };
-    let context = format!(
-        "Variables are assigned in the text below. Keep track of their values.\n\n{prose}"
-    );
+    let context =
+        format!("Variables are assigned in the text below. Keep track of their values.\n\n{prose}");
     Sample { context, turns: vec![turn] }
 }

@@ -71,9 +71,8 @@ pub(crate) fn write(
 
 fn draw(dir: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Failure> {
     let path = dir.join(chart.file);
-    try_draw(&path, chart, series).map_err(|e| {
-        Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display()))
-    })
+    try_draw(&path, chart, series)
+        .map_err(|e| Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display())))
 }
 
 fn try_draw(path: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Box<dyn Error>> {
@@ -101,11 +100,11 @@ fn try_draw(path: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Box<d
             axes.draw_series(LineSeries::new(points.iter().map(|(x, e)| (*x, e.mean)), &color))?
                 .label(series.name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color));
-            axes.draw_series(points.iter().map(|(x, e)| Circle::new((*x, e.mean), 4, color.filled())))?;
-            let bars = points.iter().filter(|(_, e)| e.lo.is_finite());
             axes.draw_series(
-                bars.map(|(x, e)| PathElement::new([(*x, e.lo), (*x, e.hi)], color)),
+                points.iter().map(|(x, e)| Circle::new((*x, e.mean), 4, color.filled())),
             )?;
+            let bars = points.iter().filter(|(_, e)| e.lo.is_finite());
+            axes.draw_series(bars.map(|(x, e)| PathElement::new([(*x, e.lo), (*x, e.hi)], color)))?;
         }
         axes.configure_series_labels()
             .position(SeriesLabelPosition::LowerRight)

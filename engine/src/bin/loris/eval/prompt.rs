@@ -42,8 +42,7 @@ impl Prompter<'_> {
             self.chat(&[Message::new("user", "A"), Message::new("assistant", answer), question])
         };
         let (one, other) = (with("yes")?, with("no")?);
-        let n_common =
-            one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
+        let n_common = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
         let mut tokens = one[one.len() - n_common..].to_vec();
         tokens.extend(self.tokenizer.encode(&turn.lead, Special::Plain)?);
         Ok(tokens)

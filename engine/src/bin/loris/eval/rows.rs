@@ -48,7 +48,12 @@ pub(crate) struct Costs {
 }
 
 /// Rows in the order of tasks, turns, lengths, variants.
-pub(crate) fn rows(results: &Results, tasks: &[Task], lens: &[usize], n_variants: usize) -> Vec<Row> {
+pub(crate) fn rows(
+    results: &Results,
+    tasks: &[Task],
+    lens: &[usize],
+    n_variants: usize,
+) -> Vec<Row> {
     let mut rows = Vec::new();
     for &task in tasks {
         for turn in 0..task.n_turns() {
@@ -56,7 +61,8 @@ pub(crate) fn rows(results: &Results, tasks: &[Task], lens: &[usize], n_variants
                 match task {
                     Task::Prose => rows.extend(prose_rows(&results.windows, len, n_variants)),
                     _ => rows.extend(
-                        (0..n_variants).filter_map(|v| sample_row(&results.outcomes, task, turn, len, v)),
+                        (0..n_variants)
+                            .filter_map(|v| sample_row(&results.outcomes, task, turn, len, v)),
                     ),
                 }
             }
@@ -73,9 +79,7 @@ fn sample_row(
     variant: usize,
 ) -> Option<Row> {
     let of = |v: usize| {
-        move |o: &&Outcome| {
-            (o.variant, o.task, o.turn, o.seed.len) == (v, task, turn, len)
-        }
+        move |o: &&Outcome| (o.variant, o.task, o.turn, o.seed.len) == (v, task, turn, len)
     };
     let all: Vec<&Outcome> = outcomes.iter().filter(of(variant)).collect();
     // A run that was interrupted may lack the last sample's partner.
@@ -125,12 +129,7 @@ fn prose_rows(windows: &[(usize, Vec<Measures>)], len: usize, n_variants: usize)
         };
         let nlls = each(variant, |m| m.nll);
         let nll = student(&nlls);
-        let ppl = nll.map(|e| Estimate {
-            mean: e.mean.exp(),
-            lo: e.lo.exp(),
-            hi: e.hi.exp(),
-            ..e
-        });
+        let ppl = nll.map(|e| Estimate { mean: e.mean.exp(), lo: e.lo.exp(), hi: e.hi.exp(), ..e });
         rows.extend(row("prose-nll", nll, paired(&nlls, &each(0, |m| m.nll))));
         rows.extend(row("prose-ppl", ppl, None));
         rows.extend(row("prose-kl", student(&each(variant, |m| m.kl)), None));
@@ -141,9 +140,28 @@ fn prose_rows(windows: &[(usize, Vec<Measures>)], len: usize, n_variants: usize)
 
 /// The columns of `--csv`, and the fields of `row` events.
 pub(crate) const COLUMNS: [&str; 22] = [
-    "policy", "task", "turn", "length", "n", "score", "score_lo", "score_hi", "interval", "diff",
-    "diff_lo", "diff_hi", "diff_interval", "prompt_tokens", "share_prompt", "share_all", "ttft_ms",
-    "ttft_lo_ms", "ttft_hi_ms", "ttft_ratio", "decode_ms", "kv_bytes",
+    "policy",
+    "task",
+    "turn",
+    "length",
+    "n",
+    "score",
+    "score_lo",
+    "score_hi",
+    "interval",
+    "diff",
+    "diff_lo",
+    "diff_hi",
+    "diff_interval",
+    "prompt_tokens",
+    "share_prompt",
+    "share_all",
+    "ttft_ms",
+    "ttft_lo_ms",
+    "ttft_hi_ms",
+    "ttft_ratio",
+    "decode_ms",
+    "kv_bytes",
 ];
 
 /// A row's fields in the order of [`COLUMNS`]; null where there is nothing to say.
@@ -156,7 +174,8 @@ fn fields(row: &Row, variants: &[Variant]) -> [Value; 22] {
     let of = |costs: fn(&Costs) -> f64, scale: f64| {
         row.costs.as_ref().map_or(Value::Null, |c| number(costs(c), scale))
     };
-    let diff = |value: fn(&Estimate) -> f64| row.diff.as_ref().map_or(Value::Null, |d| fine(value(d)));
+    let diff =
+        |value: fn(&Estimate) -> f64| row.diff.as_ref().map_or(Value::Null, |d| fine(value(d)));
     [
         json!(variants[row.variant].name),
         json!(row.task),
@@ -209,7 +228,15 @@ pub(crate) fn csv(rows: &[Row], variants: &[Variant]) -> String {
 pub(crate) fn table(rows: &[Row], variants: &[Variant]) -> String {
     let mut out = format!(
         "{:<17} {:>6}  {:<12} {:>4}  {:<24} {:<25} {:>6} {:>9} {:>7}\n",
-        "task", "length", "policy", "n", "score [95 %]", "against dense [95 %]", "share", "first ms", "a token"
+        "task",
+        "length",
+        "policy",
+        "n",
+        "score [95 %]",
+        "against dense [95 %]",
+        "share",
+        "first ms",
+        "a token"
     );
     for row in rows {
         let name = match rows.iter().any(|r| r.task == row.task && r.turn > 1) {

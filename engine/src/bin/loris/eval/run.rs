@@ -118,8 +118,8 @@ fn answer(place: &Place<'_>, session: &mut Session, prompt: &[u32]) -> Result<An
     }
     let ttft_s = times.first().copied().unwrap_or(prefill_s);
     #[allow(clippy::cast_precision_loss)] // a count of tokens
-    let decode_s = (times.len() > 1)
-        .then(|| (times[times.len() - 1] - ttft_s) / (times.len() - 1) as f64);
+    let decode_s =
+        (times.len() > 1).then(|| (times[times.len() - 1] - ttft_s) / (times.len() - 1) as f64);
     Ok(Answer { text, ttft_s, decode_s, n_tokens: times.len(), share_prompt })
 }
 

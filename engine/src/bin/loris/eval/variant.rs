@@ -27,8 +27,7 @@ pub(crate) fn variants(
     base: &ModelOptions,
     session: &SessionOptions,
 ) -> Result<Vec<Variant>, Failure> {
-    let dense =
-        Variant { name: DENSE.into(), model: base.clone(), session: session.clone() };
+    let dense = Variant { name: DENSE.into(), model: base.clone(), session: session.clone() };
     let mut variants = vec![dense.clone()];
     for policy in policies.iter().filter(|policy| *policy != DENSE) {
         if variants.iter().any(|variant| variant.name == *policy) {
