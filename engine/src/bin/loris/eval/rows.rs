@@ -132,8 +132,10 @@ fn prose_rows(windows: &[(usize, Vec<Measures>)], len: usize, n_variants: usize)
         let ppl = nll.map(|e| Estimate { mean: e.mean.exp(), lo: e.lo.exp(), hi: e.hi.exp(), ..e });
         rows.extend(row("prose-nll", nll, paired(&nlls, &each(0, |m| m.nll))));
         rows.extend(row("prose-ppl", ppl, None));
-        rows.extend(row("prose-kl", student(&each(variant, |m| m.kl)), None));
-        rows.extend(row("prose-top1", student(&each(variant, |m| m.top1)), None));
+        let kl = student(&each(variant, |m| m.kl));
+        rows.extend(row("prose-kl", kl.map(|e| Estimate { lo: e.lo.max(0.0), ..e }), None));
+        let top1 = student(&each(variant, |m| m.top1));
+        rows.extend(row("prose-top1", top1.map(|e| Estimate { hi: e.hi.min(1.0), ..e }), None));
     }
     rows
 }
@@ -243,7 +245,8 @@ pub(crate) fn table(rows: &[Row], variants: &[Variant]) -> String {
             true => format!("{} {}", row.task, row.turn),
             false => row.task.clone(),
         };
-        let estimate = |e: &Estimate| format!("{:.3} [{:.3}, {:.3}]", e.mean, e.lo, e.hi);
+        let estimate =
+            |e: &Estimate| format!("{} [{}, {}]", short(e.mean), short(e.lo), short(e.hi));
         let signed = |e: &Estimate| format!("{:+.3} [{:+.3}, {:+.3}]", e.mean, e.lo, e.hi);
         let diff = row.diff.as_ref().map_or("-".into(), signed);
         let costs = row.costs.as_ref().map_or(String::new(), |c| {
@@ -260,6 +263,14 @@ pub(crate) fn table(rows: &[Row], variants: &[Variant]) -> String {
         let _ = writeln!(out, "{}", line.trim_end()); // a String takes everything
     }
     out
+}
+
+/// Three decimals, and where that would show nothing the power of ten.
+fn short(x: f64) -> String {
+    match x.abs() {
+        small if small > 0.0 && small < 0.001 => format!("{x:.1e}"),
+        _ => format!("{x:.3}"),
+    }
 }
 
 /// Mean score over all samples of a variant and length, and the share of its prompts that was computed.
