@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use crate::eval::tasks::{TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::loader::LoadMode;
 use loris::{DeviceChoice, KvFormat, ModelOptions};
@@ -35,6 +36,8 @@ pub(crate) enum Command {
     Bench(BenchArgs),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
+    /// Measure how well a model answers from long contexts, and how policies change that
+    Eval(Box<EvalArgs>),
     /// List the devices
     Devices,
 }
@@ -45,7 +48,8 @@ pub(crate) struct OutputArgs {
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
     /// JSON on stdout. run and chat: one event a line, `load`, `prefill`, `token` (`id` is null for text
-    /// that was held back to the end), `done`, `error`. Others: one object
+    /// that was held back to the end), `done`, `error`; eval: `load`, `sample`, `row`, `done`, `error`.
+    /// Others: one object
     #[arg(long, global = true)]
     pub(crate) json: bool,
     /// Colour on stderr; NO_COLOR and CLICOLOR_FORCE are heeded
@@ -286,4 +290,58 @@ pub(crate) struct PerplexityArgs {
     pub(crate) size: SizeArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+/// Samples are made from --seed and are the same for every policy. Scores of 0 or 1 have Wilson's 95 %
+/// interval, other means Student's, differences to dense those of pairs of one sample.
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Folder of a Hugging Face model
+    #[arg(value_name = "DIR")]
+    pub(crate) dir: PathBuf,
+    /// What to compare with `dense`: `kv=FORMAT` is dense with another cache format; may be repeated
+    #[arg(long = "policy", value_name = "NAME[=SPEC]")]
+    pub(crate) policies: Vec<String>,
+    /// Tasks [default: all; `prose` only with --text]
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', value_parser = Task::parse,
+          help = format!("Tasks: {} [default: all; prose if there is --text]", task_names()))]
+    pub(crate) tasks: Vec<Task>,
+    /// Tokens of a prompt; samples are the longest that are not longer
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1024])]
+    pub(crate) lens: Vec<usize>,
+    /// Samples of each task and length
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    pub(crate) samples_per_task: usize,
+    /// Windows of `prose`, each of a length's tokens
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(crate) prose_windows: usize,
+    /// Start of the random sequence that samples are made from
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// Tokens of an answer at most [default: what the task needs, 16 or 40]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<usize>,
+    /// Prose between needles and for `prose`, UTF-8 [default: made-up sentences]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: Option<PathBuf>,
+    /// No chat template: prompts are texts to go on with
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Write a row for each policy, task and length
+    #[arg(long, value_name = "FILE")]
+    pub(crate) csv: Option<PathBuf>,
+    /// Write a JSON line for each answer
+    #[arg(long, value_name = "FILE")]
+    pub(crate) samples: Option<PathBuf>,
+    /// Write two plots: quality against share computed, time to first token against length
+    #[arg(long, value_name = "DIR")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) size: SizeArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+}
+
+fn task_names() -> String {
+    TASKS.map(|(_, name)| name).join(", ")
 }

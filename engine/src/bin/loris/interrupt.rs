@@ -35,6 +35,15 @@ impl Guard {
         Self(())
     }
 
+    /// From now on it is this session's work that Ctrl-C cancels. If Ctrl-C came already, its next call
+    /// is cancelled: between two sessions there is no moment at which a signal is lost.
+    pub(crate) fn turn_to(&self, session: &Session) {
+        match &mut *running() {
+            Some(canceller) => *canceller = session.canceller(),
+            None => session.canceller().cancel(),
+        }
+    }
+
     /// Whether Ctrl-C came since the guard was made.
     pub(crate) fn interrupted(&self) -> bool {
         running().is_none()

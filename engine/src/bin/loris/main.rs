@@ -12,6 +12,7 @@ mod args;
 mod bench;
 mod chat;
 mod devices;
+mod eval;
 mod exit;
 mod inspect;
 mod interrupt;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::inspect(args, &report),
         Command::Bench(args) => bench::bench(args, &report),
         Command::Perplexity(args) => perplexity::perplexity(args, &report),
+        Command::Eval(args) => eval::eval(args, &report),
         Command::Devices => devices::devices(&report),
     });
     match outcome {

@@ -1,0 +1,193 @@
+//! The subcommand on a tiny model with random weights, whose tokens are characters.
+
+use std::collections::{HashMap, HashSet};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Done, Folder, done, loris, named};
+
+const COLUMNS: &str = "policy,task,turn,length,n,score,score_lo,score_hi,interval,diff,diff_lo,diff_hi,\
+diff_interval,prompt_tokens,share_prompt,share_all,ttft_ms,ttft_lo_ms,ttft_hi_ms,ttft_ratio,decode_ms,kv_bytes";
+
+fn folder() -> Folder {
+    Folder::with_ctx(4_096)
+}
+
+fn eval(folder: &Folder, args: &[&str]) -> Done {
+    let mut command = loris(&["eval", "--threads", "1"]);
+    done(command.arg(folder.0.path()).args(args))
+}
+
+#[test]
+fn every_task_runs_and_every_form_of_output_is_written() {
+    let folder = folder();
+    let (csv, samples, svg) = (folder.arg("a.csv"), folder.arg("a.jsonl"), folder.arg("plots"));
+    let args = ["--lens", "1000,1400", "-n", "2", "--max-tokens", "4", "--policy", "kv=f32"];
+    let files = ["--json", "--csv", &csv, "--samples", &samples, "--svg", &svg];
+    let run = eval(&folder, &[&args[..], &files].concat());
+    assert_eq!(run.ok().err, "");
+    let events = run.events();
+    let kinds: Vec<_> = events.iter().map(|e| e["event"].as_str().unwrap()).collect();
+    assert_eq!((kinds[0], kinds[kinds.len() - 1]), ("load", "done"));
+    assert_eq!(events[0]["policies"], serde_json::json!(["dense", "kv=f32"]));
+
+    // Ten tasks, one of two turns and one of three; two lengths, two samples, two policies.
+    let answers = named(&events, "sample");
+    assert_eq!(answers.len(), 13 * 2 * 2 * 2);
+    let mut prompts: HashMap<String, HashSet<String>> = HashMap::new();
+    for answer in &answers {
+        let n = answer["prompt_tokens"].as_u64().unwrap();
+        let len = answer["length"].as_u64().unwrap();
+        assert!(n <= len && (answer["turn"] != 1 || n + 240 > len), "{answer}");
+        assert_eq!((&answer["share_prompt"], &answer["share_all"]), (&1.0.into(), &1.0.into()));
+        assert!(answer["ttft_ms"].as_f64().unwrap() > 0.0);
+        assert_eq!(answer["receipt"]["n_shared"], 0, "samples share nothing");
+        let key = format!("{} {} {} {}", answer["task"], answer["turn"], len, answer["sample"]);
+        prompts.entry(key).or_default().insert(format!("{} {n}", answer["expected"]));
+    }
+    assert_eq!(prompts.len(), 13 * 2 * 2);
+    assert!(prompts.values().all(|seen| seen.len() == 1), "policies had different samples");
+
+    let text = std::fs::read_to_string(&samples).unwrap();
+    assert_eq!(text.lines().count(), answers.len());
+    let line: Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    assert!(line["expected"].is_array() && line["answer"].is_string(), "{line}");
+
+    let rows = named(&events, "row");
+    let table = std::fs::read_to_string(&csv).unwrap();
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some(COLUMNS));
+    let cells: Vec<Vec<_>> = lines.map(|line| line.split(',').collect()).collect();
+    assert_eq!((rows.len(), cells.len()), (13 * 2 * 2, 13 * 2 * 2));
+    assert!(cells.iter().all(|row| row.len() == 22));
+    for (row, cells) in rows.iter().zip(&cells) {
+        assert_eq!((cells[0], cells[4]), (row["policy"].as_str().unwrap(), "2"));
+        assert_eq!(row["diff"].is_null(), row["policy"] == "dense");
+        assert!(row["score_lo"].as_f64() <= row["score"].as_f64());
+    }
+    for name in ["quality-share.svg", "ttft-length.svg"] {
+        let plot = std::fs::read_to_string(folder.path("plots").join(name)).unwrap();
+        assert!(plot.starts_with("<svg") && plot.contains("kv=f32") | plot.contains("1400 tokens"));
+    }
+}
+
+#[test]
+fn prose_measures_the_distance_to_dense() {
+    let folder = folder();
+    let text: String = (0..900).map(|i| format!("{} and then {} came. ", i * 7, i % 13)).collect();
+    let file = folder.write("prose.txt", &text);
+    let file = file.to_str().unwrap();
+    let base = ["--tasks", "prose", "--lens", "300", "--prose-windows", "5", "--text", file];
+    let more = ["--policy", "kv=bf16", "--policy", "kv=f32", "--json"];
+    let run = eval(&folder, &[&base[..], &more].concat());
+    let events = run.ok().events();
+    let value = |policy: &str, task: &str| {
+        let rows = named(&events, "row");
+        let row = rows.iter().find(|row| row["policy"] == policy && row["task"] == task).unwrap();
+        assert_eq!((&row["n"], &row["length"]), (&5.into(), &300.into()));
+        row["score"].as_f64().unwrap()
+    };
+    for same in ["dense", "kv=bf16"] {
+        assert_eq!((value(same, "prose-kl"), value(same, "prose-top1")), (0.0, 1.0));
+    }
+    assert_eq!(value("dense", "prose-nll"), value("kv=bf16", "prose-nll"));
+    assert!((value("dense", "prose-nll").exp() / value("dense", "prose-ppl") - 1.0).abs() < 1e-4);
+    let kl = value("kv=f32", "prose-kl");
+    assert!(kl > 0.0 && kl < 0.1, "{kl}");
+    assert!(value("kv=f32", "prose-top1") > 0.9);
+
+    // The subcommand that measures perplexity alone agrees.
+    let dir = folder.0.path().to_str().unwrap();
+    let first = ["perplexity", dir, "-f", file, "--ctx", "300", "--windows", "1", "--json"];
+    let alone = done(&mut loris(&first)).object();
+    let one =
+        ["--tasks", "prose", "--lens", "300", "--prose-windows", "1", "--text", file, "--json"];
+    let events = eval(&folder, &one).ok().events();
+    let row = named(&events, "row")[0];
+    let gap = row["score"].as_f64().unwrap() - alone["mean_nll"].as_f64().unwrap();
+    assert!(gap.abs() < 1e-5, "{gap}");
+}
+
+#[test]
+fn people_get_a_table() {
+    let folder = folder();
+    std::fs::remove_file(folder.path("chat_template.jinja")).unwrap();
+    let args = ["--lens", "900", "-n", "2", "--tasks", "niah-single,two-turn", "--max-tokens", "3"];
+    let run = eval(&folder, &args);
+    assert!(run.ok().err.contains("no chat template"), "{}", run.err);
+    for word in ["against dense", "niah-single", "two-turn 2", "900"] {
+        assert!(run.out.contains(word), "{word}: {}", run.out);
+    }
+    let raw = eval(&folder, &[&args[..], &["--raw", "-q"]].concat());
+    assert_eq!((raw.ok().err.as_str(), raw.out.lines().count()), ("", 4));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused() {
+    let folder = folder();
+    let short = folder.write("short.txt", "too short");
+    let short = short.to_str().unwrap();
+    let missing = folder.arg("missing/dir/a.csv");
+    let rows: [(&[&str], i32, &str); 19] = [
+        (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=bf16, kv=f32"),
+        (&["--policy", "lazy=keep:0.5"], 2, "expected one of dense"),
+        (&["--policy", "kv=int4"], 2, "kv=bf16, kv=f32"),
+        (&["--policy", "kv"], 2, "kv=bf16, kv=f32"),
+        (&["--policy", "dense=1"], 2, "expected one of dense"),
+        (&["--policy", "kv=f32", "--policy", "kv=f32"], 2, "given twice"),
+        (&["--tasks", "nothing"], 2, "niah-single"),
+        (&["--tasks", "kv,kv"], 2, "given twice"),
+        (&["--tasks", "prose"], 2, "--text"),
+        (&["--tasks", "prose", "--text", short, "--lens", "300"], 2, "fewer than one window"),
+        (&["--lens", "63"], 2, "expected 64 to"),
+        (&["--lens", "100", "--tasks", "cwe"], 2, "the shortest prompt of cwe"),
+        (&["--lens", "4096"], 2, "context is 4096"),
+        (&["--lens", "900,900"], 2, "given twice"),
+        (&["-n", "0"], 2, "--samples-per-task 0: expected 1 to"),
+        (&["--prose-windows", "0"], 2, "--prose-windows 0"),
+        (&["--max-tokens", "4097"], 2, "--max-tokens 4097"),
+        (&["--text", "nowhere.txt"], 1, "nowhere.txt"),
+        (&["--csv", &missing], 1, "cannot write"),
+    ];
+    for (args, code, what) in rows {
+        let run = eval(&folder, args);
+        assert_eq!(run.code, Some(code), "{args:?}: {}", run.err);
+        assert!(run.err.contains(what), "{what}: {}", run.err);
+        assert_eq!(run.out, "");
+    }
+    assert_eq!(done(&mut loris(&["eval", &missing])).code, Some(3));
+    assert_eq!(
+        eval(&Folder::bare(), &["--lens", "64", "--tasks", "kv"]).code,
+        Some(3),
+        "no tokenizer"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_run_shows_what_it_has() {
+    let folder = folder();
+    let csv = folder.arg("a.csv");
+    let mut command = loris(&["eval", "--threads", "1", "--json", "-n", "5000", "--lens", "1200"]);
+    command.arg(folder.0.path()).args(["--tasks", "niah-single,kv", "--csv", &csv]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut kinds = Vec::new();
+    let kind = |line: String| {
+        let event: Value = serde_json::from_str(&line).unwrap();
+        event["event"].as_str().unwrap().to_owned()
+    };
+    while kinds.len() < 4 {
+        kinds.push(kind(lines.next().unwrap().unwrap()));
+    }
+    // SAFETY: a signal to a child that has not been waited for.
+    unsafe { libc::kill(libc::pid_t::try_from(child.id()).unwrap(), libc::SIGINT) };
+    kinds.extend(lines.map(|line| kind(line.unwrap())));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let n = |name: &str| kinds.iter().filter(|kind| *kind == name).count();
+    assert!(n("sample") >= 3 && n("sample") < 5_000, "{}", n("sample"));
+    assert_eq!((n("row"), n("done"), n("error")), (2, 1, 1));
+    assert_eq!(std::fs::read_to_string(&csv).unwrap().lines().count(), 3);
+}
