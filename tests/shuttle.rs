@@ -54,7 +54,7 @@ fn explore(name: &str, n: usize, body: impl Fn() + Send + Sync + 'static) {
     let again = body.clone();
     Runner::new(RandomScheduler::new_from_seed(SEED, n), config.clone()).run(move || again());
     Runner::new(PctScheduler::new_from_seed(SEED, 3, n), config).run(move || body());
-    println!("{name}: {n} random orders and {n} by priority in {:.1?}", start.elapsed());
+    println!("{name}: {n} random orders and {n} by priorities in {:.1?}", start.elapsed());
 }
 
 /// Something that one thread at a time may use.
@@ -77,7 +77,7 @@ fn yield_until(is_so: impl Fn() -> bool) {
 
 #[test]
 fn the_gate_lets_one_in_at_a_time_in_the_order_of_arrival() {
-    explore("gate, order", 2000, || {
+    explore("gate, order", 4000, || {
         let gate = Arc::new(Gate::default());
         let (order, device) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Exclusive::default()));
         let first = gate.enter();
@@ -196,10 +196,12 @@ fn regions(team: &mut Team, n_regions: usize, n_tasks: usize) {
             Tasks::new(n_tasks, if region % 2 == 0 { 1 } else { n_threads }, &Stop::default());
         let runs: Vec<AtomicUsize> = (0..n_tasks).map(|_| AtomicUsize::new(0)).collect();
         let inside = AtomicUsize::new(0);
+        let came: Vec<AtomicBool> = (0..n_threads).map(|_| AtomicBool::new(false)).collect();
         now.store(region, SeqCst);
         team.run(&|thread_idx, _| {
             inside.fetch_add(1, SeqCst);
             assert_eq!(now.load(SeqCst), region, "a thread is in a region that has ended");
+            assert!(!came[thread_idx].swap(true, SeqCst), "a thread comes to a region twice");
             scratch[thread_idx].with("scratch");
             while let Some(task) = tasks.next(thread_idx) {
                 runs[task].fetch_add(1, SeqCst);
@@ -217,9 +219,24 @@ fn regions(team: &mut Team, n_regions: usize, n_tasks: usize) {
 #[test]
 fn a_team_runs_each_task_once_and_regions_do_not_overlap() {
     for n_threads in [2, 3] {
-        explore(&format!("team of {n_threads}"), 3000, move || {
+        explore(&format!("team of {n_threads}"), 6000, move || {
             let mut team = Team::new(n_threads).unwrap();
             regions(&mut team, 3, 4);
+        });
+    }
+}
+
+#[test]
+fn every_worker_comes_to_a_region_that_waits_for_it() {
+    for n_threads in [2, 3] {
+        explore(&format!("team of {n_threads}, all come"), 3000, move || {
+            let mut team = Team::new(n_threads).unwrap();
+            for _ in 0..2 {
+                let barrier = shuttle::sync::Barrier::new(n_threads);
+                team.run(&|_, _| {
+                    barrier.wait();
+                });
+            }
         });
     }
 }
@@ -364,7 +381,7 @@ fn cancelled(model: &Model, want: &Wanted) {
 fn sessions_of_many_threads_come_to_what_each_comes_to_alone() {
     let want = wanted();
     assert!(want[0] != want[1] && want[2] != want[3]);
-    explore("engine", 300, move || {
+    explore("engine", 500, move || {
         let model = model();
         let threads = [alone, together, cancelled].map(|run| {
             let (model, want) = (model.clone(), want.clone());

@@ -1,0 +1,315 @@
+//! How long a cancelled call takes to return.
+//!
+//! `cargo bench --bench cancel [-- MODEL] [--threads N] [--n FACTOR] [--csv]` cancels calls at uniformly
+//! random times: a prefill of one chunk, a decode, and a prefill that waits while another session's runs.
+//! It prints the time from `cancel()` to the return of the call beside the time of one layer: a pass that
+//! nobody cancels, its median in the same run, divided by the number of layers. A call that ended before
+//! its cancel is not counted. `--csv` adds the rows to `benches/record/cpu/cancel.csv`; `--n 0.1` takes a
+//! tenth of the samples.
+
+#![allow(clippy::print_stdout, clippy::unwrap_used)]
+#![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use loris::{Engine, EngineOptions, Error, Model, ModelOptions, Session, SessionOptions};
+
+/// Prompt tokens of a pass.
+const CHUNK: usize = 512;
+
+fn main() {
+    let options = Options::parse();
+    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let load = load.split(' ').next().unwrap_or("?").to_owned();
+    let busy = busy_elsewhere();
+    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().unwrap().get());
+    let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
+    let sizes =
+        ModelOptions { chunk: CHUNK, kv_tokens: Some(4 * CHUNK), ..ModelOptions::default() };
+    let model = engine.unwrap().open(&options.model, &sizes, &mut |_| {}).unwrap();
+    let mut bench = Bench { model, random: 1, n: options.n };
+    println!("{threads} threads, load {load}, busy elsewhere {busy:.2} CPUs");
+    println!(
+        "| {:<24} | {:>5} | {:>9} | {:>9} | {:>8} | {:>8} | {:>8} | {:>9} |",
+        "cancelled", "n", "pass ms", "layer ms", "p50 ms", "p99 ms", "max ms", "p99/layer"
+    );
+    println!("|{:-<26}|{0:->7}|{0:->11}|{0:->11}|{0:->10}|{0:->10}|{0:->10}|{0:->11}|", "");
+    let rows = [bench.prefill(), bench.decode(), bench.waiting()];
+    if options.csv {
+        let name = options.model.file_name().unwrap().to_string_lossy().to_lowercase();
+        let machine = format!("{},{threads},{load},{busy:.2},{name}", cpu());
+        record(&rows, &machine);
+    }
+}
+
+struct Options {
+    model: PathBuf,
+    threads: Option<usize>,
+    n: f64,
+    csv: bool,
+}
+
+impl Options {
+    fn parse() -> Self {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct");
+        let mut options = Self { model, threads: None, n: 1.0, csv: false };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--threads" => options.threads = Some(args.next().unwrap().parse().unwrap()),
+                "--n" => options.n = args.next().unwrap().parse().unwrap(),
+                "--csv" => options.csv = true,
+                "--bench" => {}
+                _ => options.model = arg.into(),
+            }
+        }
+        options
+    }
+}
+
+/// What was measured of one kind of call.
+struct Row {
+    what: &'static str,
+    pass: Duration,
+    layer: Duration,
+    /// Ascending.
+    latencies: Vec<Duration>,
+}
+
+struct Bench {
+    model: Model,
+    random: u64,
+    n: f64,
+}
+
+impl Bench {
+    /// A number in 0 .. 1 (splitmix64).
+    fn unit(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    fn session(&self) -> Session {
+        self.model.session(&SessionOptions::default()).unwrap()
+    }
+
+    fn prompt(&mut self) -> Vec<u32> {
+        let vocab_size = self.model.config().vocab_size as f64;
+        (0..CHUNK).map(|_| (self.unit() * vocab_size) as u32).collect()
+    }
+
+    /// Cancels calls at random times of a pass until there are `n` that it ended.
+    fn cancel(
+        &mut self,
+        what: &'static str,
+        n: usize,
+        pass: Duration,
+        mut call: impl FnMut(&mut Self, Duration) -> Option<Duration>,
+    ) -> Row {
+        let n = ((n as f64 * self.n) as usize).max(1);
+        let mut latencies = Vec::new();
+        while latencies.len() < n {
+            let after = pass.mul_f64(self.unit());
+            latencies.extend(call(self, after));
+        }
+        latencies.sort();
+        let layer = pass / self.model.plan().n_layers as u32;
+        let row = Row { what, pass, layer, latencies };
+        row.print();
+        row
+    }
+
+    fn prefill(&mut self) -> Row {
+        let prompt = self.prompt();
+        let pass = self.prefill_pass(&prompt);
+        self.cancel("prefill of 512", 300, pass, |bench, after| {
+            cancel_after(&mut bench.session(), after, |s| s.prefill(&prompt))
+        })
+    }
+
+    fn prefill_pass(&mut self, prompt: &[u32]) -> Duration {
+        median(7, || self.session().prefill(prompt).unwrap())
+    }
+
+    fn decode(&mut self) -> Row {
+        let mut s = self.session();
+        s.prefill(&self.prompt()).unwrap();
+        let pass = median(50, || {
+            s.decode(1).unwrap();
+            s.truncate(CHUNK);
+        });
+        self.cancel("decode at 512", 1000, pass, |_, after| {
+            let latency = cancel_after(&mut s, after, |s| s.decode(1));
+            s.truncate(CHUNK);
+            latency
+        })
+    }
+
+    /// The call waits for its turn while another session's prefill runs.
+    fn waiting(&mut self) -> Row {
+        let (prompt, other) = (self.prompt(), self.prompt());
+        let pass = self.prefill_pass(&prompt);
+        self.cancel("prefill that waits", 300, pass.mul_f64(0.9), |bench, after| {
+            let mut running = bench.session();
+            let canceller = running.canceller();
+            thread::scope(|scope| {
+                let thread = scope.spawn(|| drop(running.prefill(&other)));
+                while bench.model.pool_usage().n_used == 0 {
+                    thread::yield_now();
+                }
+                thread::sleep(Duration::from_millis(2)); // from its pages to its turn
+                let latency = cancel_after(&mut bench.session(), after, |s| s.prefill(&prompt));
+                let waited = !thread.is_finished();
+                canceller.cancel();
+                latency.filter(|_| waited)
+            })
+        })
+    }
+}
+
+/// Makes a call and has another thread cancel it `after` a time; from `cancel()` to its return, if it was
+/// the cancel that ended it.
+fn cancel_after(
+    session: &mut Session,
+    after: Duration,
+    call: impl Fn(&mut Session) -> Result<(), Error>,
+) -> Option<Duration> {
+    let canceller = session.canceller();
+    let (begin, begun) = mpsc::channel::<Instant>();
+    let thread = thread::spawn(move || {
+        let at = begun.recv().unwrap() + after;
+        thread::sleep(at.saturating_duration_since(Instant::now()));
+        let now = Instant::now();
+        canceller.cancel();
+        now
+    });
+    thread::sleep(Duration::from_micros(200)); // until it waits
+    begin.send(Instant::now()).unwrap();
+    let outcome = call(session);
+    let end = Instant::now();
+    let cancelled = thread.join().unwrap();
+    match outcome {
+        Err(Error::Cancelled) => Some(end - cancelled),
+        Err(e) => panic!("{e}"),
+        Ok(()) => {
+            // Too late: it is the next call that the cancel ends.
+            assert!(matches!(session.decode(1), Err(Error::Cancelled)));
+            None
+        }
+    }
+}
+
+fn median(n: usize, mut run: impl FnMut()) -> Duration {
+    let mut times: Vec<Duration> = (0..n)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    times[n / 2]
+}
+
+impl Row {
+    /// The latency that a share of the calls did not exceed.
+    fn at(&self, share: f64) -> Duration {
+        let n = self.latencies.len();
+        self.latencies[((share * n as f64).ceil() as usize).clamp(1, n) - 1]
+    }
+
+    fn ratio(&self) -> f64 {
+        self.at(0.99).as_secs_f64() / self.layer.as_secs_f64()
+    }
+
+    fn print(&self) {
+        println!(
+            "| {:<24} | {:>5} | {:>9.3} | {:>9.3} | {:>8.3} | {:>8.3} | {:>8.3} | {:>9.3} |",
+            self.what,
+            self.latencies.len(),
+            ms(self.pass),
+            ms(self.layer),
+            ms(self.at(0.5)),
+            ms(self.at(0.99)),
+            ms(self.at(1.0)),
+            self.ratio()
+        );
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    1e3 * time.as_secs_f64()
+}
+
+/// Adds rows to the record.
+fn record(rows: &[Row], machine: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu/cancel.csv");
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| {
+        "date,commit,cpu,features,threads,load,busy_elsewhere,model,measure,n,pass,layer,p50,p99,max,ratio\n".into()
+    });
+    let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
+    let git = ["-C", env!("CARGO_MANIFEST_DIR")];
+    let head = output("git", &[&git[..], &["rev-parse", "--short", "HEAD"]].concat());
+    let changed = output("git", &[&git[..], &["status", "--porcelain", "-uno"]].concat());
+    let plus = if changed.is_empty() { "" } else { "+" };
+    for row in rows {
+        writeln!(
+            text,
+            "{date},{head}{plus},{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
+            row.what,
+            row.latencies.len(),
+            ms(row.pass),
+            ms(row.layer),
+            ms(row.at(0.5)),
+            ms(row.at(0.99)),
+            ms(row.at(1.0)),
+            row.ratio()
+        )
+        .unwrap();
+    }
+    std::fs::write(&path, text).unwrap();
+}
+
+fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+/// CPUs in use while this program rests: the load average counts what ran a minute ago.
+fn busy_elsewhere() -> f64 {
+    let idle = || -> f64 {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let fields: Vec<f64> =
+            stat.lines().next().unwrap_or("").split(' ').filter_map(|f| f.parse().ok()).collect();
+        fields.get(3..5).map_or(0.0, |idle| idle.iter().sum::<f64>() / 100.0)
+    };
+    let (start, before) = (Instant::now(), idle());
+    thread::sleep(Duration::from_secs(2));
+    let n_cpus = thread::available_parallelism().unwrap().get() as f64;
+    (n_cpus - (idle() - before) / start.elapsed().as_secs_f64()).max(0.0)
+}
+
+/// The CPU and what kernels it can run, as the other records have it.
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.split(':').next().unwrap_or("").trim() == name);
+        line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
+    };
+    let (family, model, stepping) = (field("cpu family"), field("model"), field("stepping"));
+    let known = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"];
+    let features = known.into_iter().filter(|&f| field("flags").split(' ').any(|flag| flag == f));
+    let features = features.collect::<Vec<_>>().join(" ");
+    format!(
+        "\"{} (family {family}, model {model}, stepping {stepping})\",{features}",
+        field("model name")
+    )
+}
