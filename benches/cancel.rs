@@ -31,7 +31,7 @@ fn main() {
     let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
     let sizes =
         ModelOptions { chunk: CHUNK, kv_tokens: Some(4 * CHUNK), ..ModelOptions::default() };
-    let model = engine.unwrap().open(&options.model, &sizes, &mut |_| {}).unwrap();
+    let model = engine.unwrap().open(&options.model, &sizes).unwrap();
     let mut bench = Bench { model, random: 1, n: options.n };
     println!("{threads} threads, load {load}, busy elsewhere {busy:.2} CPUs");
     println!(

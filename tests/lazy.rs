@@ -2,6 +2,7 @@
 //! which tokens are computed where; and what must not change does not.
 #![allow(clippy::unwrap_used)]
 
+#[allow(dead_code)] // its comparison by the largest
 mod reference;
 mod support;
 
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 
 use loris::loader::{Checkpoint, ModelConfig};
 use loris::policy::{Lazy, PrunePoint};
-use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions};
+use loris::{KvFormat, Model, ModelOptions, Session, SessionOptions};
 use reference::{compare_to, dot, matvec, rms_norm, rotate, silu};
 use support::{argmax, bits, checkpoint, open, open_cpu};
 
@@ -17,8 +18,7 @@ const NAME: &str = "llama-tied";
 
 /// A schedule without a guard, so that short sequences are pruned.
 fn lazy(points: &[(usize, f64)]) -> Lazy {
-    let points =
-        points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
+    let points = points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
     Lazy { min_len: 0, sinks: 2, ..Lazy::new(points) }
 }
 
@@ -122,14 +122,16 @@ impl Reference {
                 self.states[row].1 += 1;
             }
             self.token_layers += rows.len() * (layers[1] - layers[0]);
-            self.n_revived += if segment > 0 { rows.iter().filter(|&&r| r < n_old).count() } else { 0 };
+            self.n_revived +=
+                if segment > 0 { rows.iter().filter(|&&r| r < n_old).count() } else { 0 };
             if segment < self.lazy.points.len() {
                 let window = self.lazy.window.min(tokens.len());
                 let scores = self.scores(layers[1] - 1, &rows, &queries, window);
                 rows = self.choose(segment, &scores, n_old, cap);
             }
         }
-        let last = rms_norm(&self.states.last().unwrap().0, &self.final_norm, self.config.norm_eps.into());
+        let last =
+            rms_norm(&self.states.last().unwrap().0, &self.final_norm, self.config.norm_eps.into());
         matvec(&self.embed, &last)
     }
 
@@ -184,17 +186,15 @@ impl Reference {
         let mut scores: BTreeMap<u32, f64> = self.kv[l].keys().map(|&p| (p, 0.0)).collect();
         for (&row, query) in rows.iter().zip(queries).skip(rows.len() - window) {
             for (head, q) in query.chunks(d).enumerate() {
-                let weight = |key: &[f64]| {
-                    (dot(q, &key[head / group * d..][..d]) / (d as f64).sqrt()).exp()
-                };
+                let weight =
+                    |key: &[f64]| (dot(q, &key[head / group * d..][..d]) / (d as f64).sqrt()).exp();
                 let seen: Vec<(u32, f64)> = self.kv[l]
                     .range(..=row as u32)
                     .map(|(&position, (key, _))| (position, weight(key)))
                     .collect();
                 let sum: f64 = seen.iter().map(|(_, weight)| weight).sum();
                 for (position, weight) in seen {
-                    *scores.get_mut(&position).unwrap() +=
-                        weight / sum / (n_heads * window) as f64;
+                    *scores.get_mut(&position).unwrap() += weight / sum / (n_heads * window) as f64;
                 }
             }
         }
@@ -209,7 +209,8 @@ impl Reference {
         cap: usize,
     ) -> Vec<usize> {
         let len = self.states.len();
-        let forced = |p: u32| (p as usize) < self.lazy.sinks || p as usize + self.lazy.window >= len;
+        let forced =
+            |p: u32| (p as usize) < self.lazy.sinks || p as usize + self.lazy.window >= len;
         let mut order: Vec<u32> = scores.keys().copied().collect();
         order.sort_by(|a, b| {
             forced(*b).cmp(&forced(*a)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(b))
@@ -261,7 +262,8 @@ fn a_session_follows_the_reference_token_by_token() {
         let model = open_cpu(self::checkpoint(NAME), &options(chunk));
         let mut s = session(&model, Some(&lazy));
         for (turn, n) in [(1, 60), (2, 1), (3, 30)] {
-            let what = format!("window {window}, cap {cap}, rate {rate}, chunk {chunk}, turn {turn}");
+            let what =
+                format!("window {window}, cap {cap}, rate {rate}, chunk {chunk}, turn {turn}");
             s.prefill(&prompt(turn, n)).unwrap();
             let want = reference.feed(&prompt(turn, n), usize::MAX);
             check(&s, &want, &reference, &what);

@@ -88,7 +88,7 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     let tasks = check(args)?;
     let longest = longest(args, &tasks);
     let base = args.size.model_options(None);
-    let session = SessionOptions { ctx_len: Some(longest) };
+    let session = SessionOptions { ctx_len: Some(longest), ..SessionOptions::default() };
     let variants = variants(&args.policies, &base, &session)?;
     let text = args.text.as_deref().map(read_file).transpose()?;
     let filler = match &text {
