@@ -3,3 +3,5 @@
 
 #[path = "capi/abi.rs"]
 mod abi;
+#[path = "capi/programs.rs"]
+mod programs;

@@ -2,7 +2,7 @@
  * A session that outlives its process: it is saved after the first part of an answer and goes on in another.
  *
  *     cc state.c $(pkg-config --cflags --libs loris) -o state
- *     ./state save   models/SmolLM2-135M-Instruct /tmp/session "Why is the sky blue?"
+ *     ./state save   models/SmolLM2-135M-Instruct /tmp/session "Once upon a time"
  *     ./state resume models/SmolLM2-135M-Instruct /tmp/session
  *
  * What both print together is what `./state whole DIR TEXT` prints, which never stops in between. `./state memory
@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { N_FIRST = 12, N_REST = 20 };
+enum { N_FIRST = 8, N_REST = 12 };
 
 static void check(int32_t status, const char *what) {
     char message[512];
