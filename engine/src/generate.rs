@@ -7,6 +7,7 @@ use loris_loader::{Special, TextStream};
 use crate::error::Error;
 use crate::sampler::Sampler;
 use crate::session::Session;
+use crate::sync::atomic::Ordering::Relaxed;
 
 /// When to stop, besides the end-of-sequence tokens of the model.
 #[derive(Clone, Debug)]
@@ -70,12 +71,13 @@ pub fn generate(
         on_token(token)
     });
     let recalled = session.recall_logits();
-    let finish = finish?;
-    recalled?;
+    // Tokens that were shown are part of the answer, whatever ended it: so is their text.
     let rest = text.finish()?;
-    if !rest.is_empty() && finish != Finish::Cancelled {
+    if !rest.is_empty() && !matches!(finish, Ok(Finish::Cancelled)) {
         let _ = on_token(Token { id: last_id, is_rest: true, text: &rest });
     }
+    let finish = finish?;
+    recalled?;
     Ok(finish)
 }
 
@@ -94,6 +96,9 @@ fn loop_tokens(
         let reason = "the session has no logits; prefill a prompt first".into();
         return Err(Error::State { call: "generate", reason });
     };
+    if session.cancel.swap(false, Relaxed) {
+        return Ok(Finish::Cancelled); // one token needs no pass that would see it
+    }
     let mut id = sampler.sample(logits, session.tokens());
     for n in 1.. {
         if !options.ignore_eos && model.config().eos_ids.contains(&id) {

@@ -55,6 +55,8 @@ pub struct Session {
     pub(crate) rope: Rope,
     pub(crate) cancel: Arc<AtomicBool>,
     pub(crate) receipt: Receipt,
+    /// The receipt before what is pending.
+    receipt_before: Receipt,
 }
 
 /// Tokens that were given to a session and are not in its cache yet.
@@ -183,6 +185,7 @@ impl Session {
             rope: Rope::new(&model, 0),
             cancel: Arc::default(),
             receipt: Receipt::default(),
+            receipt_before: Receipt::default(),
             model,
         })
     }
@@ -240,6 +243,7 @@ impl Session {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
         self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
+        self.receipt_before = self.receipt;
         self.cache.begin();
         Ok(())
     }
@@ -252,6 +256,7 @@ impl Session {
             return Err(Error::State { call: "push", reason });
         }
         self.pending = Pending::Token(token);
+        self.receipt_before = self.receipt;
         self.cache.begin();
         Ok(())
     }
@@ -277,6 +282,7 @@ impl Session {
         self.tokens.truncate(self.tokens.len() - n_new);
         self.n_shareable = self.n_shareable.min(self.tokens.len());
         self.stage = Stage::default();
+        self.receipt = self.receipt_before;
     }
 
     /// Runs a prompt through the model; the logits of its last token are ready afterwards.
@@ -411,6 +417,7 @@ impl Session {
             rope: self.rope.clone(),
             cancel: Arc::default(),
             receipt: self.receipt,
+            receipt_before: self.receipt,
         })
     }
 
@@ -447,15 +454,16 @@ impl Session {
         Ok(())
     }
 
-    /// Takes over the leading full pages that another session's prompt has filled already.
-    pub(crate) fn share_prefix(&mut self) {
-        let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return };
+    /// Takes over the leading full pages that another session's prompt has filled already; true if there
+    /// were some.
+    pub(crate) fn share_prefix(&mut self) -> bool {
+        let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return false };
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
         // Dynamic scaling rotates a key by the length of the prompt it came with; a pruned session needs the
         // hidden states behind the first segment too.
         if !self.tokens.is_empty() || dynamic || self.lazy.is_some() {
-            return;
+            return false;
         }
         let page_len = shared.plan.layout.page_len;
         let mut pool = shared.pool();
@@ -468,6 +476,7 @@ impl Session {
         self.n_shareable = n_found;
         self.receipt.n_shared += n_found;
         *done = n_found;
+        n_found > 0
     }
 
     /// What a pass of `phase` would compute of this session, at most `max_rows`.

@@ -7,7 +7,7 @@
 //! sound. The checksum finds damage, not malice: a forged cache gives wrong text, never a wrong access.
 
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
@@ -46,14 +46,7 @@ struct Header {
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
     pub fn save(&self, out: &mut dyn Write) -> Result<(), Error> {
-        if self.pending != Pending::Nothing {
-            let reason = "tokens are queued; step or clear them first".into();
-            return Err(Error::State { call: "save", reason });
-        }
-        if self.lazy.is_some() {
-            let reason = "a session that prunes cannot be saved yet; fork it instead".into();
-            return Err(Error::State { call: "save", reason });
-        }
+        self.check_savable()?;
         let mut out = Summed { inner: out, sum: Xxh3::new() };
         self.write(&mut out).and_then(|()| {
             let sum = out.sum.digest();
@@ -61,12 +54,24 @@ impl Session {
         })
     }
 
+    fn check_savable(&self) -> Result<(), Error> {
+        let refuse = |reason: &str| Err(Error::State { call: "save", reason: reason.into() });
+        if self.pending != Pending::Nothing {
+            return refuse("tokens are queued; step or clear them first");
+        }
+        if self.lazy.is_some() {
+            return refuse("a session that prunes cannot be saved yet; fork it instead");
+        }
+        Ok(())
+    }
+
     /// Bytes that [`save`](Self::save) writes now.
-    pub fn saved_bytes(&self) -> usize {
+    pub fn saved_bytes(&self) -> Result<usize, Error> {
+        self.check_savable()?;
         let plan = self.model.plan();
         let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
         let token = size_of::<u32>() + plan.kv_bytes_per_token;
-        size_of::<Header>() + self.len() * token + logits + size_of::<u64>()
+        Ok(size_of::<Header>() + self.len() * token + logits + size_of::<u64>())
     }
 
     /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
@@ -166,8 +171,12 @@ impl Model {
     /// As [`restore`](Self::restore), from a file.
     pub fn restore_file(&self, path: &Path, options: &SessionOptions) -> Result<Session, Error> {
         let io = |source: io::Error| Error::Io { path: path.display().to_string(), source };
-        let file = File::open(path).map_err(io)?;
-        self.restore(&mut BufReader::new(file), options)
+        let mut file = BufReader::new(File::open(path).map_err(io)?);
+        let session = self.restore(&mut file, options)?;
+        match file.fill_buf().map_err(io)?.len() {
+            0 => Ok(session),
+            n => Err(mismatch("end", format!("{n} bytes or more"), "nothing".into())),
+        }
     }
 
     fn read_header(
@@ -196,6 +205,9 @@ impl Model {
             false => Err(mismatch(field, found.to_string(), format!("at most {max}"))),
         };
         at_most("tokens (the session's context length)", header.n_tokens, session.ctx_len as u64)?;
+        let plan = self.plan();
+        let in_pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
+        at_most("tokens (the page pool)", header.n_tokens, in_pool as u64)?;
         at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
         at_most("logits flag", header.has_logits.into(), u64::from(header.n_tokens > 0))?;
         Ok(header)

@@ -16,6 +16,7 @@ use crate::cache::Taken;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::forward::{Execute, Pass};
+use crate::memory;
 use crate::session::{Drawn, Pending, Session, Stage};
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering::Relaxed;
@@ -58,6 +59,8 @@ struct Job<'s> {
     /// The choice that the device is to make afterwards.
     draw: Option<Draw>,
     taken: Option<Taken>,
+    /// The session has just taken over pages of another one's prompt: they go back too.
+    has_adopted: bool,
 }
 
 impl Model {
@@ -129,15 +132,15 @@ impl Model {
             let reason = "the session belongs to another model".into();
             return Err(Error::State { call: "step", reason });
         }
-        if phase == Phase::Prefill {
-            session.share_prefix();
-        }
-        let Some(work) = session.work(phase, max_rows) else { return Ok(None) };
-        if session.cancel.swap(false, Relaxed) {
+        if session.has_work(phase) && session.cancel.swap(false, Relaxed) {
             session.undo_token();
             return Err(Error::Cancelled);
         }
-        Job::new(session, work).map(Some)
+        let has_adopted = phase == Phase::Prefill && session.share_prefix();
+        match session.work(phase, max_rows) {
+            Some(work) => Job::new(session, work, has_adopted).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Runs the jobs of one phase and writes their results.
@@ -189,7 +192,7 @@ impl Model {
         let vocab_size = session.logits.len();
         let mut idx = 0;
         while let Some(work) = session.work(Phase::Prefill, self.plan().batch) {
-            let mut job = Job::new(session, work)?;
+            let mut job = Job::new(session, work, false)?;
             let rows = self.logits_of_all_rows(&job)?;
             for logits in rows.chunks_exact(vocab_size) {
                 visit(idx, logits); // it may run other sessions, and it may panic
@@ -211,7 +214,7 @@ impl Model {
         });
         let mut device = outcome.inspect_err(|_| job.session.cancel.store(false, Relaxed))?;
         let (start, vocab_size) = (job.session.len(), job.session.logits.len());
-        let mut rows = vec![0.0; job.work.tokens.len() * vocab_size];
+        let mut rows: Vec<f32> = memory::zeros(job.work.tokens.len() * vocab_size, "logits")?;
         for (row, out) in rows.chunks_exact_mut(vocab_size).enumerate() {
             device.read_logits(row, out).map_err(|e| e.at_position(start + row))?;
         }
@@ -263,7 +266,7 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
 
 impl<'s> Job<'s> {
     /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to.
-    fn new(session: &'s mut Session, work: Work) -> Result<Self, Error> {
+    fn new(session: &'s mut Session, work: Work, has_adopted: bool) -> Result<Self, Error> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
         let shared = &*session.model.shared;
         let page_len = shared.plan.layout.page_len;
@@ -271,13 +274,17 @@ impl<'s> Job<'s> {
         let taken = session.cache.take(work.segment, positions, page_len, &mut shared.pool());
         let taken = match taken {
             Ok(taken) => taken,
+            Err(e) if has_adopted => {
+                session.roll_back();
+                return Err(e);
+            }
             Err(e) => {
                 session.undo_token();
                 return Err(e);
             }
         };
         let draw = if work.is_last { session.draw.take() } else { None };
-        Ok(Self { session, work, draw, taken: Some(taken) })
+        Ok(Self { session, work, draw, taken: Some(taken), has_adopted })
     }
 
     /// How many of the last rows score the slots, if any do.
@@ -294,6 +301,9 @@ impl<'s> Job<'s> {
         if let Some(taken) = self.taken.take() {
             let Session { cache, model, .. } = &mut *self.session;
             cache.undo(taken, &mut model.shared.pool());
+            if self.has_adopted {
+                self.session.roll_back();
+            }
         }
     }
 

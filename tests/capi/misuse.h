@@ -3,8 +3,7 @@
  *
  * MODEL has a tokenizer and a chat template, OTHER has other weights, BARE has neither tokenizer nor template,
  * DYNAMIC stretches its positions (so that a context may have any length), FOLDER is for files. Lines that do not
- * hold are printed; the exit code is 1 if there are any. A line that starts with DEFECT_ is known not to hold: it is
- * printed too, and does not count.
+ * hold are printed; the exit code is 1 if there are any.
  *
  * This header is what the programs misuse*.c share, main included; each has its cases.
  */
@@ -17,7 +16,7 @@
 
 static void run_cases(void);
 
-static int n_cases, n_failed, n_defects;
+static int n_cases, n_failed;
 
 /* ---- Judging ------------------------------------------------------------------------------------------------- */
 
@@ -33,11 +32,11 @@ static inline const char *last_message(void) {
     return message;
 }
 
-static inline void count(int line, const char *what, const char *wrong, int is_defect) {
+static inline void count(int line, const char *what, const char *wrong) {
     n_cases++;
     if (!wrong) return;
-    *(is_defect ? &n_defects : &n_failed) += 1;
-    printf("%s line %d: %s: %s\n", is_defect ? "known defect," : "FAILED,", line, what, wrong);
+    n_failed++;
+    printf("FAILED, line %d: %s: %s\n", line, what, wrong);
 }
 
 /* Cancelled, no room, and errors leave a message; other statuses are results and leave none. */
@@ -54,11 +53,9 @@ static inline const char *wrong_status(int32_t expected, int32_t got) {
     return NULL;
 }
 
-#define CASE(expected, call) (mark(), count(__LINE__, #call, wrong_status(expected, call), 0))
-#define DEFECT_CASE(expected, call) (mark(), count(__LINE__, #call, wrong_status(expected, call), 1))
-#define HOLDS(condition) count(__LINE__, #condition, (condition) ? NULL : "does not hold", 0)
-#define DEFECT_HOLDS(condition) count(__LINE__, #condition, (condition) ? NULL : "does not hold", 1)
-#define SAYS(word) count(__LINE__, "the message", strstr(last_message(), word) ? NULL : message, 0)
+#define CASE(expected, call) (mark(), count(__LINE__, #call, wrong_status(expected, call)))
+#define HOLDS(condition) count(__LINE__, #condition, (condition) ? NULL : "does not hold")
+#define SAYS(word) count(__LINE__, "the message", strstr(last_message(), word) ? NULL : message)
 
 static inline void must(int line, int32_t status) {
     if (status == LORIS_OK) return;
@@ -86,7 +83,6 @@ static inline void take(loris_session *session, snapshot *s) {
 }
 
 static snapshot before, after;
-static loris_receipt last_costs;
 
 static inline const char *wrong_or_changed(loris_session *session, const char *wrong) {
     take(session, &after);
@@ -94,34 +90,10 @@ static inline const char *wrong_or_changed(loris_session *session, const char *w
     return memcmp(&before, &after, sizeof before) != 0 ? "the session or its receipt changed" : NULL;
 }
 
-/* As that, but what the session has cost may be more than before. */
-static inline const char *wrong_or_lost(loris_session *session, const char *wrong) {
-    loris_receipt was = before.receipt, costs;
-    take(session, &after);
-    costs = last_costs = after.receipt;
-    was.n_prefilled = costs.n_prefilled, was.n_shared = costs.n_shared, was.token_layers = costs.token_layers;
-    after.receipt = before.receipt;
-    if (wrong) return wrong;
-    return memcmp(&costs, &was, sizeof was) != 0 || memcmp(&before, &after, sizeof before) != 0 ? "the session changed"
-                                                                                               : NULL;
-}
-
-static inline int costs_are_kept(void) {
-    return before.receipt.n_prefilled == last_costs.n_prefilled && before.receipt.n_shared == last_costs.n_shared &&
-           before.receipt.token_layers == last_costs.token_layers;
-}
-
 /* A call that does not do what it was asked to, and leaves the session as it was. */
 #define KEPT(session, expected, call)                                                                                  \
     (take(session, &before), mark(),                                                                                   \
-     count(__LINE__, #call, wrong_or_changed(session, wrong_status(expected, call)), 0))
-#define DEFECT_KEPT(session, expected, call)                                                                           \
-    (take(session, &before), mark(),                                                                                   \
-     count(__LINE__, #call, wrong_or_changed(session, wrong_status(expected, call)), 1))
-/* The same for calls that fail after a part was computed, which the receipt goes on counting. */
-#define DEFECT_COSTS(session, expected, call)                                                                          \
-    (take(session, &before), mark(),                                                                                   \
-     count(__LINE__, #call, wrong_or_lost(session, wrong_status(expected, call)), 0), DEFECT_HOLDS(costs_are_kept()))
+     count(__LINE__, #call, wrong_or_changed(session, wrong_status(expected, call))))
 
 /* ---- What the cases are about -------------------------------------------------------------------------------- */
 
@@ -203,7 +175,7 @@ int main(int argc, char **argv) {
     HOLDS(pages_used(model) == 0);
     loris_model_free(model);
     loris_engine_free(engine);
-    printf("%d lines, %d failed, %d known defects\n", n_cases, n_failed, n_defects);
+    printf("%d lines, %d failed\n", n_cases, n_failed);
     return n_failed > 0;
 }
 

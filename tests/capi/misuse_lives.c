@@ -51,7 +51,7 @@ static void saved(void) {
     HOLDS(n_accepted(bytes, len) == 0);
     HOLDS(pages_used(model) == n_used);
     bytes[len] = 0;
-    DEFECT_CASE(LORIS_E_FORMAT, loris_session_restore(model, bytes, len + 1, NULL, &restored)); /* one byte too many */
+    CASE(LORIS_E_FORMAT, loris_session_restore(model, bytes, len + 1, NULL, &restored)); /* one byte too many */
     loris_session_free(restored);
     CASE(LORIS_E_FORMAT, loris_session_restore(model, NULL, 0, NULL, &restored));
     CASE(LORIS_E_FORMAT, loris_session_restore(other, bytes, len, NULL, &restored));
@@ -93,7 +93,7 @@ static void saved(void) {
     loris_session_free(restored);
     file = fopen(path, "ab");
     if (!file || fputc(0, file) == EOF || fclose(file) != 0) abort();
-    DEFECT_CASE(LORIS_E_FORMAT, loris_session_restore_file(model, path, NULL, &restored));
+    CASE(LORIS_E_FORMAT, loris_session_restore_file(model, path, NULL, &restored));
     loris_session_free(restored);
 
     loris_session_free(session);
@@ -179,7 +179,6 @@ static int32_t free_model(void *data, uint32_t token, const char *text, size_t t
     return 0;
 }
 
-#ifdef DEFECT_ENGINE_FREED_WHILE_IT_OPENS
 static int32_t free_engine(void *data, uint64_t done, uint64_t total) {
     loris_engine **freed = data;
     (void)done, (void)total;
@@ -187,13 +186,14 @@ static int32_t free_engine(void *data, uint64_t done, uint64_t total) {
     *freed = NULL;
     return 0;
 }
-#endif
 
 /* A handle that is freed by a callback of a call that needs what it stands for. */
 static void freed_by_callbacks(void) {
     loris_model *own = open_model(dir, 256);
     loris_session *session = open_filled(own, 8);
     loris_generate_params params;
+    loris_engine *other;
+    loris_model_params model_params;
     MUST(loris_generate_params_init(&params, sizeof params));
     params.flags = LORIS_IGNORE_EOS;
     params.max_tokens = 4;
@@ -202,16 +202,12 @@ static void freed_by_callbacks(void) {
     CASE(LORIS_OK, loris_session_generate(session, &params));
     HOLDS(own == NULL);
     loris_session_free(session);
-#ifdef DEFECT_ENGINE_FREED_WHILE_IT_OPENS /* the process dies of it */
-    loris_engine *other;
-    loris_model_params model_params;
     MUST(loris_engine_open(NULL, &other));
     MUST(loris_model_params_init(&model_params, sizeof model_params));
     model_params.progress = free_engine;
     model_params.progress_data = &other;
     CASE(LORIS_OK, loris_model_open(other, dir, &model_params, &own));
     loris_model_free(own);
-#endif
 }
 
 /* A context of any length is no promise of memory, and bytes that claim to fill it are not believed. */
@@ -232,7 +228,7 @@ static void long_contexts(void) {
     CASE(LORIS_OK, loris_session_open(model_dynamic, &params, &session));
     if (!session) return;
     MUST(loris_session_prefill(session, ids, 20, NULL, NULL));
-    DEFECT_COSTS(session, LORIS_KV_FULL, loris_session_prefill(session, ids, 256, NULL, NULL));
+    KEPT(session, LORIS_KV_FULL, loris_session_prefill(session, ids, 256, NULL, NULL));
     MUST(loris_session_save(session, NULL, 0, &len));
     bytes = malloc(len);
     if (!bytes) abort();

@@ -35,7 +35,7 @@ pub unsafe extern "C" fn loris_model_open(
     unsafe {
         call(|| {
             write("model", model, std::ptr::null_mut())?;
-            let engine = get(engine)?;
+            let engine = get(engine)?.clone(); // a callback may free the handle
             let dir = Path::new(c_text("dir", dir)?);
             let params = read(params)?;
             let options = options(&params)?;

@@ -14,10 +14,11 @@ use super::params::{
     loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
 };
 use super::status::{
-    LORIS_BUFFER_TOO_SMALL, LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_E_STATE, LORIS_E_UNSUPPORTED,
+    LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_E_FORMAT, LORIS_E_STATE, LORIS_E_UNSUPPORTED,
     LORIS_EOS, LORIS_OK, LORIS_STOP,
 };
 use crate::engine::Model;
+use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
 use crate::sampler::{Sampler, SamplerParams};
 use crate::session::{Session, SessionOptions};
@@ -124,7 +125,7 @@ pub unsafe extern "C" fn loris_session_uncancel(session: *const loris_session) -
 }
 
 /// Runs n tokens of a prompt, or of the next turn, through the model; afterwards the logits of the last are ready.
-/// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call.
+/// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call until the last.
 ///
 /// Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
 /// before the call. One thread at a time.
@@ -140,10 +141,16 @@ pub unsafe extern "C" fn loris_session_prefill(
     unsafe {
         with(session, |inner| {
             let tokens = slice("tokens", tokens, n)?;
+            if tokens.is_empty() {
+                return Err(Failure::invalid("tokens: there are none"));
+            }
             inner.session.prefill_with(tokens, &mut |done, total| match progress {
                 Some(f) if f(user_data, done as u64, total as u64) != 0 => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),
             })?;
+            if let Some(f) = progress {
+                f(user_data, n as u64, n as u64); // there is nothing left to cancel
+            }
             Ok(LORIS_OK)
         })
     }
@@ -173,6 +180,9 @@ pub unsafe extern "C" fn loris_session_feed(
     // SAFETY: the caller keeps to the header.
     unsafe {
         with(session, |inner| {
+            if n == 0 {
+                return Err(Failure::invalid("tokens: there are none"));
+            }
             inner.session.feed(slice("tokens", tokens, n)?)?;
             Ok(LORIS_OK)
         })
@@ -329,8 +339,12 @@ pub unsafe extern "C" fn loris_session_generate(
                 Finish::Length => LORIS_OK,
                 Finish::Eos => LORIS_EOS,
                 Finish::Stop => LORIS_STOP,
-                Finish::CtxFull => LORIS_CTX_FULL,
-                Finish::Cancelled => LORIS_CANCELLED,
+                Finish::CtxFull => {
+                    let len = session.ctx_len();
+                    let why = format!("context is full: the session was opened for {len} tokens");
+                    return Err(Failure::new(LORIS_CTX_FULL, why));
+                }
+                Finish::Cancelled => return Err(Error::Cancelled.into()),
             })
         })
     }
@@ -420,7 +434,7 @@ pub unsafe extern "C" fn loris_session_save(
     // SAFETY: the caller keeps to the header.
     unsafe {
         with(session, |inner| {
-            let n_bytes = inner.session.saved_bytes();
+            let n_bytes = inner.session.saved_bytes()?;
             write("n", n, n_bytes)?;
             if buf.is_null() && cap == 0 {
                 return Ok(LORIS_OK);
@@ -494,7 +508,12 @@ pub unsafe extern "C" fn loris_session_restore(
             let model = get(model)?;
             let mut bytes = slice("bytes", bytes, n)?;
             let options = options(&read(params)?)?;
-            let restored = handle(model, model.restore(&mut bytes, &options)?)?;
+            let restored = model.restore(&mut bytes, &options)?;
+            if !bytes.is_empty() {
+                let what = format!("saved session: {} bytes too many", bytes.len());
+                return Err(Failure::new(LORIS_E_FORMAT, what));
+            }
+            let restored = handle(model, restored)?;
             write("session", session, restored)?;
             Ok(LORIS_OK)
         })

@@ -128,6 +128,7 @@ pub unsafe extern "C" fn loris_text_stream_push(
     unsafe {
         call(|| {
             let mut inner = enter(get(stream.cast_const())?)?;
+            check_outputs(text, text_len)?;
             let new = match &mut inner.stream {
                 Some(stream) => stream.push(token)?,
                 None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
@@ -149,6 +150,7 @@ pub unsafe extern "C" fn loris_text_stream_finish(
     unsafe {
         call(|| {
             let mut inner = enter(get(stream.cast_const())?)?;
+            check_outputs(text, text_len)?;
             let rest = match inner.stream.take() {
                 Some(stream) => stream.finish()?,
                 None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
@@ -156,6 +158,15 @@ pub unsafe extern "C" fn loris_text_stream_finish(
             show(&mut inner, rest, text, text_len)
         })
     }
+}
+
+/// Fails, before anything happens to the stream, unless the outputs can be written.
+///
+/// # Safety
+/// The pointers are NULL or may be written to.
+unsafe fn check_outputs(text: *mut *const c_char, text_len: *mut usize) -> Result<(), Failure> {
+    // SAFETY: passed on.
+    unsafe { write("text", text, std::ptr::null()).and_then(|()| write("text_len", text_len, 0)) }
 }
 
 /// # Safety
