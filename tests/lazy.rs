@@ -276,7 +276,6 @@ fn a_session_follows_the_reference_token_by_token() {
             }
         }
         n_revived += reference.n_revived;
-        assert!(cap > 2 || reference.n_waiting() > 0, "{cap}");
         drop(s);
         assert_eq!(model.pool_usage().n_used, 0);
     }

@@ -17,7 +17,7 @@
  * the calling thread: what was wrong, where, and what to do. LORIS_EOS, LORIS_STOP, LORIS_PENDING, LORIS_IDLE and
  * LORIS_BUFFER_TOO_SMALL are results and leave no message.
  * Unless a function says otherwise, a session is after any status but LORIS_OK what it was before the call. After
- * LORIS_E_PANIC it is poisoned: every call but loris_session_free and loris_session_cancel gives LORIS_E_POISONED;
+ * LORIS_E_PANIC it is poisoned: every call but loris_session_free, _cancel and _uncancel gives LORIS_E_POISONED;
  * its model and other sessions go on.
  *
  * Handles. What a call gives out as a handle is freed by the function of its name, once. Handles count their references: a
@@ -557,7 +557,7 @@ int32_t loris_session_cancel(const struct loris_session *session);
 int32_t loris_session_uncancel(const struct loris_session *session);
 
 // Runs n tokens of a prompt, or of the next turn, through the model; afterwards the logits of the last are ready.
-// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call.
+// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call until the last.
 //
 // Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
 // before the call. One thread at a time.
@@ -667,9 +667,6 @@ int32_t loris_session_restore_file(const struct loris_model *model,
                                    const char *path,
                                    const struct loris_session_params *params,
                                    struct loris_session **session);
-
-// Panics inside a call on the session, for tests of what follows. Only libraries with debug assertions have it.
-int32_t loris_debug_panic(struct loris_session *session);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -31,8 +31,9 @@ pub(crate) struct Executor<B: Backend> {
     att: B::Rows,
     /// Gated MLP activations, `[rows][ffn_dim]`.
     h: B::Rows,
-    /// Hidden states that wait at prune points, `[aux pages * page_len][hidden_dim]`.
-    aux: B::Rows,
+    /// Hidden states that wait at prune points, `[aux pages * page_len][hidden_dim]`; none in a model that was
+    /// opened without room for them.
+    aux: Option<B::Rows>,
     /// `[batch][vocab_size]`.
     logits: B::Rows,
     /// Logits of the last run on the host, once somebody has asked for a row of them.
@@ -97,7 +98,10 @@ impl<B: Backend> Executor<B> {
             q: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
-            aux: backend.rows(plan.aux_rows(), config.hidden_dim, RowUse::Residual)?,
+            aux: match plan.aux_rows() {
+                0 => None,
+                n => Some(backend.rows(n, config.hidden_dim, RowUse::Waiting)?),
+            },
             logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
             host_logits: memory::zeros(plan.batch * config.vocab_size, "the logits of a pass")?,
             n_logits: 0,
@@ -144,7 +148,7 @@ impl<B: Backend> Executor<B> {
             true => whole(backend.embed(&weights.embed, &pass.batch, x))?,
             false => {
                 let pairs: Vec<_> = pass.from.iter().copied().zip(0..).collect();
-                backend.copy_rows(aux, x, &pairs)?;
+                backend.copy_rows(aux.as_ref().ok_or_else(no_aux)?, x, &pairs)?;
             }
         }
         let wanted = pass.batch.of_logit_rows();
@@ -177,11 +181,16 @@ impl<B: Backend> Executor<B> {
                 scores.push(of_slots);
             }
             let pairs: Vec<_> = (0..).zip(pass.to.iter().copied()).collect();
-            return backend.copy_rows(x, aux, &pairs);
+            return backend.copy_rows(x, aux.as_mut().ok_or_else(no_aux)?, &pairs);
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
     }
+}
+
+/// What sessions that prune are refused with before it comes to this.
+fn no_aux() -> Error {
+    Error::State { call: "pass", reason: "the model was opened without aux tokens".into() }
 }
 
 fn check(stop: &Stop) -> Result<(), Error> {

@@ -206,8 +206,14 @@ impl Model {
         };
         at_most("tokens (the session's context length)", header.n_tokens, session.ctx_len as u64)?;
         let plan = self.plan();
+        // Before memory is taken for as many tokens as a header may claim.
         let in_pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
-        at_most("tokens (the page pool)", header.n_tokens, in_pool as u64)?;
+        if header.n_tokens > in_pool as u64 {
+            let n_columns = header.n_tokens.div_ceil(plan.layout.page_len as u64);
+            let needed = n_columns.saturating_mul(plan.n_layers as u64);
+            let needed = usize::try_from(needed).unwrap_or(usize::MAX);
+            return Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() });
+        }
         at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
         at_most("logits flag", header.has_logits.into(), u64::from(header.n_tokens > 0))?;
         Ok(header)

@@ -430,8 +430,8 @@ static void tokens(void) {
     CASE(bad, loris_session_tokens(session, odd(buf), N_IDS - 1, &n));
     CASE(bad, loris_session_tokens(session, buf, N_IDS, (size_t *)(void *)odd(buf)));
     CASE(bad, loris_session_tokens(session, buf, SIZE_MAX, &n));
-    KEPT(session, LORIS_E_STATE, loris_session_prefill(session, ids, 0, NULL, NULL));
-    KEPT(session, LORIS_E_STATE, loris_session_feed(session, NULL, 0));
+    KEPT(session, bad, loris_session_prefill(session, ids, 0, NULL, NULL));
+    KEPT(session, bad, loris_session_feed(session, NULL, 0));
     KEPT(session, LORIS_CTX_FULL, loris_session_prefill(session, ids, 249, NULL, NULL));
     SAYS("257");
     KEPT(session, LORIS_CTX_FULL, loris_session_feed(session, ids, 249));

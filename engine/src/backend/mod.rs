@@ -162,6 +162,8 @@ pub enum RowUse {
     Operand,
     /// Logits, f32 on every device.
     Logits,
+    /// Rows of the residual stream that wait at a prune point: f32, as in the stream.
+    Waiting,
 }
 
 /// How a token is drawn from logits; see [`SamplerParams`](crate::SamplerParams).

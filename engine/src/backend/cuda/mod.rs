@@ -212,6 +212,7 @@ impl Backend for CudaBackend {
                 Data::F32(Rows::new(d, n_rows, width, "the residual stream")?)
             }
             RowUse::Logits => Data::F32(Rows::new(d, n_rows, width, "logits")?),
+            RowUse::Waiting => Data::F32(Rows::new(d, n_rows, width, "the aux cache")?),
             RowUse::Operand => Data::Bf16(Rows::new(d, n_rows, width, "activations")?),
         }))
     }
