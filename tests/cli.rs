@@ -455,3 +455,18 @@ fn the_demo_model_answers() {
     let run = done_with_stdin(command.arg(&dir), "1, 2, 3, 4, 5, 6,");
     assert!(run.ok().out.starts_with(" 7, 8"), "{:?}", run.out);
 }
+
+#[test]
+fn pruning_is_refused_by_name_or_counted() {
+    let folder = Folder::new();
+    let refused = folder.run(&fixed(&["--lazy", "sometimes"]));
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.err.contains("lazy") && refused.err.contains("gentle, paper, hard"));
+    let saved = folder.run(&fixed(&["--lazy", "1:0.5", "--save-state", "never"]));
+    assert_eq!(saved.code, Some(2));
+    // A short prompt is below the guard: nothing is pruned, and the answer is the dense one.
+    let dense = folder.run(&fixed(&["--json"])).ok().events();
+    let lazy = folder.run(&fixed(&["--json", "--lazy", "1:0.5"])).ok().events();
+    assert_eq!(text(&dense), text(&lazy));
+    assert_eq!(named(&lazy, "done")[0]["receipt"]["n_waiting"], 0);
+}

@@ -52,6 +52,9 @@ struct Layer {
     mlp: [Vec<f64>; 3],
 }
 
+/// All heads of one token in one layer.
+type KeyValue = (Vec<f64>, Vec<f64>);
+
 /// The whole algorithm, token by token.
 struct Reference {
     config: ModelConfig,
@@ -62,7 +65,7 @@ struct Reference {
     /// Hidden state of every token behind the last segment that it went through, and how many it did.
     states: Vec<(Vec<f64>, usize)>,
     /// For each layer: position to key and value, all heads.
-    kv: Vec<BTreeMap<u32, (Vec<f64>, Vec<f64>)>>,
+    kv: Vec<BTreeMap<u32, KeyValue>>,
     /// (token, layer) pairs that were computed, and earlier tokens that were taken up again.
     token_layers: usize,
     n_revived: usize,

@@ -654,7 +654,8 @@ int32_t loris_session_save_file(struct loris_session *session,
                                 const char *path);
 
 // Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
-// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them. params may be NULL for the defaults. On
+// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them, LORIS_KV_FULL says that there is no room
+// for as many tokens. params may be NULL for the defaults. On
 // LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
 int32_t loris_session_restore(const struct loris_model *model,
                               const uint8_t *bytes,

@@ -155,9 +155,25 @@ pub(crate) struct ContextArgs {
     /// Tokens that prompt and answer may take together [default: the model's, at most 131072]
     #[arg(short, long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
+    /// Prune prompt tokens layer by layer by their attention scores: gentle, paper, hard, or the layers and
+    /// the shares that go on, as 8:0.7,16:0.5 (CPU only, and not with --save-state)
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) lazy: Option<String>,
     #[command(flatten)]
     pub(crate) size: SizeArgs,
 }
+
+impl ContextArgs {
+    /// Options for sessions that are used one at a time.
+    pub(crate) fn model_options(&self) -> ModelOptions {
+        let aux_tokens = self.lazy.is_some().then(|| self.ctx.unwrap_or(MAX_DEFAULT_CTX));
+        let options = self.size.model_options(self.ctx);
+        ModelOptions { aux_tokens: aux_tokens.unwrap_or_default(), ..options }
+    }
+}
+
+/// The longest context that a session gets without being asked.
+const MAX_DEFAULT_CTX: usize = 131_072;
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory")]

@@ -52,7 +52,7 @@ pub(crate) fn chat(args: &ChatArgs, report: &Report) -> Result<(), Failure> {
     report.event("load", load_event(&args.model, &opened, &args.engine, answerer.settings()))?;
     let mut chat = Chat {
         answerer,
-        session: model.session(&open::session_options(model, args.context.ctx))?,
+        session: model.session(&open::session_options(model, &args.context)?)?,
         system: args.system.clone(),
         messages: Vec::new(),
         last: None,

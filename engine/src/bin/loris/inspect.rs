@@ -31,7 +31,7 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
     let checkpoint = loris::loader::open(&args.dir, &OpenOptions::default())?;
     let config = &checkpoint.config;
     loris::model::check(config, &checkpoint.weights)?;
-    let options = args.context.size.model_options(args.context.ctx);
+    let options = args.context.model_options();
     let plan = Plan::new(config, checkpoint.weights.total_bytes(), &options)?;
     let is_dynamic = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
     if let Some(ctx) = args.context.ctx.filter(|&ctx| ctx > config.ctx_len && !is_dynamic) {

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use loris::loader::Tokenizer;
+use loris::policy::Lazy;
 use loris::{Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions};
 
-use crate::args::EngineArgs;
+use crate::args::{ContextArgs, EngineArgs};
 use crate::exit::{BAD_MODEL, Failure};
 use crate::report::{Report, Unit};
 
@@ -82,13 +83,14 @@ pub(crate) fn check_dir(dir: &Path) -> Result<(), Failure> {
 }
 
 /// A session's options: the context asked for, else all that the model and its page pool have.
-pub(crate) fn session_options(model: &Model, ctx: Option<usize>) -> SessionOptions {
+pub(crate) fn session_options(
+    model: &Model,
+    args: &ContextArgs,
+) -> Result<SessionOptions, Failure> {
     let plan = model.plan();
     let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
-    SessionOptions {
-        ctx_len: Some(ctx.unwrap_or(plan.ctx_len.min(pool))),
-        ..SessionOptions::default()
-    }
+    let lazy = args.lazy.as_deref().map(|spec| Lazy::parse(spec, plan.n_layers)).transpose()?;
+    Ok(SessionOptions { ctx_len: Some(args.ctx.unwrap_or(plan.ctx_len.min(pool))), lazy })
 }
 
 /// The tokenizer, which a folder may lack and text needs.

@@ -15,6 +15,10 @@ use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     check_flags(&args.generate)?;
+    if args.context.lazy.is_some() && (args.save_state.is_some() || args.load_state.is_some()) {
+        let message = "--lazy: a session that prunes cannot be saved or restored yet";
+        return Err(Failure::new(USAGE, message));
+    }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
     let text = prompt::text(args)?;
@@ -73,7 +77,7 @@ pub(crate) fn open_for_answers(
     context: &ContextArgs,
     report: &Report,
 ) -> Result<Opened, Failure> {
-    open::open(dir, engine, context.size.model_options(context.ctx), report)
+    open::open(dir, engine, context.model_options(), report)
 }
 
 /// The fields of a `load` event.
@@ -100,7 +104,7 @@ pub(crate) fn load_event(
 
 /// An empty session, or the saved one.
 fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
-    let options = open::session_options(model, args.context.ctx);
+    let options = open::session_options(model, &args.context)?;
     let Some(path) = &args.load_state else { return Ok(model.session(&options)?) };
     model.restore_file(path, &options).map_err(|e| match e {
         Error::SavedState { .. } => Failure::new(
