@@ -265,7 +265,9 @@ fn calls_of_many_threads_can_be_cancelled_at_any_moment() {
         }
     };
     std::thread::scope(|scope| {
-        (0..n_threads).for_each(|seed| drop(scope.spawn(move || work(seed))))
+        for seed in 0..n_threads {
+            scope.spawn(move || work(seed));
+        }
     });
     assert_eq!(model.pool_usage().n_used, 0);
 }
