@@ -140,7 +140,7 @@ impl Bench {
         let pass = self.prefill_pass(&prompt);
         self.cancel("prefill of 512", 300, pass, |bench, after| {
             cancel_after(&mut bench.session(), after, |s| s.prefill(&prompt))
-        })
+        });
     }
 
     fn prefill_pass(&mut self, prompt: &[u32]) -> Duration {
@@ -158,7 +158,7 @@ impl Bench {
             let latency = cancel_after(&mut s, after, |s| s.decode(1));
             s.truncate(CHUNK);
             latency
-        })
+        });
     }
 
     /// The call waits for its turn while another session's prefill runs.
@@ -179,7 +179,7 @@ impl Bench {
                 canceller.cancel();
                 latency.filter(|_| waited)
             })
-        })
+        });
     }
 }
 
@@ -221,7 +221,7 @@ fn median(n: usize, mut run: impl FnMut()) -> Duration {
             let start = Instant::now();
             run();
             start.elapsed()
-        })
+        });
         .collect();
     times.sort();
     times[n / 2]
