@@ -221,7 +221,7 @@ fn median(n: usize, mut run: impl FnMut()) -> Duration {
             let start = Instant::now();
             run();
             start.elapsed()
-        });
+        })
         .collect();
     times.sort();
     times[n / 2]
