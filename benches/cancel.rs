@@ -22,6 +22,9 @@ use loris::{Engine, EngineOptions, Error, Model, ModelOptions, Session, SessionO
 /// Prompt tokens of a pass.
 const CHUNK: usize = 512;
 
+/// First line of the record.
+const HEADER: &str = "date,commit,cpu,features,threads,load,busy_elsewhere,model,measure,n,pass,layer,p50,p99,max,ratio\n";
+
 fn main() {
     let options = Options::parse();
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
@@ -32,19 +35,20 @@ fn main() {
     let sizes =
         ModelOptions { chunk: CHUNK, kv_tokens: Some(4 * CHUNK), ..ModelOptions::default() };
     let model = engine.unwrap().open(&options.model, &sizes).unwrap();
-    let mut bench = Bench { model, random: 1, n: options.n };
+    let record = options.csv.then(|| {
+        let name = options.model.file_name().unwrap().to_string_lossy().to_lowercase();
+        format!("{},{threads},{load},{busy:.2},{name}", cpu())
+    });
+    let mut bench = Bench { model, random: 1, n: options.n, record };
     println!("{threads} threads, load {load}, busy elsewhere {busy:.2} CPUs");
     println!(
         "| {:<24} | {:>5} | {:>9} | {:>9} | {:>8} | {:>8} | {:>8} | {:>9} |",
         "cancelled", "n", "pass ms", "layer ms", "p50 ms", "p99 ms", "max ms", "p99/layer"
     );
     println!("|{:-<26}|{0:->7}|{0:->11}|{0:->11}|{0:->10}|{0:->10}|{0:->10}|{0:->11}|", "");
-    let rows = [bench.prefill(), bench.decode(), bench.waiting()];
-    if options.csv {
-        let name = options.model.file_name().unwrap().to_string_lossy().to_lowercase();
-        let machine = format!("{},{threads},{load},{busy:.2},{name}", cpu());
-        record(&rows, &machine);
-    }
+    bench.prefill();
+    bench.decode();
+    bench.waiting();
 }
 
 struct Options {
@@ -85,6 +89,8 @@ struct Bench {
     model: Model,
     random: u64,
     n: f64,
+    /// The machine, if rows are to be recorded.
+    record: Option<String>,
 }
 
 impl Bench {
@@ -113,7 +119,7 @@ impl Bench {
         n: usize,
         pass: Duration,
         mut call: impl FnMut(&mut Self, Duration) -> Option<Duration>,
-    ) -> Row {
+    ) {
         let n = ((n as f64 * self.n) as usize).max(1);
         let mut latencies = Vec::new();
         while latencies.len() < n {
@@ -124,22 +130,24 @@ impl Bench {
         let layer = pass / self.model.plan().n_layers as u32;
         let row = Row { what, pass, layer, latencies };
         row.print();
-        row
+        if let Some(machine) = &self.record {
+            row.record(machine);
+        }
     }
 
-    fn prefill(&mut self) -> Row {
+    fn prefill(&mut self) {
         let prompt = self.prompt();
         let pass = self.prefill_pass(&prompt);
         self.cancel("prefill of 512", 300, pass, |bench, after| {
             cancel_after(&mut bench.session(), after, |s| s.prefill(&prompt))
-        })
+        });
     }
 
     fn prefill_pass(&mut self, prompt: &[u32]) -> Duration {
         median(7, || self.session().prefill(prompt).unwrap())
     }
 
-    fn decode(&mut self) -> Row {
+    fn decode(&mut self) {
         let mut s = self.session();
         s.prefill(&self.prompt()).unwrap();
         let pass = median(50, || {
@@ -150,11 +158,11 @@ impl Bench {
             let latency = cancel_after(&mut s, after, |s| s.decode(1));
             s.truncate(CHUNK);
             latency
-        })
+        });
     }
 
     /// The call waits for its turn while another session's prefill runs.
-    fn waiting(&mut self) -> Row {
+    fn waiting(&mut self) {
         let (prompt, other) = (self.prompt(), self.prompt());
         let pass = self.prefill_pass(&prompt);
         self.cancel("prefill that waits", 300, pass.mul_f64(0.9), |bench, after| {
@@ -171,7 +179,7 @@ impl Bench {
                 canceller.cancel();
                 latency.filter(|_| waited)
             })
-        })
+        });
     }
 }
 
@@ -243,39 +251,37 @@ impl Row {
             self.ratio()
         );
     }
+
+    /// Adds the row to the record.
+    fn record(&self, machine: &str) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu/cancel.csv");
+        let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| HEADER.into());
+        let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
+        let git = ["-C", env!("CARGO_MANIFEST_DIR")];
+        let head = output("git", &[&git[..], &["rev-parse", "--short", "HEAD"]].concat());
+        // The record itself may have changed: its rows come one by one.
+        let status = ["status", "--porcelain", "-uno", ".", ":!benches/record"];
+        let changed = output("git", &[&git[..], &status].concat());
+        let plus = if changed.is_empty() { "" } else { "+" };
+        writeln!(
+            text,
+            "{date},{head}{plus},{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
+            self.what,
+            self.latencies.len(),
+            ms(self.pass),
+            ms(self.layer),
+            ms(self.at(0.5)),
+            ms(self.at(0.99)),
+            ms(self.at(1.0)),
+            self.ratio()
+        )
+        .unwrap();
+        std::fs::write(&path, text).unwrap();
+    }
 }
 
 fn ms(time: Duration) -> f64 {
     1e3 * time.as_secs_f64()
-}
-
-/// Adds rows to the record.
-fn record(rows: &[Row], machine: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu/cancel.csv");
-    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| {
-        "date,commit,cpu,features,threads,load,busy_elsewhere,model,measure,n,pass,layer,p50,p99,max,ratio\n".into()
-    });
-    let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
-    let git = ["-C", env!("CARGO_MANIFEST_DIR")];
-    let head = output("git", &[&git[..], &["rev-parse", "--short", "HEAD"]].concat());
-    let changed = output("git", &[&git[..], &["status", "--porcelain", "-uno"]].concat());
-    let plus = if changed.is_empty() { "" } else { "+" };
-    for row in rows {
-        writeln!(
-            text,
-            "{date},{head}{plus},{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
-            row.what,
-            row.latencies.len(),
-            ms(row.pass),
-            ms(row.layer),
-            ms(row.at(0.5)),
-            ms(row.at(0.99)),
-            ms(row.at(1.0)),
-            row.ratio()
-        )
-        .unwrap();
-    }
-    std::fs::write(&path, text).unwrap();
 }
 
 fn output(program: &str, args: &[&str]) -> String {

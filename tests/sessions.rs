@@ -234,6 +234,45 @@ fn a_failed_prefill_in_the_middle_is_undone() {
 }
 
 #[test]
+fn calls_of_many_threads_can_be_cancelled_at_any_moment() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 16, ..options(1024) });
+    let n_threads = 4;
+    let want: Vec<_> = (0..n_threads).map(|seed| run(&model, &prompt(seed, 60), 1)).collect();
+    let work = &|seed: usize| {
+        for round in 0..60 {
+            let mut s = session(&model);
+            let canceller = s.canceller();
+            std::thread::scope(|scope| {
+                // From at once to after the call: how far it gets is the scheduler's choice.
+                scope.spawn(move || {
+                    (0..round).for_each(|_| std::thread::yield_now());
+                    canceller.cancel();
+                });
+                match s.prefill(&prompt(seed, 60)) {
+                    Ok(()) => assert!(bits(s.logits().unwrap()) == want[seed][0]),
+                    Err(Error::Cancelled) => assert!(s.is_empty() && s.logits().is_none()),
+                    Err(e) => panic!("{e}"),
+                }
+            });
+            // A cancel that came too late ends the next call and no other.
+            if s.is_empty() && s.prefill(&prompt(seed, 60)).is_err() {
+                s.prefill(&prompt(seed, 60)).unwrap();
+            }
+            if s.decode(best(&s)).is_err() {
+                s.decode(best(&s)).unwrap();
+            }
+            assert!(bits(s.logits().unwrap()) == want[seed][1]);
+        }
+    };
+    std::thread::scope(|scope| {
+        for seed in 0..n_threads {
+            scope.spawn(move || work(seed));
+        }
+    });
+    assert_eq!(model.pool_usage().n_used, 0);
+}
+
+#[test]
 fn dynamic_rope_follows_the_tokens_that_are_there() {
     let dynamic = || {
         let options = ModelOptions { page_len: 16, chunk: 32, ..options(512) };
