@@ -2,8 +2,8 @@
  * A session that outlives its process: it is saved after the first part of an answer and goes on in another.
  *
  *     cc state.c $(pkg-config --cflags --libs loris) -o state
- *     ./state save   models/SmolLM2-135M-Instruct /tmp/session "Once upon a time"
- *     ./state resume models/SmolLM2-135M-Instruct /tmp/session
+ *     ./state save   models/SmolLM2-135M-Instruct story.state "Once upon a time"
+ *     ./state resume models/SmolLM2-135M-Instruct story.state
  *
  * What both print together is what `./state whole DIR TEXT` prints, which never stops in between. `./state memory
  * DIR TEXT` does the same as save and resume with a buffer in place of the file.
