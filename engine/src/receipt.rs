@@ -1,7 +1,7 @@
 //! What a session cost: counts of work done and bytes held.
 
 /// Work and memory of one session so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Receipt {
     /// Bytes of KV pages that the session holds; pages shared with others are counted in full.
     pub kv_bytes: usize,
@@ -23,4 +23,25 @@ pub struct Receipt {
     pub aux_bytes: usize,
     /// Times that an earlier call's token was taken up again at a prune point.
     pub n_revived: usize,
+    /// The smallest share of the attention of a prompt's last rows that went to the tokens which went on from a prune
+    /// point; 1 if nothing was pruned.
+    pub mass_kept: f64,
+}
+
+impl Default for Receipt {
+    fn default() -> Self {
+        Self {
+            kv_bytes: 0,
+            n_prefilled: 0,
+            n_shared: 0,
+            n_decoded: 0,
+            n_replayed: 0,
+            n_drawn: 0,
+            token_layers: 0,
+            n_waiting: 0,
+            aux_bytes: 0,
+            n_revived: 0,
+            mass_kept: 1.0,
+        }
+    }
 }

@@ -3,7 +3,6 @@
 //! A session is driven either alone ([`Session::prefill`], [`Session::decode`]) or together with others
 //! through [`Model::step`](crate::Model::step). A call that fails leaves it as it was.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use loris_loader::RopeScaling;
@@ -537,32 +536,33 @@ impl Session {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
             _ => positions.iter().flatten().copied().collect(),
         };
+        if let (Some(scores), Pending::Prompt { .. }) = (scores, &self.pending) {
+            let of = |(position, score): (&Option<u32>, &f32)| {
+                let goes_on = position.is_some_and(|p| selected.binary_search(&p).is_ok());
+                if goes_on { f64::from(*score) } else { 0.0 }
+            };
+            let mass: f64 = positions.iter().zip(scores).map(of).sum();
+            self.receipt.mass_kept = self.receipt.mass_kept.min(mass);
+        }
         let waits = |position: &u32| self.cache.depth(*position) == segment + 1;
         let mut chosen: Vec<u32> = selected.into_iter().filter(waits).collect();
-        if let (Pending::Token(_), Some(lazy), Some(scores)) = (&self.pending, &self.lazy, scores) {
-            limit(&mut chosen, lazy.max_revived, &positions, scores);
+        if let (Some(lazy), Some(scores)) = (&self.lazy, scores) {
+            let n_new = match &self.pending {
+                Pending::Prompt { tokens, .. } => tokens.len(),
+                _ => 1,
+            };
+            let is_old = |&position: &u32| (position as usize) < self.len() - n_new;
+            let (old, new): (Vec<u32>, Vec<u32>) = chosen.into_iter().partition(is_old);
+            let revived = match &self.pending {
+                _ if !lazy.revives => Vec::new(),
+                Pending::Token(_) => lazy.revive(&old, &positions, scores),
+                _ => old,
+            };
+            chosen = revived.into_iter().chain(new).collect();
         }
         chosen.sort_unstable();
         self.stage = Stage { segment: segment + 1, chosen, done: 0 };
     }
-}
-
-/// Leaves the last position, which is new, and of the others the `max` that score most.
-fn limit(chosen: &mut Vec<u32>, max: usize, positions: &[Option<u32>], scores: &[f32]) {
-    if chosen.len() <= max + 1 {
-        return;
-    }
-    let score_of: HashMap<u32, f32> = positions
-        .iter()
-        .zip(scores)
-        .filter_map(|(position, &score)| Some(((*position)?, score)))
-        .collect();
-    let score = |position: &u32| score_of.get(position).copied().unwrap_or_default();
-    let new = chosen.iter().copied().max();
-    chosen.retain(|&position| Some(position) != new);
-    chosen.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.cmp(b)));
-    chosen.truncate(max);
-    chosen.extend(new);
 }
 
 impl Drop for Session {

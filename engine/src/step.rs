@@ -71,7 +71,8 @@ impl Model {
         let mut results: Vec<_> = sessions.iter().map(|_| Ok(Progress::Idle)).collect();
         for phase in [Phase::Decode, Phase::Prefill] {
             let max_rows = match phase {
-                Phase::Decode => self.plan().batch,
+                // Beside the new tokens, those that sessions take up again.
+                Phase::Decode => self.plan().max_rows,
                 Phase::Prefill => self.plan().chunk,
             };
             let mut is_served = vec![false; sessions.len()];

@@ -25,6 +25,23 @@ pub struct Lazy {
     pub min_len: usize,
     /// Tokens that a decode step takes up again at one point, at most; a prompt is not limited.
     pub max_revived: usize,
+    /// False: what was left behind stays behind (one-shot pruning), to see what revival is worth.
+    pub revives: bool,
+    /// What decides between tokens.
+    pub order: Order,
+}
+
+/// What the tokens that go on are chosen by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// The attention that they get.
+    #[default]
+    Attention,
+    /// A number drawn for each position, to see what attention is worth.
+    Random {
+        /// Another draw for each.
+        seed: u32,
+    },
 }
 
 /// A layer boundary at which tokens are left behind.
@@ -46,33 +63,58 @@ const PRESETS: [(&str, &[(usize, f64)]); 3] = [
 impl Lazy {
     /// A schedule with the defaults for the rest.
     pub fn new(points: Vec<PrunePoint>) -> Self {
-        Self { points, window: 1, sinks: 4, min_len: 512, max_revived: 16 }
+        Self {
+            points,
+            window: 1,
+            sinks: 4,
+            min_len: 512,
+            max_revived: 16,
+            revives: true,
+            order: Order::Attention,
+        }
     }
 
-    /// Reads `gentle`, `paper`, `hard`, or points as `8:0.7,16:0.5`, for a model of `n_layers`.
+    /// Reads `gentle`, `paper`, `hard`, or points as `8:0.7,16:0.5`, for a model of `n_layers`; then, also behind
+    /// commas, `window=N`, `sinks=N`, `min-len=N`, `revive=N` (the cap of a decode step), `no-revival` and `random`.
     pub fn parse(spec: &str, n_layers: usize) -> Result<Self, Error> {
         let refuse = || {
             let expected = format!(
-                "gentle, paper, hard, or LAYER:KEEP_RATE,... with layers rising from 1 to {} and rates above 0, at most 1",
+                "gentle, paper, hard, or LAYER:KEEP_RATE,... with layers rising from 1 to {} and rates above 0, at \
+                 most 1; then, if wanted, window=N (1 to {MAX_WINDOW}), sinks=N, min-len=N, revive=N, no-revival, random",
                 n_layers.saturating_sub(1)
             );
             Error::option("lazy", spec, expected)
         };
-        let points = match PRESETS.iter().find(|(name, _)| *name == spec) {
-            Some((_, points)) => scaled(points, n_layers),
-            None => {
-                let point = |text: &str| {
-                    let (layer, rate) = text.split_once(':')?;
-                    let (layer, keep_rate) =
-                        (layer.trim().parse().ok()?, rate.trim().parse().ok()?);
-                    Some(PrunePoint { layer, keep_rate })
+        let mut lazy = Self::new(Vec::new());
+        for (idx, word) in spec.split(',').map(str::trim).enumerate() {
+            let preset = PRESETS.iter().find(|(name, _)| idx == 0 && *name == word);
+            if let Some((_, points)) = preset {
+                lazy.points = scaled(points, n_layers);
+            } else if let Some((layer, rate)) = word.split_once(':') {
+                let (Ok(layer), Ok(keep_rate)) = (layer.parse(), rate.parse()) else {
+                    return Err(refuse());
                 };
-                spec.split(',').map(point).collect::<Option<_>>().ok_or_else(refuse)?
+                lazy.points.push(PrunePoint { layer, keep_rate });
+            } else {
+                lazy.set(word).ok_or_else(refuse)?;
             }
-        };
-        let lazy = Self::new(points);
+        }
         lazy.check(n_layers).map_err(|_| refuse())?;
         Ok(lazy)
+    }
+
+    /// One option of a schedule's text.
+    fn set(&mut self, word: &str) -> Option<()> {
+        match word.split_once('=') {
+            Some(("window", n)) => self.window = n.parse().ok()?,
+            Some(("sinks", n)) => self.sinks = n.parse().ok()?,
+            Some(("min-len", n)) => self.min_len = n.parse().ok()?,
+            Some(("revive", n)) => self.max_revived = n.parse().ok()?,
+            None if word == "no-revival" => self.revives = false,
+            None if word == "random" => self.order = Order::Random { seed: 0 },
+            _ => return None,
+        }
+        Some(())
     }
 
     /// Refuses schedules that a model of `n_layers` cannot follow.
@@ -113,26 +155,43 @@ impl Lazy {
         scores: &[f32],
         len: usize,
     ) -> Vec<u32> {
-        let mut live: Vec<(u32, f32)> = positions
-            .iter()
-            .zip(scores)
-            .filter_map(|(position, &score)| Some(((*position)?, score)))
-            .collect();
         let is_kept = |position: u32| {
             let position = position as usize;
             position < self.sinks || position + self.window >= len
         };
-        let n_keep = self.n_keep(point_idx, live.len());
-        let rank = |&(position, score): &(u32, f32)| (is_kept(position), score, position);
-        live.sort_unstable_by(|a, b| {
-            let (a, b) = (rank(a), rank(b));
-            b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2))
-        });
-        let n_forced = live.iter().take_while(|(position, _)| is_kept(*position)).count();
-        live.truncate(n_keep.max(n_forced));
-        let mut selected: Vec<u32> = live.into_iter().map(|(position, _)| position).collect();
+        let (kept, mut others): (Vec<_>, Vec<_>) =
+            self.ranked(positions, scores).partition(|&(_, position)| is_kept(position));
+        let n = self.n_keep(point_idx, kept.len() + others.len()).saturating_sub(kept.len());
+        first(&mut others, n);
+        let mut selected: Vec<u32> =
+            kept.into_iter().chain(others).map(|(_, position)| position).collect();
         selected.sort_unstable();
         selected
+    }
+
+    /// Of tokens that are chosen and wait, the ones that a decode step takes up, ascending.
+    pub fn revive(&self, waiting: &[u32], positions: &[Option<u32>], scores: &[f32]) -> Vec<u32> {
+        let mut wanted: Vec<_> = match waiting.len() > self.max_revived {
+            true => self.ranked(positions, scores).collect(),
+            false => return waiting.to_vec(),
+        };
+        wanted.retain(|(_, position)| waiting.binary_search(position).is_ok());
+        first(&mut wanted, self.max_revived);
+        let mut revived: Vec<u32> = wanted.into_iter().map(|(_, position)| position).collect();
+        revived.sort_unstable();
+        revived
+    }
+
+    /// Tokens with what decides between them.
+    fn ranked<'a>(
+        &'a self,
+        positions: &'a [Option<u32>],
+        scores: &'a [f32],
+    ) -> impl Iterator<Item = (f32, u32)> + 'a {
+        let live = positions.iter().zip(scores);
+        live.filter_map(|(position, &score)| {
+            Some((self.order.rank(score, (*position)?), (*position)?))
+        })
     }
 
     /// Of `n` tokens, how many go on from a point.
@@ -146,6 +205,32 @@ impl Lazy {
     /// True if a sequence of `len` tokens is pruned at all.
     pub fn prunes(&self, len: usize) -> bool {
         len >= self.min_len
+    }
+}
+
+impl Order {
+    fn rank(self, score: f32, position: u32) -> f32 {
+        match self {
+            Self::Attention => score,
+            Self::Random { seed } => {
+                // The mixing steps of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
+                let mut z = (u64::from(seed) << 32 | u64::from(position)) + 1;
+                z = z.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                #[allow(clippy::cast_precision_loss)] // 24 bits
+                let draw = ((z ^ (z >> 31)) >> 40) as f32;
+                draw
+            }
+        }
+    }
+}
+
+/// Leaves the `n` that rank highest, the earlier position where two rank alike.
+fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
+    if n < ranked.len() {
+        ranked.select_nth_unstable_by(n, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+        ranked.truncate(n);
     }
 }
 

@@ -3,4 +3,4 @@
 
 pub mod lazy;
 
-pub use lazy::{Lazy, PrunePoint};
+pub use lazy::{Lazy, Order, PrunePoint};

@@ -156,7 +156,9 @@ pub(crate) struct ContextArgs {
     #[arg(short, long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
     /// Prune prompt tokens layer by layer by their attention scores: gentle, paper, hard, or the layers and
-    /// the shares that go on, as 8:0.7,16:0.5 (CPU only, and not with --save-state)
+    /// the shares that go on, as 8:0.7,16:0.5; behind these, if wanted, window=N (rows that score), sinks=N
+    /// (first tokens that are never pruned), min-len=N (shorter sequences are not pruned), revive=N (tokens
+    /// that a step of decode takes up again at a point), no-revival, random (CPU only, and not with --save-state)
     #[arg(long, value_name = "SPEC")]
     pub(crate) lazy: Option<String>,
     #[command(flatten)]
@@ -315,7 +317,8 @@ pub(crate) struct EvalArgs {
     /// Folder of a Hugging Face model
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// What to compare with `dense`: `kv=FORMAT` is dense with another cache format; may be repeated
+    /// What to compare with `dense`: `lazy=SPEC` prunes as --lazy of `run` does, `kv=FORMAT` is dense with
+    /// another cache format; may be repeated
     #[arg(long = "policy", value_name = "NAME[=SPEC]")]
     pub(crate) policies: Vec<String>,
     /// Tasks [default: all; `prose` only with --text]

@@ -89,7 +89,7 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     let longest = longest(args, &tasks);
     let base = args.size.model_options(None);
     let session = SessionOptions { ctx_len: Some(longest), ..SessionOptions::default() };
-    let variants = variants(&args.policies, &base, &session)?;
+    let mut variants = variants(&args.policies, &base, &session)?;
     let text = args.text.as_deref().map(read_file).transpose()?;
     let filler = match &text {
         Some(text) => Filler::from_text(text)
@@ -105,6 +105,9 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     }
     let models = open_models(args, report, &variants, longest, tasks.contains(&Task::Prose))?;
     check_ctx(&models[0], longest)?;
+    for variant in &mut variants {
+        variant.fit(models[0].plan().n_layers)?;
+    }
     let text = match tasks.contains(&Task::Prose) {
         true => open::tokenizer(&models[0], &args.dir)?
             .encode(text.as_deref().unwrap_or_default(), Special::Plain)?,
@@ -243,7 +246,11 @@ impl Bench<'_> {
         let at = idx * n_there / n * len;
         let places: Vec<_> =
             self.models.iter().zip(&self.variants).map(|(m, v)| (m, &v.session)).collect();
-        let measures = prose::window(&places, desk.guard, &self.text[at..at + len], &mut |n| {
+        let window = match self.variants.iter().any(Variant::prunes) {
+            true => prose::tail,
+            false => prose::window,
+        };
+        let measures = window(&places, desk.guard, &self.text[at..at + len], &mut |n| {
             desk.bar.inc(n as u64);
         })?;
         results.windows.push((len, measures));
@@ -387,10 +394,11 @@ fn open_models(
         let n_sessions =
             if has_prose { keys.iter().filter(|key| **key == keys[idx]).count() } else { 1 };
         let rows = if has_prose { prose::ROWS } else { variant.model.batch };
+        let n_tokens =
+            longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions);
         let options = ModelOptions {
-            kv_tokens: Some(
-                longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions),
-            ),
+            kv_tokens: Some(n_tokens),
+            aux_tokens: if variants.iter().any(Variant::prunes) { 2 * n_tokens } else { 0 },
             batch: rows,
             ..variant.model.clone()
         };

@@ -3,6 +3,9 @@
 //! All variants go through a window together, a few tokens at a time: dense's logits of these tokens are
 //! kept, each other variant is compared with them, and they are overwritten. So memory does not grow with
 //! the window. The text is given and not generated, so that every position is compared on the same past.
+//!
+//! A policy that prunes has logits of a prompt's last token only. Where one is among the variants, all of a
+//! window but its last tokens is a prompt, and these are compared as the steps of decode give them.
 
 use loris::{Model, Session, SessionOptions};
 
@@ -11,6 +14,9 @@ use crate::interrupt::Guard;
 
 /// Rows of logits that are kept: a pass gives as many.
 pub(crate) const ROWS: usize = 64;
+
+/// Tokens at the end of a window that are compared one by one where a variant prunes.
+const TAIL: usize = 64;
 
 /// Means over the positions of one window.
 #[derive(Clone, Copy, Debug, Default)]
@@ -55,9 +61,45 @@ pub(crate) fn window(
             progress(chunk.len());
         }
     }
-    #[allow(clippy::cast_precision_loss)] // a count of tokens
-    let n = n_scored.max(1) as f64;
-    Ok(sums.iter().map(|m| Measures { nll: m.nll / n, kl: m.kl / n, top1: m.top1 / n }).collect())
+    Ok(sums.into_iter().map(|sum| sum.over(n_scored)).collect())
+}
+
+/// The same of the last tokens of a window, the others being a prompt.
+pub(crate) fn tail(
+    variants: &[(&Model, &SessionOptions)],
+    guard: &Guard,
+    tokens: &[u32],
+    progress: &mut dyn FnMut(usize),
+) -> Result<Vec<Measures>, Failure> {
+    let (prompt, tail) = tokens.split_at(tokens.len() - TAIL.min(tokens.len() / 2));
+    let mut all = Vec::new();
+    let mut dense: Vec<Vec<f32>> = Vec::new();
+    for (idx, (model, options)) in variants.iter().enumerate() {
+        let mut session = model.session(options)?;
+        guard.turn_to(&session);
+        session.prefill(prompt)?;
+        let mut sum = Measures::default();
+        for (row, &next) in tail.iter().enumerate() {
+            let logits = session.logits().unwrap_or_default();
+            if idx == 0 {
+                dense.push(logits.to_vec());
+            }
+            add(&mut sum, &dense[row], logits, next);
+            session.decode(next)?;
+        }
+        all.push(sum.over(tail.len()));
+        progress(tokens.len());
+    }
+    Ok(all)
+}
+
+impl Measures {
+    /// The means, of sums over `n` positions.
+    fn over(self, n: usize) -> Self {
+        #[allow(clippy::cast_precision_loss)] // a count of tokens
+        let n = n.max(1) as f64;
+        Self { nll: self.nll / n, kl: self.kl / n, top1: self.top1 / n }
+    }
 }
 
 fn add(sum: &mut Measures, dense: &[f32], logits: &[f32], next: u32) {

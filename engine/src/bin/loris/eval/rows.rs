@@ -45,6 +45,9 @@ pub(crate) struct Costs {
     pub(crate) ttft_ratio: f64,
     pub(crate) decode_ms: Option<f64>,
     pub(crate) kv_bytes: f64,
+    pub(crate) aux_bytes: f64,
+    pub(crate) mass_kept: f64,
+    pub(crate) n_revived: f64,
 }
 
 /// Rows in the order of tasks, turns, lengths, variants.
@@ -103,6 +106,9 @@ fn sample_row(
         ttft_ratio: ttft(|(_, dense)| dense.ttft_s) / ttft(|(o, _)| o.ttft_s),
         decode_ms: student(&decode).map(|e| e.mean * 1e3),
         kv_bytes: mean(|o| o.receipt.kv_bytes as f64)?,
+        aux_bytes: mean(|o| o.receipt.aux_bytes as f64)?,
+        mass_kept: mean(|o| o.receipt.mass_kept)?,
+        n_revived: mean(|o| o.receipt.n_revived as f64)?,
     };
     Some(Row {
         variant,
@@ -141,7 +147,7 @@ fn prose_rows(windows: &[(usize, Vec<Measures>)], len: usize, n_variants: usize)
 }
 
 /// The columns of `--csv`, and the fields of `row` events.
-pub(crate) const COLUMNS: [&str; 22] = [
+pub(crate) const COLUMNS: [&str; 25] = [
     "policy",
     "task",
     "turn",
@@ -164,10 +170,13 @@ pub(crate) const COLUMNS: [&str; 22] = [
     "ttft_ratio",
     "decode_ms",
     "kv_bytes",
+    "aux_bytes",
+    "mass_kept",
+    "n_revived",
 ];
 
 /// A row's fields in the order of [`COLUMNS`]; null where there is nothing to say.
-fn fields(row: &Row, variants: &[Variant]) -> [Value; 22] {
+fn fields(row: &Row, variants: &[Variant]) -> [Value; 25] {
     let number = |x: f64, scale: f64| match x.is_finite() {
         true => json!((x * scale).round() / scale),
         false => Value::Null,
@@ -201,6 +210,9 @@ fn fields(row: &Row, variants: &[Variant]) -> [Value; 22] {
         of(|c| c.ttft_ratio, 1e4),
         of(|c| c.decode_ms.unwrap_or(f64::NAN), 1e3),
         of(|c| c.kv_bytes, 1.0),
+        of(|c| c.aux_bytes, 1.0),
+        of(|c| c.mass_kept, 1e4),
+        of(|c| c.n_revived, 10.0),
     ]
 }
 

@@ -136,7 +136,8 @@ fn share(session: &Session) -> f64 {
 impl Outcome {
     /// One line of `--samples`, and the `sample` event.
     pub(crate) fn json(&self, policy: &str) -> Value {
-        let Receipt { kv_bytes, n_prefilled, n_shared, n_decoded, token_layers, .. } = self.receipt;
+        let Receipt { kv_bytes, aux_bytes, n_prefilled, n_shared, n_decoded, .. } = self.receipt;
+        let Receipt { token_layers, n_waiting, n_revived, mass_kept, .. } = self.receipt;
         json!({
             "policy": policy, "task": self.task.name(), "turn": self.turn + 1,
             "length": self.seed.len, "sample": self.seed.idx, "seed": self.seed.seed,
@@ -149,6 +150,8 @@ impl Outcome {
             "receipt": {
                 "kv_bytes": kv_bytes, "n_prefilled": n_prefilled, "n_shared": n_shared,
                 "n_decoded": n_decoded, "token_layers": token_layers,
+                "aux_bytes": aux_bytes, "n_waiting": n_waiting, "n_revived": n_revived,
+                "mass_kept": rounded(mass_kept),
             },
         })
     }

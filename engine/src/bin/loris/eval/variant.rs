@@ -3,6 +3,7 @@
 //! This is the one place that knows them. `dense` is always first, as everything is compared with it; a
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
+use loris::policy::Lazy;
 use loris::{KvFormat, ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
@@ -14,12 +15,29 @@ pub(crate) struct Variant {
     pub(crate) name: String,
     pub(crate) model: ModelOptions,
     pub(crate) session: SessionOptions,
+    /// The schedule, as text until it is known how many layers there are.
+    lazy: Option<String>,
+}
+
+impl Variant {
+    /// True if tokens are left behind, so that not every position has logits.
+    pub(crate) fn prunes(&self) -> bool {
+        self.lazy.is_some()
+    }
+
+    /// Makes the schedule one for a model of `n_layers`.
+    pub(crate) fn fit(&mut self, n_layers: usize) -> Result<(), Failure> {
+        if let Some(spec) = &self.lazy {
+            self.session.lazy = Some(Lazy::parse(spec, n_layers)?);
+        }
+        Ok(())
+    }
 }
 
 pub(crate) const DENSE: &str = "dense";
 
 /// What can be asked for, for messages.
-const KNOWN: &str = "dense, kv=bf16, kv=f32";
+const KNOWN: &str = "dense, kv=bf16, kv=f32, lazy=SPEC (as --lazy of `run`)";
 
 /// The variants of the flags, `dense` first, with `base` where they say nothing else.
 pub(crate) fn variants(
@@ -27,7 +45,8 @@ pub(crate) fn variants(
     base: &ModelOptions,
     session: &SessionOptions,
 ) -> Result<Vec<Variant>, Failure> {
-    let dense = Variant { name: DENSE.into(), model: base.clone(), session: session.clone() };
+    let (model, session) = (base.clone(), session.clone());
+    let dense = Variant { name: DENSE.into(), model, session, lazy: None };
     let mut variants = vec![dense.clone()];
     for policy in policies.iter().filter(|policy| *policy != DENSE) {
         if variants.iter().any(|variant| variant.name == *policy) {
@@ -48,6 +67,7 @@ fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
     let dense = Variant { name: policy.into(), ..dense.clone() };
     match (name, spec) {
         ("kv", Some("bf16")) => Ok(with_kv(dense, KvFormat::Bf16)),
+        ("lazy", Some(spec)) => Ok(Variant { lazy: Some(spec.into()), ..dense }),
         ("kv", Some("f32")) => Ok(with_kv(dense, KvFormat::F32)),
         _ => {
             let message = format!("--policy {policy}: expected one of {KNOWN}");
