@@ -8,7 +8,9 @@ mod support;
 
 use std::collections::BTreeMap;
 
-use loris::loader::{Checkpoint, ModelConfig};
+use loris::backend::cpu::{CpuBackend, CpuOptions};
+use loris::backend::{Backend, RowUse};
+use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::policy::{Lazy, PrunePoint};
 use loris::{KvFormat, Model, ModelOptions, Session, SessionOptions};
 use reference::{compare_to, dot, matvec, rms_norm, rotate, silu};
@@ -321,4 +323,107 @@ fn what_is_kept_does_not_depend_on_chunks_pages_or_company() {
         let mut s = session(&model, Some(&lazy));
         assert!(run(&mut s) == want, "chunk {chunk}, page {page_len}");
     }
+}
+
+/// A model with the proportions of Llama-3.1-8B - 32 layers, and a hidden state of 1/16 of a token's KV in
+/// 16 bits - with weights of no meaning.
+fn shape_of_8b() -> Checkpoint {
+    let (n_layers, n_kv_heads, head_dim) = (32, 1, 8);
+    let hidden_dim = 4 * n_kv_heads * head_dim;
+    let like = checkpoint(NAME);
+    let config = ModelConfig {
+        n_layers,
+        n_q_heads: 4,
+        n_kv_heads,
+        head_dim,
+        hidden_dim,
+        ffn_dim: 2 * hidden_dim,
+        ctx_len: 4096,
+        windows: vec![None; n_layers],
+        ..like.config.clone()
+    };
+    let mut tensors = Vec::new();
+    let mut add = |name: String, shape: &[usize]| {
+        let n: usize = shape.iter().product();
+        let value = |i: usize| match shape.len() {
+            1 => 1.0_f32,
+            _ => ((i * 37 + name.len() * 11 + i * i % 101) % 64) as f32 / 128.0 - 0.25,
+        };
+        let bytes: Vec<u8> = (0..n).flat_map(|i| value(i).to_le_bytes()).collect();
+        tensors.push((name, Dtype::F32, shape.to_vec(), bytes));
+    };
+    add("embed_tokens.weight".into(), &[config.vocab_size, hidden_dim]);
+    add("norm.weight".into(), &[hidden_dim]);
+    for l in 0..n_layers {
+        let mut add = |part: &str, shape: &[usize]| add(format!("layers.{l}.{part}.weight"), shape);
+        let (q, kv, ffn) = (hidden_dim, n_kv_heads * head_dim, config.ffn_dim);
+        add("input_layernorm", &[hidden_dim]);
+        add("post_attention_layernorm", &[hidden_dim]);
+        add("self_attn.q_proj", &[q, hidden_dim]);
+        add("self_attn.k_proj", &[kv, hidden_dim]);
+        add("self_attn.v_proj", &[kv, hidden_dim]);
+        add("self_attn.o_proj", &[hidden_dim, q]);
+        add("mlp.gate_proj", &[ffn, hidden_dim]);
+        add("mlp.up_proj", &[ffn, hidden_dim]);
+        add("mlp.down_proj", &[hidden_dim, ffn]);
+    }
+    Checkpoint { config, weights: Weights::from_memory(tensors).unwrap(), ..like }
+}
+
+#[test]
+fn a_pruned_prompt_takes_three_quarters_of_the_bytes_at_most() {
+    let n = 2048;
+    let options = ModelOptions {
+        kv_tokens: Some(2 * n),
+        aux_tokens: n,
+        ..ModelOptions::default() // pages of 64, KV in bf16
+    };
+    let model = open_cpu(shape_of_8b(), &options);
+    let mut dense = session(&model, None);
+    dense.prefill(&prompt(1, n)).unwrap();
+    let dense = dense.receipt().kv_bytes;
+    assert_eq!(dense, n * model.plan().kv_bytes_per_token);
+    assert_eq!(model.plan().kv_bytes_per_token, 16 * 2 * model.config().hidden_dim);
+
+    let mut pruned = session(&model, Some(&Lazy::parse("paper", 32).unwrap()));
+    pruned.prefill(&prompt(1, n)).unwrap();
+    let receipt = pruned.receipt();
+    assert_eq!(receipt.n_waiting, n - 703, "0.7 of 0.7 of 0.7 went through");
+    assert_eq!(receipt.aux_bytes, receipt.n_waiting.div_ceil(64) * model.plan().aux_page_bytes);
+    let bytes = receipt.kv_bytes + receipt.aux_bytes;
+    assert!(4 * bytes <= 3 * dense, "{bytes} of {dense}");
+    assert_eq!(model.pool_usage().n_aux_used, receipt.n_waiting.div_ceil(64), "none in transit");
+}
+
+#[test]
+fn rows_that_wait_in_bf16_are_rounded_to_nearest_even() {
+    let mut backend = CpuBackend::new(CpuOptions { threads: 1, isa: None }).unwrap();
+    let width = 24;
+    // Every way a mantissa can end, a tie of each parity among them, in both signs; and what is as it was.
+    let patterns = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].into_iter().flat_map(|low: u32| {
+        [0x3f80_0000_u32, 0x3f81_0000, 0xbf81_0000, 0x0001_0000]
+            .map(|high| f32::from_bits(high | low))
+    });
+    let row: Vec<f32> = patterns.collect();
+    let want: Vec<f32> = row
+        .iter()
+        .map(|x| {
+            let bits = x.to_bits();
+            f32::from_bits((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        })
+        .collect();
+    let mut rows = |holds| backend.rows(3, width, holds).unwrap();
+    let (mut transit, mut waiting) = (rows(RowUse::Transit), rows(RowUse::Waiting(KvFormat::Bf16)));
+    let mut exact = rows(RowUse::Waiting(KvFormat::F32));
+    let mut got = vec![0.0; width];
+    backend.write_rows(&mut transit, 2, &row).unwrap();
+    backend.copy_rows(&transit, &mut waiting, &[(2, 1)]).unwrap();
+    backend.read_rows(&waiting, 1, &mut got).unwrap();
+    assert!(bits(&got) == bits(&want), "{got:?}, {want:?}");
+    backend.copy_rows(&waiting, &mut transit, &[(1, 0)]).unwrap();
+    backend.read_rows(&transit, 0, &mut got).unwrap();
+    assert!(bits(&got) == bits(&want));
+    backend.copy_rows(&transit, &mut exact, &[(2, 0)]).unwrap();
+    backend.read_rows(&exact, 0, &mut got).unwrap();
+    assert!(bits(&got) == bits(&row));
 }

@@ -139,7 +139,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
         let fingerprint = weights.fingerprint();
-        let pool = Mutex::new(Pool::new(plan.n_pages, plan.n_aux_pages, plan.layout.page_len)?);
+        let pool = Mutex::new(Pool::new(&plan)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         let shared =
             Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
@@ -154,7 +154,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let pool = Mutex::new(Pool::new(plan.n_pages, plan.n_aux_pages, plan.layout.page_len)?);
+        let pool = Mutex::new(Pool::new(&plan)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         let (tokenizer, chat) = (None, None);
         let shared =
@@ -299,6 +299,7 @@ impl Model {
             n_used: pool.pages.n_used(),
             n_peak: pool.pages.peak(),
             page_bytes: self.shared.plan.layout.bytes(),
+            n_aux_used: pool.aux.n_used(),
         }
     }
 }
@@ -320,6 +321,9 @@ pub struct PoolUsage {
     pub n_peak: usize,
     /// Bytes of a page.
     pub page_bytes: usize,
+    /// Pages of hidden states that some session holds, a shared one once: none but those of waiting tokens
+    /// where no call is under way.
+    pub n_aux_used: usize,
 }
 
 impl Shared {

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use loris_loader::ModelConfig;
 
 use crate::backend::{Backend, Batch, Draw, RowUse, Score, Stop};
-use crate::cache::{AuxRow, PageId};
+use crate::cache::{AuxRow, PageId, Store};
 use crate::error::Error;
 use crate::memory;
 use crate::model::{self, ModelWeights, Progress, Source};
@@ -31,9 +31,8 @@ pub(crate) struct Executor<B: Backend> {
     att: B::Rows,
     /// Gated MLP activations, `[rows][ffn_dim]`.
     h: B::Rows,
-    /// Hidden states that wait at prune points, `[aux pages * page_len][hidden_dim]`; none in a model that was
-    /// opened without room for them.
-    aux: Option<B::Rows>,
+    /// Hidden states between segments; none in a model that was opened without room for them.
+    aux: Option<AuxRows<B::Rows>>,
     /// `[batch][vocab_size]`.
     logits: B::Rows,
     /// Logits of the last run on the host, once somebody has asked for a row of them.
@@ -44,16 +43,26 @@ pub(crate) struct Executor<B: Backend> {
     n_runs: u64,
 }
 
+/// The stores of hidden states between segments of the layers.
+struct AuxRows<R> {
+    /// `[transit pages * page_len][hidden_dim]`, f32.
+    transit: R,
+    /// `[aux pages * page_len][hidden_dim]`, in the KV cache's format.
+    waiting: R,
+}
+
 /// Rows on their way through some layers.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
     pub(crate) batch: Batch<'a>,
     /// Pages to copy first.
     pub(crate) copies: Vec<(PageId, PageId)>,
+    /// Hidden states to move first, from the store in transit to the one that waits.
+    pub(crate) parks: Vec<(AuxRow, AuxRow)>,
     pub(crate) layers: Range<usize>,
-    /// Rows of the aux store that the batch's rows come from; none: their tokens are embedded.
+    /// Hidden states that the batch's rows come from; none: their tokens are embedded.
     pub(crate) from: Vec<AuxRow>,
-    /// Rows of the aux store that they go to; none: logits follow.
+    /// Where they go, in transit; none: logits follow.
     pub(crate) to: Vec<AuxRow>,
     /// Sequences whose slots are to be scored in the last of the layers.
     pub(crate) scores: Vec<Score>,
@@ -98,9 +107,20 @@ impl<B: Backend> Executor<B> {
             q: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             att: backend.rows(plan.max_rows, q_dim, RowUse::Operand)?,
             h: backend.rows(plan.max_rows, config.ffn_dim, RowUse::Operand)?,
-            aux: match plan.aux_rows() {
-                0 => None,
-                n => Some(backend.rows(n, config.hidden_dim, RowUse::Waiting)?),
+            aux: match plan.layout.page_len {
+                _ if plan.n_aux_pages == 0 => None,
+                page_len => Some(AuxRows {
+                    transit: backend.rows(
+                        plan.n_transit_pages * page_len,
+                        config.hidden_dim,
+                        RowUse::Transit,
+                    )?,
+                    waiting: backend.rows(
+                        plan.n_aux_pages * page_len,
+                        config.hidden_dim,
+                        RowUse::Waiting(plan.layout.format),
+                    )?,
+                }),
             },
             logits: backend.rows(plan.batch, config.vocab_size, RowUse::Logits)?,
             host_logits: memory::zeros(plan.batch * config.vocab_size, "the logits of a pass")?,
@@ -113,6 +133,18 @@ impl<B: Backend> Executor<B> {
             weights,
             backend,
         })
+    }
+
+    /// Moves hidden states to where they wait, as many at a time as a pass has rows: there may be most of a
+    /// prompt's, and a cancel does not wait for them.
+    fn park(&mut self, parks: &[(AuxRow, AuxRow)], stop: &Stop) -> Result<(), Error> {
+        for parks in parks.chunks(self.plan.max_rows) {
+            check(stop)?;
+            let AuxRows { transit, waiting } = self.aux.as_mut().ok_or_else(no_aux)?;
+            let pairs: Vec<_> = parks.iter().map(|(from, to)| (from.row, to.row)).collect();
+            self.backend.copy_rows(transit, waiting, &pairs)?;
+        }
+        Ok(())
     }
 
     fn forward(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error> {
@@ -147,8 +179,14 @@ impl<B: Backend> Executor<B> {
         match pass.from.is_empty() {
             true => whole(backend.embed(&weights.embed, &pass.batch, x))?,
             false => {
-                let pairs: Vec<_> = pass.from.iter().copied().zip(0..).collect();
-                backend.copy_rows(aux.as_ref().ok_or_else(no_aux)?, x, &pairs)?;
+                let AuxRows { transit, waiting } = aux.as_ref().ok_or_else(no_aux)?;
+                for (store, rows) in [(Store::Transit, transit), (Store::Waiting, waiting)] {
+                    let from = pass.from.iter().zip(0..).filter(|(from, _)| from.store == store);
+                    let pairs: Vec<_> = from.map(|(from, row)| (from.row, row)).collect();
+                    if !pairs.is_empty() {
+                        whole(backend.copy_rows(rows, x, &pairs))?;
+                    }
+                }
             }
         }
         let wanted = pass.batch.of_logit_rows();
@@ -180,8 +218,9 @@ impl<B: Backend> Executor<B> {
                 whole(backend.token_score(batch, score, last, window, q, pages, out))?;
                 scores.push(of_slots);
             }
-            let pairs: Vec<_> = (0..).zip(pass.to.iter().copied()).collect();
-            return backend.copy_rows(x, aux.as_mut().ok_or_else(no_aux)?, &pairs);
+            let pairs: Vec<_> = (0..).zip(pass.to.iter().map(|to| to.row)).collect();
+            let aux = aux.as_mut().ok_or_else(no_aux)?;
+            return whole(backend.copy_rows(x, &mut aux.transit, &pairs));
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
@@ -207,6 +246,7 @@ impl<B: Backend> Execute for Executor<B> {
         if !pass.copies.is_empty() {
             self.backend.copy_pages(&mut self.pages, &pass.copies)?;
         }
+        self.park(&pass.parks, stop)?;
         self.forward(pass, stop)
     }
 

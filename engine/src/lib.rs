@@ -43,6 +43,7 @@ pub mod policy;
 mod receipt;
 mod sampler;
 mod session;
+mod stage;
 mod state;
 mod step;
 mod sync;

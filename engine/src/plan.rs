@@ -26,8 +26,10 @@ pub struct ModelOptions {
     pub chunk: usize,
     /// Sessions that decode in one pass, and rows whose logits one pass can give.
     pub batch: usize,
-    /// Tokens that can wait at prune points, all sessions together: what sessions that prune need, one for
-    /// each token of theirs. Memory is committed as it is written.
+    /// Tokens that can be between segments of the layers, all sessions that prune together: those that wait
+    /// at prune points, and as many that a call moves through the layers. One for each token of such
+    /// sessions; a call that takes up waiting tokens and leaves them at a later point keeps both until it is
+    /// done, so that it can be undone. Memory is committed as it is written.
     pub aux_tokens: usize,
 }
 
@@ -56,10 +58,14 @@ pub struct Plan {
     pub layout: PageLayout,
     /// Pages in the pool.
     pub n_pages: usize,
-    /// Pages of hidden states.
+    /// Pages of hidden states that wait at prune points.
     pub n_aux_pages: usize,
-    /// Bytes of a page of hidden states.
+    /// Bytes of such a page: the KV cache's format.
     pub aux_page_bytes: usize,
+    /// Pages of hidden states on their way through the layers.
+    pub n_transit_pages: usize,
+    /// Bytes of such a page: f32.
+    pub transit_page_bytes: usize,
     /// Rows a pass can hold.
     pub max_rows: usize,
     /// Prompt rows a pass takes.
@@ -119,11 +125,20 @@ impl Plan {
         let kv_bytes = n_pages.checked_mul(page_bytes).ok_or_else(too_large("the KV page pool"))?;
 
         check_range("aux-tokens", options.aux_tokens, 0, 1 << 32)?;
-        let n_aux_pages = options.aux_tokens.div_ceil(options.page_len);
-        let aux_page_bytes = options.page_len * config.hidden_dim * size_of::<f32>();
-        n_aux_pages.checked_mul(aux_page_bytes).ok_or_else(too_large("the aux cache"))?;
-
         let max_rows = options.chunk.max(options.batch);
+        let n_aux_pages = options.aux_tokens.div_ceil(options.page_len);
+        // What a pass writes, while what it read is kept.
+        let n_transit_pages = match n_aux_pages {
+            0 => 0,
+            n => n + max_rows.div_ceil(options.page_len),
+        };
+        let aux_width = options.page_len * config.hidden_dim;
+        let aux_page_bytes = aux_width * options.kv.bytes();
+        let transit_page_bytes = aux_width * size_of::<f32>();
+        n_transit_pages
+            .checked_mul(transit_page_bytes + aux_page_bytes)
+            .filter(|_| u32::try_from(n_transit_pages * options.page_len).is_ok()) // rows are counted in u32
+            .ok_or_else(too_large("the aux cache"))?;
         let q_dim = config.n_q_heads * config.head_dim;
         // The residual stream, Q, the attention output, the MLP's hidden row, and the operand of a product,
         // which is one of them laid out for the kernel.
@@ -140,6 +155,8 @@ impl Plan {
             n_pages,
             n_aux_pages,
             aux_page_bytes,
+            n_transit_pages,
+            transit_page_bytes,
             max_rows,
             chunk: options.chunk,
             batch: options.batch,
@@ -152,9 +169,14 @@ impl Plan {
         })
     }
 
-    /// Rows of the store of hidden states that wait at prune points.
-    pub fn aux_rows(&self) -> usize {
-        self.n_aux_pages * self.layout.page_len
+    /// Bytes of the store of hidden states that wait at prune points.
+    pub fn aux_bytes(&self) -> usize {
+        self.n_aux_pages * self.aux_page_bytes
+    }
+
+    /// Bytes of the store of those on their way through the layers.
+    pub fn transit_bytes(&self) -> usize {
+        self.n_transit_pages * self.transit_page_bytes
     }
 
     /// Fails where the CUDA kernels lack what the model or an option asks for.
@@ -193,6 +215,7 @@ impl Plan {
         CudaBytes {
             weights: n_params.saturating_mul(2),
             kv: self.kv_bytes as u64,
+            aux: (self.aux_bytes() + self.transit_bytes()) as u64,
             activations: (self.max_rows as u64).saturating_mul(row as u64),
             logits: self.logits_bytes as u64,
         }
@@ -211,6 +234,8 @@ pub struct CudaBytes {
     pub weights: u64,
     /// The page pool.
     pub kv: u64,
+    /// Hidden states between segments of the layers.
+    pub aux: u64,
     /// Activations of one pass.
     pub activations: u64,
     /// Logits of one pass.
@@ -220,7 +245,7 @@ pub struct CudaBytes {
 impl CudaBytes {
     /// All of it.
     pub fn total(&self) -> u64 {
-        [self.weights, self.kv, self.activations, self.logits]
+        [self.weights, self.kv, self.aux, self.activations, self.logits]
             .into_iter()
             .fold(0, u64::saturating_add)
     }

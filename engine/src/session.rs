@@ -7,8 +7,8 @@ use std::ops::ControlFlow;
 
 use loris_loader::RopeScaling;
 
-use crate::backend::{Draw, Phase};
-use crate::cache::{GIVEN_UP, LayeredCache};
+use crate::backend::Draw;
+use crate::cache::{LayeredCache, Store};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::gate::Gate;
@@ -16,7 +16,8 @@ use crate::memory;
 use crate::policy::Lazy;
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
-use crate::step::{Progress, Work};
+use crate::stage::Stage;
+use crate::step::Progress;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -54,8 +55,15 @@ pub struct Session {
     pub(crate) rope: Rope,
     pub(crate) cancel: Arc<AtomicBool>,
     pub(crate) receipt: Receipt,
-    /// The receipt before what is pending.
-    receipt_before: Receipt,
+    before: Before,
+}
+
+/// What a session was before what is pending, besides its cache.
+#[derive(Clone, Copy, Debug, Default)]
+struct Before {
+    receipt: Receipt,
+    logits_ready: bool, // logits change only where nothing can fail any more
+    drawn: Option<Drawn>,
 }
 
 /// Tokens that were given to a session and are not in its cache yet.
@@ -80,17 +88,6 @@ impl Pending {
             Self::Token(_) => 1,
         }
     }
-}
-
-/// The segment that tokens are going through: the new ones through the first, then those that were chosen at
-/// each prune point through the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stage {
-    pub(crate) segment: usize,
-    /// Positions that are to go through a segment behind the first, ascending.
-    pub(crate) chosen: Vec<u32>,
-    /// How many of them have.
-    pub(crate) done: usize,
 }
 
 /// A token that the device drew after run `run` from row `idx` of its logits.
@@ -134,7 +131,6 @@ impl Canceller {
 /// A call that queues tokens and computes them. Dropped before it is done, it takes back what it did.
 struct Attempt<'s> {
     session: &'s mut Session,
-    logits_ready: bool,
     is_done: bool,
 }
 
@@ -143,7 +139,6 @@ impl Drop for Attempt<'_> {
         if !self.is_done {
             self.session.roll_back();
             self.session.clear_pending();
-            self.session.logits_ready = self.logits_ready; // logits change only where nothing can fail any more
             self.session.draw = None;
         }
     }
@@ -184,7 +179,7 @@ impl Session {
             rope: Rope::new(&model, 0),
             cancel: Arc::default(),
             receipt: Receipt::default(),
-            receipt_before: Receipt::default(),
+            before: Before::default(),
             model,
         })
     }
@@ -224,7 +219,8 @@ impl Session {
         let plan = self.model.plan();
         Receipt {
             kv_bytes: self.cache.n_pages() * plan.layout.bytes(),
-            aux_bytes: self.cache.aux.n_pages() * plan.aux_page_bytes,
+            aux_bytes: self.cache.aux.n_pages(Store::Waiting) * plan.aux_page_bytes
+                + self.cache.aux.n_pages(Store::Transit) * plan.transit_page_bytes,
             n_waiting: self.cache.aux.len(),
             ..self.receipt
         }
@@ -242,8 +238,7 @@ impl Session {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
         self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
-        self.receipt_before = self.receipt;
-        self.cache.begin();
+        self.begin();
         Ok(())
     }
 
@@ -255,13 +250,22 @@ impl Session {
             return Err(Error::State { call: "push", reason });
         }
         self.pending = Pending::Token(token);
-        self.receipt_before = self.receipt;
-        self.cache.begin();
+        self.begin();
         Ok(())
     }
 
-    /// Drops tokens that were queued and not computed; returns how many.
+    fn begin(&mut self) {
+        let Self { receipt, logits_ready, drawn, .. } = *self;
+        self.before = Before { receipt, logits_ready, drawn };
+        self.cache.begin();
+    }
+
+    /// Drops tokens that were queued and not computed; returns how many. In a session that prunes, what was
+    /// queued goes as a whole: a prompt that has come through some of the layers is taken back.
     pub fn clear_pending(&mut self) -> usize {
+        if self.lazy.is_some() {
+            self.roll_back();
+        }
         let n = self.pending.len();
         self.pending = Pending::Nothing;
         self.stage = Stage::default();
@@ -271,17 +275,18 @@ impl Session {
 
     /// Takes back what has been computed of what is pending, which stays pending.
     pub(crate) fn roll_back(&mut self) {
-        let shared = &*self.model.shared;
-        self.cache.rollback(shared.plan.layout.page_len, &mut shared.pool());
         let n_new = match &mut self.pending {
             Pending::Prompt { done, .. } => std::mem::take(done),
             Pending::Token(_) => usize::from(self.stage.segment > 0),
-            Pending::Nothing => 0,
+            Pending::Nothing => return,
         };
+        let shared = &*self.model.shared;
+        self.cache.rollback(shared.plan.layout.page_len, &mut shared.pool());
         self.tokens.truncate(self.tokens.len() - n_new);
         self.n_shareable = self.n_shareable.min(self.tokens.len());
         self.stage = Stage::default();
-        self.receipt = self.receipt_before;
+        let Before { receipt, logits_ready, drawn } = self.before;
+        (self.receipt, self.logits_ready, self.drawn) = (receipt, logits_ready, drawn);
     }
 
     /// Runs a prompt through the model; the logits of its last token are ready afterwards.
@@ -303,8 +308,7 @@ impl Session {
     /// Computes what was queued. After an error or a panic the session is what it was before, and what was
     /// queued is gone.
     fn attempt(&mut self, call: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
-        let logits_ready = self.logits_ready;
-        let mut attempt = Attempt { session: self, logits_ready, is_done: false };
+        let mut attempt = Attempt { session: self, is_done: false };
         call(attempt.session)?;
         attempt.is_done = true;
         Ok(())
@@ -416,7 +420,7 @@ impl Session {
             rope: self.rope.clone(),
             cancel: Arc::default(),
             receipt: self.receipt,
-            receipt_before: self.receipt,
+            before: Before::default(),
         })
     }
 
@@ -476,92 +480,6 @@ impl Session {
         self.receipt.n_shared += n_found;
         *done = n_found;
         n_found > 0
-    }
-
-    /// What a pass of `phase` would compute of this session, at most `max_rows`.
-    pub(crate) fn work(&self, phase: Phase, max_rows: usize) -> Option<Work> {
-        let Stage { segment, chosen, done } = &self.stage;
-        let new: &[u32] = match (&self.pending, phase) {
-            (Pending::Prompt { tokens, done }, Phase::Prefill) => &tokens[*done..],
-            (Pending::Token(token), Phase::Decode) => std::slice::from_ref(token),
-            _ => return None,
-        };
-        let n_left = if *segment == 0 { new.len() } else { chosen.len() - done };
-        let n = self.n_rows(n_left, max_rows)?;
-        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        let len = self.len() as u32;
-        let (tokens, positions) = match segment {
-            0 => (new[..n].to_vec(), (len..).take(n).collect()),
-            _ => {
-                let positions = chosen[*done..done + n].to_vec();
-                (positions.iter().map(|&p| self.tokens[p as usize]).collect(), positions)
-            }
-        };
-        let ends_stage = n == n_left;
-        let is_last = ends_stage && segment + 1 == self.cache.segments.len();
-        Some(Work { segment: *segment, tokens, positions, ends_stage, is_last })
-    }
-
-    /// Of `n_left` rows of a stage, how many go together: at most `max_rows`, and never so many that the last
-    /// ones would be fewer than the rows that score.
-    fn n_rows(&self, n_left: usize, max_rows: usize) -> Option<usize> {
-        let n = n_left.min(max_rows);
-        let n_score = self.n_score_rows().min(n_left);
-        let n = match n_left - n {
-            0 if n < n_score => 0,
-            0 => n,
-            rest if rest < n_score => n_left - n_score,
-            _ => n,
-        };
-        (n > 0).then_some(n)
-    }
-
-    /// The last rows of a stage, which score.
-    pub(crate) fn n_score_rows(&self) -> usize {
-        let n_new = match &self.pending {
-            Pending::Prompt { tokens, .. } => tokens.len(),
-            _ => 1,
-        };
-        self.lazy.as_ref().map_or(1, |lazy| lazy.window.min(n_new))
-    }
-
-    /// The tokens that go through the next segment, once the last of this one has: those that wait in front of it and are
-    /// chosen. The new ones always are.
-    pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
-        let Stage { segment, .. } = self.stage;
-        let slots = &self.cache.segments[segment].positions;
-        let positions: Vec<Option<u32>> =
-            slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
-        let selected = match (&self.lazy, scores) {
-            (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
-            _ => positions.iter().flatten().copied().collect(),
-        };
-        if let (Some(scores), Pending::Prompt { .. }) = (scores, &self.pending) {
-            let of = |(position, score): (&Option<u32>, &f32)| {
-                let goes_on = position.is_some_and(|p| selected.binary_search(&p).is_ok());
-                if goes_on { f64::from(*score) } else { 0.0 }
-            };
-            let mass: f64 = positions.iter().zip(scores).map(of).sum();
-            self.receipt.mass_kept = self.receipt.mass_kept.min(mass);
-        }
-        let waits = |position: &u32| self.cache.depth(*position) == segment + 1;
-        let mut chosen: Vec<u32> = selected.into_iter().filter(waits).collect();
-        if let (Some(lazy), Some(scores)) = (&self.lazy, scores) {
-            let n_new = match &self.pending {
-                Pending::Prompt { tokens, .. } => tokens.len(),
-                _ => 1,
-            };
-            let is_old = |&position: &u32| (position as usize) < self.len() - n_new;
-            let (old, new): (Vec<u32>, Vec<u32>) = chosen.into_iter().partition(is_old);
-            let revived = match &self.pending {
-                _ if !lazy.revives => Vec::new(),
-                Pending::Token(_) => lazy.revive(&old, &positions, scores),
-                _ => old,
-            };
-            chosen = revived.into_iter().chain(new).collect();
-        }
-        chosen.sort_unstable();
-        self.stage = Stage { segment: segment + 1, chosen, done: 0 };
     }
 }
 

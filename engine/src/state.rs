@@ -247,7 +247,8 @@ impl Session {
         let mut pool = model.shared.pool();
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         let positions = (0..tokens.len() as u32).collect();
-        let taken = self.cache.take(0, positions, model.plan().layout.page_len, &mut pool)?;
+        let taken =
+            self.cache.take(0, positions, Vec::new(), model.plan().layout.page_len, &mut pool)?;
         self.cache.commit(taken, &mut pool);
         self.tokens = tokens;
         Ok(())

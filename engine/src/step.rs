@@ -17,7 +17,8 @@ use crate::engine::Model;
 use crate::error::Error;
 use crate::forward::{Execute, Pass};
 use crate::memory;
-use crate::session::{Drawn, Pending, Session, Stage};
+use crate::session::{Drawn, Pending, Session};
+use crate::stage::Stage;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering::Relaxed;
 
@@ -232,8 +233,8 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let (copies, from, to, scores) = Default::default();
-    let mut pass = Pass { batch, copies, layers: 0..0, from, to, scores };
+    let (copies, parks, from, to, scores) = Default::default();
+    let mut pass = Pass { batch, copies, parks, layers: 0..0, from, to, scores };
     for job in jobs {
         let Job { session, work, taken: Some(taken), .. } = job else { continue };
         let segment = &session.cache.segments[work.segment];
@@ -259,6 +260,7 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         });
         pass.layers = segment.layers();
         pass.copies.extend_from_slice(&taken.growth.copies);
+        pass.parks.extend_from_slice(&taken.parks);
         pass.from.extend_from_slice(&taken.from);
         pass.to.extend_from_slice(&taken.to);
     }
@@ -271,8 +273,9 @@ impl<'s> Job<'s> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
         let shared = &*session.model.shared;
         let page_len = shared.plan.layout.page_len;
-        let positions = work.positions.clone();
-        let taken = session.cache.take(work.segment, positions, page_len, &mut shared.pool());
+        let (positions, parked) = (work.positions.clone(), session.stage.parked.clone());
+        let taken =
+            session.cache.take(work.segment, positions, parked, page_len, &mut shared.pool());
         let taken = match taken {
             Ok(taken) => taken,
             Err(e) if has_adopted => {
@@ -345,6 +348,7 @@ impl<'s> Job<'s> {
         let mut pool = shared.pool();
         if let Some(taken) = taken.take() {
             session.cache.commit(taken, &mut pool);
+            session.stage.parked.clear();
         }
         let n = work.tokens.len();
         session.receipt.token_layers += n * session.cache.layers(work.segment).len();
@@ -398,7 +402,7 @@ impl Session {
     }
 
     /// Of the session's tokens, how many are what is pending.
-    fn n_new(&self) -> usize {
+    pub(crate) fn n_new(&self) -> usize {
         match &self.pending {
             Pending::Prompt { done, .. } => *done,
             _ => 1,
@@ -452,7 +456,7 @@ impl Session {
     /// What has been computed of a prompt of which `n` tokens are through the first segment, as the number of
     /// tokens that would take as long through all layers.
     fn tokens_worth(&self, n: usize) -> usize {
-        let Stage { segment, chosen, done } = &self.stage;
+        let Stage { segment, chosen, done, .. } = &self.stage;
         if *segment == 0 {
             return n * self.cache.layers(0).len() / self.model.plan().n_layers;
         }

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{PageId, PageLayout};
+use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -153,7 +153,7 @@ pub struct LayerWeights<M, V> {
     pub down: M,
 }
 
-/// What rows of activations hold. The CPU keeps all of them in f32; CUDA rounds operands to bf16.
+/// What rows of activations hold. The CPU keeps all but [`Waiting`](Self::Waiting) in f32; CUDA rounds operands to bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RowUse {
     /// The residual stream, which is added to layer by layer.
@@ -162,8 +162,10 @@ pub enum RowUse {
     Operand,
     /// Logits, f32 on every device.
     Logits,
-    /// Rows of the residual stream that wait at a prune point: f32, as in the stream.
-    Waiting,
+    /// Rows of the residual stream between two segments of the layers: f32, as in the stream.
+    Transit,
+    /// Rows of the residual stream that wait at a prune point, rounded to this format.
+    Waiting(KvFormat),
 }
 
 /// How a token is drawn from logits; see [`SamplerParams`](crate::SamplerParams).
@@ -349,7 +351,7 @@ pub trait Backend: Send + 'static {
         scores: &mut Vec<f32>,
     ) -> Result<(), Error>;
 
-    /// `to[pair.1] = from[pair.0]` for every pair of rows.
+    /// `to[pair.1] = from[pair.0]` for every pair of rows; rounded to nearest even where `to` is narrower.
     fn copy_rows(
         &mut self,
         from: &Self::Rows,
@@ -361,6 +363,13 @@ pub trait Backend: Send + 'static {
     fn gather_rows(&mut self, rows: &mut Self::Rows, keep: &[usize]) -> Result<(), Error>;
     /// Copies rows `first ..` to the host as f32, as many as `out` has room for.
     fn read_rows(&mut self, rows: &Self::Rows, first: usize, out: &mut [f32]) -> Result<(), Error>;
+    /// Fills rows `first ..` from the host, rounded as by [`copy_rows`](Self::copy_rows).
+    fn write_rows(
+        &mut self,
+        rows: &mut Self::Rows,
+        first: usize,
+        from: &[f32],
+    ) -> Result<(), Error>;
     /// Copies pages, `(from, to)` each (a fork's first append, copy on write).
     fn copy_pages(
         &mut self,

@@ -1,108 +1,138 @@
-//! The aux cache: hidden states of tokens that wait at a prune point.
+//! The aux cache: hidden states of tokens between two segments of the layers.
 //!
-//! A token that has gone through some segments of the layers and not through all waits with one hidden
-//! state, whichever point it waits at. So a session has one table for all points: token to row of the
-//! device's store. Rows come in pages of the pool, as KV does; a page goes back when its last row is
-//! free, and a page that a fork holds too is not written to.
+//! A token that has gone through some segments and not through all has one hidden state, in one of two
+//! stores of the device. Tokens that a call is moving through the layers are in [`Store::Transit`], in f32 like
+//! the residual stream, so that cutting the layers into segments changes no bit. Those that stay behind at a prune point are
+//! parked in [`Store::Waiting`], in the precision of the KV cache, until they are wanted; between calls
+//! nothing is in transit.
+//!
+//! Rows come in pages of a pool, as KV does. A page fills up from its first free row, pages in order; it
+//! goes back when its last row is free, and a page that a fork holds too is not written to.
 
 use std::collections::BTreeMap;
 
 use super::pages::{PageId, PagePool};
 use crate::error::Error;
 
-/// A row of the device's store of hidden states.
-pub type AuxRow = u32;
+/// Where a hidden state is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// On its way through the layers: f32.
+    Transit,
+    /// Left behind at a prune point: the KV cache's format.
+    Waiting,
+}
+
+/// A row of one of the device's stores of hidden states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuxRow {
+    /// Which store.
+    pub store: Store,
+    /// Index of the row.
+    pub row: u32,
+}
 
 /// Pages of hidden states of all sessions of a model.
 #[derive(Debug)]
 pub struct AuxPool {
-    /// Free list and holders.
-    pub pages: PagePool,
-    /// Rows a page holds.
+    /// Free list and holders of the rows in transit.
+    pub transit: PagePool,
+    /// The same of those that wait.
+    pub waiting: PagePool,
+    /// Rows a page holds, in both.
     pub page_len: usize,
+}
+
+impl AuxPool {
+    fn of(&mut self, store: Store) -> &mut PagePool {
+        match store {
+            Store::Transit => &mut self.transit,
+            Store::Waiting => &mut self.waiting,
+        }
+    }
+
+    /// Pages of both that somebody holds.
+    pub fn n_used(&self) -> usize {
+        self.transit.n_used() + self.waiting.n_used()
+    }
 }
 
 /// A session's part of the aux cache.
 #[derive(Debug, Default)]
 pub struct Aux {
-    /// Where the token of each position waits.
+    /// Where the hidden state of the token at each position is.
     row_of: BTreeMap<u32, AuxRow>,
-    /// The session's pages, with the rows of each that are taken.
-    n_taken: BTreeMap<PageId, usize>,
-    /// Rows of those pages that are free.
-    free: Vec<AuxRow>,
+    transit: Rows,
+    waiting: Rows,
 }
 
 impl Aux {
-    /// Tokens that wait.
+    /// Tokens between two segments.
     pub fn len(&self) -> usize {
         self.row_of.len()
     }
 
-    /// True if no token waits.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.row_of.is_empty()
     }
 
-    /// Pages held.
-    pub fn n_pages(&self) -> usize {
-        self.n_taken.len()
+    /// Pages held of a store.
+    pub fn n_pages(&self, store: Store) -> usize {
+        match store {
+            Store::Transit => self.transit.0.len(),
+            Store::Waiting => self.waiting.0.len(),
+        }
     }
 
-    /// The row in which a token waits.
+    /// Where a token's hidden state is.
     pub fn row_of(&self, position: u32) -> Option<AuxRow> {
         self.row_of.get(&position).copied()
     }
 
-    /// Takes `n` rows, all or none.
-    pub fn take(&mut self, n: usize, pool: &mut AuxPool) -> Result<Vec<AuxRow>, Error> {
+    /// Tokens between two segments, ascending, and where they are.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, AuxRow)> + '_ {
+        self.row_of.iter().map(|(&position, &row)| (position, row))
+    }
+
+    fn of(&mut self, store: Store) -> &mut Rows {
+        match store {
+            Store::Transit => &mut self.transit,
+            Store::Waiting => &mut self.waiting,
+        }
+    }
+
+    /// Takes `n` rows of a store, all or none.
+    pub fn take(
+        &mut self,
+        store: Store,
+        n: usize,
+        pool: &mut AuxPool,
+    ) -> Result<Vec<AuxRow>, Error> {
         let page_len = pool.page_len;
-        let page_of = |row: AuxRow| row / small(page_len);
-        // What a fork may read must not change; such rows are given up until their page goes.
-        self.free.retain(|&row| !pool.pages.is_shared(page_of(row)));
-        let n_missing = n.saturating_sub(self.free.len());
-        let fresh = pool.pages.take(n_missing.div_ceil(page_len)).map_err(|e| match e {
-            Error::KvFull { needed, free } => Error::AuxFull { needed, free },
-            e => e,
-        })?;
-        for page in fresh {
-            self.n_taken.insert(page, 0);
-            let first = page * small(page_len);
-            self.free.extend((first..first + small(page_len)).rev());
-        }
-        let rows = self.free.split_off(self.free.len() - n);
-        for &row in &rows {
-            *self.n_taken.entry(page_of(row)).or_default() += 1;
-        }
-        Ok(rows)
+        let rows = self.of(store).take(n, page_len, pool.of(store))?;
+        Ok(rows.into_iter().map(|row| AuxRow { store, row }).collect())
     }
 
     /// Gives back rows that were taken.
     pub fn give(&mut self, rows: &[AuxRow], pool: &mut AuxPool) {
-        for &row in rows {
-            let page = row / small(pool.page_len);
-            let Some(n_taken) = self.n_taken.get_mut(&page) else { continue };
-            *n_taken -= 1;
-            self.free.push(row);
-            if *n_taken == 0 {
-                self.n_taken.remove(&page);
-                self.free.retain(|row| row / small(pool.page_len) != page);
-                pool.pages.release(&[page]);
-            }
+        let page_len = pool.page_len;
+        for &AuxRow { store, row } in rows {
+            self.of(store).give(row, page_len, pool.of(store));
         }
     }
 
-    /// From here on the token waits in `row`, which was taken; gives the row it waited in before.
+    /// From here on the token's hidden state is in `row`, which was taken; gives the row it was in before.
     pub fn put(&mut self, position: u32, row: AuxRow) -> Option<AuxRow> {
         self.row_of.insert(position, row)
     }
 
-    /// The token does not wait any more; gives its row, which is still taken.
+    /// The token is not between segments any more; gives its row, which is still taken.
     pub fn remove(&mut self, position: u32) -> Option<AuxRow> {
         self.row_of.remove(&position)
     }
 
-    /// Positions from `len` on do not wait any more.
+    /// Forgets positions from `len` on.
     pub fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
         let cut = self.row_of.split_off(&u32::try_from(len).unwrap_or(u32::MAX));
         let rows: Vec<AuxRow> = cut.into_values().collect();
@@ -111,20 +141,94 @@ impl Aux {
 
     /// A second session with the same hidden states.
     pub fn fork(&self, pool: &mut AuxPool) -> Self {
-        let pages: Vec<PageId> = self.n_taken.keys().copied().collect();
-        pool.pages.share(&pages);
-        Self { row_of: self.row_of.clone(), n_taken: self.n_taken.clone(), free: Vec::new() }
+        Self {
+            row_of: self.row_of.clone(),
+            transit: self.transit.fork(&mut pool.transit),
+            waiting: self.waiting.fork(&mut pool.waiting),
+        }
     }
 
     /// Gives everything back.
     pub fn clear(&mut self, pool: &mut AuxPool) {
-        let pages: Vec<PageId> = std::mem::take(&mut self.n_taken).into_keys().collect();
-        pool.pages.release(&pages);
-        (self.row_of, self.free) = Default::default();
+        self.row_of.clear();
+        self.transit.clear(&mut pool.transit);
+        self.waiting.clear(&mut pool.waiting);
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // page lengths are at most 256
-fn small(page_len: usize) -> u32 {
-    page_len as u32
+/// A session's pages of one store, and which rows of each are taken.
+#[derive(Clone, Debug, Default)]
+struct Rows(BTreeMap<PageId, Taken>);
+
+/// A bit for each row of a page: pages hold at most 256.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken([u64; 4]);
+
+impl Taken {
+    fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
+    fn first_free(&self) -> usize {
+        let word = self.0.iter().position(|&word| word != u64::MAX).unwrap_or(self.0.len() - 1);
+        64 * word + self.0[word].trailing_ones() as usize
+    }
+
+    fn set(&mut self, row: usize, is_taken: bool) {
+        let bit = 1 << (row % 64);
+        match is_taken {
+            true => self.0[row / 64] |= bit,
+            false => self.0[row / 64] &= !bit,
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // the plan sees to it that rows are counted in u32
+impl Rows {
+    fn take(&mut self, n: usize, page_len: usize, pool: &mut PagePool) -> Result<Vec<u32>, Error> {
+        // What a fork may read must not change.
+        let is_open = |page: PageId, taken: &Taken, pool: &PagePool| {
+            taken.len() < page_len && !pool.is_shared(page)
+        };
+        let open = self.0.iter().filter(|&(&page, taken)| is_open(page, taken, pool));
+        let n_free: usize = open.map(|(_, taken)| page_len - taken.len()).sum();
+        let fresh =
+            pool.take(n.saturating_sub(n_free).div_ceil(page_len)).map_err(|e| match e {
+                Error::KvFull { needed, free } => Error::AuxFull { needed, free },
+                e => e,
+            })?;
+        self.0.extend(fresh.into_iter().map(|page| (page, Taken::default())));
+        let mut rows = Vec::with_capacity(n);
+        for (&page, taken) in &mut self.0 {
+            if rows.len() < n && is_open(page, taken, pool) {
+                for _ in taken.len()..page_len.min(taken.len() + n - rows.len()) {
+                    let row = taken.first_free();
+                    taken.set(row, true);
+                    rows.push(page * page_len as u32 + row as u32);
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    fn give(&mut self, row: u32, page_len: usize, pool: &mut PagePool) {
+        let page = row / page_len as u32;
+        let Some(taken) = self.0.get_mut(&page) else { return };
+        taken.set(row as usize % page_len, false);
+        if taken.len() == 0 {
+            self.0.remove(&page);
+            pool.release(&[page]);
+        }
+    }
+
+    fn fork(&self, pool: &mut PagePool) -> Self {
+        let pages: Vec<PageId> = self.0.keys().copied().collect();
+        pool.share(&pages);
+        self.clone()
+    }
+
+    fn clear(&mut self, pool: &mut PagePool) {
+        let pages: Vec<PageId> = std::mem::take(&mut self.0).into_keys().collect();
+        pool.release(&pages);
+    }
 }

@@ -10,6 +10,7 @@ use super::aux::AuxPool;
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
+use crate::plan::Plan;
 
 /// The pages of all sessions of a model, and the prefixes that can be shared.
 #[derive(Debug)]
@@ -18,15 +19,19 @@ pub struct Pool {
     pub pages: PagePool,
     /// Full pages by the tokens that lead to them.
     pub prefixes: PrefixIndex,
-    /// Hidden states that wait at prune points.
+    /// Hidden states between segments.
     pub aux: AuxPool,
 }
 
 impl Pool {
-    /// A pool of `n_pages` free KV pages, and as many of hidden states as `n_aux_pages`, each of `page_len` tokens.
-    pub fn new(n_pages: usize, n_aux_pages: usize, page_len: usize) -> Result<Self, Error> {
-        let aux = AuxPool { pages: PagePool::new(n_aux_pages)?, page_len };
-        Ok(Self { pages: PagePool::new(n_pages)?, prefixes: PrefixIndex::default(), aux })
+    /// The pages that the plan has room for, all free.
+    pub fn new(plan: &Plan) -> Result<Self, Error> {
+        let aux = AuxPool {
+            transit: PagePool::new(plan.n_transit_pages)?,
+            waiting: PagePool::new(plan.n_aux_pages)?,
+            page_len: plan.layout.page_len,
+        };
+        Ok(Self { pages: PagePool::new(plan.n_pages)?, prefixes: PrefixIndex::default(), aux })
     }
 
     /// Takes a holder off each page of a table of `n_layers` pages a column.

@@ -2,14 +2,15 @@
 //! where it waits.
 //!
 //! A token goes through the segments in order, each at most once, so one number says all about it: how many
-//! it has gone through. Its hidden state waits behind the last of them, unless that was the end.
+//! it has gone through. Its hidden state is kept behind the last of them, unless that was the end: in transit
+//! until the next tokens are chosen, and parked by the pass that follows if it is not among them.
 //! Everything that a call changes is undone by [`LayeredCache::rollback`] or made final by
 //! [`LayeredCache::settle`]; until then the hidden states that earlier calls left are kept.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::aux::{Aux, AuxRow};
+use super::aux::{Aux, AuxRow, Store};
 use super::kv::{Growth, Pool, Segment};
 use super::pages::PageId;
 use crate::error::Error;
@@ -19,7 +20,7 @@ use crate::error::Error;
 pub struct LayeredCache {
     /// First to last layer; one segment where nothing is pruned.
     pub segments: Vec<Segment>,
-    /// Hidden states of the tokens that wait between two segments.
+    /// Hidden states of the tokens that are between two segments.
     pub aux: Aux,
     /// Segments that the token at each position has gone through.
     depth: Vec<u8>,
@@ -46,7 +47,10 @@ pub struct Taken {
     pub from: Vec<AuxRow>,
     /// Rows for what comes out; none behind the last segment.
     pub to: Vec<AuxRow>,
+    /// Hidden states that are parked on the way, from where they are in transit to where they wait.
+    pub parks: Vec<(AuxRow, AuxRow)>,
     positions: Vec<u32>,
+    parked: Vec<u32>,
 }
 
 impl LayeredCache {
@@ -99,22 +103,33 @@ impl LayeredCache {
         self.begin();
     }
 
-    /// Takes what the tokens at `positions` need to go through a segment, all or nothing.
+    /// Takes what the tokens at `positions` need to go through a segment, and those at `parked` to wait in
+    /// front of it: all or nothing.
     pub fn take(
         &mut self,
         segment: usize,
         positions: Vec<u32>,
+        parked: Vec<u32>,
         page_len: usize,
         pool: &mut Pool,
     ) -> Result<Taken, Error> {
         let is_last = segment + 1 == self.segments.len();
         let n_rows = if is_last { 0 } else { positions.len() };
         let from = positions.iter().filter_map(|&p| self.aux.row_of(p)).collect();
-        let to = self.aux.take(n_rows, &mut pool.aux)?;
-        match self.segments[segment].grow(&positions, page_len, pool) {
-            Ok(growth) => Ok(Taken { segment, growth, from, to, positions }),
+        let mut rows = self.aux.take(Store::Waiting, parked.len(), &mut pool.aux)?;
+        let grown = self.aux.take(Store::Transit, n_rows, &mut pool.aux).and_then(|to| {
+            rows.extend(to);
+            self.segments[segment].grow(&positions, page_len, pool)
+        });
+        match grown {
+            Ok(growth) => {
+                let to = rows.split_off(parked.len());
+                let in_transit = parked.iter().filter_map(|&p| self.aux.row_of(p));
+                let parks = in_transit.zip(rows).collect();
+                Ok(Taken { segment, growth, from, to, parks, positions, parked })
+            }
             Err(e) => {
-                self.aux.give(&to, &mut pool.aux);
+                self.aux.give(&rows, &mut pool.aux);
                 Err(e)
             }
         }
@@ -122,8 +137,12 @@ impl LayeredCache {
 
     /// The tokens have gone through.
     pub fn commit(&mut self, taken: Taken, pool: &mut Pool) {
-        let Taken { segment, growth, to, positions, .. } = taken;
+        let Taken { segment, growth, to, parks, positions, parked, .. } = taken;
         growth.commit(&mut self.segments[segment], pool);
+        for (position, (from, to)) in parked.into_iter().zip(parks) {
+            self.aux.put(position, to);
+            self.aux.give(&[from], &mut pool.aux); // in transit: no earlier call's
+        }
         for (i, position) in positions.into_iter().enumerate() {
             let was = match to.get(i) {
                 Some(&row) => self.aux.put(position, row),
@@ -152,9 +171,11 @@ impl LayeredCache {
 
     /// The tokens have not gone through.
     pub fn undo(&mut self, taken: Taken, pool: &mut Pool) {
-        let Taken { segment, growth, to, positions, .. } = taken;
+        let Taken { segment, growth, to, parks, positions, .. } = taken;
         growth.undo(&mut self.segments[segment], positions.len(), pool);
         self.aux.give(&to, &mut pool.aux);
+        let waiting: Vec<AuxRow> = parks.into_iter().map(|(_, to)| to).collect();
+        self.aux.give(&waiting, &mut pool.aux);
     }
 
     /// Takes over pages that hold the first tokens of a sequence in the only segment.

@@ -7,7 +7,7 @@ pub mod layered;
 pub mod pages;
 pub mod prefix;
 
-pub use aux::{Aux, AuxPool, AuxRow};
+pub use aux::{Aux, AuxPool, AuxRow, Store};
 pub use format::{KvFormat, PageLayout, Side};
 pub use kv::{GIVEN_UP, Growth, Pool, Segment};
 pub use layered::{LayeredCache, Taken};

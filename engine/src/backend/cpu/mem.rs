@@ -17,6 +17,7 @@ const ALIGN: usize = 64;
 pub(super) trait Plain: Copy + Send + Sync + 'static {}
 impl Plain for f32 {}
 impl Plain for u8 {}
+impl Plain for half::bf16 {}
 
 /// A fixed run of numbers, zero at first.
 #[derive(Debug)]

@@ -32,6 +32,8 @@ mod run;
 mod simd;
 mod team;
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use loris_loader::TensorView;
 
 use self::attention::{Attention, Merge, Part, TokenScore, Work};
@@ -65,10 +67,12 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
 }
 
-/// Activations: f32 rows of one width.
+/// Activations: f32 rows of one width, which ops work on; or bf16 rows, which are copied from and to.
 #[derive(Debug)]
 pub struct CpuRows {
+    /// Empty where the rows are bf16.
     data: Buf<f32>,
+    narrow: Buf<bf16>,
     width: usize,
 }
 
@@ -189,9 +193,15 @@ impl Backend for CpuBackend {
         CpuVector::new(parts)
     }
 
-    fn rows(&mut self, n_rows: usize, width: usize, _holds: RowUse) -> Result<CpuRows, Error> {
-        let data = Buf::zeroed(n_rows.saturating_mul(width), "activations")?;
-        Ok(CpuRows { data, width })
+    fn rows(&mut self, n_rows: usize, width: usize, holds: RowUse) -> Result<CpuRows, Error> {
+        let len = n_rows.saturating_mul(width);
+        Ok(match holds {
+            RowUse::Waiting(KvFormat::Bf16) => {
+                let narrow = Buf::zeroed(len, "the aux cache")?;
+                CpuRows { data: Buf::empty(), narrow, width }
+            }
+            _ => CpuRows { data: Buf::zeroed(len, "activations")?, narrow: Buf::empty(), width },
+        })
     }
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<CpuPages, Error> {
@@ -449,8 +459,16 @@ impl Backend for CpuBackend {
         let width = from.width;
         assert!(to.width == width, "rows of {} and of {width}", to.width);
         for &(from_row, to_row) in pairs {
-            let (from_row, to_row) = (from_row as usize * width, to_row as usize * width);
-            to.data[to_row..to_row + width].copy_from_slice(&from.data[from_row..from_row + width]);
+            let row = |idx: u32| idx as usize * width..(idx as usize + 1) * width;
+            let (source, target) = (row(from_row), row(to_row));
+            match (from.narrow.is_empty(), to.narrow.is_empty()) {
+                (true, true) => to.data[target].copy_from_slice(&from.data[source]),
+                (false, false) => to.narrow[target].copy_from_slice(&from.narrow[source]),
+                (true, false) => {
+                    to.narrow[target].convert_from_f32_slice(&from.data[source]);
+                }
+                (false, true) => from.narrow[source].convert_to_f32_slice(&mut to.data[target]),
+            }
         }
         Ok(())
     }
@@ -464,7 +482,20 @@ impl Backend for CpuBackend {
     }
 
     fn read_rows(&mut self, rows: &CpuRows, first: usize, out: &mut [f32]) -> Result<(), Error> {
-        out.copy_from_slice(&rows.data[first * rows.width..][..out.len()]);
+        let first = first * rows.width;
+        match rows.narrow.is_empty() {
+            true => out.copy_from_slice(&rows.data[first..][..out.len()]),
+            false => rows.narrow[first..][..out.len()].convert_to_f32_slice(out),
+        }
+        Ok(())
+    }
+
+    fn write_rows(&mut self, rows: &mut CpuRows, first: usize, from: &[f32]) -> Result<(), Error> {
+        let first = first * rows.width;
+        match rows.narrow.is_empty() {
+            true => rows.data[first..][..from.len()].copy_from_slice(from),
+            false => rows.narrow[first..][..from.len()].convert_from_f32_slice(from),
+        }
         Ok(())
     }
 

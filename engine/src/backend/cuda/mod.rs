@@ -212,7 +212,12 @@ impl Backend for CudaBackend {
                 Data::F32(Rows::new(d, n_rows, width, "the residual stream")?)
             }
             RowUse::Logits => Data::F32(Rows::new(d, n_rows, width, "logits")?),
-            RowUse::Waiting => Data::F32(Rows::new(d, n_rows, width, "the aux cache")?),
+            RowUse::Transit | RowUse::Waiting(KvFormat::F32) => {
+                Data::F32(Rows::new(d, n_rows, width, "the aux cache")?)
+            }
+            RowUse::Waiting(KvFormat::Bf16) => {
+                Data::Bf16(Rows::new(d, n_rows, width, "the aux cache")?)
+            }
             RowUse::Operand => Data::Bf16(Rows::new(d, n_rows, width, "activations")?),
         }))
     }
@@ -430,6 +435,18 @@ impl Backend for CudaBackend {
                 for (x, bits) in out.iter_mut().zip(bits) {
                     *x = half::bf16::from_bits(bits).to_f32();
                 }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_rows(&mut self, rows: &mut CudaRows, first: usize, from: &[f32]) -> Result<(), Error> {
+        match &mut rows.0 {
+            Data::F32(rows) => rows.data.upload(&self.device, first * rows.width, from)?,
+            Data::Bf16(rows) => {
+                let bits: Vec<u16> =
+                    from.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+                rows.data.upload(&self.device, first * rows.width, &bits)?;
             }
         }
         Ok(())

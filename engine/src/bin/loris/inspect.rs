@@ -67,11 +67,12 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
 impl Facts<'_> {
     fn working_bytes(&self) -> usize {
         let Plan { kv_bytes, activation_bytes, logits_bytes, .. } = self.plan;
-        kv_bytes + activation_bytes + logits_bytes + self.tokenizer_bytes
+        let aux_bytes = self.plan.aux_bytes() + self.plan.transit_bytes();
+        kv_bytes + aux_bytes + activation_bytes + logits_bytes + self.tokenizer_bytes
     }
 
     fn json(&self) -> Value {
-        let Self { plan, checkpoint, .. } = self;
+        let Self { checkpoint, .. } = self;
         let c = &checkpoint.config;
         json!({
             "model": checkpoint.dir.display().to_string(),
@@ -85,24 +86,31 @@ impl Facts<'_> {
             "windows": c.windows, "bos_id": c.bos_id, "eos_ids": c.eos_ids,
             "tokenizer": checkpoint.tokenizer.is_some(),
             "chat_template": checkpoint.chat.is_some(),
-            "memory": {
-                "ctx": self.ctx, "kv_format": plan.layout.format.to_string(),
-                "chunk": plan.chunk, "page_len": plan.layout.page_len,
-                "weight_bytes": plan.weight_bytes,
-                "kv_bytes_per_token": plan.kv_bytes_per_token,
-                "kv_bytes": plan.kv_bytes,
-                "activation_bytes": plan.activation_bytes,
-                "logits_bytes": plan.logits_bytes,
-                "tokenizer_bytes": self.tokenizer_bytes,
-                "beyond_weights_bytes": self.working_bytes(),
-                "cuda": match &self.cuda {
-                    Ok(c) => json!({
-                        "weight_bytes": c.weights, "kv_bytes": c.kv,
-                        "activation_bytes": c.activations, "logits_bytes": c.logits,
-                        "total_bytes": c.total(),
-                    }),
-                    Err(reason) => json!({ "refused": reason }),
-                },
+            "memory": self.memory(),
+        })
+    }
+
+    fn memory(&self) -> Value {
+        let plan = &self.plan;
+        json!({
+            "ctx": self.ctx, "kv_format": plan.layout.format.to_string(),
+            "chunk": plan.chunk, "page_len": plan.layout.page_len,
+            "weight_bytes": plan.weight_bytes,
+            "kv_bytes_per_token": plan.kv_bytes_per_token,
+            "kv_bytes": plan.kv_bytes,
+            "aux_bytes": plan.aux_bytes(),
+            "transit_bytes": plan.transit_bytes(),
+            "activation_bytes": plan.activation_bytes,
+            "logits_bytes": plan.logits_bytes,
+            "tokenizer_bytes": self.tokenizer_bytes,
+            "beyond_weights_bytes": self.working_bytes(),
+            "cuda": match &self.cuda {
+                Ok(c) => json!({
+                    "weight_bytes": c.weights, "kv_bytes": c.kv, "aux_bytes": c.aux,
+                    "activation_bytes": c.activations, "logits_bytes": c.logits,
+                    "total_bytes": c.total(),
+                }),
+                Err(reason) => json!({ "refused": reason }),
             },
         })
     }
@@ -147,6 +155,7 @@ impl Facts<'_> {
                 "KV pool",
                 format!("{} for --ctx {}, taken as it fills", size(plan.kv_bytes), self.ctx),
             ),
+            ("hidden states", hidden_states(plan)),
             ("activations", format!("{} for --chunk {}", size(plan.activation_bytes), plan.chunk)),
             ("logits", size(plan.logits_bytes)),
             ("tokenizer", format!("about {}", size(self.tokenizer_bytes))),
@@ -161,6 +170,19 @@ impl Facts<'_> {
 
 pub(crate) fn architecture(config: &ModelConfig) -> String {
     format!("{:?}", config.architecture).to_lowercase()
+}
+
+/// The stores of a model that is opened for sessions that prune.
+fn hidden_states(plan: &Plan) -> String {
+    match plan.n_aux_pages {
+        0 => "none, without --lazy".into(),
+        _ => format!(
+            "{} that wait at prune points in {}, {} in transit in f32; taken as they fill",
+            bytes(plan.aux_bytes() as u64),
+            plan.layout.format,
+            bytes(plan.transit_bytes() as u64)
+        ),
+    }
 }
 
 fn scaling_name(scaling: &RopeScaling) -> &'static str {
