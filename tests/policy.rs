@@ -13,7 +13,12 @@ fn by_sorting(lazy: &Lazy, positions: &[Option<u32>], scores: &[f32], len: usize
     for (position, &score) in positions.iter().zip(scores) {
         let Some(position) = *position else { continue };
         let at = position as usize;
-        live.push((at < lazy.sinks || at + lazy.window >= len, score, position));
+        let near = |&(p, _): &(&Option<u32>, &f32)| {
+            p.is_some_and(|p| p.abs_diff(position) as usize <= lazy.pool / 2)
+        };
+        let around = positions.iter().zip(scores).filter(near);
+        let rank = around.map(|(_, &s)| s).fold(score, f32::max);
+        live.push((at < lazy.sinks || at + lazy.window >= len, rank, position));
     }
     live.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(a.2.cmp(&b.2)));
     let n = (live.len() as f64 * lazy.points[0].keep_rate).ceil() as usize;
@@ -36,6 +41,7 @@ fn selection_is_the_best_share_whatever_the_order_of_slots() {
         let policy = Lazy {
             window: draw(6) as usize + 1,
             sinks: draw(6) as usize,
+            pool: [1, 3, 7][draw(3) as usize],
             ..lazy([0.01, 0.3, 0.5, 0.7, 1.0][case % 5])
         };
         // Some slots were given up; few different scores, so that many tie.
@@ -100,10 +106,13 @@ fn schedules_are_read_from_text() {
         lazy.points.iter().map(|point| (point.layer, point.keep_rate)).collect()
     };
     assert_eq!(points(&Lazy::parse("paper", 32).unwrap()), [(9, 0.7), (19, 0.7), (28, 0.7)]);
-    let spec = "8:0.7, 16:0.5,window=4,sinks=2,min-len=0,revive=3,no-revival,random";
+    let spec = "8:0.7, 16:0.5,window=4,pool=5,sinks=2,min-len=0,revive=3,no-revival,random";
     let read = Lazy::parse(spec, 30).unwrap();
     assert_eq!(points(&read), [(8, 0.7), (16, 0.5)]);
-    assert_eq!((read.window, read.sinks, read.min_len, read.max_revived), (4, 2, 0, 3));
+    assert_eq!(
+        (read.window, read.pool, read.sinks, read.min_len, read.max_revived),
+        (4, 5, 2, 0, 3)
+    );
     assert!(!read.revives);
     assert_eq!(read.order, Order::Random { seed: 0 });
     // A preset keeps its depth in a model of any number of layers.
@@ -143,6 +152,9 @@ fn schedules_are_read_from_text() {
         "8:0.5,window=0",
         "8:0.5,window=65",
         "8:0.5,window=x",
+        "8:0.5,pool=0",
+        "8:0.5,pool=4",
+        "8:0.5,pool=65",
         "8:0.5,wide=2",
         "paper,random=1",
         "8:0.5,paper",

@@ -133,7 +133,7 @@ static void fail_in_all_ways(const char *dir) {
     params.kv_tokens = (uint64_t)1 << 60;
     fails(LORIS_E_INVALID_ARG, loris_model_open(engine, dir, &params, &no_model));
     session_params.lazy = "balanced";
-    fails(LORIS_E_UNSUPPORTED, loris_session_open(model, &session_params, &none));
+    fails(LORIS_E_INVALID_ARG, loris_session_open(model, &session_params, &none));
     sampling.temperature = -1;
     fails(LORIS_E_INVALID_ARG, loris_session_set_sampling(sessions[0], &sampling));
     fails(LORIS_E_INVALID_ARG, loris_tokenize(model, "\xff", 1, 0, buf, 4, &n));

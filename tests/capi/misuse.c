@@ -301,8 +301,15 @@ static void fields(void) {
     CASE(bad, SESSION(flags, 2));
     CASE(bad, SESSION(ctx_len, (uint64_t)1 << 40));
     CASE(bad, SESSION(ctx_len, UINT64_MAX));
-    CASE(LORIS_E_UNSUPPORTED, SESSION(lazy, "balanced"));
+    CASE(bad, MODEL(aux_tokens, UINT64_MAX));
+    SAYS("aux");
+    CASE(bad, SESSION(lazy, "balanced"));
     SAYS("lazy");
+    CASE(bad, SESSION(lazy, ""));
+    CASE(bad, SESSION(lazy, "\xff"));
+    CASE(bad, SESSION(lazy, "1:2"));
+    CASE(bad, SESSION(lazy, "1:0.5")); /* the model was opened without aux_tokens */
+    SAYS("aux");
     CASE(LORIS_E_UNSUPPORTED, SESSION(evict, ""));
     SAYS("evict");
     CASE(LORIS_E_UNSUPPORTED, SESSION(sparse, "top"));

@@ -66,6 +66,7 @@ unsafe fn options(params: &loris_model_params) -> Result<ModelOptions, Failure> 
         page_len: params.page_len as usize,
         chunk: params.chunk as usize,
         batch: params.batch as usize,
+        aux_tokens: as_usize("aux_tokens", params.aux_tokens)?,
         ..ModelOptions::default()
     };
     // SAFETY: the caller's promise.

@@ -85,6 +85,9 @@ pub struct loris_model_params {
     pub progress: loris_progress_callback,
     /// Passed to progress.
     pub progress_data: *mut c_void,
+    /// Tokens that sessions which prune may hold, all together: room for hidden states that wait. 0: none, and
+    /// loris_session_params.lazy is refused. Since 0.3.
+    pub aux_tokens: u64,
 }
 
 /// How a session is opened.
@@ -97,10 +100,12 @@ pub struct loris_session_params {
     pub flags: u32,
     /// Tokens the session may hold; 0: what the model was trained for.
     pub ctx_len: u64,
-    /// Token pruning: a preset or a schedule. NULL: every token is computed. Since 0.2; this version has
-    /// none and gives LORIS_E_UNSUPPORTED, as for all that follows.
+    /// Token pruning: "gentle", "paper", "hard", or layers and the shares that go on, "8:0.7,16:0.5"; behind it
+    /// options, ",window=4", as the command line has them. NULL: every token is computed. A model opened with
+    /// aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     pub lazy: *const c_char,
-    /// Which tokens leave the cache for good. NULL: none.
+    /// Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
+    /// for all that follows.
     pub evict: *const c_char,
     /// Which pages attention reads. NULL: all.
     pub sparse: *const c_char,
@@ -231,6 +236,15 @@ pub struct loris_receipt {
     pub n_drawn: u64,
     /// (token, layer) pairs that were computed.
     pub token_layers: u64,
+    /// Tokens that wait at prune points. Since 0.3, as all that follows.
+    pub n_waiting: u64,
+    /// Bytes of the pages of their hidden states.
+    pub aux_bytes: u64,
+    /// Times that a token which waited was taken up again.
+    pub n_revived: u64,
+    /// The smallest share of the attention of a prompt's last rows that went to tokens which went on from a prune
+    /// point; 1 if nothing was pruned.
+    pub mass_kept: f64,
 }
 
 /// A struct that knows the sizes it has had.
@@ -265,13 +279,13 @@ macro_rules! sized {
 }
 
 sized!(loris_engine_params, [40, 48], log_level: 3);
-sized!(loris_model_params, [64], page_len: 64, chunk: 512, batch: 16);
+sized!(loris_model_params, [64, 72], page_len: 64, chunk: 512, batch: 16);
 sized!(loris_session_params, [16, 56], ctx_len: 0);
 sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0);
 sized!(loris_generate_params, [48], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);
-sized!(loris_receipt, [80], reserved: 0);
+sized!(loris_receipt, [80, 112], reserved: 0);
 
 /// No struct will ever be longer: a larger size is a mistake.
 const LONGEST: usize = 4096;

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::guard::{Failure, call};
 use super::handle::{Inner, SharedSession, free, get, loris_model, loris_session, make};
 use super::model::as_usize;
-use super::out::{c_text, copy, slice, write};
+use super::out::{c_text, copy, optional, slice, write};
 use super::params::{
     Versioned, check_flags, fill_sized, loris_generate_params, loris_logits_callback,
     loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
@@ -20,6 +20,7 @@ use super::status::{
 use crate::engine::Model;
 use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
+use crate::policy::Lazy;
 use crate::sampler::{Sampler, SamplerParams};
 use crate::session::{Session, SessionOptions};
 
@@ -41,7 +42,7 @@ pub unsafe extern "C" fn loris_session_open(
         call(|| {
             write("session", session, std::ptr::null_mut())?;
             let model = get(model)?;
-            let options = options(&read(params)?)?;
+            let options = options(model, &read(params)?)?;
             let opened = handle(model, model.session(&options)?)?;
             write("session", session, opened)?;
             Ok(LORIS_OK)
@@ -57,10 +58,11 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
     unsafe { free(session) }
 }
 
-fn options(params: &loris_session_params) -> Result<SessionOptions, Failure> {
+/// # Safety
+/// The struct's texts are NULL or end with a NUL.
+unsafe fn options(model: &Model, params: &loris_session_params) -> Result<SessionOptions, Failure> {
     check_flags("loris_session_params.flags", params.flags, 0)?;
     let planned = [
-        ("lazy", !params.lazy.is_null()),
         ("evict", !params.evict.is_null()),
         ("sparse", !params.sparse.is_null()),
         ("sink", params.sink != 0),
@@ -74,7 +76,11 @@ fn options(params: &loris_session_params) -> Result<SessionOptions, Failure> {
         0 => None,
         n => Some(as_usize("ctx_len", n)?),
     };
-    Ok(SessionOptions { ctx_len, ..SessionOptions::default() })
+    // SAFETY: the caller's promise.
+    let lazy = unsafe { optional("lazy", params.lazy) }?
+        .map(|spec| Lazy::parse(spec, model.plan().n_layers))
+        .transpose()?;
+    Ok(SessionOptions { ctx_len, lazy })
 }
 
 /// A session's handle, greedy to begin with.
@@ -414,6 +420,10 @@ pub unsafe extern "C" fn loris_session_get_receipt(
                 n_replayed: facts.n_replayed as u64,
                 n_drawn: facts.n_drawn as u64,
                 token_layers: facts.token_layers as u64,
+                n_waiting: facts.n_waiting as u64,
+                aux_bytes: facts.aux_bytes as u64,
+                n_revived: facts.n_revived as u64,
+                mass_kept: facts.mass_kept,
                 ..Versioned::defaults()
             };
             fill_sized(receipt, filled)
@@ -508,7 +518,7 @@ pub unsafe extern "C" fn loris_session_restore(
             write("session", session, std::ptr::null_mut())?;
             let model = get(model)?;
             let mut bytes = slice("bytes", bytes, n)?;
-            let options = options(&read(params)?)?;
+            let options = options(model, &read(params)?)?;
             let restored = model.restore(&mut bytes, &options)?;
             if !bytes.is_empty() {
                 let what = format!("saved session: {} bytes too many", bytes.len());
@@ -535,7 +545,7 @@ pub unsafe extern "C" fn loris_session_restore_file(
             write("session", session, std::ptr::null_mut())?;
             let model = get(model)?;
             let path = Path::new(c_text("path", path)?);
-            let options = options(&read(params)?)?;
+            let options = options(model, &read(params)?)?;
             let restored = handle(model, model.restore_file(path, &options)?)?;
             write("session", session, restored)?;
             Ok(LORIS_OK)

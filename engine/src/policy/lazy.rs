@@ -21,6 +21,9 @@ pub struct Lazy {
     pub window: usize,
     /// Tokens at the start that always go on.
     pub sinks: usize,
+    /// A token ranks by the highest score among the `pool` positions around it, an odd number, so that words and
+    /// numbers of several tokens go on whole (SnapKV, Li et al. 2024, arXiv 2404.14469, section 3); 1: by its own, as in the paper.
+    pub pool: usize,
     /// A sequence shorter than this goes on whole: scoring would cost more than it saves.
     pub min_len: usize,
     /// Tokens that a decode step takes up again at one point, at most; a prompt is not limited.
@@ -67,6 +70,7 @@ impl Lazy {
             points,
             window: 1,
             sinks: 4,
+            pool: 1,
             min_len: 512,
             max_revived: 16,
             revives: true,
@@ -75,12 +79,12 @@ impl Lazy {
     }
 
     /// Reads `gentle`, `paper`, `hard`, or points as `8:0.7,16:0.5`, for a model of `n_layers`; then, also behind
-    /// commas, `window=N`, `sinks=N`, `min-len=N`, `revive=N` (the cap of a decode step), `no-revival` and `random`.
+    /// commas, `window=N`, `pool=N`, `sinks=N`, `min-len=N`, `revive=N` (the cap of a decode step), `no-revival` and `random`.
     pub fn parse(spec: &str, n_layers: usize) -> Result<Self, Error> {
         let refuse = || {
             let expected = format!(
                 "gentle, paper, hard, or LAYER:KEEP_RATE,... with layers rising from 1 to {} and rates above 0, at \
-                 most 1; then, if wanted, window=N (1 to {MAX_WINDOW}), sinks=N, min-len=N, revive=N, no-revival, random",
+                 most 1; then, if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}), sinks=N, min-len=N, revive=N, no-revival, random",
                 n_layers.saturating_sub(1)
             );
             Error::option("lazy", spec, expected)
@@ -108,6 +112,7 @@ impl Lazy {
         match word.split_once('=') {
             Some(("window", n)) => self.window = n.parse().ok()?,
             Some(("sinks", n)) => self.sinks = n.parse().ok()?,
+            Some(("pool", n)) => self.pool = n.parse().ok()?,
             Some(("min-len", n)) => self.min_len = n.parse().ok()?,
             Some(("revive", n)) => self.max_revived = n.parse().ok()?,
             None if word == "no-revival" => self.revives = false,
@@ -141,6 +146,10 @@ impl Lazy {
             let expected = format!("1 to {MAX_WINDOW}");
             return Err(Error::option("lazy window", self.window, expected));
         }
+        if !(1..=MAX_POOL).contains(&self.pool) || self.pool.is_multiple_of(2) {
+            let expected = format!("an odd number from 1 to {MAX_POOL}");
+            return Err(Error::option("lazy pool", self.pool, expected));
+        }
         Ok(())
     }
 
@@ -159,8 +168,9 @@ impl Lazy {
             let position = position as usize;
             position < self.sinks || position + self.window >= len
         };
+        let ranked = self.ranked(positions, scores);
         let (kept, mut others): (Vec<_>, Vec<_>) =
-            self.ranked(positions, scores).partition(|&(_, position)| is_kept(position));
+            ranked.into_iter().partition(|&(_, position)| is_kept(position));
         let n = self.n_keep(point_idx, kept.len() + others.len()).saturating_sub(kept.len());
         first(&mut others, n);
         let mut selected: Vec<u32> =
@@ -172,7 +182,7 @@ impl Lazy {
     /// Of tokens that are chosen and wait, the ones that a decode step takes up, ascending.
     pub fn revive(&self, waiting: &[u32], positions: &[Option<u32>], scores: &[f32]) -> Vec<u32> {
         let mut wanted: Vec<_> = match waiting.len() > self.max_revived {
-            true => self.ranked(positions, scores).collect(),
+            true => self.ranked(positions, scores),
             false => return waiting.to_vec(),
         };
         wanted.retain(|(_, position)| waiting.binary_search(position).is_ok());
@@ -182,16 +192,29 @@ impl Lazy {
         revived
     }
 
-    /// Tokens with what decides between them.
-    fn ranked<'a>(
-        &'a self,
-        positions: &'a [Option<u32>],
-        scores: &'a [f32],
-    ) -> impl Iterator<Item = (f32, u32)> + 'a {
-        let live = positions.iter().zip(scores);
-        live.filter_map(|(position, &score)| {
-            Some((self.order.rank(score, (*position)?), (*position)?))
-        })
+    /// Tokens with what decides between them, by position.
+    fn ranked(&self, positions: &[Option<u32>], scores: &[f32]) -> Vec<(f32, u32)> {
+        let slots = positions.iter().zip(scores);
+        let mut live: Vec<(f32, u32)> = slots
+            .filter_map(|(position, &score)| {
+                let position = (*position)?;
+                Some((self.order.rank(score, position), position))
+            })
+            .collect();
+        if !live.is_sorted_by_key(|&(_, position)| position) {
+            live.sort_unstable_by_key(|&(_, position)| position); // tokens that were taken up again come last
+        }
+        let reach = self.pool / 2;
+        let highest = |i: usize| {
+            let (_, position) = live[i];
+            let around = &live[i.saturating_sub(reach)..(i + reach + 1).min(live.len())];
+            let near = around.iter().filter(|(_, p)| p.abs_diff(position) as usize <= reach);
+            near.map(|&(rank, _)| rank).fold(f32::NEG_INFINITY, f32::max)
+        };
+        match reach {
+            0 => live,
+            _ => (0..live.len()).map(|i| (highest(i), live[i].1)).collect(),
+        }
     }
 
     /// Of `n` tokens, how many go on from a point.
@@ -238,6 +261,8 @@ fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
 pub const MAX_POINTS: usize = 16;
 /// Rows that score at most.
 pub const MAX_WINDOW: usize = 64;
+/// Positions that a score reaches at most.
+pub const MAX_POOL: usize = 63;
 
 /// A preset's points, moved to the same depth of a model of `n_layers`; points that fall together are one.
 fn scaled(points: &[(usize, f64)], n_layers: usize) -> Vec<PrunePoint> {

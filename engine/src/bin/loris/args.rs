@@ -156,7 +156,8 @@ pub(crate) struct ContextArgs {
     #[arg(short, long, value_name = "N")]
     pub(crate) ctx: Option<usize>,
     /// Prune prompt tokens layer by layer by their attention scores: gentle, paper, hard, or the layers and
-    /// the shares that go on, as 8:0.7,16:0.5; behind these, if wanted, window=N (rows that score), sinks=N
+    /// the shares that go on, as 8:0.7,16:0.5; behind these, if wanted, window=N (rows that score), pool=N (positions
+    /// around a token whose best score it gets), sinks=N
     /// (first tokens that are never pruned), min-len=N (shorter sequences are not pruned), revive=N (tokens
     /// that a step of decode takes up again at a point), no-revival, random (CPU only, and not with --save-state)
     #[arg(long, value_name = "SPEC")]
