@@ -112,7 +112,7 @@
 
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
-#define LORIS_ABI_VERSION 2
+#define LORIS_ABI_VERSION 3
 
 // Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
 // users should be.
@@ -199,6 +199,9 @@ typedef struct loris_model_params {
     loris_progress_callback progress;
     // Passed to progress.
     void *progress_data;
+    // Tokens that sessions which prune may hold, all together: room for hidden states that wait. 0: none, and
+    // loris_session_params.lazy is refused. Since 0.3.
+    uint64_t aux_tokens;
 } loris_model_params;
 
 // How a session is opened.
@@ -209,10 +212,12 @@ typedef struct loris_session_params {
     uint32_t flags;
     // Tokens the session may hold; 0: what the model was trained for.
     uint64_t ctx_len;
-    // Token pruning: a preset or a schedule. NULL: every token is computed. Since 0.2; this version has
-    // none and gives LORIS_E_UNSUPPORTED, as for all that follows.
+    // Token pruning: "gentle", "paper", "hard", or layers and the shares that go on, "8:0.7,16:0.5"; behind it
+    // options, ",window=4", as the command line has them. NULL: every token is computed. A model opened with
+    // aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     const char *lazy;
-    // Which tokens leave the cache for good. NULL: none.
+    // Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
+    // for all that follows.
     const char *evict;
     // Which pages attention reads. NULL: all.
     const char *sparse;
@@ -349,6 +354,15 @@ typedef struct loris_receipt {
     uint64_t n_drawn;
     // (token, layer) pairs that were computed.
     uint64_t token_layers;
+    // Tokens that wait at prune points. Since 0.3, as all that follows.
+    uint64_t n_waiting;
+    // Bytes of the pages of their hidden states.
+    uint64_t aux_bytes;
+    // Times that a token which waited was taken up again.
+    uint64_t n_revived;
+    // The smallest share of the attention of a prompt's last rows that went to tokens which went on from a prune
+    // point; 1 if nothing was pruned.
+    double mass_kept;
 } loris_receipt;
 
 #ifdef __cplusplus

@@ -145,11 +145,11 @@ fn lazy_prints_what_the_binary_prints() {
     let workshop = Workshop::new();
     let program = &workshop.example("lazy");
     let folder = Folder::new();
-    let prompt = "the quick brown fox jumps over the lazy dog and finds a loris there, ".repeat(12);
+    let prompt = "the quick brown fox jumps over the lazy dog and finds a loris there, ".repeat(2);
     std::fs::write(folder.path("prompt.txt"), &prompt).unwrap();
     let (dir, file) = (folder.arg(""), folder.arg("prompt.txt"));
     for schedule in
-        ["1:0.5,min-len=0", "1:1,min-len=0", "1:0.3,min-len=0,window=4,pool=3,no-revival"]
+        ["1:0.5,min-len=0,revive=1", "1:1,min-len=0", "1:0.3,min-len=0,window=4,pool=3,no-revival"]
     {
         let args = ["run", "-q", "-m", &dir, "-f", &file, "-n", "24", "--lazy", schedule];
         let expected = done(&mut loris(&args));
