@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::support::{Done, Folder, done, loris, named};
 
 const COLUMNS: &str = "policy,task,turn,length,n,score,score_lo,score_hi,interval,diff,diff_lo,diff_hi,\
-diff_interval,prompt_tokens,share_prompt,share_all,ttft_ms,ttft_lo_ms,ttft_hi_ms,ttft_ratio,decode_ms,kv_bytes";
+diff_interval,prompt_tokens,share_prompt,share_all,ttft_ms,ttft_lo_ms,ttft_hi_ms,ttft_ratio,decode_ms,kv_bytes,aux_bytes,mass_kept,n_revived";
 
 fn folder() -> Folder {
     Folder::with_ctx(4_096)
@@ -61,7 +61,7 @@ fn every_task_runs_and_every_form_of_output_is_written() {
     assert_eq!(lines.next(), Some(COLUMNS));
     let cells: Vec<Vec<_>> = lines.map(|line| line.split(',').collect()).collect();
     assert_eq!((rows.len(), cells.len()), (13 * 2 * 2, 13 * 2 * 2));
-    assert!(cells.iter().all(|row| row.len() == 22));
+    assert!(cells.iter().all(|row| row.len() == 25));
     for (row, cells) in rows.iter().zip(&cells) {
         assert_eq!((cells[0], cells[4]), (row["policy"].as_str().unwrap(), "2"));
         assert_eq!(row["diff"].is_null(), row["policy"] == "dense");
@@ -71,6 +71,72 @@ fn every_task_runs_and_every_form_of_output_is_written() {
         let plot = std::fs::read_to_string(folder.path("plots").join(name)).unwrap();
         assert!(plot.starts_with("<svg") && plot.contains("kv=f32") | plot.contains("1400 tokens"));
     }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let folder = folder();
+    let (samples, csv) = (folder.arg("a.jsonl"), folder.arg("a.csv"));
+    let args = ["--lens", "700", "--max-tokens", "3", "--tasks", "niah-single,two-turn"];
+    let policy = ["--policy", "lazy=1:0.5,min-len=0,revive=1", "--json", "--samples", &samples];
+    let all = eval(&folder, &[&args[..], &policy, &["-n", "3"]].concat());
+    let events = all.ok().events();
+    let whole = named(&events, "sample");
+    let text = std::fs::read_to_string(&samples).unwrap();
+    // Cut inside the line of a second turn: the first is asked for again too.
+    let lines: Vec<&str> = text.lines().collect();
+    let cut = lines.iter().rposition(|line| line.contains("\"turn\":2")).unwrap();
+    let half = &lines[cut][..lines[cut].len() / 2];
+    std::fs::write(&samples, format!("{}\n{half}", lines[..cut].join("\n"))).unwrap();
+    let rest = ["-n", "4", "--resume", "--csv", &csv];
+    let again = eval(&folder, &[&args[..], &policy, &rest].concat());
+    let events = again.ok().events();
+    let asked = named(&events, "sample");
+    // Two variants, three answers a sample; the one more sample, and what was cut off.
+    assert_eq!(asked.len(), 6 + 2 + lines.len() - cut - 1);
+    assert_eq!(events[events.len() - 1]["samples"], 4 * 6);
+    for answer in &asked {
+        let same = |a: &&&Value| {
+            ["policy", "task", "turn", "sample"].iter().all(|key| a[key] == answer[key])
+        };
+        if let Some(first) = whole.iter().find(same) {
+            assert_eq!(
+                (&first["answer"], &first["share_all"]),
+                (&answer["answer"], &answer["share_all"])
+            );
+        }
+    }
+    let table = std::fs::read_to_string(&csv).unwrap();
+    assert_eq!(table.lines().filter(|line| line.contains(",700,4,")).count(), 6, "{table}");
+}
+
+#[test]
+fn a_policy_that_prunes_computes_less_and_its_prose_is_that_of_decode() {
+    let folder = folder();
+    let text: String = (0..900).map(|i| format!("{} and then {} came. ", i * 7, i % 13)).collect();
+    let file = folder.write("prose.txt", &text);
+    let policies =
+        ["--policy", "lazy=1:0.5,min-len=0,no-revival", "--policy", "lazy=1:1,min-len=0"];
+    let args = ["--lens", "600", "-n", "1", "--max-tokens", "2", "--tasks", "kv,prose", "--json"];
+    let file = ["--text", file.to_str().unwrap(), "--prose-windows", "2"];
+    let run = eval(&folder, &[&args[..], &policies, &file].concat());
+    let events = run.ok().events();
+    let rows = named(&events, "row");
+    let of = |task: &str, policy: &str| {
+        rows.iter().find(|row| row["task"] == task && row["policy"] == policy).unwrap().clone()
+    };
+    let (half, all) = ("lazy=1:0.5,min-len=0,no-revival", "lazy=1:1,min-len=0");
+    assert!((of("kv", half)["share_prompt"].as_f64().unwrap() - 0.75).abs() < 0.01);
+    assert!(of("kv", half)["aux_bytes"].as_f64().unwrap() > 0.0);
+    assert!(of("kv", half)["mass_kept"].as_f64().unwrap() < 1.0);
+    assert_eq!(of("kv", all)["share_prompt"], 1.0);
+    // Nothing pruned is dense, bit for bit.
+    assert_eq!(
+        (&of("prose-kl", all)["score"], &of("prose-top1", all)["score"]),
+        (&0.0.into(), &1.0.into())
+    );
+    assert!(of("prose-kl", half)["score"].as_f64().unwrap() > 0.0);
+    assert_eq!(of("prose-nll", "dense")["score"], of("prose-nll", all)["score"]);
 }
 
 #[test]
@@ -132,7 +198,7 @@ fn what_makes_no_sense_is_refused() {
     let missing = folder.arg("missing/dir/a.csv");
     let rows: [(&[&str], i32, &str); 19] = [
         (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=bf16, kv=f32"),
-        (&["--policy", "lazy=keep:0.5"], 2, "expected one of dense"),
+        (&["--policy", "lazy_keep=0.5"], 2, "expected one of dense"),
         (&["--policy", "kv=int4"], 2, "kv=bf16, kv=f32"),
         (&["--policy", "kv"], 2, "kv=bf16, kv=f32"),
         (&["--policy", "dense=1"], 2, "expected one of dense"),

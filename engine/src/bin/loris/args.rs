@@ -353,6 +353,10 @@ pub(crate) struct EvalArgs {
     /// Write a JSON line for each answer
     #[arg(long, value_name = "FILE")]
     pub(crate) samples: Option<PathBuf>,
+    /// Go on with the run that --samples is of, which had the same options: answers that the file has are
+    /// not asked for again
+    #[arg(long, requires = "samples")]
+    pub(crate) resume: bool,
     /// Write two plots: quality against share computed, time to first token against length
     #[arg(long, value_name = "DIR")]
     pub(crate) svg: Option<PathBuf>,

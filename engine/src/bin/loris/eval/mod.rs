@@ -2,6 +2,7 @@
 //!
 //! `variant` says which policies there are; `tasks`, `needles` and `lists` make samples from words, `fit`
 //! gives them a length, `prompt` makes them tokens, `run` asks the model, `score` looks at the answer;
+//! `resume` reads the answers of an earlier run;
 //! `prose` compares predictions of a text; `stats`, `rows` and `plot` make something to look at of it.
 //!
 //! Every variant gets the same samples, one right after the other and in changing order, so that a machine
@@ -15,6 +16,7 @@ mod needles;
 mod plot;
 mod prompt;
 mod prose;
+mod resume;
 mod rng;
 mod rows;
 mod run;
@@ -96,10 +98,12 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
             .ok_or_else(|| Failure::new(USAGE, "--text: the file has no words"))?,
         None => Filler::Synthetic,
     };
-    let mut files = Files {
-        csv: args.csv.as_deref().map(create).transpose()?,
-        samples: args.samples.as_deref().map(create).transpose()?,
-    };
+    let mut files = Files { csv: args.csv.as_deref().map(create).transpose()?, samples: None };
+    let mut results = Results::default();
+    if let Some(path) = &args.samples {
+        let samples = resume::open(path, args.resume, &variants)?;
+        (files.samples, results.outcomes) = (Some(samples.file), samples.outcomes);
+    }
     if let Some(dir) = &args.svg {
         std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
     }
@@ -116,7 +120,6 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     let bench = Bench { args, report, tasks, variants, models, filler, text };
 
     let started = Instant::now();
-    let mut results = Results::default();
     let outcome = bench.run(&mut results, &mut files);
     match outcome {
         Err(failure) if failure.code != INTERRUPTED => return Err(failure),
@@ -193,6 +196,13 @@ impl Bench<'_> {
         files: &mut Files,
     ) -> Result<(), Failure> {
         let Desk { prompter, guard, bar } = desk;
+        let n = self.variants.len();
+        let is_done = |variant| resume::has(&results.outcomes, variant, task, seed);
+        let done: Vec<bool> = (0..n).map(is_done).collect();
+        bar.inc((seed.len * done.iter().filter(|is_done| **is_done).count()) as u64);
+        if done.iter().all(|is_done| *is_done) {
+            return Ok(());
+        }
         let fitted = fit(task, seed, &self.filler, &mut |sample| prompter.first(sample));
         let fitted = fitted.map_err(|misfit| match misfit {
             Misfit::Encode(failure) => failure,
@@ -203,9 +213,11 @@ impl Bench<'_> {
                 Failure::new(USAGE, message)
             }
         })?;
-        let n = self.variants.len();
         for turn in 0..n {
             let variant = (seed.idx + turn) % n; // the order changes from sample to sample
+            if done[variant] {
+                continue;
+            }
             let place = Place {
                 variant,
                 model: &self.models[variant],
@@ -398,7 +410,7 @@ fn open_models(
             longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions);
         let options = ModelOptions {
             kv_tokens: Some(n_tokens),
-            aux_tokens: if variants.iter().any(Variant::prunes) { 2 * n_tokens } else { 0 },
+            aux_tokens: if variants.iter().any(Variant::prunes) { n_tokens } else { 0 },
             batch: rows,
             ..variant.model.clone()
         };

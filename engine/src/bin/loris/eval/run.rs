@@ -13,6 +13,7 @@ use super::fit::Fitted;
 use super::prompt::Prompter;
 use super::score::score;
 use super::tasks::{Seed, Task};
+use super::variant::Variant;
 use crate::exit::Failure;
 use crate::interrupt::Guard;
 use crate::report::rounded;
@@ -152,6 +153,41 @@ impl Outcome {
                 "n_decoded": n_decoded, "token_layers": token_layers,
                 "aux_bytes": aux_bytes, "n_waiting": n_waiting, "n_revived": n_revived,
                 "mass_kept": rounded(mass_kept),
+            },
+        })
+    }
+
+    /// What [`json`](Self::json) wrote, as far as rows need it; `None` if it is of another policy or task, or no such
+    /// line.
+    pub(crate) fn from_json(line: &Value, variants: &[Variant]) -> Option<Self> {
+        let policy = line["policy"].as_str()?;
+        let whole = |value: &Value| usize::try_from(value.as_u64()?).ok();
+        let receipt = &line["receipt"];
+        let expected = line["expected"].as_array()?.iter();
+        Some(Self {
+            variant: variants.iter().position(|variant| variant.name == policy)?,
+            task: Task::parse(line["task"].as_str()?).ok()?,
+            turn: whole(&line["turn"])?.checked_sub(1)?,
+            seed: Seed {
+                seed: line["seed"].as_u64()?,
+                len: whole(&line["length"])?,
+                idx: whole(&line["sample"])?,
+            },
+            prompt_tokens: whole(&line["prompt_tokens"])?,
+            expected: expected.map(|e| Some(e.as_str()?.to_owned())).collect::<Option<_>>()?,
+            answer: line["answer"].as_str()?.to_owned(),
+            score: line["score"].as_f64()?,
+            ttft_s: line["ttft_ms"].as_f64()? / 1e3,
+            decode_s: line["decode_ms"].as_f64().map(|ms| ms / 1e3),
+            answer_tokens: whole(&line["answer_tokens"])?,
+            share_prompt: line["share_prompt"].as_f64()?,
+            share_all: line["share_all"].as_f64()?,
+            receipt: Receipt {
+                kv_bytes: whole(&receipt["kv_bytes"])?,
+                aux_bytes: whole(&receipt["aux_bytes"])?,
+                n_revived: whole(&receipt["n_revived"])?,
+                mass_kept: receipt["mass_kept"].as_f64()?,
+                ..Receipt::default()
             },
         })
     }

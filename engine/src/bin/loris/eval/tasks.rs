@@ -131,7 +131,7 @@ impl Task {
 }
 
 /// What a sample is made from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Seed {
     pub(crate) seed: u64,
     /// Tokens that the prompt should have.
