@@ -4,8 +4,10 @@
 mod support;
 
 use loris::loader::Dtype;
+use loris::policy::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions};
-use support::{bits, open, options, rounded};
+use support::{argmax, bits, deep, open, options, rounded};
+use xxhash_rust::xxh3::xxh3_64;
 
 const NAME: &str = "llama3-rope";
 
@@ -93,7 +95,7 @@ fn a_blob_of_something_else_is_refused_by_name() {
     assert!(refusal(&model, &with(47, 0x80)).contains("tokens"));
     assert!(refusal(&model, &with(52, 0xff)).contains("shareable"));
     assert!(refusal(&model, &with(56, 2)).contains("logits flag"));
-    assert!(refusal(&model, &with(60, 1)).contains("reserved"));
+    assert!(refusal(&model, &with(60, 0x80)).contains("prune points"));
     assert!(refusal(&model, &with(67, 0xff)).contains("ids below 128"));
     assert!(refusal(&model, &with(blob.len() - 20, 1)).contains("checksum"));
     assert!(refusal(&model, &blob[..blob.len() - 1]).contains("checksum"));
@@ -115,36 +117,47 @@ fn a_blob_that_does_not_fit_is_refused_by_the_pool() {
     assert_eq!(small.pool_usage().n_used, 0);
 }
 
-/// Flips, cuts, splices and extends a good blob; whatever comes out is refused or is the session itself.
+/// Whole numbers below a bound, the same in every run.
+fn random() -> impl FnMut(usize) -> usize {
+    let mut state = 7_u64;
+    move |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as usize % below.max(1)
+    }
+}
+
+/// Flips, cuts, splices or extends; flips are mostly in the first `front` bytes.
+fn mutate(blob: &[u8], front: usize, random: &mut impl FnMut(usize) -> usize) -> Vec<u8> {
+    let mut bad = blob.to_vec();
+    match random(5) {
+        0 => bad.truncate(random(blob.len())),
+        1 => {
+            let (from, to, n) = (random(bad.len()), random(bad.len()), random(64));
+            let piece: Vec<u8> = bad[from..(from + n).min(bad.len())].to_vec();
+            bad.splice(to..to, piece);
+        }
+        2 => drop(bad.drain(..random(80))),
+        _ => {
+            for _ in 0..=random(3) {
+                let below = if random(4) == 0 { blob.len() } else { front };
+                bad[random(below)] ^= 1 << random(8);
+            }
+        }
+    }
+    bad
+}
+
+/// Whatever comes out is refused or is the session itself.
 #[test]
 fn mutated_blobs_are_refused() {
     let model = model(&ModelOptions { page_len: 16, ..options(256) });
     let (session, blob) = saved(&model, 33, 2);
     let n_used = model.pool_usage().n_used;
-    let mut state = 7_u64;
-    let mut random = move |below: usize| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 33) as usize % below.max(1)
-    };
+    let mut random = random();
     let mut n_refused = 0;
     for _ in 0..4_000 {
-        let mut bad = blob.clone();
-        match random(5) {
-            0 => bad.truncate(random(blob.len())),
-            1 => {
-                let (from, to, n) = (random(bad.len()), random(bad.len()), random(64));
-                let piece: Vec<u8> = bad[from..(from + n).min(bad.len())].to_vec();
-                bad.splice(to..to, piece);
-            }
-            2 => drop(bad.drain(..random(80))),
-            _ => {
-                // Mostly the header and the tokens: the rest only changes the checksum.
-                for _ in 0..=random(3) {
-                    let below = if random(4) == 0 { blob.len() } else { 200 };
-                    bad[random(below)] ^= 1 << random(8);
-                }
-            }
-        }
+        // Mostly the header and the tokens: the rest only changes the checksum.
+        let bad = mutate(&blob, 200, &mut random);
         match restore(&model, &bad) {
             Ok(restored) => assert_eq!(restored.tokens(), session.tokens()),
             Err(_) => n_refused += 1,
@@ -152,4 +165,277 @@ fn mutated_blobs_are_refused() {
         assert_eq!(model.pool_usage().n_used, n_used);
     }
     assert!(n_refused > 3_900, "{n_refused}");
+}
+
+#[test]
+fn a_blob_of_the_first_version_is_read() {
+    let model = model(&ModelOptions { page_len: 16, ..options(256) });
+    let (session, mut blob) = saved(&model, 20, 1);
+    blob[8] = 1;
+    seal(&mut blob);
+    let restored = restore(&model, &blob).unwrap();
+    assert_eq!(restored.tokens(), session.tokens());
+    assert!(bits(restored.logits().unwrap()) == bits(session.logits().unwrap()));
+    blob[60] = 1;
+    assert!(matches!(restore(&model, &blob), Err(Error::SavedState { field: "prune points", .. })));
+}
+
+/// Gives a forged blob the checksum of its contents.
+fn seal(blob: &mut [u8]) {
+    let end = blob.len() - 8;
+    let sum = xxh3_64(&blob[..end]);
+    blob[end..].copy_from_slice(&sum.to_le_bytes());
+}
+
+const N_LAYERS: usize = 6;
+
+fn lazy_model(options: &ModelOptions) -> Model {
+    open(deep(rounded("llama-tied", Dtype::BF16), N_LAYERS), options)
+}
+
+fn schedule(points: &[(usize, f64)]) -> Lazy {
+    let points = points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
+    Lazy { min_len: 0, sinks: 2, max_revived: 1, ..Lazy::new(points) }
+}
+
+fn prompt(seed: u32, n: u32) -> Vec<u32> {
+    (0..n).map(|i| (i * 31 + seed * 17 + i * i * (seed + 3)) % 128).collect()
+}
+
+/// Another turn; bits of the logits after each step.
+fn turn(session: &mut Session, seed: u32, n: u32) -> Vec<Vec<u32>> {
+    session.prefill(&prompt(seed, n)).unwrap();
+    let mut seen = vec![bits(session.logits().unwrap())];
+    for _ in 0..5 {
+        session.decode(argmax(session.logits().unwrap()) as u32).unwrap();
+        seen.push(bits(session.logits().unwrap()));
+    }
+    seen
+}
+
+fn save(session: &Session) -> Vec<u8> {
+    let mut blob = Vec::new();
+    session.save(&mut blob).unwrap();
+    assert_eq!(blob.len(), session.saved_bytes().unwrap());
+    blob
+}
+
+#[test]
+fn a_restored_session_that_prunes_gives_the_same_bits() {
+    let schedules = [
+        schedule(&[(1, 0.5), (3, 0.5), (4, 0.7)]),
+        Lazy { window: 4, max_revived: 2, ..schedule(&[(2, 0.3)]) },
+        Lazy { revives: false, max_revived: usize::MAX, ..schedule(&[(5, 0.4)]) },
+        schedule(&[(3, 1.0)]),
+    ];
+    let sizes = ModelOptions { aux_tokens: 512, ..options(512) };
+    let mut n_with_holes = 0;
+    for kv in [KvFormat::Bf16, KvFormat::F32] {
+        let model = lazy_model(&ModelOptions { kv, page_len: 16, ..sizes.clone() });
+        // Other pages and other chunks: as a new process might have.
+        let other = lazy_model(&ModelOptions {
+            kv,
+            page_len: 64,
+            chunk: 9,
+            aux_tokens: 200,
+            ..sizes.clone()
+        });
+        for (i, lazy) in schedules.iter().enumerate() {
+            // Between tokens that are forgotten others were taken up again: some slots hold nothing then.
+            for n_forgotten in [0, 3, 13] {
+                let what = format!("{kv}, schedule {i}, {n_forgotten} forgotten");
+                let options =
+                    SessionOptions { lazy: Some(lazy.clone()), ..SessionOptions::default() };
+                let mut s = model.session(&options).unwrap();
+                turn(&mut s, 1, 70);
+                turn(&mut s, 2, 9);
+                s.truncate(s.len() - n_forgotten);
+                let blob = save(&s);
+                let mut restored = restore(&other, &blob).unwrap();
+                assert!(save(&restored) == blob, "{what}: saving is stable");
+                assert_eq!(restored.tokens(), s.tokens(), "{what}");
+                assert_eq!(restored.receipt().n_waiting, s.receipt().n_waiting, "{what}");
+                assert!(s.receipt().n_waiting > 0 || i == 3, "{what}");
+                let positions = blob[200..blob.len() - 8].windows(4);
+                n_with_holes += usize::from(positions.into_iter().any(|bytes| bytes == [0xff; 4]));
+                if n_forgotten == 0 {
+                    assert!(
+                        bits(restored.logits().unwrap()) == bits(s.logits().unwrap()),
+                        "{what}"
+                    );
+                } else {
+                    assert!(restored.logits().is_none(), "{what}");
+                }
+                for seed in [3, 4] {
+                    let want = turn(&mut s, seed, 11);
+                    assert!(turn(&mut restored, seed, 11) == want, "{what}, turn {seed}");
+                }
+                assert_eq!(restored.receipt().n_waiting, s.receipt().n_waiting, "{what}");
+                drop((s, restored));
+                for model in [&model, &other] {
+                    let usage = model.pool_usage();
+                    assert_eq!((usage.n_used, usage.n_aux_used), (0, 0), "{what}");
+                }
+            }
+        }
+    }
+    assert!(n_with_holes > 4, "{n_with_holes}");
+}
+
+#[test]
+fn a_restored_session_prunes_as_the_saved_one_did_or_is_refused() {
+    let sizes = ModelOptions { page_len: 16, aux_tokens: 256, ..options(256) };
+    let model = lazy_model(&sizes);
+    let lazy = schedule(&[(1, 0.5), (4, 0.5)]);
+    let with = |lazy: &Lazy| SessionOptions { lazy: Some(lazy.clone()), ..Default::default() };
+    let mut s = model.session(&with(&lazy)).unwrap();
+    turn(&mut s, 1, 40);
+    let blob = save(&s);
+    assert!(model.restore(&mut &*blob, &with(&lazy)).is_ok());
+    for other in [
+        schedule(&[(1, 0.5)]),
+        schedule(&[(1, 0.5), (4, 0.6)]),
+        Lazy { window: 2, ..lazy.clone() },
+        Lazy { sinks: 3, ..lazy.clone() },
+        Lazy { pool: 3, ..lazy.clone() },
+        Lazy { min_len: 1, ..lazy.clone() },
+        Lazy { max_revived: 3, ..lazy.clone() },
+        Lazy { revives: false, ..lazy.clone() },
+    ] {
+        let refused = model.restore(&mut &*blob, &with(&other));
+        assert!(matches!(refused, Err(Error::SavedState { field: "schedule", .. })), "{other:?}");
+    }
+    let dense = model.session(&SessionOptions::default()).unwrap();
+    let refused = model.restore(&mut &*save(&dense), &with(&lazy));
+    assert!(matches!(refused, Err(Error::SavedState { field: "schedule", .. })));
+
+    let no_room = lazy_model(&ModelOptions { aux_tokens: 0, ..sizes.clone() });
+    assert!(matches!(restore(&no_room, &blob), Err(Error::Option { name: "lazy", .. })));
+    let little_room = lazy_model(&ModelOptions { aux_tokens: 16, ..sizes.clone() });
+    assert!(matches!(restore(&little_room, &blob), Err(Error::AuxFull { .. })));
+    let few_pages = lazy_model(&ModelOptions { kv_tokens: Some(32), ..sizes });
+    assert!(matches!(restore(&few_pages, &blob), Err(Error::KvFull { .. })));
+    for model in [no_room, little_room, few_pages] {
+        assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    }
+}
+
+/// A pruned session of 46 tokens in three segments, and where in its blob things are.
+struct Forged {
+    model: Model,
+    blob: Vec<u8>,
+    points: usize,
+    depths: usize,
+    /// The number of slots of the second segment, then their positions.
+    slots: usize,
+    n_slots: usize,
+    /// Where KV begins.
+    kv: usize,
+}
+
+fn forged() -> Forged {
+    let model = lazy_model(&ModelOptions { page_len: 16, aux_tokens: 256, ..options(256) });
+    let lazy = Some(schedule(&[(1, 0.5), (4, 0.5)]));
+    let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
+    turn(&mut s, 1, 41);
+    let blob = save(&s);
+    let points = 64 + 48;
+    let depths = points + 2 * 16 + 46 * 4 + 128 * 4;
+    let slots = depths + 46;
+    let count = |at: usize| u64::from_le_bytes(blob[at..at + 8].try_into().unwrap()) as usize;
+    let n_slots = count(slots);
+    let third = slots + 8 + 4 * n_slots;
+    let kv = third + 8 + 4 * count(third);
+    Forged { model, points, depths, slots, n_slots, kv, blob }
+}
+
+#[test]
+fn layers_that_contradict_each_other_are_refused_by_name() {
+    let Forged { model, blob, points, depths, slots, n_slots, .. } = forged();
+    let n_segments = 3;
+    let refusal = |at: usize, bytes: &[u8]| {
+        let mut blob = blob.clone();
+        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
+        blob[at..at + bytes.len()].copy_from_slice(bytes);
+        seal(&mut blob);
+        match restore(&model, &blob) {
+            Err(Error::SavedState { field, .. }) => field,
+            other => panic!("at {at}: {other:?}"),
+        }
+    };
+    let through_two = (0..46).find(|&i| blob[depths + i] == 2).unwrap();
+    let through_one = (0..46).find(|&i| blob[depths + i] == 1).unwrap();
+    assert_eq!(refusal(60, &17_u32.to_le_bytes()), "prune points");
+    assert_eq!(refusal(64 + 24, &0_u32.to_le_bytes()), "schedule", "a window of none");
+    assert_eq!(refusal(64 + 28, &2_u32.to_le_bytes()), "revival of a schedule");
+    assert_eq!(refusal(64 + 32, &2_u32.to_le_bytes()), "order of a schedule");
+    assert_eq!(refusal(64 + 36, &2_u32.to_le_bytes()), "seed");
+    assert_eq!(refusal(64 + 40, &2_u32.to_le_bytes()), "schedule", "a pool of two");
+    assert_eq!(refusal(64 + 44, &1_u32.to_le_bytes()), "reserved word");
+    for rate in [0.0, -1.0, 1.5, f64::NAN, f64::INFINITY] {
+        assert_eq!(refusal(points, &rate.to_le_bytes()), "schedule", "{rate}");
+    }
+    for layer in [0, 4, 6, u64::MAX] {
+        assert_eq!(refusal(points + 8, &layer.to_le_bytes()), "schedule", "{layer}");
+    }
+    assert_eq!(refusal(depths, &[0]), "depths");
+    assert_eq!(refusal(depths, &[n_segments + 1]), "depths");
+    assert_eq!(refusal(depths + through_one, &[2]), "positions", "a token without a slot");
+    assert_eq!(refusal(depths + through_two, &[1]), "positions", "a slot too many");
+    assert_eq!(refusal(depths + through_two, &[3]), "positions", "of the last segment");
+    let position = |i: usize| slots + 8 + 4 * i;
+    let second = &blob[position(1)..position(2)];
+    assert_eq!(refusal(position(0), second), "positions", "one twice");
+    assert_eq!(refusal(position(0), &46_u32.to_le_bytes()), "positions", "none of the tokens");
+    assert_eq!(refusal(position(0), &u32::MAX.to_le_bytes()), "positions", "one is missing");
+    assert_eq!(refusal(position(n_slots - 1), &u32::MAX.to_le_bytes()), "positions");
+    // A slot that was given up is none of the tokens', and the last is one's.
+    let with_slot = |i: usize| {
+        let mut blob = blob.clone();
+        blob.splice(position(i)..position(i), u32::MAX.to_le_bytes());
+        blob[slots..slots + 8].copy_from_slice(&(n_slots as u64 + 1).to_le_bytes());
+        seal(&mut blob);
+        restore(&model, &blob)
+    };
+    assert!(matches!(with_slot(n_slots), Err(Error::SavedState { field: "positions", .. })));
+    // In between it is sound, but then KV is too short.
+    assert!(matches!(
+        with_slot(3),
+        Err(Error::SavedState { field: "checksum" | "hidden states", .. })
+    ));
+    for n in [u64::MAX, u64::MAX / 4, 1 << 40, 5_000] {
+        let mut blob = blob.clone();
+        blob[slots..slots + 8].copy_from_slice(&n.to_le_bytes());
+        assert!(matches!(restore(&model, &blob), Err(Error::KvFull { .. })), "{n} slots");
+    }
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+}
+
+/// What a forger can get past the checks is another session, which runs or says that it cannot.
+#[test]
+fn forged_blobs_of_a_session_that_prunes_are_refused_or_run() {
+    let Forged { model, blob, kv, .. } = forged();
+    let mut random = random();
+    let (mut n_refused, mut n_restored) = (0, 0);
+    for i in 0..3_000 {
+        let mut bad = mutate(&blob, if i % 2 == 0 { kv } else { blob.len() }, &mut random);
+        if bad.len() >= 8 {
+            seal(&mut bad);
+        }
+        match restore(&model, &bad) {
+            Ok(mut s) => {
+                let len = s.len();
+                assert_eq!(save(&s).len(), bad.len());
+                // A damaged number may be none.
+                if s.prefill(&prompt(2, 3)).is_err() {
+                    assert_eq!(s.len(), len);
+                }
+                s.truncate(len / 2);
+                n_restored += 1;
+            }
+            Err(_) => n_refused += 1,
+        }
+        assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    }
+    assert!(n_refused > 1_000 && n_restored > 500, "{n_refused} refused, {n_restored} restored");
 }

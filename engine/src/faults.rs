@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 
 use crate::backend::{Draw, Stop};
-use crate::cache::PageId;
+use crate::cache::{AuxRow, PageId};
 use crate::forward::{Done, Execute, Pass};
 use crate::session::{Pending, SessionOptions};
 use crate::sync::{Arc, Mutex, lock, thread};
@@ -62,6 +62,14 @@ impl Execute for Hooked {
     fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
         self.real.write_page(page, bytes)
     }
+
+    fn read_aux(&mut self, row: AuxRow, out: &mut [f32]) -> Result<(), Error> {
+        self.real.read_aux(row, out)
+    }
+
+    fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error> {
+        self.real.write_aux(row, from)
+    }
 }
 
 const N_VOCAB: usize = 128;
@@ -114,6 +122,14 @@ impl Execute for Nothing {
     }
 
     fn write_page(&mut self, _: PageId, _: &[u8]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn read_aux(&mut self, _: AuxRow, _: &mut [f32]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn write_aux(&mut self, _: AuxRow, _: &[f32]) -> Result<(), Error> {
         unreachable!()
     }
 }

@@ -51,6 +51,15 @@ struct AuxRows<R> {
     waiting: R,
 }
 
+impl<R> AuxRows<R> {
+    fn of(&self, store: Store) -> &R {
+        match store {
+            Store::Transit => &self.transit,
+            Store::Waiting => &self.waiting,
+        }
+    }
+}
+
 /// Rows on their way through some layers.
 #[derive(Debug)]
 pub(crate) struct Pass<'a> {
@@ -89,6 +98,9 @@ pub(crate) trait Execute: Send {
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error>;
     fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error>;
     fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error>;
+    /// A hidden state, `[hidden_dim]`.
+    fn read_aux(&mut self, row: AuxRow, out: &mut [f32]) -> Result<(), Error>;
+    fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error>;
 }
 
 impl<B: Backend> Executor<B> {
@@ -179,12 +191,12 @@ impl<B: Backend> Executor<B> {
         match pass.from.is_empty() {
             true => whole(backend.embed(&weights.embed, &pass.batch, x))?,
             false => {
-                let AuxRows { transit, waiting } = aux.as_ref().ok_or_else(no_aux)?;
-                for (store, rows) in [(Store::Transit, transit), (Store::Waiting, waiting)] {
+                let aux = aux.as_ref().ok_or_else(no_aux)?;
+                for store in [Store::Transit, Store::Waiting] {
                     let from = pass.from.iter().zip(0..).filter(|(from, _)| from.store == store);
                     let pairs: Vec<_> = from.map(|(from, row)| (from.row, row)).collect();
                     if !pairs.is_empty() {
-                        whole(backend.copy_rows(rows, x, &pairs))?;
+                        whole(backend.copy_rows(aux.of(store), x, &pairs))?;
                     }
                 }
             }
@@ -278,5 +290,19 @@ impl<B: Backend> Execute for Executor<B> {
 
     fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
         self.backend.write_page(&mut self.pages, page, bytes)
+    }
+
+    fn read_aux(&mut self, row: AuxRow, out: &mut [f32]) -> Result<(), Error> {
+        let rows = self.aux.as_ref().ok_or_else(no_aux)?.of(row.store);
+        self.backend.read_rows(rows, row.row as usize, out)
+    }
+
+    fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error> {
+        let AuxRows { transit, waiting } = self.aux.as_mut().ok_or_else(no_aux)?;
+        let rows = match row.store {
+            Store::Transit => transit,
+            Store::Waiting => waiting,
+        };
+        self.backend.write_rows(rows, row.row as usize, from)
     }
 }

@@ -160,15 +160,11 @@ impl Session {
                 format!("1 to {longest}, the model's context"),
             ));
         }
-        if let Some(lazy) = &options.lazy {
-            model.check_lazy(lazy)?;
-        }
-        let points = options.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
-        Ok(Self {
+        let mut session = Self {
             ctx_len,
             tokens: Vec::new(),
-            cache: LayeredCache::new(plan.n_layers, points),
-            lazy: options.lazy.clone(),
+            cache: LayeredCache::new(plan.n_layers, std::iter::empty()),
+            lazy: None,
             pending: Pending::Nothing,
             stage: Stage::default(),
             logits: memory::zeros(config.vocab_size, "a session's logits")?,
@@ -181,7 +177,20 @@ impl Session {
             receipt: Receipt::default(),
             before: Before::default(),
             model,
-        })
+        };
+        session.prune_by(options.lazy.clone())?;
+        Ok(session)
+    }
+
+    /// Sets the schedule of an empty session.
+    pub(crate) fn prune_by(&mut self, lazy: Option<Lazy>) -> Result<(), Error> {
+        if let Some(lazy) = &lazy {
+            self.model.check_lazy(lazy)?;
+        }
+        let points = lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
+        self.cache = LayeredCache::new(self.model.plan().n_layers, points);
+        self.lazy = lazy;
+        Ok(())
     }
 
     /// The model that the session runs on.

@@ -1,25 +1,37 @@
 //! Saving and restoring a session.
 //!
-//! A blob is a header, the tokens, the last logits if there are any, and the KV of every layer as
-//! `[layer][K|V][kv_head][token][head_dim]`, which does not depend on the page length; then a checksum
-//! (XXH3, 64 bits) of all that. Numbers are little-endian. A blob is parsed as untrusted: every field is
+//! A blob is, in this order, with what only a session that prunes has in brackets: a header, [the schedule and
+//! its points], the tokens, the last logits if there are any, [how many segments of the layers each token has
+//! gone through, and for each segment but the first the number of its slots and their positions], the KV of
+//! every layer as `[layer][K|V][kv_head][slot][head_dim]`, which does not depend on the page length, [the
+//! hidden states that wait, `[hidden_dim]` each in the format of the KV, by position]; then a checksum
+//! (XXH3, 64 bits) of all that. In the first segment slot i holds token i. A slot whose token was forgotten
+//! stays, because the order of slots decides the bits of attention; what it held does not. Numbers are
+//! little-endian. Version 1 was the same without what is in brackets.
+//!
+//! A blob is parsed as untrusted: every field is
 //! checked against the opened model before memory is taken, and a session exists only if all of it was
 //! sound. The checksum finds damage, not malice: a forged cache gives wrong text, never a wrong access.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cache::{KvFormat, PageLayout, Side};
+use crate::cache::{AuxRow, GIVEN_UP, KvFormat, PageLayout, Segment, Side};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
+use crate::policy::lazy::MAX_POINTS;
+use crate::policy::{Lazy, Order, PrunePoint};
 use crate::session::{Pending, Session, SessionOptions};
 
 const MAGIC: [u8; 8] = *b"loris-kv";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The fixed start of a blob.
 #[repr(C)]
@@ -40,8 +52,37 @@ struct Header {
     n_shareable: u64,
     /// 1 if a row of logits follows the tokens.
     has_logits: u32,
+    /// Prune points; 0 in a session that does not prune, and in version 1.
+    n_points: u32,
+}
+
+/// [`Lazy`] without its points.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Schedule {
+    sinks: u64,
+    min_len: u64,
+    max_revived: u64,
+    window: u32,
+    /// 0 or 1.
+    revives: u32,
+    /// 0: by attention, 1: random.
+    order: u32,
+    seed: u32,
+    pool: u32,
     reserved: u32,
 }
+
+/// [`PrunePoint`].
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Point {
+    keep_rate: f64,
+    layer: u64,
+}
+
+/// Hidden states that are read or written in one turn on the device.
+const ROWS_A_TURN: usize = 256;
 
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
@@ -59,9 +100,6 @@ impl Session {
         if self.pending != Pending::Nothing {
             return refuse("tokens are queued; step or clear them first");
         }
-        if self.lazy.is_some() {
-            return refuse("a session that prunes cannot be saved yet; fork it instead");
-        }
         Ok(())
     }
 
@@ -70,8 +108,22 @@ impl Session {
         self.check_savable()?;
         let plan = self.model.plan();
         let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
-        let token = size_of::<u32>() + plan.kv_bytes_per_token;
-        Ok(size_of::<Header>() + self.len() * token + logits + size_of::<u64>())
+        let slot = plan.kv_bytes_per_token / plan.n_layers;
+        let kv: usize = self.cache.segments.iter().map(|s| s.len() * s.n_layers * slot).sum();
+        let tokens = self.len() * size_of::<u32>();
+        let pruned = match &self.lazy {
+            None => 0,
+            Some(lazy) => {
+                let behind = &self.cache.segments[1..];
+                let slots = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
+                size_of::<Schedule>()
+                    + lazy.points.len() * size_of::<Point>()
+                    + self.len()
+                    + behind.iter().map(slots).sum::<usize>()
+                    + self.cache.aux.len() * self.model.hidden_bytes()
+            }
+        };
+        Ok(size_of::<Header>() + tokens + logits + pruned + kv + size_of::<u64>())
     }
 
     /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
@@ -92,33 +144,81 @@ impl Session {
     }
 
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
-        let shared = &*self.model.shared;
         let header = Header {
             n_tokens: self.len() as u64,
             n_shareable: self.n_shareable as u64,
             has_logits: u32::from(self.logits_ready),
+            n_points: self.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };
         out.write_all(bytemuck::bytes_of(&header)).map_err(io_error)?;
+        if let Some(lazy) = &self.lazy {
+            let (schedule, points) = schedule_of(lazy);
+            out.write_all(bytemuck::bytes_of(&schedule)).map_err(io_error)?;
+            out.write_all(bytemuck::cast_slice(&points)).map_err(io_error)?;
+        }
         out.write_all(bytemuck::cast_slice(&self.tokens)).map_err(io_error)?;
         if self.logits_ready {
             out.write_all(bytemuck::cast_slice(&self.logits)).map_err(io_error)?;
         }
+        if self.lazy.is_some() {
+            out.write_all(self.cache.depths()).map_err(io_error)?;
+            for segment in &self.cache.segments[1..] {
+                out.write_all(&(segment.len() as u64).to_le_bytes()).map_err(io_error)?;
+                out.write_all(bytemuck::cast_slice(&segment.positions)).map_err(io_error)?;
+            }
+        }
+        for segment in &self.cache.segments {
+            self.write_pages(out, segment)?;
+        }
+        self.write_waiting(out)
+    }
+
+    fn write_pages(
+        &self,
+        out: &mut Summed<&mut dyn Write>,
+        segment: &Segment,
+    ) -> Result<(), Error> {
+        let shared = &*self.model.shared;
         let layout = shared.plan.layout;
-        let n_columns = self.cache.segments[0].page_table.len() / shared.plan.n_layers;
-        let mut pages = buffer(n_columns, layout.bytes())?;
-        for layer in 0..shared.plan.n_layers {
+        let given_up = || (0..).zip(&segment.positions).filter(|&(_, &p)| p == GIVEN_UP);
+        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
+        for layer in 0..segment.n_layers {
             let mut device = shared.device();
-            for (i, page) in pages.chunks_exact_mut(layout.bytes()).enumerate() {
-                device.read_page(
-                    self.cache.segments[0].page_table[i * shared.plan.n_layers + layer],
-                    page,
-                )?;
+            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
+            for (page, &id) in pages.chunks_exact_mut(layout.bytes()).zip(ids) {
+                device.read_page(id, page)?;
             }
             drop(device);
-            for run in runs(&layout, self.len()) {
+            for (slot, _) in given_up() {
+                heads(layout).for_each(|head| pages[slot_of(layout, head, slot)].fill(0));
+            }
+            for run in runs(layout, segment.len()) {
                 out.write_all(&pages[run]).map_err(io_error)?;
             }
+        }
+        Ok(())
+    }
+
+    fn write_waiting(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
+        let rows: Vec<AuxRow> = self.cache.aux.rows().map(|(_, row)| row).collect();
+        let hidden_dim = self.model.config().hidden_dim;
+        let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
+        for rows in rows.chunks(ROWS_A_TURN) {
+            let states = &mut states[..rows.len() * hidden_dim];
+            let mut device = self.model.shared.device();
+            for (&row, state) in rows.iter().zip(states.chunks_exact_mut(hidden_dim)) {
+                device.read_aux(row, state)?;
+            }
+            drop(device);
+            match self.model.plan().layout.format {
+                KvFormat::F32 => out.write_all(bytemuck::cast_slice(states)),
+                KvFormat::Bf16 => {
+                    let narrow: Vec<bf16> = states.iter().map(|&x| bf16::from_f32(x)).collect();
+                    out.write_all(bytemuck::cast_slice(&narrow))
+                }
+            }
+            .map_err(io_error)?;
         }
         Ok(())
     }
@@ -126,18 +226,38 @@ impl Session {
 
 impl Model {
     /// Opens a session from what [`Session::save`] wrote for the same weights and KV format.
+    ///
+    /// It prunes as the saved one did. A schedule in `options` must be that one; without, it is taken from the
+    /// blob.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
-        if options.lazy.is_some() {
-            let expected = "none: a restored session does not prune yet";
-            return Err(Error::option("lazy", "given", expected));
-        }
-        let mut session = Session::new(self.clone(), options)?;
+        let dense = SessionOptions { lazy: None, ..options.clone() };
+        let mut session = Session::new(self.clone(), &dense)?;
         let mut from = Summed { inner: from, sum: Xxh3::new() };
         let header = self.read_header(&mut from, &session)?;
-        let Header { n_tokens, n_shareable, has_logits, .. } = header;
+        let Header { n_tokens, n_shareable, has_logits, n_points, .. } = header;
+        let lazy = match n_points {
+            0 => None,
+            n => Some(read_schedule(&mut from, n as usize)?),
+        };
+        if options.lazy.is_some() && options.lazy != lazy {
+            let show = |lazy: &Option<Lazy>| match lazy {
+                Some(lazy) => format!("{lazy:?}"),
+                None => "none".into(),
+            };
+            return Err(mismatch("schedule", show(&lazy), show(&options.lazy)));
+        }
+        if let Some(lazy) = &lazy {
+            let unsound = |e: Error| {
+                mismatch("schedule", e.to_string(), "one for the layers of the model".into())
+            };
+            lazy.check(self.plan().n_layers).map_err(unsound)?;
+        }
+        session.prune_by(lazy)?;
         #[allow(clippy::cast_possible_truncation)] // at most the context length, checked
         let (n_tokens, n_shareable) = (n_tokens as usize, n_shareable as usize);
 
+        // Before memory is taken for as many tokens as a header may claim.
+        self.check_room(&session.cache.segments[0], n_tokens)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;
@@ -154,8 +274,11 @@ impl Model {
                 ));
             }
         }
-        session.take_tokens(tokens)?;
-        self.read_pages(&mut from, &session)?;
+        self.read_layers(&mut from, &mut session, tokens)?;
+        for segment in &session.cache.segments {
+            self.read_pages(&mut from, segment)?;
+        }
+        self.read_waiting(&mut from, &session)?;
         let sum = from.sum.digest();
         let mut stored = [0; 8];
         read(&mut from, &mut stored, "checksum")?;
@@ -192,67 +315,201 @@ impl Model {
             false => Err(mismatch(field, found.to_string(), expected.to_string())),
         };
         check("magic", u64::from_le_bytes(header.magic), u64::from_le_bytes(want.magic))?;
-        check("version", header.version.into(), want.version.into())?;
+        if header.version != 1 {
+            check("version", header.version.into(), want.version.into())?;
+        }
         check("KV format (0 = bf16, 1 = f32)", header.kv_format.into(), want.kv_format.into())?;
         check("fingerprint of the weights", header.fingerprint, want.fingerprint)?;
         check("layers", header.n_layers.into(), want.n_layers.into())?;
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
         check("head width", header.head_dim.into(), want.head_dim.into())?;
         check("vocabulary", header.vocab_size.into(), want.vocab_size.into())?;
-        check("reserved word", header.reserved.into(), 0)?;
         let at_most = |field, found: u64, max: u64| match found <= max {
             true => Ok(()),
             false => Err(mismatch(field, found.to_string(), format!("at most {max}"))),
         };
         at_most("tokens (the session's context length)", header.n_tokens, session.ctx_len as u64)?;
-        let plan = self.plan();
-        // Before memory is taken for as many tokens as a header may claim.
-        let in_pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
-        if header.n_tokens > in_pool as u64 {
-            let n_columns = header.n_tokens.div_ceil(plan.layout.page_len as u64);
-            let needed = n_columns.saturating_mul(plan.n_layers as u64);
-            let needed = usize::try_from(needed).unwrap_or(usize::MAX);
-            return Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() });
-        }
         at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
         at_most("logits flag", header.has_logits.into(), u64::from(header.n_tokens > 0))?;
+        let most = if header.version == 1 { 0 } else { MAX_POINTS as u64 };
+        at_most("prune points", header.n_points.into(), most)?;
         Ok(header)
     }
 
-    fn read_pages(&self, from: &mut Summed<&mut dyn Read>, session: &Session) -> Result<(), Error> {
+    /// Refuses more slots of a segment than the page pool has room for, free or not.
+    fn check_room(&self, segment: &Segment, n_slots: usize) -> Result<(), Error> {
         let plan = self.plan();
-        let layout = plan.layout;
-        let n_columns = session.cache.segments[0].page_table.len() / plan.n_layers;
-        let mut pages = buffer(n_columns, layout.bytes())?;
-        for layer in 0..plan.n_layers {
-            for run in runs(&layout, session.len()) {
+        let needed = n_slots.div_ceil(plan.layout.page_len).saturating_mul(segment.n_layers);
+        match needed <= plan.n_pages {
+            true => Ok(()),
+            false => Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() }),
+        }
+    }
+
+    /// Which token is where, and the pages and rows for that.
+    fn read_layers(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        session: &mut Session,
+        tokens: Vec<u32>,
+    ) -> Result<(), Error> {
+        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
+        let mut slots: Vec<Vec<u32>> = vec![(0..tokens.len() as u32).collect()];
+        let mut depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
+        match session.lazy {
+            None => depth.fill(1),
+            Some(_) => read(from, &mut depth, "depths")?,
+        }
+        let n_segments = session.cache.segments.len();
+        let is_depth = |&depth: &u8| (1..=n_segments).contains(&depth.into());
+        if let Some(found) = depth.iter().find(|depth| !is_depth(depth)) {
+            return Err(mismatch("depths", found.to_string(), format!("1 to {n_segments}")));
+        }
+        for (idx, segment) in session.cache.segments.iter().enumerate().skip(1) {
+            let mut n_slots = [0; 8];
+            read(from, &mut n_slots, "slots")?;
+            let n_slots = usize::try_from(u64::from_le_bytes(n_slots)).unwrap_or(usize::MAX);
+            self.check_room(segment, n_slots)?;
+            let mut positions = memory::zeros::<u32>(n_slots, "the positions of slots")?;
+            read(from, bytemuck::cast_slice_mut(&mut positions), "positions")?;
+            check_slots(idx, &positions, &depth)?;
+            slots.push(positions);
+        }
+        let mut pool = self.shared.pool();
+        session.cache.restore(depth, &slots, self.plan().layout.page_len, &mut pool)?;
+        session.tokens = tokens;
+        Ok(())
+    }
+
+    fn read_pages(&self, from: &mut Summed<&mut dyn Read>, segment: &Segment) -> Result<(), Error> {
+        let layout = self.plan().layout;
+        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
+        for layer in 0..segment.n_layers {
+            for run in runs(layout, segment.len()) {
                 read(from, &mut pages[run], "pages")?;
             }
             let mut device = self.shared.device();
-            for (i, page) in pages.chunks_exact(layout.bytes()).enumerate() {
-                device.write_page(
-                    session.cache.segments[0].page_table[i * plan.n_layers + layer],
-                    page,
-                )?;
+            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
+            for (page, &id) in pages.chunks_exact(layout.bytes()).zip(ids) {
+                device.write_page(id, page)?;
             }
         }
         Ok(())
     }
-}
 
-impl Session {
-    /// Makes room for restored tokens.
-    fn take_tokens(&mut self, tokens: Vec<u32>) -> Result<(), Error> {
-        let model = self.model.clone();
-        let mut pool = model.shared.pool();
-        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        let positions = (0..tokens.len() as u32).collect();
-        let taken =
-            self.cache.take(0, positions, Vec::new(), model.plan().layout.page_len, &mut pool)?;
-        self.cache.commit(taken, &mut pool);
-        self.tokens = tokens;
+    fn read_waiting(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        session: &Session,
+    ) -> Result<(), Error> {
+        let rows: Vec<AuxRow> = session.cache.aux.rows().map(|(_, row)| row).collect();
+        let hidden_dim = self.config().hidden_dim;
+        let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
+        let mut narrow: Vec<bf16> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
+        for rows in rows.chunks(ROWS_A_TURN) {
+            let n = rows.len() * hidden_dim;
+            match self.plan().layout.format {
+                KvFormat::F32 => {
+                    read(from, bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
+                }
+                KvFormat::Bf16 => {
+                    read(from, bytemuck::cast_slice_mut(&mut narrow[..n]), "hidden states")?;
+                    narrow[..n].convert_to_f32_slice(&mut states[..n]);
+                }
+            }
+            let mut device = self.shared.device();
+            for (&row, state) in rows.iter().zip(states.chunks_exact(hidden_dim)) {
+                device.write_aux(row, state)?;
+            }
+        }
         Ok(())
     }
+
+    /// Bytes of a hidden state that waits.
+    fn hidden_bytes(&self) -> usize {
+        self.config().hidden_dim * self.plan().layout.format.bytes()
+    }
+}
+
+/// The slots of segment `idx` must hold each token that has gone through it once, and no other; slots that
+/// were given up may be among them, but not at the end.
+fn check_slots(idx: usize, positions: &[u32], depth: &[u8]) -> Result<(), Error> {
+    let mut is_missing: Vec<bool> = depth.iter().map(|&depth| usize::from(depth) > idx).collect();
+    let unsound = |position: &u32| match is_missing.get_mut(*position as usize) {
+        Some(is_missing) => !std::mem::take(is_missing),
+        None => *position != GIVEN_UP,
+    };
+    if let Some(position) = positions.iter().copied().find(unsound) {
+        let expected = "each token that has gone through the segment, once".into();
+        return Err(mismatch("positions", position.to_string(), expected));
+    }
+    if let Some(position) = is_missing.iter().position(|&is_missing| is_missing) {
+        return Err(mismatch("positions", "no slot".into(), format!("a slot of {position}")));
+    }
+    match positions.last() {
+        Some(&GIVEN_UP) => {
+            let found = "a slot without a token at the end".into();
+            Err(mismatch("positions", found, "a token".into()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn schedule_of(lazy: &Lazy) -> (Schedule, Vec<Point>) {
+    // By name, so that none is forgotten.
+    let Lazy { points, window, sinks, pool, min_len, max_revived, revives, order } = lazy;
+    let (order, seed) = match *order {
+        Order::Attention => (0, 0),
+        Order::Random { seed } => (1, seed),
+    };
+    #[allow(clippy::cast_possible_truncation)] // at most 64
+    let schedule = Schedule {
+        sinks: *sinks as u64,
+        min_len: *min_len as u64,
+        max_revived: *max_revived as u64,
+        window: *window as u32,
+        revives: u32::from(*revives),
+        order,
+        seed,
+        pool: *pool as u32,
+        reserved: 0,
+    };
+    let point = |&PrunePoint { layer, keep_rate }: &_| Point { keep_rate, layer: layer as u64 };
+    (schedule, points.iter().map(point).collect())
+}
+
+fn read_schedule(from: &mut Summed<&mut dyn Read>, n_points: usize) -> Result<Lazy, Error> {
+    let mut schedule: Schedule = bytemuck::Zeroable::zeroed();
+    read(from, bytemuck::bytes_of_mut(&mut schedule), "schedule")?;
+    let mut points: Vec<Point> = memory::zeros(n_points, "prune points")?;
+    read(from, bytemuck::cast_slice_mut(&mut points), "prune points")?;
+    let Schedule { sinks, min_len, max_revived, window, revives, order, seed, pool, reserved } =
+        schedule;
+    if reserved != 0 {
+        return Err(mismatch("reserved word", reserved.to_string(), "0".into()));
+    }
+    let flag = |field, found: u32| match found {
+        0 | 1 => Ok(found == 1),
+        _ => Err(mismatch(field, found.to_string(), "0 or 1".into())),
+    };
+    let order = match (flag("order of a schedule", order)?, seed) {
+        (false, 0) => Order::Attention,
+        (false, seed) => return Err(mismatch("seed", seed.to_string(), "0".into())),
+        (true, seed) => Order::Random { seed },
+    };
+    // Saturating: more than any sequence is long is all the same.
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let point = |&Point { keep_rate, layer }: &_| PrunePoint { layer: count(layer), keep_rate };
+    Ok(Lazy {
+        points: points.iter().map(point).collect(),
+        window: window as usize,
+        sinks: count(sinks),
+        pool: pool as usize,
+        min_len: count(min_len),
+        max_revived: count(max_revived),
+        revives: flag("revival of a schedule", revives)?,
+        order,
+    })
 }
 
 /// A header for this model without the counts of a session.
@@ -275,22 +532,31 @@ fn expected_header(model: &Model) -> Header {
         n_tokens: 0,
         n_shareable: 0,
         has_logits: 0,
-        reserved: 0,
+        n_points: 0,
     }
 }
 
+/// Where each head's slots begin in a page, in bytes, in the order of a blob.
+fn heads(layout: PageLayout) -> impl Iterator<Item = usize> {
+    [Side::K, Side::V].into_iter().flat_map(move |side| {
+        (0..layout.n_kv_heads).map(move |head| layout.head(side, head) * layout.format.bytes())
+    })
+}
+
+/// Bytes of a head's slot in pages laid end to end.
+fn slot_of(layout: PageLayout, head: usize, slot: usize) -> Range<usize> {
+    let width = layout.head_dim * layout.format.bytes();
+    let page = slot / layout.page_len * layout.bytes();
+    let start = page + head + slot % layout.page_len * width;
+    start..start + width
+}
+
 /// Byte ranges of the used slots of one layer's pages laid end to end, in the order of a blob.
-fn runs(layout: &PageLayout, n_tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let layout = *layout;
-    let bytes = layout.format.bytes();
-    let heads = [Side::K, Side::V].into_iter().flat_map(move |side| {
-        (0..layout.n_kv_heads).map(move |head| layout.head(side, head) * bytes)
-    });
-    heads.flat_map(move |head| {
-        (0..n_tokens.div_ceil(layout.page_len)).map(move |page_idx| {
-            let n_slots = (n_tokens - page_idx * layout.page_len).min(layout.page_len);
-            let start = page_idx * layout.bytes() + head;
-            start..start + n_slots * layout.head_dim * bytes
+fn runs(layout: PageLayout, n_slots: usize) -> impl Iterator<Item = Range<usize>> {
+    heads(layout).flat_map(move |head| {
+        (0..n_slots).step_by(layout.page_len).map(move |first| {
+            let last = n_slots.min(first + layout.page_len) - 1;
+            slot_of(layout, head, first).start..slot_of(layout, head, last).end
         })
     })
 }

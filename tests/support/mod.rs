@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use loris::backend::cpu::Isa;
-use loris::loader::{Checkpoint, Dtype, OpenOptions, Weights};
+use loris::loader::{Checkpoint, Dtype, ModelConfig, OpenOptions, Weights};
 use loris::{DeviceChoice, Engine, EngineOptions, Model, ModelOptions};
 use safetensors::SafeTensors;
 
@@ -151,4 +151,26 @@ pub fn argmax(logits: &[f32]) -> usize {
 
 pub fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
+}
+
+/// A checkpoint of `n_layers` layers: those of a fixture again and again.
+pub fn deep(checkpoint: Checkpoint, n_layers: usize) -> Checkpoint {
+    let n_own = checkpoint.config.n_layers;
+    let mut tensors = Vec::new();
+    for tensor in checkpoint.weights.tensors() {
+        let mut add = |name| {
+            tensors.push((name, tensor.dtype, tensor.shape.clone(), tensor.bytes.to_vec()));
+        };
+        match tensor.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) {
+            None => add(tensor.name.clone()),
+            Some((own, part)) => {
+                let copies = (own.parse().unwrap()..n_layers).step_by(n_own);
+                copies.for_each(|l| add(format!("layers.{l}.{part}")));
+            }
+        }
+    }
+    let weights = Weights::from_memory(tensors).unwrap();
+    let windows = (0..n_layers).map(|l| checkpoint.config.windows[l % n_own]).collect();
+    let config = ModelConfig { n_layers, windows, ..checkpoint.config };
+    Checkpoint { config, weights, ..checkpoint }
 }

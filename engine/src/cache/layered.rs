@@ -187,6 +187,35 @@ impl LayeredCache {
         self.depth.resize(n_tokens, 1);
     }
 
+    /// Takes what a saved session held, all of it waiting between calls: how many segments each token has gone
+    /// through, and the positions of each segment's slots. What was taken before an error is released with the
+    /// rest.
+    pub fn restore(
+        &mut self,
+        depth: Vec<u8>,
+        slots: &[Vec<u32>],
+        page_len: usize,
+        pool: &mut Pool,
+    ) -> Result<(), Error> {
+        for (segment, positions) in self.segments.iter_mut().zip(slots) {
+            segment.grow(positions, page_len, pool)?.commit(segment, pool);
+        }
+        let waits = |&(_, &depth): &(u32, &u8)| usize::from(depth) < self.segments.len();
+        let waiting: Vec<u32> =
+            (0..).zip(&depth).filter(waits).map(|(position, _)| position).collect();
+        let rows = self.aux.take(Store::Waiting, waiting.len(), &mut pool.aux)?;
+        for (position, row) in waiting.into_iter().zip(rows) {
+            self.aux.put(position, row);
+        }
+        self.depth = depth;
+        Ok(())
+    }
+
+    /// Segments that each token has gone through.
+    pub fn depths(&self) -> &[u8] {
+        &self.depth
+    }
+
     /// Forgets the tokens from position `len` on.
     pub fn forget(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
         for segment in &mut self.segments {
