@@ -274,6 +274,13 @@ pub(crate) struct BenchArgs {
     /// Measurements of each; the result is their median
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) rounds: usize,
+    /// Compare this pruning with dense, as --lazy of `run` has it: each prompt, then --decode tokens; may be
+    /// repeated
+    #[arg(long, value_name = "SPEC")]
+    pub(crate) lazy: Vec<String>,
+    /// With --lazy: write a row for each prompt length and policy
+    #[arg(long, value_name = "FILE", requires = "lazy")]
+    pub(crate) csv: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) size: SizeArgs,
     #[command(flatten)]

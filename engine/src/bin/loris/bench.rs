@@ -2,7 +2,8 @@
 //!
 //! Tokens are pseudo-random, from a fixed seed, and no two prompts are alike, so nothing is shared between
 //! rounds. As in llama-bench, decoding is fed random tokens: it measures the model, not the sampler. A
-//! short run before the first round brings weights and buffers into memory.
+//! short run before the first round brings weights and buffers into memory. `compare` is the part that sets
+//! pruning beside dense.
 
 use std::time::Instant;
 
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::answer::rate;
 use crate::args::BenchArgs;
+use crate::compare::compare;
 use crate::exit::{Failure, USAGE};
 use crate::interrupt::Guard;
 use crate::open;
@@ -37,10 +39,13 @@ pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
         );
     }
     let model = open_model(args, report)?;
-    let mut ids = Ids { state: 1, vocab_size: model.config().vocab_size };
+    let mut ids = Ids::new(&model);
     let warm_len = args.prompt_lens.iter().copied().max().unwrap_or(1).min(model.plan().chunk);
     prefill(&model, &ids.take(warm_len))?;
     decode(&model, &mut ids, 1, 2)?;
+    if !args.lazy.is_empty() {
+        return compare(args, &model, report);
+    }
 
     let mut results = Results {
         prefill: args.prompt_lens.iter().map(|&len| (len, Vec::new())).collect(),
@@ -67,7 +72,15 @@ pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
 fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
     let decoded = args.decode_ctx.saturating_add(args.decode).max(8);
     let longest = args.prompt_lens.iter().copied().chain([decoded]).max().unwrap_or(decoded);
-    let options = args.size.model_options(Some(longest));
+    let options = match args.lazy.is_empty() {
+        true => args.size.model_options(Some(longest)),
+        false => {
+            // What is decoded follows the prompt here.
+            let longest = args.prompt_lens.iter().max().map_or(0, |len| len + args.decode);
+            let aux_tokens = longest;
+            ModelOptions { aux_tokens, ..args.size.model_options(Some(longest)) }
+        }
+    };
     if let Some(dir) = &args.model.dir {
         return Ok(open::open(dir, &args.engine, options, report)?.model);
     }
@@ -104,13 +117,17 @@ fn decode(model: &Model, ids: &mut Ids, ctx: usize, n: usize) -> Result<Vec<f64>
 }
 
 /// Token ids from a linear congruential generator (Knuth's constants).
-struct Ids {
+pub(crate) struct Ids {
     state: u64,
     vocab_size: usize,
 }
 
 impl Ids {
-    fn take(&mut self, n: usize) -> Vec<u32> {
+    pub(crate) fn new(model: &Model) -> Self {
+        Self { state: 1, vocab_size: model.config().vocab_size }
+    }
+
+    pub(crate) fn take(&mut self, n: usize) -> Vec<u32> {
         let mut next = || {
             self.state = self
                 .state
@@ -122,7 +139,7 @@ impl Ids {
     }
 }
 
-fn median(values: &[f64]) -> f64 {
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
@@ -132,14 +149,14 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
-fn model_name(args: &BenchArgs) -> String {
+pub(crate) fn model_name(args: &BenchArgs) -> String {
     match &args.model.dir {
         Some(dir) => dir.display().to_string(),
         None => args.model.synthetic.clone().unwrap_or_default(),
     }
 }
 
-fn load_average() -> Option<Vec<f64>> {
+pub(crate) fn load_average() -> Option<Vec<f64>> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().take(3).map(|field| field.parse().ok()).collect()
 }

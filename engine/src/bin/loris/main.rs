@@ -11,6 +11,7 @@ mod answer;
 mod args;
 mod bench;
 mod chat;
+mod compare;
 mod devices;
 mod eval;
 mod exit;

@@ -1,0 +1,213 @@
+//! `loris bench --lazy`: what pruning saves, beside dense.
+//!
+//! Every round runs each policy on the same tokens, one right after the other and in changing order, so that a
+//! machine whose speed drifts favours none; ratios are medians over rounds of the pairs. Tokens are
+//! pseudo-random, which says nothing of quality: `loris eval` does.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::Instant;
+
+use loris::policy::Lazy;
+use loris::{Model, Receipt, SessionOptions};
+use serde_json::{Value, json};
+
+use crate::args::BenchArgs;
+use crate::bench::{Ids, load_average, median, model_name};
+use crate::exit::{Failure, RUN_TIME};
+use crate::interrupt::Guard;
+use crate::open;
+use crate::report::{Report, quantile, rounded};
+
+/// One policy on one prompt in one round.
+struct Timed {
+    ttft: f64,
+    /// Seconds of each token after the first.
+    steps: Vec<f64>,
+    /// After the prompt.
+    receipt: Receipt,
+    n_revived: usize,
+}
+
+/// All rounds of one policy and prompt length; the first policy is dense.
+struct Line {
+    prompt: usize,
+    policy: String,
+    rounds: Vec<Timed>,
+}
+
+pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Result<(), Failure> {
+    let mut policies = vec![("dense".to_owned(), None)];
+    for spec in &args.lazy {
+        policies.push((spec.clone(), Some(Lazy::parse(spec, model.plan().n_layers)?)));
+    }
+    let mut ids = Ids::new(model);
+    let mut lines: Vec<Line> = Vec::new();
+    for &prompt in &args.prompt_lens {
+        let first = lines.len();
+        lines.extend(policies.iter().map(|(name, _)| Line {
+            prompt,
+            policy: name.clone(),
+            rounds: vec![],
+        }));
+        for round in 0..args.rounds {
+            let tokens = ids.take(prompt + args.decode);
+            for turn in 0..policies.len() {
+                let idx = (round + turn) % policies.len();
+                let timed = time(model, policies[idx].1.clone(), &tokens, prompt)?;
+                lines[first + idx].rounds.push(timed);
+            }
+        }
+        report.note(format!("prompt {prompt}: done"));
+    }
+    let rows: Vec<Value> = lines
+        .iter()
+        .map(|line| {
+            let is_dense = |l: &&Line| l.prompt == line.prompt && l.policy == "dense";
+            row(args, model, line, lines.iter().find(is_dense).unwrap_or(line))
+        })
+        .collect();
+    if let Some(path) = &args.csv {
+        std::fs::write(path, csv(&rows)).map_err(|e| cannot_write(path, &e))?;
+    }
+    match report.is_json() {
+        true => report.print(&format!("{}\n", Value::Array(rows))),
+        false => report.print(&table(&rows)),
+    }
+}
+
+fn time(
+    model: &Model,
+    lazy: Option<Lazy>,
+    tokens: &[u32],
+    prompt: usize,
+) -> Result<Timed, Failure> {
+    let mut session = model.session(&SessionOptions { ctx_len: Some(tokens.len()), lazy })?;
+    let _guard = Guard::new(&session);
+    let mut started = Instant::now();
+    session.prefill(&tokens[..prompt])?;
+    let ttft = started.elapsed().as_secs_f64();
+    let receipt = session.receipt();
+    let mut steps = Vec::new();
+    for &token in &tokens[prompt..] {
+        started = Instant::now();
+        session.decode(token)?;
+        steps.push(started.elapsed().as_secs_f64());
+    }
+    Ok(Timed { ttft, steps, receipt, n_revived: session.receipt().n_revived })
+}
+
+/// Columns of `--csv`, and fields of `--json`.
+const COLUMNS: [&str; 20] = [
+    "model",
+    "threads",
+    "load",
+    "prompt",
+    "policy",
+    "rounds",
+    "share",
+    "ttft_ms",
+    "ttft_ratio",
+    "answer",
+    "p50_ms",
+    "p99_ms",
+    "p50_ratio",
+    "p99_ratio",
+    "time_ratio_1",
+    "time_ratio_answer",
+    "kv_bytes",
+    "aux_bytes",
+    "bytes_ratio",
+    "n_revived",
+];
+
+/// `_ratio` of a time to the first token is dense over policy, more is better; the others are policy over dense.
+fn row(args: &BenchArgs, model: &Model, line: &Line, dense: &Line) -> Value {
+    let of = |l: &Line, value: &dyn Fn(&Timed) -> f64| -> Vec<f64> {
+        l.rounds.iter().map(value).collect()
+    };
+    let ratio = |value: &dyn Fn(&Timed) -> f64| -> f64 {
+        let pairs = of(line, value).into_iter().zip(of(dense, value));
+        median(&pairs.map(|(policy, dense)| policy / dense).collect::<Vec<_>>())
+    };
+    let step = |p: f64| {
+        move |timed: &Timed| {
+            let mut sorted = timed.steps.clone();
+            sorted.sort_by(f64::total_cmp);
+            quantile(&sorted, p).unwrap_or(f64::NAN)
+        }
+    };
+    let whole = |timed: &Timed| timed.ttft + timed.steps.iter().sum::<f64>();
+    let receipt = line.rounds.last().map_or_else(Receipt::default, |timed| timed.receipt);
+    let bytes = |timed: &Timed| (timed.receipt.kv_bytes + timed.receipt.aux_bytes) as f64;
+    let n_pairs = (line.prompt * model.plan().n_layers) as f64;
+    let number = |x: f64| if x.is_finite() { json!((x * 1e4).round() / 1e4) } else { Value::Null };
+    json!({
+        "model": model_name(args), "threads": open::n_threads(&args.engine),
+        "load": load_average().and_then(|load| load.first().copied()),
+        "prompt": line.prompt, "policy": line.policy, "rounds": line.rounds.len(),
+        "share": number(receipt.token_layers as f64 / n_pairs),
+        "ttft_ms": rounded(median(&of(line, &|timed| timed.ttft)) * 1e3),
+        "ttft_ratio": number(1.0 / ratio(&|timed| timed.ttft)),
+        "answer": args.decode,
+        "p50_ms": number(median(&of(line, &step(0.5))) * 1e3),
+        "p99_ms": number(median(&of(line, &step(0.99))) * 1e3),
+        "p50_ratio": number(ratio(&step(0.5))), "p99_ratio": number(ratio(&step(0.99))),
+        "time_ratio_1": number(ratio(&|timed| timed.ttft)),
+        "time_ratio_answer": number(ratio(&whole)),
+        "kv_bytes": receipt.kv_bytes, "aux_bytes": receipt.aux_bytes,
+        "bytes_ratio": number(ratio(&bytes)),
+        "n_revived": line.rounds.last().map_or(0, |timed| timed.n_revived),
+    })
+}
+
+fn csv(rows: &[Value]) -> String {
+    let mut out = COLUMNS.join(",") + "\n";
+    for row in rows {
+        let cells = COLUMNS.map(|column| match &row[column] {
+            Value::Null => String::new(),
+            Value::String(text) if text.contains(',') => format!("\"{text}\""),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        out += &(cells.join(",") + "\n");
+    }
+    out
+}
+
+fn table(rows: &[Value]) -> String {
+    let mut out = format!(
+        "{:>7}  {:<34} {:>6} {:>10} {:>6}  {:>16} {:>6}  {:>6} {:>6}\n",
+        "prompt",
+        "policy",
+        "share",
+        "first ms",
+        "faster",
+        "a token p50, p99",
+        "p99 x",
+        "time x",
+        "bytes x"
+    );
+    for row in rows {
+        let n = |column: &str| row[column].as_f64().unwrap_or(f64::NAN);
+        let _ = writeln!(
+            out,
+            "{:>7}  {:<34} {:>6.3} {:>10.1} {:>5.2}x  {:>8.2}{:>8.2} {:>6.3}  {:>6.3} {:>6.3}",
+            n("prompt"),
+            row["policy"].as_str().unwrap_or_default(),
+            n("share"),
+            n("ttft_ms"),
+            n("ttft_ratio"),
+            n("p50_ms"),
+            n("p99_ms"),
+            n("p99_ratio"),
+            n("time_ratio_answer"),
+            n("bytes_ratio"),
+        ); // a String takes everything
+    }
+    out
+}
+
+fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
+    Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display()))
+}
