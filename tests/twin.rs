@@ -420,9 +420,12 @@ fn device_memory_counts_tokens_that_wait() {
     let config = checkpoint(NAME).config;
     let bytes = |options| Plan::new(&config, 0, &options).unwrap().cuda_bytes(&config, 0);
     let (dense, lazy) = (bytes(small()), bytes(lazy_options()));
-    let (row, log_sums) = (4 * config.hidden_dim, 4 * config.n_q_heads);
-    assert_eq!((dense.aux, lazy.aux), (0, 256 * row as u64));
-    assert_eq!(lazy.total() - dense.total(), (256 * row + 64 * log_sums) as u64);
+    // 256 that wait in bf16, and in f32 as many on their way and those that a pass writes; the log sums of a pass.
+    let (width, n_rows) = (config.hidden_dim, 64);
+    let aux = 256 * 2 * width + (256 + n_rows) * 4 * width;
+    assert_eq!((dense.aux, lazy.aux), (0, aux as u64));
+    let log_sums = n_rows * config.n_q_heads * 4;
+    assert_eq!(lazy.total() - dense.total(), (aux + log_sums) as u64);
 }
 
 #[test]
