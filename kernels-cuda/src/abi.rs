@@ -327,9 +327,9 @@ pub struct LorisRowPair {
     pub from: u32,
     pub to: u32,
 }
-/// to[pairs[i].to] = from[pairs[i].from]; each of the two is f32 or bf16, as the kernel's name says.
-/// No row of `to` is in two pairs, and none is read. The pairs travel with the launch, so that there
-/// is nothing to upload or to keep for it.
+/** to[pairs[i].to] = from[pairs[i].from]; each of the two is f32 or bf16, as the kernel's name says.
+ No row of `to` is in two pairs, and none is read. The pairs travel with the launch, so that there
+ is nothing to upload or to keep for it.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct RowCopyArgs {
