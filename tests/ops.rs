@@ -291,6 +291,49 @@ fn check_gather<B: Backend>(target: &Target<B>) {
     }
 }
 
+fn check_copies<B: Backend>(target: &Target<B>) {
+    let model = Model::new(BASE);
+    let mut world = World::new(&model, target, 1);
+    let backend = &mut world.backend;
+    let (n, n_waiting, width) = (300, 700, BASE.hidden);
+    let tokens: Vec<u32> = (0..n).map(|i| i * 31 % BASE.vocab as u32).collect();
+    let positions: Vec<u32> = (0..n).collect();
+    let seq = Seq {
+        rows: 0..n as usize,
+        kv_start: 0,
+        slot_positions: &positions,
+        page_table: &[0; 20],
+        n_layers: 2,
+        inv_freq: &model.inv_freq,
+        rope_scale: 1.0,
+    };
+    let (positions, logit_rows) = (positions.clone(), Vec::new());
+    let batch = Batch { phase: Phase::Prefill, tokens, positions, seqs: vec![seq], logit_rows };
+    let mut x = backend.rows(n as usize, width, RowUse::Residual).unwrap();
+    backend.begin(&batch, BASE.shape).unwrap();
+    backend.embed(&world.embed, &batch, &mut x).unwrap();
+    let before = world::read(backend, &x, n as usize, width);
+    // Each row to a place of its own, and back in another order.
+    let away: Vec<(u32, u32)> = (0..n).map(|row| (row, row * 3 % n_waiting)).collect();
+    let back: Vec<(u32, u32)> = away.iter().map(|&(row, at)| (at, n - 1 - row)).collect();
+    // What is embedded is exact in bf16.
+    for holds in [RowUse::Transit, RowUse::Waiting(KvFormat::F32), RowUse::Waiting(KvFormat::Bf16)]
+    {
+        backend.embed(&world.embed, &batch, &mut x).unwrap();
+        let mut waiting = backend.rows(n_waiting as usize, width, holds).unwrap();
+        backend.copy_rows(&x, &mut waiting, &away).unwrap();
+        backend.copy_rows(&waiting, &mut x, &[]).unwrap();
+        backend.copy_rows(&waiting, &mut x, &back).unwrap();
+        let after = world::read(backend, &x, n as usize, width);
+        assert!(after.iter().rev().eq(&before), "{}, {holds:?}", target.name);
+    }
+}
+
+#[test]
+fn rows_wait_and_come_back() {
+    on_every_target!(check_copies);
+}
+
 #[test]
 fn rows_move_to_the_front() {
     on_every_target!(check_gather);

@@ -12,6 +12,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ops::ControlFlow;
 
 use loris::loader::Dtype;
+use loris::policy::{Lazy, PrunePoint};
 use loris::{
     DeviceChoice, Engine, EngineOptions, Error, GenerateOptions, KvFormat, Model, ModelOptions,
     Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, generate,
@@ -22,6 +23,11 @@ const NAME: &str = "llama-tied";
 
 fn small() -> ModelOptions {
     ModelOptions { page_len: 16, chunk: 64, batch: 4, ..options(256) }
+}
+
+/// With room for tokens that wait.
+fn lazy_options() -> ModelOptions {
+    ModelOptions { aux_tokens: 256, ..small() }
 }
 
 fn model() -> Model {
@@ -39,6 +45,13 @@ fn best(session: &Session) -> u32 {
 
 fn logits(session: &Session) -> Vec<u32> {
     bits(session.logits().unwrap())
+}
+
+/// A session that prunes after the layers of `points`; short sequences too.
+fn lazy_session(model: &Model, points: &[(usize, f64)]) -> Session {
+    let points = points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
+    let lazy = Lazy { min_len: 0, sinks: 1, max_revived: 3, ..Lazy::new(points) };
+    model.session(&SessionOptions { lazy: Some(lazy), ..SessionOptions::default() }).unwrap()
 }
 
 /// A prompt of `n` tokens, another for each `seed`.
@@ -170,6 +183,76 @@ fn a_replayed_step_is_an_upload_a_launch_and_a_read() {
     assert_eq!(s.receipt().n_replayed, 2);
     // Two copies, a launch, a wait, the event of the pinned memory, and the context made current before each.
     assert!(n_calls <= 10, "{n_calls}");
+}
+
+/// Segments have as many layers, and rows of all kinds: embedded, waiting, taken up again.
+#[test]
+fn replayed_segments_give_the_bits_of_launched_ones() {
+    let answer = |passes| {
+        let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
+        let checkpoint = rounded("llama-sharded", Dtype::BF16);
+        let model = engine.open_checkpoint(checkpoint, &lazy_options()).unwrap();
+        let mut s = lazy_session(&model, &[(1, 0.4), (2, 0.5)]);
+        let mut seen = Vec::new();
+        for turn in [1, 2] {
+            s.prefill(&prompt(turn, 24)).unwrap();
+            seen.push(logits(&s));
+            for _ in 0..7 {
+                s.decode(best(&s)).unwrap();
+                seen.push(logits(&s));
+            }
+        }
+        (seen, s.receipt())
+    };
+    let (launched, none) = answer(Passes::Launched);
+    let (replayed, some) = answer(Passes::Replayed);
+    assert!(launched == replayed);
+    assert_eq!((none.n_replayed, none.n_revived), (0, some.n_revived));
+    assert!(some.n_revived > 20 && some.n_waiting > 0, "{some:?}");
+    // Of three passes a token, all but the first of each number of rows in each segment.
+    assert!(some.n_replayed > 21, "{some:?}");
+}
+
+#[test]
+fn sessions_that_prune_do_not_depend_on_company() {
+    let open = || open_cuda(rounded("llama-sharded", Dtype::BF16), &lazy_options());
+    let schedules: [&[(usize, f64)]; 4] =
+        [&[(1, 0.5)], &[], &[(1, 0.4), (2, 0.7)], &[(1, 0.7), (2, 0.5)]];
+    let start = |model: &Model, idx: usize| {
+        let mut s = match schedules[idx] {
+            [] => session(model),
+            points => lazy_session(model, points),
+        };
+        s.prefill(&prompt(idx, 15 + 4 * idx)).unwrap();
+        s
+    };
+    let alone: Vec<Vec<Vec<u32>>> = (0..4)
+        .map(|idx| {
+            let mut s = start(&open(), idx);
+            let step = |_| {
+                s.decode(best(&s)).unwrap();
+                logits(&s)
+            };
+            (0..4).map(step).collect()
+        })
+        .collect();
+    let model = open();
+    let mut sessions: Vec<Session> = (0..4).map(|idx| start(&model, idx)).collect();
+    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); 4];
+    for _ in 0..4 {
+        for s in &mut sessions {
+            let token = best(s);
+            s.push(token).unwrap();
+        }
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        let results = model.step(&mut refs);
+        assert!(results.iter().all(|r| matches!(r, Ok(Progress::Ready))), "{results:?}");
+        seen.iter_mut().zip(&sessions).for_each(|(seen, s)| seen.push(logits(s)));
+    }
+    for (idx, (seen, alone)) in seen.iter().zip(&alone).enumerate() {
+        assert!(seen == alone, "session {idx}");
+    }
+    assert!(sessions.iter().map(|s| s.receipt().n_revived).sum::<usize>() > 3);
 }
 
 #[test]
@@ -333,6 +416,19 @@ fn what_the_kernels_lack_is_refused_by_name() {
 }
 
 #[test]
+fn device_memory_counts_tokens_that_wait() {
+    let config = checkpoint(NAME).config;
+    let bytes = |options| Plan::new(&config, 0, &options).unwrap().cuda_bytes(&config, 0);
+    let (dense, lazy) = (bytes(small()), bytes(lazy_options()));
+    // 256 that wait in bf16, and in f32 as many on their way and those that a pass writes; the log sums of a pass.
+    let (width, n_rows) = (config.hidden_dim, 64);
+    let aux = 256 * 2 * width + (256 + n_rows) * 4 * width;
+    assert_eq!((dense.aux, lazy.aux), (0, aux as u64));
+    let log_sums = n_rows * config.n_q_heads * 4;
+    assert_eq!(lazy.total() - dense.total(), (aux + log_sums) as u64);
+}
+
+#[test]
 fn memory_that_does_not_suffice_is_named() {
     let Some(twin) = Twin::new() else { return };
     twin.set_memory(1 << 20);
@@ -378,16 +474,23 @@ fn a_load_that_fails_anywhere_leaves_nothing() {
 
 /// Step 0 is a prompt, the others decode. One of them meets a driver call that fails, each call in turn: the
 /// step fails as a whole or not at all, and succeeds when it is tried again.
-fn fail_in_step(failing: usize) {
+fn fail_in_step(failing: usize, tokens: &[u32], open: &dyn Fn() -> Session) {
     let Some(twin) = Twin::new() else { return };
-    let tokens = prompt(1, 3);
-    let want = run(&model(), &tokens, 2);
+    let n_steps = 3.min(failing + 2);
     let step = |s: &mut Session, idx: usize| match idx {
-        0 => s.prefill(&tokens),
+        0 => s.prefill(tokens),
         _ => s.decode(best(s)),
     };
+    let want: Vec<Vec<u32>> = {
+        let mut s = open();
+        let step = |idx| {
+            step(&mut s, idx).unwrap();
+            logits(&s)
+        };
+        (0..n_steps).map(step).collect()
+    };
     let fresh = || {
-        let mut s = session(&model());
+        let mut s = open();
         (0..failing).for_each(|idx| step(&mut s, idx).unwrap());
         s
     };
@@ -398,18 +501,21 @@ fn fail_in_step(failing: usize) {
     let mut n_failed = 0;
     for n in 0..n_calls {
         let mut s = fresh();
-        let (len, before) = (s.len(), s.logits().map(bits));
-        let n_used = s.model().pool_usage().n_used;
+        let state = |s: &Session| {
+            let receipt = s.receipt();
+            let held = (receipt.kv_bytes, receipt.n_waiting, receipt.token_layers);
+            (s.len(), s.logits().map(bits), s.model().pool_usage().n_used, held)
+        };
+        let before = state(&s);
         if let Err(e) = twin.failing(n, CODES[n as usize % 2], || step(&mut s, failing)) {
             n_failed += 1;
             assert!(is_of_device(&e), "call {n}: {e:?}");
-            assert_eq!((s.len(), s.logits().map(bits)), (len, before), "call {n}: {e}");
-            assert_eq!(s.model().pool_usage().n_used, n_used, "call {n}: {e}");
+            assert_eq!(state(&s), before, "call {n}: {e}");
             step(&mut s, failing).unwrap_or_else(|again| panic!("call {n}: {e}; then {again}"));
         }
         for (idx, want) in want.iter().enumerate().skip(failing) {
             assert!(logits(&s) == *want, "call {n}, step {idx}");
-            if idx + 1 < 3 {
+            if idx + 1 < n_steps {
                 step(&mut s, idx + 1).unwrap();
             }
         }
@@ -417,17 +523,45 @@ fn fail_in_step(failing: usize) {
     assert!(2 * n_failed > n_calls, "{n_failed} of {n_calls} calls");
 }
 
+fn fail_in_dense_step(failing: usize) {
+    fail_in_step(failing, &prompt(1, 3), &|| session(&model()));
+}
+
 #[test]
 fn a_prompt_that_fails_anywhere_is_undone() {
-    fail_in_step(0);
+    fail_in_dense_step(0);
 }
 
 #[test]
 fn a_recorded_step_that_fails_anywhere_is_undone() {
-    fail_in_step(1);
+    fail_in_dense_step(1);
 }
 
 #[test]
 fn a_replayed_step_that_fails_anywhere_is_undone() {
-    fail_in_step(2);
+    fail_in_dense_step(2);
+}
+
+/// In any of its segments.
+fn fail_in_pruned_step(failing: usize) {
+    let open = || {
+        let model = open_cuda(rounded(NAME, Dtype::BF16), &lazy_options());
+        lazy_session(&model, &[(1, 0.5)])
+    };
+    fail_in_step(failing, &prompt(1, 4), &open);
+}
+
+#[test]
+fn a_pruned_prompt_that_fails_anywhere_is_undone() {
+    fail_in_pruned_step(0);
+}
+
+#[test]
+fn a_recorded_pruned_step_that_fails_anywhere_is_undone() {
+    fail_in_pruned_step(1);
+}
+
+#[test]
+fn a_replayed_pruned_step_that_fails_anywhere_is_undone() {
+    fail_in_pruned_step(2);
 }

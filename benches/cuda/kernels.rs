@@ -17,8 +17,8 @@ use loris_kernels::abi::LorisSampling;
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    qkv_decode, rmsnorm, sample, token_score, token_select,
+    embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy, qkv_decode,
+    rmsnorm, row_copy, sample, token_score, token_select,
 };
 use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, Rows};
 use support::{
@@ -377,17 +377,26 @@ fn rows(bench: &mut Bench, model: Model, n_rows: usize) {
         },
         |d, (x, norm, out)| rmsnorm::rmsnorm(d, x, norm, EPS, n_rows, out),
     );
+    let pairs: Vec<(u32, u32)> = (0..n_rows as u32).map(|i| (2 * i, i)).collect();
     bench.case(
-        ["aux_gather", "any"],
+        ["row_copy", "f32"],
         &shape,
-        aux_gather::gather_rows_cost(4 * hidden_dim, n_rows),
+        row_copy::row_copy_cost(4 * hidden_dim, 4 * hidden_dim, n_rows),
         |d, seed| {
-            let idx: Vec<u32> = (0..n_rows as u32).map(|i| 2 * i).collect();
             let from = random_x(d, 2 * n_rows, hidden_dim, seed)?;
-            let to = Rows::new(d, n_rows, hidden_dim, "to")?;
-            Ok((from, Buffer::from_slice(d, &idx, "idx")?, to))
+            Ok((from, Rows::<f32>::new(d, n_rows, hidden_dim, "to")?))
         },
-        |d, (from, idx, to)| aux_gather::gather_rows(d, from, idx, n_rows, to),
+        |d, (from, to)| row_copy::row_copy(d, from, to, &pairs),
+    );
+    bench.case(
+        ["row_copy", "f32 to bf16"],
+        &shape,
+        row_copy::row_copy_cost(4 * hidden_dim, 2 * hidden_dim, n_rows),
+        |d, seed| {
+            let from = random_x(d, 2 * n_rows, hidden_dim, seed)?;
+            Ok((from, Rows::<u16>::new(d, n_rows, hidden_dim, "to")?))
+        },
+        |d, (from, to)| row_copy::row_copy(d, from, to, &pairs),
     );
 }
 

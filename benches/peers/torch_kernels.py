@@ -195,7 +195,8 @@ def hidden_state(name, rows, hidden, vocab):
     case("torch", "rmsnorm", "any", shape, 6 * count, 4 * count, x, norm)
     wide = lambda: (random(2 * rows, hidden, dtype=torch.float),)
     gather = lambda x: x.index_select(0, 2 * tokens)
-    case("torch", "aux_gather", "any", shape, 8 * count, 0, wide, gather)
+    case("torch", "row_copy", "f32", shape, 8 * count, 0, wide, gather)
+    case("torch", "row_copy", "f32 to bf16", shape, 6 * count, 0, wide, lambda x: gather(x).bfloat16())
 
 
 def main():

@@ -265,15 +265,6 @@ impl Model {
     pub(crate) fn check_lazy(&self, lazy: &Lazy) -> Result<(), Error> {
         let plan = self.plan();
         lazy.check(plan.n_layers)?;
-        if self.placement().device != "cpu" {
-            let what = "option --lazy".into();
-            return Err(Error::Unsupported {
-                device: "cuda",
-                what,
-                found: "given".into(),
-                expected: "none",
-            });
-        }
         if lazy.window > plan.chunk {
             let expected = format!("at most the chunk, {}", plan.chunk);
             return Err(Error::option("lazy window", lazy.window, expected));

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, Draw, RowUse, Score, Stop};
+use crate::backend::{Backend, Batch, Draw, Phase, RowUse, Score, Stop};
 use crate::cache::{AuxRow, PageId, Store};
 use crate::error::Error;
 use crate::memory;
@@ -163,43 +163,70 @@ impl<B: Backend> Executor<B> {
         check(stop)?;
         self.backend.watch(stop);
         self.backend.begin(&pass.batch, self.plan.shape)?;
-        if self.backend.replay()? {
-            return Ok(Done { replayed: true, scores: Vec::new() });
-        }
-        let mut done = Done::default();
-        // The device is told of a panic too: it must not go on recording.
-        match catch_unwind(AssertUnwindSafe(|| self.layers(pass, stop, &mut done.scores))) {
-            Ok(outcome) => self.backend.end(outcome).map(|()| done),
-            Err(payload) => {
-                let _ = self.backend.end(Err(Error::Cancelled));
-                resume_unwind(payload)
+        // What differs between passes of one form is around what a device records.
+        self.take_up(pass, stop)?;
+        let replayed = self.backend.replay(&pass.layers)?;
+        if !replayed {
+            // The device is told of a panic too: it must not go on recording.
+            match catch_unwind(AssertUnwindSafe(|| self.layers(pass, stop))) {
+                Ok(outcome) => self.backend.end(outcome)?,
+                Err(payload) => {
+                    let _ = self.backend.end(Err(Error::Cancelled));
+                    resume_unwind(payload)
+                }
             }
         }
+        let scores = self.leave(pass, stop)?;
+        Ok(Done { replayed, scores })
     }
 
-    fn layers(
-        &mut self,
-        pass: &Pass<'_>,
-        stop: &Stop,
-        scores: &mut Vec<Vec<f32>>,
-    ) -> Result<(), Error> {
-        let Self { backend, weights, pages, x, q, att, h, aux, .. } = self;
+    /// Rows that come from an earlier segment join the pass.
+    fn take_up(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<(), Error> {
+        if pass.from.is_empty() {
+            return Ok(());
+        }
+        let Self { backend, x, aux, .. } = self;
+        let aux = aux.as_ref().ok_or_else(no_aux)?;
+        for store in [Store::Transit, Store::Waiting] {
+            let from = pass.from.iter().zip(0..).filter(|(from, _)| from.store == store);
+            let pairs: Vec<_> = from.map(|(from, row)| (from.row, row)).collect();
+            if !pairs.is_empty() {
+                backend.copy_rows(aux.of(store), x, &pairs)?;
+                check(stop)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that go to a later segment leave the pass; gives the scores there.
+    fn leave(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Vec<Vec<f32>>, Error> {
+        let mut scores = Vec::new();
+        if pass.to.is_empty() {
+            return Ok(scores);
+        }
+        let Self { backend, x, q, pages, aux, .. } = self;
+        let (last, window) = (pass.layers.len() - 1, self.windows[pass.layers.end - 1]);
+        for &score in &pass.scores {
+            let mut of_slots = Vec::new();
+            backend.token_score(&pass.batch, score, last, window, q, pages, &mut of_slots)?;
+            check(stop)?;
+            scores.push(of_slots);
+        }
+        let pairs: Vec<_> = (0..).zip(pass.to.iter().map(|to| to.row)).collect();
+        let aux = aux.as_mut().ok_or_else(no_aux)?;
+        backend.copy_rows(x, &mut aux.transit, &pairs)?;
+        check(stop)?;
+        Ok(scores)
+    }
+
+    fn layers(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<(), Error> {
+        let Self { backend, weights, pages, x, q, att, h, .. } = self;
         let eps = self.norm_eps;
         let shape = self.plan.shape;
         // An op that was stopped is half done: nothing may follow it.
         let whole = |op: Result<(), Error>| op.and_then(|()| check(stop));
-        match pass.from.is_empty() {
-            true => whole(backend.embed(&weights.embed, &pass.batch, x))?,
-            false => {
-                let aux = aux.as_ref().ok_or_else(no_aux)?;
-                for store in [Store::Transit, Store::Waiting] {
-                    let from = pass.from.iter().zip(0..).filter(|(from, _)| from.store == store);
-                    let pairs: Vec<_> = from.map(|(from, row)| (from.row, row)).collect();
-                    if !pairs.is_empty() {
-                        whole(backend.copy_rows(aux.of(store), x, &pairs))?;
-                    }
-                }
-            }
+        if pass.from.is_empty() {
+            whole(backend.embed(&weights.embed, &pass.batch, x))?;
         }
         let wanted = pass.batch.of_logit_rows();
         let mut batch = &pass.batch;
@@ -207,11 +234,13 @@ impl<B: Backend> Executor<B> {
             let layer = &weights.layers[l];
             let in_segment = l - pass.layers.start;
             whole(backend.norm_qkv_rope_append(layer, eps, batch, in_segment, x, q, pages))?;
-            if l + 1 == weights.layers.len() && wanted.n_rows() < batch.n_rows() {
-                // All that later tokens need of the other rows is in the cache now.
-                if wanted.n_rows() == 0 {
-                    return Ok(());
-                }
+            // All that later tokens need of rows without logits is in the cache now. In decode these are few and go
+            // along, so that what is recorded has one batch.
+            let is_last = l + 1 == weights.layers.len();
+            if is_last && wanted.n_rows() == 0 {
+                return Ok(());
+            }
+            if is_last && batch.phase == Phase::Prefill && wanted.n_rows() < batch.n_rows() {
                 backend.gather_rows(x, &batch.logit_rows)?;
                 backend.gather_rows(q, &batch.logit_rows)?;
                 backend.begin(&wanted, shape)?;
@@ -223,16 +252,7 @@ impl<B: Backend> Executor<B> {
             whole(backend.linear_residual(&layer.down, batch, h, x))?;
         }
         if !pass.to.is_empty() {
-            let (last, window) = (pass.layers.len() - 1, self.windows[pass.layers.end - 1]);
-            for &score in &pass.scores {
-                let mut of_slots = Vec::new();
-                let out = &mut of_slots;
-                whole(backend.token_score(batch, score, last, window, q, pages, out))?;
-                scores.push(of_slots);
-            }
-            let pairs: Vec<_> = (0..).zip(pass.to.iter().map(|to| to.row)).collect();
-            let aux = aux.as_mut().ok_or_else(no_aux)?;
-            return whole(backend.copy_rows(x, &mut aux.transit, &pairs));
+            return Ok(());
         }
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))

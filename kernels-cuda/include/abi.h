@@ -15,6 +15,8 @@
 /* Slots that one split of decode attention covers: fixed, so that bits do not depend on the batch.
  */
 #define LORIS_SPLIT_LEN 256
+/* Pairs that a launch of row_copy takes along. */
+#define LORIS_ROW_PAIRS 256
 /* `Seq.positions_start` of a sequence whose slot i holds position i: nothing is stored for it. */
 #define LORIS_DENSE UINT32_MAX
 /* `window` of a layer that sees everything. */
@@ -237,14 +239,21 @@ typedef struct TokenSelectArgs {
     uint32_t n_tail;
 } TokenSelectArgs;
 
-/* to[i] = from[idx[i]], rows of row_bytes; from and to do not overlap. */
-typedef struct AuxGatherArgs {
-    const void *from;
-    void *to;
-    const uint32_t *idx; /* [n_rows] */
-    uint32_t n_rows;
-    uint32_t row_bytes; /* multiple of 16 */
-} AuxGatherArgs;
+/* A row that is copied. */
+typedef struct LorisRowPair {
+    uint32_t from;
+    uint32_t to;
+} LorisRowPair;
+
+/* to[pairs[i].to] = from[pairs[i].from]; each of the two is f32 or bf16, as the kernel's name says.
+ * No row of `to` is in two pairs, and none is read. The pairs travel with the launch, so that there
+ * is nothing to upload or to keep for it. */
+typedef struct RowCopyArgs {
+    const void *from;                    /* [..][width] */
+    void *to;                            /* [..][width] */
+    uint32_t width;                      /* multiple of 8 */
+    LorisRowPair pairs[LORIS_ROW_PAIRS]; /* the first gridDim.x count */
+} RowCopyArgs;
 
 /* Copies pages: pairs[i] = {from, to}. */
 typedef struct PageCopyArgs {

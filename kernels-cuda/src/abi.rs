@@ -2,6 +2,7 @@
 
 pub const LORIS_DECODE_ROWS: u32 = 16;
 pub const LORIS_SPLIT_LEN: u32 = 256;
+pub const LORIS_ROW_PAIRS: u32 = 256;
 pub const LORIS_DENSE: u32 = 4294967295;
 pub const LORIS_NO_WINDOW: u32 = 4294967295;
 /// One sequence of a batch.
@@ -319,17 +320,27 @@ pub struct TokenSelectArgs {
     pub n_head: u32,
     pub n_tail: u32,
 }
-/// to[i] = from[idx[i]], rows of row_bytes; from and to do not overlap.
+/// A row that is copied.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct AuxGatherArgs {
+pub struct LorisRowPair {
+    pub from: u32,
+    pub to: u32,
+}
+/** to[pairs[i].to] = from[pairs[i].from]; each of the two is f32 or bf16, as the kernel's name says.
+ No row of `to` is in two pairs, and none is read. The pairs travel with the launch, so that there
+ is nothing to upload or to keep for it.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct RowCopyArgs {
+    /// [..][width]
     pub from: *const ::std::os::raw::c_void,
+    /// [..][width]
     pub to: *mut ::std::os::raw::c_void,
-    /// [n_rows]
-    pub idx: *const u32,
-    pub n_rows: u32,
-    /// multiple of 16
-    pub row_bytes: u32,
+    /// multiple of 8
+    pub width: u32,
+    /// the first gridDim.x count
+    pub pairs: [LorisRowPair; 256usize],
 }
 /// Copies pages: pairs[i] = {from, to}.
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! `embed`, `page_copy`, `aux_gather` and `fill_random`, bit for bit.
+//! `embed`, `page_copy`, `row_copy` and `fill_random`, bit for bit.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,8 @@ mod common;
 use common::Random;
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
-use loris_kernels::ops::{aux_gather, embed, fill_random, page_copy};
+use loris_kernels::ops::row_copy::{self, Element};
+use loris_kernels::ops::{embed, fill_random, page_copy};
 use loris_kernels::{Buffer, Device, KvPages, Matrix, Rows};
 
 fn random_words(random: &mut Random, n: usize) -> Vec<u16> {
@@ -82,30 +83,85 @@ fn page_copy_copies_whole_pages() {
     }
 }
 
-#[test]
-fn gather_takes_rows_by_index() {
-    let device = common::device();
-    let mut random = Random::new(3);
-    for (n_from, width, n_rows) in [(1, 4, 1), (5, 576, 0), (40, 576, 33), (9, 2052, 20)] {
-        let data: Vec<f32> = (0..n_from * width).map(|_| random.uniform(-1.0, 1.0)).collect();
-        let mut from = Rows::new(&device, n_from, width, "from").unwrap();
-        from.data.upload(&device, 0, &data).unwrap();
-        let idx: Vec<usize> = (0..n_rows).map(|_| random.below(n_from)).collect();
-        let idx32: Vec<u32> = idx.iter().map(|&i| u32::try_from(i).unwrap()).collect();
-        let idx32 = Buffer::from_slice(&device, &idx32, "idx").unwrap();
-        let mut to = Rows::new(&device, n_rows, width, "to").unwrap();
-        aux_gather::gather_rows(&device, &from, &idx32, n_rows, &mut to).unwrap();
+/// An element by the bits of an f32.
+fn element<T: Element>(bits: u32) -> T {
+    let bf16 = half::bf16::from_f32(f32::from_bits(bits)).to_bits();
+    if T::IS_BF16 { bytemuck::cast_slice(&[bf16])[0] } else { bytemuck::cast_slice(&[bits])[0] }
+}
 
-        let mut got = vec![0.0; n_rows * width];
-        to.data.download(&device, 0, &mut got).unwrap();
-        let want: Vec<f32> =
-            idx.iter().flat_map(|&i| &data[i * width..][..width]).copied().collect();
-        assert!(got == want, "{n_rows} of {n_from} rows of {width}");
+/// Its value; what is not a number is one value.
+fn value<T: Element>(x: T) -> f32 {
+    let bits = if T::IS_BF16 {
+        u32::from(bytemuck::cast_slice::<_, u16>(&[x])[0]) << 16
+    } else {
+        bytemuck::cast_slice::<_, u32>(&[x])[0]
+    };
+    f32::from_bits(bits)
+}
+
+fn copies_rows<A: Element, B: Element>(device: &Device) {
+    let mut random = Random::new(3);
+    // Widths below, at and above the 2048 columns of a block; pairs below and above those of a launch.
+    for (n_from, width, n_to, n_pairs) in
+        [(1, 8, 1, 1), (5, 576, 3, 0), (40, 576, 50, 33), (9, 2056, 20, 20), (3, 16, 700, 600)]
+    {
+        // Any bits: those that lie between two bf16, infinities, the largest numbers.
+        let bits = (0..n_from * width).map(|i| match i % 5 {
+            0 => 0x3f80_8000 + (random.below(4) << 15) as u32,
+            1 => 0x7f7f_ffff,
+            2 => 0xff80_0000,
+            _ => random.uniform(-1.0, 1.0).to_bits(),
+        });
+        let data: Vec<A> = bits.map(element).collect();
+        let mut from = Rows::new(device, n_from, width, "from").unwrap();
+        from.data.upload(device, 0, &data).unwrap();
+        let before: Vec<B> = (0..n_to * width).map(|i| element((i as f32).to_bits())).collect();
+        let mut to = Rows::new(device, n_to, width, "to").unwrap();
+        to.data.upload(device, 0, &before).unwrap();
+        // Targets are spread and not in order; each is one pair's.
+        let stride = (n_to / 2..).find(|s| n_to == 1 || gcd(*s, n_to) == 1).unwrap();
+        let pairs: Vec<(usize, usize)> =
+            (0..n_pairs).map(|i| (random.below(n_from), i * stride % n_to)).collect();
+        let pairs32: Vec<(u32, u32)> = pairs.iter().map(|&(a, b)| (a as u32, b as u32)).collect();
+        row_copy::row_copy(device, &from, &mut to, &pairs32).unwrap();
+
+        let mut want: Vec<f32> = before.into_iter().map(value).collect();
+        for (from, to) in pairs {
+            for column in 0..width {
+                let x = value(data[from * width + column]);
+                want[to * width + column] = value(element::<B>(x.to_bits()));
+            }
+        }
+        let got: Vec<f32> = to.data.to_vec(device).unwrap().into_iter().map(value).collect();
+        assert!(got == want, "{n_pairs} of {n_from} rows of {width}");
     }
-    let from = Rows::<f32>::new(&device, 1, 3, "from").unwrap(); // 12 bytes a row
-    let mut to = Rows::new(&device, 1, 3, "to").unwrap();
-    let idx = Buffer::from_slice(&device, &[0], "idx").unwrap();
-    assert!(aux_gather::gather_rows(&device, &from, &idx, 1, &mut to).is_err());
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[test]
+fn rows_are_copied_by_index_and_rounded_to_nearest_even() {
+    let device = common::device();
+    copies_rows::<f32, f32>(&device);
+    copies_rows::<f32, u16>(&device);
+    copies_rows::<u16, f32>(&device);
+    copies_rows::<u16, u16>(&device);
+}
+
+#[test]
+fn rows_that_are_not_there_are_refused() {
+    let device = common::device();
+    let rows = |n, width| Rows::<f32>::new(&device, n, width, "rows").unwrap();
+    let copy = |from: &Rows<f32>, mut to: Rows<f32>, pair| {
+        row_copy::row_copy(&device, from, &mut to, &[(0, 0), pair]).is_ok()
+    };
+    assert!(copy(&rows(2, 8), rows(3, 8), (1, 2)));
+    assert!(!copy(&rows(2, 8), rows(3, 8), (2, 2)));
+    assert!(!copy(&rows(2, 8), rows(3, 8), (1, 3)));
+    assert!(!copy(&rows(2, 8), rows(3, 16), (1, 2)));
+    assert!(!copy(&rows(2, 12), rows(3, 12), (1, 2)));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod targets;
 
 use std::slice::from_ref;
 
-use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Seq};
+use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Seq};
 use loris::cache::{KvFormat, PageId, PageLayout, Side};
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -293,6 +293,7 @@ impl<'a, B: Backend> World<'a, B> {
         let mut attn = b.rows(n, width, RowUse::Operand).unwrap();
         let mut h = b.rows(n, case.ffn, RowUse::Operand).unwrap();
         let mut logits = b.rows(n, case.vocab, RowUse::Logits).unwrap();
+        b.rows(1, case.hidden, RowUse::Transit).unwrap(); // slots may be scored
         let (w, pages) = (&self.weights, &mut self.pages);
         b.begin(&batch, case.shape).unwrap();
         b.embed(&self.embed, &batch, &mut x).unwrap();
@@ -301,6 +302,13 @@ impl<'a, B: Backend> World<'a, B> {
         let q_rows = read(b, &q, n, width);
         b.attention(&batch, LAYER, case.window, &q, pages, &mut attn).unwrap();
         let attn_rows = read(b, &attn, n, width);
+        let mut scores = Vec::new();
+        for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| check) {
+            let score = Score { seq_idx, n_rows: seq.rows.len().min(3) };
+            let mut of_slots = Vec::new();
+            b.token_score(&batch, score, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
+            scores.push(of_slots);
+        }
         b.linear_residual(&w.o, &batch, &attn, &mut x).unwrap();
         let x1 = read(b, &x, n, case.hidden);
         b.norm_gate_up_silu(w, EPS, &batch, &x, &mut h).unwrap();
@@ -321,6 +329,7 @@ impl<'a, B: Backend> World<'a, B> {
             .collect();
         if check {
             self.check(&batch, &x0, &rows);
+            self.check_scores(&batch, &rows, &scores);
         }
         drop(batch);
         for (seq, n) in seqs.iter_mut() {
@@ -446,12 +455,7 @@ impl<'a, B: Backend> World<'a, B> {
             let keys = self.stored(seq, Side::K, kv_head);
             let values = self.stored(seq, Side::V, kv_head);
             for r in seq.rows.clone() {
-                let position = i64::from(batch.positions[r]);
-                let sees = |slot: &usize| {
-                    let at = i64::from(seq.slot_positions[*slot]);
-                    at <= position && case.window.is_none_or(|w| at > position - w as i64)
-                };
-                let visible: Vec<usize> = (0..seq.kv_len()).filter(sees).collect();
+                let visible = visible(seq, batch.positions[r], case.window);
                 let k: Vec<&[f64]> = visible.iter().map(|&s| &*keys[s]).collect();
                 let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
                 let q = f64s(&rows[r].q[head * d..][..d]);
@@ -464,6 +468,42 @@ impl<'a, B: Backend> World<'a, B> {
             }
         }
     }
+
+    /// The last rows of each sequence, up to three, score its slots.
+    pub(crate) fn check_scores(&mut self, batch: &Batch<'_>, rows: &[Row], scores: &[Vec<f32>]) {
+        let case = self.model.case;
+        let AttentionShape { n_q_heads, head_dim: d, .. } = case.shape;
+        for (seq, got) in batch.seqs.iter().zip(scores) {
+            let mut want = vec![0.0; seq.kv_len()];
+            let score_rows = seq.rows.end - seq.rows.len().min(3)..seq.rows.end;
+            for head in 0..n_q_heads {
+                let keys = self.stored(seq, Side::K, head / case.shape.group_size());
+                for r in score_rows.clone() {
+                    let visible = visible(seq, batch.positions[r], case.window);
+                    let q = f64s(&rows[r].q[head * d..][..d]);
+                    let logit = |&slot: &usize| reference::dot(&q, &keys[slot]) / (d as f64).sqrt();
+                    let logits: Vec<f64> = visible.iter().map(logit).collect();
+                    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let sum: f64 = logits.iter().map(|s| (s - max).exp()).sum();
+                    for (slot, s) in visible.into_iter().zip(logits) {
+                        want[slot] += (s - max).exp() / sum / (n_q_heads * score_rows.len()) as f64;
+                    }
+                }
+            }
+            let what = format!("{} scores of rows {score_rows:?} of {case:?}", self.target);
+            compare_to(got, &want, 2e-5, 0.0, &what);
+        }
+    }
+}
+
+/// The slots that a row at `position` sees.
+fn visible(seq: &Seq<'_>, position: u32, window: Option<usize>) -> Vec<usize> {
+    let position = i64::from(position);
+    let sees = |slot: &usize| {
+        let at = i64::from(seq.slot_positions[*slot]);
+        at <= position && window.is_none_or(|w| at > position - w as i64)
+    };
+    (0..seq.kv_len()).filter(sees).collect()
 }
 
 pub(crate) fn read<B: Backend>(

@@ -249,10 +249,11 @@ pub trait Backend: Send + 'static {
     /// Takes in a batch before its layers run: rotation angles, page tables, positions.
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error>;
 
-    /// Runs the whole pass that `begin` opened, if the device has recorded one of the same form over the
-    /// same weights, rows and pages. Where it answers `false` the ops are called, and then
-    /// [`end`](Self::end): the device may be recording them.
-    fn replay(&mut self) -> Result<bool, Error> {
+    /// Runs the pass that `begin` opened through `layers` of the model, if the device has recorded one of the same
+    /// form over the same layers, weights, rows and pages: from [`embed`](Self::embed), if it begins with the first layer,
+    /// to [`norm_lm_head`](Self::norm_lm_head), if it ends with the last. Where it answers `false` these ops are called,
+    /// and then [`end`](Self::end): the device may be recording them. Rows that come and go and scores are no part of it.
+    fn replay(&mut self, _layers: &Range<usize>) -> Result<bool, Error> {
         Ok(false)
     }
 
@@ -351,7 +352,8 @@ pub trait Backend: Send + 'static {
         scores: &mut Vec<f32>,
     ) -> Result<(), Error>;
 
-    /// `to[pair.1] = from[pair.0]` for every pair of rows; rounded to nearest even where `to` is narrower.
+    /// `to[pair.1] = from[pair.0]` for every pair of rows, rounded to nearest even where `to` is narrower. No row of
+    /// `to` is in two pairs.
     fn copy_rows(
         &mut self,
         from: &Self::Rows,

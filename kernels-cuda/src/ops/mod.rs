@@ -1,7 +1,6 @@
 //! One safe launcher for each kernel: checks sizes, chooses the variant, launches.
 
 pub mod attention;
-pub mod aux_gather;
 pub mod batch;
 pub mod embed;
 pub mod fill_random;
@@ -15,6 +14,7 @@ pub mod page_copy;
 pub mod qkv;
 pub mod qkv_decode;
 pub mod rmsnorm;
+pub mod row_copy;
 pub mod sample;
 pub mod token_score;
 pub mod token_select;

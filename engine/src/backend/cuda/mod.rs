@@ -10,7 +10,9 @@
 //! | `weights` | from tensors of a checkpoint to device memory |
 //! | `passes` | decode passes that are recorded once and replayed |
 //! | `probe` | which devices there are |
+//! | `rows` | activations, and how rows move |
 //! | `sample` | tokens drawn where the logits are |
+//! | `score` | how much slots are looked at |
 //!
 //! In prefill each norm is a kernel of its own, because every tile of the product behind it reads all of
 //! the normalised rows; in decode it is part of the product.
@@ -18,30 +20,36 @@
 mod batch;
 mod passes;
 mod probe;
+mod rows;
 mod sample;
+mod score;
 mod weights;
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use loris_kernels::ops::attention::{self, Partial};
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    aux_gather, embed, fill_random, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
-    page_copy, qkv_decode, rmsnorm,
+    embed, fill_random, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
+    qkv_decode, rmsnorm,
 };
 use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
 use self::passes::{Form, Recorder};
+use self::rows::{Data, Gathered};
 use self::sample::Chooser;
+use self::score::Scorer;
 use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 
 pub use self::passes::Passes;
 pub(crate) use self::probe::{list, probe};
+pub use self::rows::CudaRows;
 
 /// How a CUDA backend is made.
 #[derive(Clone, Debug, Default)]
@@ -52,16 +60,6 @@ pub struct CudaOptions {
     pub driver: Option<PathBuf>,
     /// How the passes of decode are run.
     pub passes: Passes,
-}
-
-/// Activations on the device.
-#[derive(Debug)]
-pub struct CudaRows(Data);
-
-#[derive(Debug)]
-enum Data {
-    F32(Rows<f32>),
-    Bf16(Rows<u16>),
 }
 
 /// A CUDA device.
@@ -82,8 +80,8 @@ pub struct CudaBackend {
     raw: Option<Rows<f32>>,
     /// Splits of decode attention.
     partial: Option<Partial>,
-    /// Rows on their way to the front.
-    gathered: (Option<Rows<f32>>, Option<Rows<u16>>),
+    gathered: Gathered,
+    scorer: Scorer,
     chooser: Chooser,
 }
 
@@ -93,39 +91,14 @@ fn kernel_shape(shape: AttentionShape) -> attention::AttentionShape {
     attention::AttentionShape { n_q_heads, n_kv_heads, head_dim }
 }
 
+/// A window as launchers take it: one of 2^32 - 1 positions and more is none.
+fn kernel_window(window: Option<usize>) -> Option<u32> {
+    window.and_then(|window| u32::try_from(window).ok())
+}
+
 /// What `begin` and `rows` make room for.
 fn missing(what: &str) -> Error {
     Error::State { call: "layer op", reason: format!("{what}: begin was not called") }
-}
-
-impl CudaRows {
-    fn f32(&self) -> Result<&Rows<f32>, Error> {
-        match &self.0 {
-            Data::F32(rows) => Ok(rows),
-            Data::Bf16(_) => Err(missing("f32 rows")),
-        }
-    }
-
-    fn f32_mut(&mut self) -> Result<&mut Rows<f32>, Error> {
-        match &mut self.0 {
-            Data::F32(rows) => Ok(rows),
-            Data::Bf16(_) => Err(missing("f32 rows")),
-        }
-    }
-
-    fn bf16(&self) -> Result<&Rows<u16>, Error> {
-        match &self.0 {
-            Data::Bf16(rows) => Ok(rows),
-            Data::F32(_) => Err(missing("bf16 rows")),
-        }
-    }
-
-    fn bf16_mut(&mut self) -> Result<&mut Rows<u16>, Error> {
-        match &mut self.0 {
-            Data::Bf16(rows) => Ok(rows),
-            Data::F32(_) => Err(missing("bf16 rows")),
-        }
-    }
 }
 
 impl CudaBackend {
@@ -145,7 +118,8 @@ impl CudaBackend {
             normed: None,
             raw: None,
             partial: None,
-            gathered: (None, None),
+            gathered: Gathered::default(),
+            scorer: Scorer::default(),
             chooser: Chooser::default(),
         })
     }
@@ -204,6 +178,7 @@ impl Backend for CudaBackend {
         if holds != RowUse::Logits && !width.is_multiple_of(8) {
             return Err(unsupported("width of rows", width, "a multiple of 8"));
         }
+        self.scorer.is_wanted |= holds == RowUse::Transit;
         Ok(CudaRows(match holds {
             RowUse::Residual => {
                 self.max_rows = self.max_rows.max(n_rows);
@@ -246,20 +221,21 @@ impl Backend for CudaBackend {
         if batch.phase == Phase::Decode {
             self.reserve_decode(&form, shape)?;
         }
+        let n_rows = self.max_rows.max(batch.n_rows());
+        if self.scorer.reserve(&self.device, n_rows, shape.n_q_heads)? {
+            self.recorder.forget();
+        }
         let on_device = match &mut self.batch {
             Some(on_device) => on_device,
-            none => {
-                let n_rows = self.max_rows.max(batch.n_rows());
-                none.insert(DeviceBatch::new(&self.device, n_rows, shape.head_dim)?)
-            }
+            none => none.insert(DeviceBatch::new(&self.device, n_rows, shape.head_dim)?),
         };
         on_device.upload(&self.device, &self.arrays.host())?;
         self.recorder.begin(batch.phase, form, on_device);
         Ok(())
     }
 
-    fn replay(&mut self) -> Result<bool, Error> {
-        self.recorder.replay_or_record(&self.device)
+    fn replay(&mut self, layers: &Range<usize>) -> Result<bool, Error> {
+        self.recorder.replay_or_record(&self.device, layers)
     }
 
     fn end(&mut self, outcome: Result<(), Error>) -> Result<(), Error> {
@@ -322,22 +298,21 @@ impl Backend for CudaBackend {
         pages: &KvPages,
         out: &mut CudaRows,
     ) -> Result<(), Error> {
-        let Self { device: d, batch: on_device, partial, shape, .. } = self;
+        let Self { device: d, batch: on_device, partial, shape, scorer, .. } = self;
         let on_device = on_device.as_ref().ok_or_else(|| missing("batch"))?;
         let shape = kernel_shape(shape.ok_or_else(|| missing("shape"))?);
-        // A window of 2^32 - 1 positions and more is none.
-        let window = window.and_then(|window| u32::try_from(window).ok());
+        let (window, lse) = (kernel_window(window), scorer.lse.as_mut());
         let (q, out) = (q.bf16()?, out.bf16_mut()?);
         match batch.phase {
             Phase::Prefill => {
                 attention::attention_prefill(
-                    d, shape, on_device, layer, window, q, pages, out, None,
+                    d, shape, on_device, layer, window, q, pages, out, lse,
                 )?;
             }
             Phase::Decode => {
                 let partial = partial.as_mut().ok_or_else(|| missing("splits"))?;
                 attention::attention_decode(
-                    d, shape, on_device, layer, window, q, pages, partial, out, None,
+                    d, shape, on_device, layer, window, q, pages, partial, out, lse,
                 )?;
             }
         }
@@ -399,31 +374,33 @@ impl Backend for CudaBackend {
 
     fn token_score(
         &mut self,
-        _batch: &Batch<'_>,
-        _score: Score,
-        _layer: usize,
-        _window: Option<usize>,
-        _q: &CudaRows,
-        _pages: &KvPages,
-        _scores: &mut Vec<f32>,
+        batch: &Batch<'_>,
+        score: Score,
+        layer: usize,
+        window: Option<usize>,
+        q: &CudaRows,
+        pages: &KvPages,
+        scores: &mut Vec<f32>,
     ) -> Result<(), Error> {
-        Err(no_pruning())
+        let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
+        let shape = kernel_shape(self.shape.ok_or_else(|| missing("shape"))?);
+        let (d, seq, window) = (&self.device, &batch.seqs[score.seq_idx], kernel_window(window));
+        let q = q.bf16()?;
+        *scores = self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages)?;
+        Ok(())
     }
 
     fn copy_rows(
         &mut self,
-        _from: &CudaRows,
-        _to: &mut CudaRows,
-        _pairs: &[(u32, u32)],
+        from: &CudaRows,
+        to: &mut CudaRows,
+        pairs: &[(u32, u32)],
     ) -> Result<(), Error> {
-        Err(no_pruning())
+        to.copy_from(&self.device, from, pairs)
     }
 
     fn gather_rows(&mut self, rows: &mut CudaRows, keep: &[usize]) -> Result<(), Error> {
-        match &mut rows.0 {
-            Data::F32(rows) => gather(&self.device, rows, keep, &mut self.gathered.0),
-            Data::Bf16(rows) => gather(&self.device, rows, keep, &mut self.gathered.1),
-        }
+        self.gathered.gather(&self.device, rows, keep)
     }
 
     fn read_rows(&mut self, rows: &CudaRows, first: usize, out: &mut [f32]) -> Result<(), Error> {
@@ -466,34 +443,6 @@ impl Backend for CudaBackend {
         let first = page as usize * pages.page_bytes();
         Ok(pages.data.upload(&self.device, first, bytes)?)
     }
-}
-
-/// What sessions are refused with before it comes to this.
-fn no_pruning() -> Error {
-    let what = "option --lazy".into();
-    Error::Unsupported { device: "cuda", what, found: "given".into(), expected: "none" }
-}
-
-/// Moves rows to the front by way of other rows: a kernel that read and wrote the same ones would race.
-fn gather<T: bytemuck::Pod>(
-    d: &Device,
-    rows: &mut Rows<T>,
-    keep: &[usize],
-    scratch: &mut Option<Rows<T>>,
-) -> Result<(), Error> {
-    let n = keep.len();
-    let fits = |other: &Rows<T>| other.width == rows.width && other.n_rows >= n;
-    if !scratch.as_ref().is_some_and(fits) {
-        *scratch = None;
-        *scratch = Some(Rows::new(d, n, rows.width, "gathered rows")?);
-    }
-    let scratch = scratch.as_mut().ok_or_else(|| missing("gathered rows"))?;
-    let idx: Vec<u32> = keep.iter().map(|&row| row as u32).collect();
-    let idx = Buffer::from_slice(d, &idx, "rows to keep")?;
-    let front: Vec<u32> = (0..n as u32).collect();
-    let front = Buffer::from_slice(d, &front, "rows at the front")?;
-    aux_gather::gather_rows(d, rows, &idx, n, scratch)?;
-    Ok(aux_gather::gather_rows(d, scratch, &front, n, rows)?)
 }
 
 fn unsupported(what: &'static str, found: impl ToString, expected: &'static str) -> Error {

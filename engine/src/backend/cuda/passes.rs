@@ -1,9 +1,15 @@
 //! Decode passes that are recorded once and replayed.
 //!
-//! What a decode pass launches depends on its [`Form`] alone: counts and addresses. Tokens, positions,
+//! What a decode pass launches depends on its [`Form`] alone: layers, counts and addresses. Tokens, positions,
 //! pages and lengths are read by the kernels from the uploaded batch. So the first pass of a form is
 //! recorded as a CUDA graph, and the next ones are one upload, one launch and one read of the result.
 //! Prefill is not recorded: its launches hide behind its work.
+//!
+//! In a session that prunes, each segment of the layers has forms of its own, one for each number of tokens that are
+//! taken up again. Which rows of the aux cache come and go, and which rows score, changes from pass to pass: `forward`
+//! does that around the recording.
+
+use std::ops::Range;
 
 use loris_kernels::ops::attention;
 use loris_kernels::ops::batch::DeviceBatch;
@@ -23,8 +29,9 @@ pub enum Passes {
     Launched,
 }
 
-/// Forms that are kept; a batch of changing size goes through many.
-const MAX_FORMS: usize = 64;
+/// Forms that are kept; a batch of changing size goes through many, and a schedule of pruning through as many
+/// for each of its segments.
+const MAX_FORMS: usize = 256;
 
 /// What the launches of a decode pass depend on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +39,8 @@ pub(super) struct Form {
     pub(super) n_rows: usize,
     pub(super) n_seqs: usize,
     n_logit_rows: usize,
-    n_layers: usize,
+    /// First of the layers and the one behind the last: they say whether tokens are embedded and logits follow.
+    layers: (usize, usize),
     /// Splits of the longest sequence, rounded up, so that a recording serves sequences that grow.
     pub(super) n_splits: usize,
     /// Of the uploaded batch's addresses.
@@ -45,7 +53,7 @@ impl Form {
             n_rows: batch.n_rows(),
             n_seqs: batch.seqs.len(),
             n_logit_rows: batch.logit_rows.len(),
-            n_layers: batch.seqs.first().map_or(0, |seq| seq.n_layers),
+            layers: (0, 0),
             n_splits: attention::n_splits(arrays.max_kv_len),
             generation: 0,
         }
@@ -81,8 +89,13 @@ impl Recorder {
     }
 
     /// True if the pass was replayed. Otherwise its ops follow, and are recorded if they can be.
-    pub(super) fn replay_or_record(&mut self, device: &Device) -> Result<bool, Error> {
-        let Some(form) = &self.form else { return Ok(false) };
+    pub(super) fn replay_or_record(
+        &mut self,
+        device: &Device,
+        layers: &Range<usize>,
+    ) -> Result<bool, Error> {
+        let Some(form) = &mut self.form else { return Ok(false) };
+        form.layers = (layers.start, layers.end);
         if let Some((_, graph)) = self.recorded.iter().find(|(recorded, _)| recorded == form) {
             graph.launch(device)?;
             return Ok(true);

@@ -100,8 +100,7 @@ impl TokenScore<'_> {
         let layout = &self.pages.layout;
         let format = Format::from(layout.format);
         let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
-        let reach =
-            self.window.map_or(u32::MAX, |w| w.saturating_sub(1).min(u32::MAX as usize) as u32);
+        let window = self.window.map_or(u64::MAX, |window| window as u64);
         for slot in first..kv_len.min(first + RUN) {
             let page = seq.page(slot / layout.page_len, self.layer);
             let offset = slot % layout.page_len * d * layout.format.bytes();
@@ -110,7 +109,7 @@ impl TokenScore<'_> {
             for row in 0..self.score.n_rows {
                 let batch_row = seq.rows.end - self.score.n_rows + row;
                 let at = self.batch.positions[batch_row];
-                let sees = (position <= at) & (at.wrapping_sub(position) <= reach);
+                let sees = (position <= at) & (u64::from(at.wrapping_sub(position)) < window);
                 for head in kv_head * group..(kv_head + 1) * group {
                     let exponent = match sees {
                         // SAFETY: the row's query head and the slot's key head, d numbers each.

@@ -1,0 +1,72 @@
+//! Token scores: what attention leaves for them, and the way to the host.
+
+use loris_kernels::ops::attention::AttentionShape;
+use loris_kernels::ops::batch::DeviceBatch;
+use loris_kernels::ops::token_score;
+use loris_kernels::{Buffer, Device, KvPages, Rows};
+
+use super::missing;
+use crate::backend::{Score, Seq};
+use crate::error::Error;
+use crate::memory;
+
+/// Scores in a model whose sessions may prune; in others it stays empty.
+#[derive(Debug, Default)]
+pub(super) struct Scorer {
+    /// Some session may ask for scores.
+    pub(super) is_wanted: bool,
+    /// `[rows][n_q_heads]` of the layer that ran last: the natural log of a row's sum of `exp(score)`.
+    pub(super) lse: Option<Buffer<f32>>,
+    /// Of one sequence; grows with the longest.
+    scores: Option<Buffer<f32>>,
+}
+
+impl Scorer {
+    /// Room for what attention leaves of `n_rows` rows; true if its address has changed.
+    pub(super) fn reserve(
+        &mut self,
+        d: &Device,
+        n_rows: usize,
+        n_q_heads: usize,
+    ) -> Result<bool, Error> {
+        let len = n_rows.saturating_mul(n_q_heads);
+        if !self.is_wanted || self.lse.as_ref().is_some_and(|lse| lse.len() >= len) {
+            return Ok(false);
+        }
+        self.lse = None;
+        self.lse = Some(Buffer::new(d, len, "log sums of attention")?);
+        Ok(true)
+    }
+
+    /// Scores of the slots of `seq`, which is `score.seq_idx` of the batch.
+    #[allow(clippy::too_many_arguments)] // those of the launcher
+    pub(super) fn score(
+        &mut self,
+        d: &Device,
+        shape: AttentionShape,
+        batch: &DeviceBatch,
+        seq: &Seq<'_>,
+        score: Score,
+        layer: usize,
+        window: Option<u32>,
+        q: &Rows<u16>,
+        pages: &KvPages,
+    ) -> Result<Vec<f32>, Error> {
+        let len = batch.max_kv_len();
+        if self.scores.as_ref().is_none_or(|scores| scores.len() < len) {
+            self.scores = None;
+            self.scores = Some(Buffer::new(d, len.next_power_of_two(), "token scores")?);
+        }
+        let (Some(lse), Some(on_device)) = (&self.lse, &mut self.scores) else {
+            return Err(missing("log sums of attention"));
+        };
+        let Score { seq_idx, n_rows } = score;
+        let rows = seq.rows.end.saturating_sub(n_rows)..seq.rows.end;
+        token_score::token_score(
+            d, shape, batch, seq_idx, rows, layer, window, q, lse, pages, on_device,
+        )?;
+        let mut scores = memory::zeros(seq.kv_len(), "token scores")?;
+        on_device.download(d, 0, &mut scores)?;
+        Ok(scores)
+    }
+}
