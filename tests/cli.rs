@@ -462,11 +462,39 @@ fn pruning_is_refused_by_name_or_counted() {
     let refused = folder.run(&fixed(&["--lazy", "sometimes"]));
     assert_eq!(refused.code, Some(2));
     assert!(refused.err.contains("lazy") && refused.err.contains("gentle, paper, hard"));
-    let saved = folder.run(&fixed(&["--lazy", "1:0.5", "--save-state", "never"]));
-    assert_eq!(saved.code, Some(2));
     // A short prompt is below the guard: nothing is pruned, and the answer is the dense one.
     let dense = folder.run(&fixed(&["--json"])).ok().events();
     let lazy = folder.run(&fixed(&["--json", "--lazy", "1:0.5"])).ok().events();
     assert_eq!(text(&dense), text(&lazy));
     assert_eq!(named(&lazy, "done")[0]["receipt"]["n_waiting"], 0);
+}
+
+#[test]
+fn a_saved_session_that_prunes_goes_on_with_its_schedule_only() {
+    let folder = Folder::new();
+    let state = folder.arg("session.kv");
+    let prompt = "the quick brown fox jumps over the lazy dog again and again and again";
+    let lazy = ["--lazy", "1:0.4,min-len=0,revive=1"];
+    let run = |n: &str, more: &[&str]| {
+        folder.run(&[&["--raw", "--ignore-eos", "--json", "-n", n][..], more].concat())
+    };
+    let whole = run("12", &[&lazy[..], &["-p", prompt]].concat()).ok().events();
+    let first = run("6", &[&lazy[..], &["-p", prompt, "--save-state", &state]].concat());
+    let first = first.ok().events();
+    assert!(named(&first, "done")[0]["receipt"]["n_waiting"].as_u64().unwrap() > 0);
+    let rest = run("6", &[&lazy[..], &["--load-state", &state]].concat()).ok().events();
+    assert_eq!(text(&whole), text(&first) + &text(&rest));
+    for (more, reason) in [
+        (&[][..], "the saved session prunes; give the --lazy that it was made with"),
+        (&["--lazy", "1:0.6"], "schedule"),
+    ] {
+        let refused = run("6", &[&["--load-state", &state], more].concat());
+        assert_eq!(refused.code, Some(1));
+        assert!(
+            refused.err.contains(reason) || refused.out.contains(reason),
+            "{} {}",
+            refused.err,
+            refused.out
+        );
+    }
 }

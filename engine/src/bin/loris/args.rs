@@ -159,7 +159,7 @@ pub(crate) struct ContextArgs {
     /// the shares that go on, as 8:0.7,16:0.5; behind these, if wanted, window=N (rows that score), pool=N (positions
     /// around a token whose best score it gets), sinks=N
     /// (first tokens that are never pruned), min-len=N (shorter sequences are not pruned), revive=N (tokens
-    /// that a step of decode takes up again at a point), no-revival, random (CPU only, and not with --save-state)
+    /// that a step of decode takes up again at a point), no-revival, random
     #[arg(long, value_name = "SPEC")]
     pub(crate) lazy: Option<String>,
     #[command(flatten)]

@@ -15,10 +15,6 @@ use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     check_flags(&args.generate)?;
-    if args.context.lazy.is_some() && (args.save_state.is_some() || args.load_state.is_some()) {
-        let message = "--lazy: a session that prunes cannot be saved or restored yet";
-        return Err(Failure::new(USAGE, message));
-    }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
     let text = prompt::text(args)?;
@@ -109,12 +105,18 @@ fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     model.restore_file(path, &options).map_err(|e| match e {
         Error::SavedState { .. } => Failure::new(
             RUN_TIME,
-            format!("{}: {e}; save it again with this model and --kv", path.display()),
+            format!("{}: {e}; save it again with this model, --kv and --lazy", path.display()),
         ),
         Error::Io { source, .. } => {
             let path = path.display();
             let message =
                 format!("{path}: cannot open the saved session: {source}; --save-state makes one");
+            Failure::new(RUN_TIME, message)
+        }
+        Error::Option { name: "lazy", .. } if args.context.lazy.is_none() => {
+            let path = path.display();
+            let message =
+                format!("{path}: the saved session prunes; give the --lazy that it was made with");
             Failure::new(RUN_TIME, message)
         }
         e => e.into(),
