@@ -457,6 +457,33 @@ fn the_demo_model_answers() {
 }
 
 #[test]
+fn bench_sets_pruning_beside_dense() {
+    let folder = Folder::bare();
+    let (dir, csv) = (folder.arg(""), folder.arg("lazy.csv"));
+    let half = "1:0.5,min-len=0,sinks=0,no-revival";
+    let page = ["--page-len", "16"];
+    let args = ["--prompt-lens", "64", "--decode", "3", "--rounds", "2", "--lazy", half];
+    let args = [&args[..], &page].concat();
+    let mut command = loris(&["bench", &dir, "--threads", "1", "--json", "--csv", &csv]);
+    let run = done(command.args(&args));
+    let rows = run.ok().object();
+    let [dense, lazy] = &rows.as_array().unwrap()[..] else { panic!("{rows}") };
+    assert_eq!((&dense["policy"], &dense["share"]), (&"dense".into(), &1.0.into()));
+    assert_eq!((&dense["ttft_ratio"], &dense["ceiling"]), (&1.0.into(), &1.0.into()));
+    // Two layers, and half of the tokens in the second.
+    assert_eq!((&lazy["policy"], &lazy["share"]), (&half.into(), &0.75.into()));
+    let n = |row: &serde_json::Value, name: &str| row[name].as_f64().unwrap();
+    assert_eq!(n(lazy, "kv_bytes"), 0.75 * n(dense, "kv_bytes"));
+    assert!(n(lazy, "aux_bytes") > 0.0 && n(lazy, "p99_ms") >= n(lazy, "p50_ms"));
+    assert!(n(lazy, "ceiling") > 1.0 && n(lazy, "ceiling") < 4.0 / 3.0 + 0.2);
+    let table = std::fs::read_to_string(&csv).unwrap();
+    assert_eq!(table.lines().count(), 3);
+    assert!(table.lines().nth(2).unwrap().contains(&format!("\"{half}\"")), "{table}");
+    let people = done(loris(&["bench", &dir, "--threads", "1"]).args(&args));
+    assert!(people.ok().out.contains("ceiling"), "{}", people.out);
+}
+
+#[test]
 fn pruning_is_refused_by_name_or_counted() {
     let folder = Folder::new();
     let refused = folder.run(&fixed(&["--lazy", "sometimes"]));

@@ -2,7 +2,8 @@
 //!
 //! Every round runs each policy on the same tokens, one right after the other and in changing order, so that a
 //! machine whose speed drifts favours none; ratios are medians over rounds of the pairs. Tokens are
-//! pseudo-random, which says nothing of quality: `loris eval` does.
+//! pseudo-random, which says nothing of quality: `loris eval` does. `ceiling` is how much less arithmetic a
+//! prompt takes under a policy, which its time to the first token cannot beat on a machine that is bound by it.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -33,6 +34,8 @@ struct Timed {
 struct Line {
     prompt: usize,
     policy: String,
+    /// Multiplications and additions of the prompt.
+    flops: f64,
     rounds: Vec<Timed>,
 }
 
@@ -45,9 +48,10 @@ pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Resul
     let mut lines: Vec<Line> = Vec::new();
     for &prompt in &args.prompt_lens {
         let first = lines.len();
-        lines.extend(policies.iter().map(|(name, _)| Line {
+        lines.extend(policies.iter().map(|(name, lazy)| Line {
             prompt,
             policy: name.clone(),
+            flops: flops(model, lazy.as_ref(), prompt),
             rounds: vec![],
         }));
         for round in 0..args.rounds {
@@ -76,6 +80,24 @@ pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Resul
     }
 }
 
+/// What a prompt of `n` tokens takes: products with the weights of each layer, and attention over half of the
+/// square, for the tokens that get there; the vocabulary once.
+fn flops(model: &Model, lazy: Option<&Lazy>, n: usize) -> f64 {
+    let config = model.config();
+    let (hidden, d) = (config.hidden_dim, config.head_dim);
+    let (q_dim, kv_dim) = (config.n_q_heads * d, config.n_kv_heads * d);
+    let weights = hidden * (2 * q_dim + 2 * kv_dim + 3 * config.ffn_dim);
+    let (mut rows, mut sum) = (n as f64, 2.0 * (hidden * config.vocab_size) as f64);
+    for layer in 0..config.n_layers {
+        let point = lazy.and_then(|lazy| lazy.points.iter().find(|point| point.layer == layer));
+        if let (Some(point), true) = (point, lazy.is_some_and(|lazy| lazy.prunes(n))) {
+            rows = (rows * point.keep_rate).ceil();
+        }
+        sum += rows * 2.0 * weights as f64 + 2.0 * rows * rows * q_dim as f64;
+    }
+    sum
+}
+
 fn time(
     model: &Model,
     lazy: Option<Lazy>,
@@ -98,7 +120,7 @@ fn time(
 }
 
 /// Columns of `--csv`, and fields of `--json`.
-const COLUMNS: [&str; 20] = [
+const COLUMNS: [&str; 21] = [
     "model",
     "threads",
     "load",
@@ -108,6 +130,7 @@ const COLUMNS: [&str; 20] = [
     "share",
     "ttft_ms",
     "ttft_ratio",
+    "ceiling",
     "answer",
     "p50_ms",
     "p99_ms",
@@ -149,6 +172,7 @@ fn row(args: &BenchArgs, model: &Model, line: &Line, dense: &Line) -> Value {
         "share": number(receipt.token_layers as f64 / n_pairs),
         "ttft_ms": rounded(median(&of(line, &|timed| timed.ttft)) * 1e3),
         "ttft_ratio": number(1.0 / ratio(&|timed| timed.ttft)),
+        "ceiling": number(dense.flops / line.flops),
         "answer": args.decode,
         "p50_ms": number(median(&of(line, &step(0.5))) * 1e3),
         "p99_ms": number(median(&of(line, &step(0.99))) * 1e3),
@@ -177,12 +201,13 @@ fn csv(rows: &[Value]) -> String {
 
 fn table(rows: &[Value]) -> String {
     let mut out = format!(
-        "{:>7}  {:<34} {:>6} {:>10} {:>6}  {:>16} {:>6}  {:>6} {:>6}\n",
+        "{:>7}  {:<34} {:>6} {:>10} {:>6} {:>7}  {:>16} {:>6}  {:>6} {:>6}\n",
         "prompt",
         "policy",
         "share",
         "first ms",
         "faster",
+        "ceiling",
         "a token p50, p99",
         "p99 x",
         "time x",
@@ -192,12 +217,13 @@ fn table(rows: &[Value]) -> String {
         let n = |column: &str| row[column].as_f64().unwrap_or(f64::NAN);
         let _ = writeln!(
             out,
-            "{:>7}  {:<34} {:>6.3} {:>10.1} {:>5.2}x  {:>8.2}{:>8.2} {:>6.3}  {:>6.3} {:>6.3}",
+            "{:>7}  {:<34} {:>6.3} {:>10.1} {:>5.2}x {:>6.2}x  {:>8.2}{:>8.2} {:>6.3}  {:>6.3} {:>6.3}",
             n("prompt"),
             row["policy"].as_str().unwrap_or_default(),
             n("share"),
             n("ttft_ms"),
             n("ttft_ratio"),
+            n("ceiling"),
             n("p50_ms"),
             n("p99_ms"),
             n("p99_ratio"),
