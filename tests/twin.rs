@@ -255,6 +255,19 @@ fn sessions_that_prune_do_not_depend_on_company() {
     assert!(sessions.iter().map(|s| s.receipt().n_revived).sum::<usize>() > 3);
 }
 
+/// A segment more costs a replayed step a batch, its rows' two ways, the scores and their read.
+#[test]
+fn a_replayed_step_of_two_segments_stays_short() {
+    let Some(twin) = Twin::new() else { return };
+    let model = open_cuda(rounded(NAME, Dtype::BF16), &lazy_options());
+    let mut s = lazy_session(&model, &[(1, 1.0)]);
+    s.prefill(&prompt(1, 20)).unwrap();
+    s.decode(1).unwrap(); // both are recorded
+    let n_calls = twin.calls_of(|| s.decode(2).unwrap());
+    assert_eq!(s.receipt().n_replayed, 2);
+    assert!(n_calls <= 26, "{n_calls}");
+}
+
 #[test]
 fn bits_do_not_depend_on_the_batch() {
     let model = model();
