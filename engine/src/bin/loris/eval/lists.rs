@@ -120,7 +120,7 @@ pub(crate) fn documents(rng: &mut Rng, n: usize) -> Sample {
     Sample { context, turns: vec![turn] }
 }
 
-fn a_town(rng: &mut Rng) -> String {
+pub(crate) fn a_town(rng: &mut Rng) -> String {
     format!("{}{}", rng.choose(&TOWN_HEADS), rng.choose(&TOWN_TAILS))
 }
 

@@ -1,9 +1,10 @@
 //! Facts to find: in prose, among others of their kind, or at the end of a chain.
 
 use super::filler::{Filler, with_inserts};
+use super::lists;
 use super::rng::Rng;
 use super::tasks::{Sample, Turn, distinct};
-use super::words::{ADJECTIVES, LISTED, NOUNS};
+use super::words::{ADJECTIVES, FIRST_NAMES, LAST_NAMES, LISTED, NOUNS};
 
 /// Digits of a number to find.
 const N_DIGITS: usize = 5;
@@ -45,21 +46,54 @@ fn secret(name: &str) -> Turn {
     }
 }
 
-/// `n_needles` numbers in prose of `n_words`, each in a part of its own, and a turn for each in random
-/// order.
+/// What is hidden in prose: a sentence, and the turn that asks for it.
+fn facts(rng: &mut Rng, n: usize) -> Vec<(String, Turn)> {
+    let (names, values) = (names(rng, 1), numbers(rng, 1));
+    let towns = distinct(rng, 2, &mut lists::a_town);
+    let people = distinct(rng, 2, &mut |rng| {
+        format!("{} {}", rng.choose(&FIRST_NAMES), rng.choose(&LAST_NAMES))
+    });
+    let [(name, value), (born, birth), (mayor, town)] =
+        [(&names[0], &values[0]), (&people[0], &towns[0]), (&people[1], &towns[1])];
+    let turn = |question: String, lead: String, expected: &String| Turn {
+        question,
+        lead,
+        expected: vec![expected.clone()],
+    };
+    // No two are of a kind: a question about one does not point at another.
+    let mut facts = vec![
+        (
+            format!("The secret number of the {name} is {value}."),
+            Turn { expected: vec![value.clone()], ..secret(name) },
+        ),
+        (
+            format!("{born} was born in {birth}."),
+            turn(format!("In which town was {born} born?"), format!("{born} was born in"), birth),
+        ),
+        (
+            format!("The mayor of {town} is {mayor}."),
+            turn(format!("Who is the mayor of {town}?"), format!("The mayor of {town} is"), mayor),
+        ),
+    ];
+    facts.truncate(n);
+    facts
+}
+
+/// `n_needles` facts in prose of `n_words`, each in a part of its own, and a turn for each; both in random order.
 pub(crate) fn in_prose(rng: &mut Rng, n_words: usize, filler: &Filler, n_needles: usize) -> Sample {
-    let (names, values) = (names(rng, n_needles), numbers(rng, n_needles));
+    let mut facts = facts(rng, n_needles);
+    rng.shuffle(&mut facts);
     let mut inserts = Vec::new();
     let mut turns = Vec::new();
-    for (idx, (name, value)) in names.iter().zip(&values).enumerate() {
+    for (idx, (sentence, turn)) in facts.into_iter().enumerate() {
         #[allow(clippy::cast_precision_loss)] // a few needles
         let depth = (idx as f64 + rng.unit()) / n_needles as f64;
-        inserts.push((depth, format!("The secret number of the {name} is {value}.")));
-        turns.push(Turn { expected: vec![value.clone()], ..secret(name) });
+        inserts.push((depth, sentence));
+        turns.push(turn);
     }
     rng.shuffle(&mut turns);
     let prose = with_inserts(&filler.words(rng, n_words), &inserts);
-    let what = if n_needles == 1 { "A secret number is" } else { "Some secret numbers are" };
+    let what = if n_needles == 1 { "A secret number is" } else { "Some facts are" };
     let context =
         format!("{what} hidden in the text below. You will be asked about it.\n\n{prose}");
     Sample { context, turns }
