@@ -123,7 +123,8 @@ fn a_policy_that_prunes_computes_less_and_its_prose_is_that_of_decode() {
     let events = run.ok().events();
     let rows = named(&events, "row");
     let of = |task: &str, policy: &str| {
-        rows.iter().find(|row| row["task"] == task && row["policy"] == policy).unwrap().clone()
+        let found = rows.iter().find(|row| row["task"] == task && row["policy"] == policy);
+        (*found.unwrap()).clone()
     };
     let (half, all) = ("lazy=1:0.5,min-len=0,no-revival", "lazy=1:1,min-len=0");
     assert!((of("kv", half)["share_prompt"].as_f64().unwrap() - 0.75).abs() < 0.01);
