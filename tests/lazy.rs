@@ -564,9 +564,12 @@ const N_LAYERS: usize = 6;
 
 /// Any points, rates, windows, caps, pools and guards.
 fn random_lazy(random: &mut impl FnMut(std::ops::Range<usize>) -> usize) -> Lazy {
-    let mut points: Vec<(usize, f64)> = (1..N_LAYERS)
-        .filter_map(|l| (random(0..5) < 2).then(|| (l, random(1..11) as f64 / 10.0)))
-        .collect();
+    let mut points = Vec::new();
+    for layer in 1..N_LAYERS {
+        if random(0..5) < 2 {
+            points.push((layer, random(1..11) as f64 / 10.0));
+        }
+    }
     if points.is_empty() {
         points.push((random(1..N_LAYERS), 0.4));
     }
