@@ -7,14 +7,15 @@ mod reference;
 mod support;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions};
 use loris::backend::{Backend, RowUse};
 use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::policy::{Lazy, PrunePoint};
-use loris::{KvFormat, Model, ModelOptions, Session, SessionOptions};
+use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
 use reference::{compare_to, dot, matvec, rms_norm, rotate, silu};
-use support::{argmax, bits, checkpoint, open_cpu, open_cuda, rounded};
+use support::{argmax, bits, checkpoint, deep, open_cpu, open_cuda, rounded};
 
 const NAME: &str = "llama-tied";
 
@@ -46,6 +47,7 @@ fn prompt(seed: usize, n: usize) -> Vec<u32> {
 }
 
 /// The weights of one layer, f64.
+#[derive(Clone)]
 struct Layer {
     attn_norm: Vec<f64>,
     qkv: [Vec<f64>; 3],
@@ -58,6 +60,7 @@ struct Layer {
 type KeyValue = (Vec<f64>, Vec<f64>);
 
 /// The whole algorithm, token by token.
+#[derive(Clone)]
 struct Reference {
     config: ModelConfig,
     embed: Vec<f64>,
@@ -73,6 +76,7 @@ struct Reference {
     token_layers: usize,
     n_revived: usize,
     /// Of all choices, the narrowest: the ratio of the last score that was taken to the first that was not.
+    /// Below the rounding of a device two right implementations may differ.
     margin: f64,
 }
 
@@ -216,6 +220,8 @@ impl Reference {
         scores
     }
 
+    /// Those in front of the next segment that go on: of a prompt all that are selected, of a generated token
+    /// that one and `cap` others.
     fn choose(
         &mut self,
         segment: usize,
@@ -224,35 +230,39 @@ impl Reference {
         cap: usize,
     ) -> Vec<usize> {
         let len = self.states.len();
+        let is_in_front = |&p: &u32| self.states[p as usize].1 == segment + 1;
+        if len < self.lazy.min_len {
+            return scores.keys().copied().filter(is_in_front).map(|p| p as usize).collect();
+        }
+        let reach = self.lazy.pool as u32 / 2;
+        let rank = |p: u32| -> f64 {
+            let near = scores.range(p.saturating_sub(reach)..=p + reach);
+            near.map(|(_, &score)| score).fold(0.0, f64::max)
+        };
+        let by_rank = |a: &u32, b: &u32| rank(*b).total_cmp(&rank(*a)).then(a.cmp(b));
+        // Among neighbours that share a score the earlier comes first in any precision.
+        let gap = |order: &[u32], n: usize| match (n.checked_sub(1).map(|i| order[i]), order.get(n))
+        {
+            (Some(a), Some(&b)) if rank(a) > rank(b) => rank(a) / rank(b),
+            _ => f64::INFINITY,
+        };
         let forced =
             |p: u32| (p as usize) < self.lazy.sinks || p as usize + self.lazy.window >= len;
-        let mut order: Vec<u32> = scores.keys().copied().collect();
-        order.sort_by(|a, b| {
-            forced(*b).cmp(&forced(*a)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(b))
-        });
-        let n_forced = order.iter().filter(|&&p| forced(p)).count();
-        let rate = self.lazy.points[segment].keep_rate;
-        let n_keep = (order.len() as f64 * rate).ceil() as usize;
-        let n_keep = n_keep.max(n_forced);
-        let mut margin = self.margin;
-        let mut note = |order: &[u32], n: usize| {
-            if let [.., taken] = order[..n]
-                && let [left, ..] = order[n..]
-            {
-                margin = margin.min(scores[&taken] / scores[&left]);
-            }
-        };
-        if n_keep > n_forced {
-            note(&order, n_keep);
-        }
-        order.truncate(n_keep);
-        order.retain(|&p| self.states[p as usize].1 == segment + 1);
+        let (mut selected, mut others): (Vec<u32>, Vec<u32>) =
+            scores.keys().copied().partition(|&p| forced(p));
+        let n_keep = (scores.len() as f64 * self.lazy.points[segment].keep_rate).ceil() as usize;
+        let n_others = n_keep.saturating_sub(selected.len());
+        others.sort_by(by_rank);
+        let mut margin = self.margin.min(gap(&others, n_others));
+        selected.extend(&others[..n_others.min(others.len())]);
+        selected.retain(is_in_front);
         let (mut old, new): (Vec<u32>, Vec<u32>) =
-            order.into_iter().partition(|&p| (p as usize) < n_old);
-        old.sort_by(|a, b| scores[b].total_cmp(&scores[a]).then(a.cmp(b)));
-        note(&old, cap.min(old.len()));
-        self.margin = margin;
+            selected.into_iter().partition(|&p| (p as usize) < n_old);
+        let cap = if self.lazy.revives { cap } else { 0 };
+        old.sort_by(by_rank);
+        margin = margin.min(gap(&old, cap.min(old.len())));
         old.truncate(cap);
+        self.margin = margin;
         let mut rows: Vec<usize> = old.into_iter().chain(new).map(|p| p as usize).collect();
         rows.sort_unstable();
         rows
@@ -260,6 +270,12 @@ impl Reference {
 
     fn counts(&self) -> [usize; 3] {
         [self.token_layers, self.n_waiting(), self.n_revived]
+    }
+
+    /// Tokens never see later ones, so those that stay are what they were.
+    fn truncate(&mut self, len: usize) {
+        self.states.truncate(len);
+        self.kv.iter_mut().for_each(|kv| kv.retain(|&position, _| (position as usize) < len));
     }
 
     fn n_waiting(&self) -> usize {
@@ -532,4 +548,335 @@ fn rows_that_wait_in_bf16_are_rounded_to_nearest_even() {
     backend.copy_rows(&transit, &mut exact, &[(2, 0)]).unwrap();
     backend.read_rows(&exact, 0, &mut got).unwrap();
     assert!(bits(&got) == bits(&row));
+}
+
+/// Whole numbers from a range, the same in every run.
+fn random(seed: u64) -> impl FnMut(std::ops::Range<usize>) -> usize {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    move |range| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        range.start + (state >> 33) as usize % range.len()
+    }
+}
+
+const N_LAYERS: usize = 6;
+
+/// Any points, rates, windows, caps, pools and guards.
+fn random_lazy(random: &mut impl FnMut(std::ops::Range<usize>) -> usize) -> Lazy {
+    let mut points = Vec::new();
+    for layer in 1..N_LAYERS {
+        if random(0..5) < 2 {
+            points.push((layer, random(1..11) as f64 / 10.0));
+        }
+    }
+    if points.is_empty() {
+        points.push((random(1..N_LAYERS), 0.4));
+    }
+    Lazy {
+        window: random(1..6),
+        sinks: random(0..4),
+        pool: [1, 1, 3, 5][random(0..4)],
+        min_len: [0, 0, 0, 40][random(0..4)],
+        max_revived: [0, 1, 3, 16, usize::MAX][random(0..5)],
+        revives: random(0..5) > 0,
+        ..lazy(&points)
+    }
+}
+
+/// A session and the reference, side by side.
+struct Pair {
+    session: Session,
+    reference: Reference,
+    n_fed: usize,
+}
+
+impl Pair {
+    fn prefill(&mut self, tokens: &[u32], what: &str) {
+        self.session.prefill(tokens).unwrap();
+        let want = self.reference.feed(tokens, usize::MAX);
+        self.check(&want, tokens.len(), what);
+    }
+
+    fn decode(&mut self, id: u32, what: &str) {
+        self.session.decode(id).unwrap();
+        let want = self.reference.feed(&[id], self.reference.lazy.max_revived);
+        self.check(&want, 1, what);
+    }
+
+    fn check(&mut self, want: &[f64], n: usize, what: &str) {
+        self.n_fed += n;
+        if self.is_thin() {
+            return;
+        }
+        check(&self.session, want, &self.reference, what);
+        let receipt = self.session.receipt();
+        assert!(receipt.token_layers <= self.n_fed * N_LAYERS, "{what}: more than dense");
+        let model = self.session.model();
+        assert_eq!(receipt.aux_bytes % model.plan().aux_page_bytes, 0, "{what}: in transit");
+    }
+
+    /// A choice came up that f32 cannot make: it may be made otherwise, and what follows is another story.
+    fn is_thin(&self) -> bool {
+        self.reference.margin < 1.0001
+    }
+
+    fn fork(&self) -> Self {
+        let Self { session, reference, n_fed } = self;
+        Self { session: session.fork().unwrap(), reference: reference.clone(), n_fed: *n_fed }
+    }
+}
+
+/// The reference asserts that a token goes through each layer at most once and in order; that the session
+/// computes as many says that it does so too.
+#[test]
+fn random_schedules_turns_forks_and_truncations_follow_the_reference() {
+    let of_six = || deep(checkpoint(NAME), N_LAYERS);
+    let (mut n_revived, mut n_thin, n_runs) = (0, 0, 24);
+    for seed in 0..n_runs {
+        let mut random = random(seed);
+        let lazy = random_lazy(&mut random);
+        let chunk = random(lazy.window..70);
+        let model = open_cpu(of_six(), &options(chunk));
+        let reference = Reference::new(&of_six(), &lazy);
+        let mut pair = Pair { session: session(&model, Some(&lazy)), reference, n_fed: 0 };
+        let mut other: Option<Pair> = None;
+        let n_acts = 14;
+        for act in 0..n_acts {
+            let what = format!("seed {seed}, act {act}, chunk {chunk}, {lazy:?}");
+            if pair.is_thin() {
+                n_thin += 1;
+                break;
+            }
+            match if act == 0 { 0 } else { random(0..8) } {
+                0 | 1 => {
+                    let n = random(1..45);
+                    pair.prefill(&prompt(random(0..50), n), &what);
+                }
+                2 => {
+                    let len = pair.session.len();
+                    let kept = len - random(0..len.min(25));
+                    pair.session.truncate(kept);
+                    pair.reference.truncate(kept);
+                    assert_eq!(
+                        pair.session.receipt().n_waiting,
+                        pair.reference.n_waiting(),
+                        "{what}"
+                    );
+                }
+                3 => {
+                    // The two share pages until they write; either may go first, and the other is kept.
+                    let mut fork = pair.fork();
+                    if random(0..2) == 0 {
+                        std::mem::swap(&mut pair, &mut fork);
+                    }
+                    fork.prefill(&prompt(random(0..50), random(1..20)), &what);
+                    if !fork.is_thin() {
+                        other = Some(fork);
+                    }
+                }
+                4 => {
+                    if let Some(other) = &mut other {
+                        std::mem::swap(&mut pair, other);
+                    }
+                }
+                _ => {
+                    for _ in 0..random(1..6) {
+                        if !pair.is_thin() {
+                            pair.decode(random(0..128) as u32, &what);
+                        }
+                    }
+                }
+            }
+        }
+        n_revived += pair.reference.n_revived;
+        drop((pair, other));
+        let usage = model.pool_usage();
+        assert_eq!((usage.n_used, usage.n_aux_used), (0, 0), "seed {seed}");
+    }
+    assert!(n_revived > 500, "{n_revived} revived");
+    assert!(n_thin < n_runs / 4, "{n_thin} of {n_runs} runs came to a choice that is too close");
+}
+
+/// A turn of `n` tokens and some decoded ones; bits of the logits after each.
+fn turn(s: &mut Session, seed: usize, n: usize) -> Vec<Vec<u32>> {
+    s.prefill(&prompt(seed, n)).unwrap();
+    let mut out = vec![bits(s.logits().unwrap())];
+    for _ in 0..6 {
+        s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
+        out.push(bits(s.logits().unwrap()));
+    }
+    out
+}
+
+#[test]
+fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
+    let schedules = [
+        None,
+        Some(lazy(&[(1, 0.5), (4, 0.5)])),
+        Some(Lazy { window: 3, max_revived: 1, ..lazy(&[(1, 0.3), (2, 0.5), (5, 0.7)]) }),
+        Some(Lazy { min_len: 30, ..lazy(&[(3, 0.2)]) }),
+        None,
+        Some(lazy(&[(1, 0.5), (4, 0.5)])),
+    ];
+    for (chunk, batch) in [(16, 16), (5, 3), (64, 4)] {
+        let options = ModelOptions { kv: KvFormat::Bf16, batch, ..options(chunk) };
+        let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options);
+        let turns = [(1, 40), (2, 3), (3, 25)];
+        let alone: Vec<Vec<Vec<u32>>> = schedules
+            .iter()
+            .enumerate()
+            .map(|(i, lazy)| {
+                let mut s = session(&model, lazy.as_ref());
+                turns.iter().flat_map(|&(seed, n)| turn(&mut s, seed + 10 * i, n)).collect()
+            })
+            .collect();
+        let mut all: Vec<Session> = schedules.iter().map(|l| session(&model, l.as_ref())).collect();
+        let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); all.len()];
+        let mut is_idle = vec![true; all.len()];
+        // Session i begins at step i, so that passes hold prompts of some and tokens of others.
+        for step in 0.. {
+            for (i, s) in all.iter_mut().enumerate().take(step) {
+                if is_idle[i] && seen[i].len() < alone[i].len() {
+                    is_idle[i] = false;
+                    match seen[i].len() % 7 {
+                        0 => {
+                            let (seed, n) = turns[seen[i].len() / 7];
+                            s.feed(&prompt(seed + 10 * i, n)).unwrap();
+                        }
+                        _ => s.push(argmax(s.logits().unwrap()) as u32).unwrap(),
+                    }
+                }
+            }
+            let mut refs: Vec<&mut Session> = all.iter_mut().collect();
+            let results = model.step(&mut refs);
+            for (i, result) in results.iter().enumerate() {
+                if *result.as_ref().unwrap() == Progress::Ready {
+                    seen[i].push(bits(all[i].logits().unwrap()));
+                    is_idle[i] = true;
+                }
+            }
+            if seen.iter().zip(&alone).all(|(seen, alone)| seen.len() == alone.len()) {
+                break;
+            }
+            assert!(step < 500, "no end: {:?}", seen.iter().map(Vec::len).collect::<Vec<_>>());
+        }
+        for (i, (seen, alone)) in seen.iter().zip(&alone).enumerate() {
+            assert!(seen == alone, "session {i}, chunk {chunk}, batch {batch}");
+        }
+        drop(all);
+        assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    }
+}
+
+/// All that a call which fails must leave.
+fn left(s: &Session) -> (Vec<u32>, loris::Receipt, Option<Vec<u32>>, [usize; 2]) {
+    let usage = s.model().pool_usage();
+    (s.tokens().to_vec(), s.receipt(), s.logits().map(bits), [usage.n_used, usage.n_aux_used])
+}
+
+#[test]
+fn a_full_pool_in_the_middle_loses_nothing() {
+    let lazy = Lazy { max_revived: 2, ..lazy(&[(1, 0.4), (3, 0.5), (4, 0.5)]) };
+    let open = |kv_pages: usize, aux_pages: usize| {
+        let sizes = ModelOptions {
+            kv_tokens: Some(16 * kv_pages),
+            aux_tokens: 16 * aux_pages,
+            ..options(8)
+        };
+        open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes)
+    };
+    let roomy = open(20, 20);
+    let mut s = session(&roomy, Some(&lazy));
+    let mut want = turn(&mut s, 1, 30);
+    want.extend(turn(&mut s, 2, 60));
+    let (mut n_kv, mut n_aux, mut n_whole) = (0, 0, 0);
+    let sizes = (1..9).map(|n| (20, n)).chain((1..9).map(|n| (n, 20)));
+    for (kv_pages, aux_pages) in sizes {
+        let model = open(kv_pages, aux_pages);
+        let mut s = session(&model, Some(&lazy));
+        let mut n_seen = 0;
+        // Each call that fails is tried again, which fails the same way; then the session has lost nothing, and
+        // what it can still do is what it could have done.
+        'calls: for (seed, n) in [(1, 30), (2, 60)] {
+            for step in 0..7 {
+                let before = left(&s);
+                for _ in 0..2 {
+                    let outcome = match step {
+                        0 => s.prefill(&prompt(seed, n)),
+                        _ => s.decode(argmax(s.logits().unwrap()) as u32),
+                    };
+                    match outcome {
+                        Ok(()) => break,
+                        Err(Error::KvFull { .. }) => n_kv += 1,
+                        Err(Error::AuxFull { .. }) => n_aux += 1,
+                        Err(e) => panic!("{e}"),
+                    }
+                    assert!(left(&s) == before, "{kv_pages} and {aux_pages} pages, step {step}");
+                }
+                if s.tokens().len() == before.0.len() {
+                    break 'calls;
+                }
+                assert!(
+                    bits(s.logits().unwrap()) == want[n_seen],
+                    "{kv_pages} and {aux_pages} pages"
+                );
+                n_seen += 1;
+            }
+        }
+        n_whole += usize::from(n_seen == want.len());
+        if n_seen == 7 {
+            // The second turn did not fit: a shorter one goes on from what is there.
+            let mut short = session(&roomy, Some(&lazy));
+            turn(&mut short, 1, 30);
+            short.decode(5).unwrap();
+            if s.decode(5).is_ok() {
+                assert!(bits(s.logits().unwrap()) == bits(short.logits().unwrap()));
+            }
+        }
+        drop(s);
+        assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    }
+    assert!(n_kv >= 4 && n_aux >= 4 && n_whole >= 4, "{n_kv}, {n_aux}, {n_whole}");
+}
+
+#[test]
+fn a_prompt_can_be_stopped_after_every_pass() {
+    let lazy = Lazy { max_revived: 2, ..lazy(&[(1, 0.4), (3, 0.5), (4, 0.5)]) };
+    let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options(8));
+    let mut other = session(&model, Some(&lazy));
+    turn(&mut other, 1, 30);
+    let mut s = other.fork().unwrap();
+    let want = turn(&mut other, 2, 40);
+    drop(other);
+    let before = left(&s);
+    let mut n_stopped = 0;
+    loop {
+        let mut n_left = n_stopped;
+        let outcome = s.prefill_with(&prompt(2, 40), &mut |_, _| match n_left {
+            0 => ControlFlow::Break(()),
+            _ => {
+                n_left -= 1;
+                ControlFlow::Continue(())
+            }
+        });
+        if outcome.is_ok() {
+            break;
+        }
+        assert!(left(&s) == before, "after pass {n_stopped}");
+        // The same for one that is stepped, and then dropped by its owner.
+        s.feed(&prompt(2, 40)).unwrap();
+        for _ in 0..=n_stopped {
+            assert!(matches!(model.step(&mut [&mut s])[0], Ok(Progress::Pending { .. })));
+        }
+        assert_eq!(s.clear_pending(), 40);
+        assert!(left(&s) == before, "cleared after pass {n_stopped}");
+        n_stopped += 1;
+    }
+    assert!(n_stopped > 10, "{n_stopped} passes");
+    assert!(bits(s.logits().unwrap()) == want[0]);
+    for want in &want[1..] {
+        s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
+        assert!(bits(s.logits().unwrap()) == *want);
+    }
 }

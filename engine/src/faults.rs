@@ -6,14 +6,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc;
 
+use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Weights};
+
 use crate::backend::{Draw, Stop};
 use crate::cache::{AuxRow, PageId};
 use crate::forward::{Done, Execute, Pass};
+use crate::policy::{Lazy, PrunePoint};
 use crate::session::{Pending, SessionOptions};
+use crate::stage::Stage;
 use crate::sync::{Arc, Mutex, lock, thread};
 use crate::{
     DeviceChoice, Engine, EngineOptions, Error, Finish, GenerateOptions, Model, ModelOptions,
-    Progress, Sampler, SamplerParams, Session,
+    Progress, Receipt, Sampler, SamplerParams, Session,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,18 +81,27 @@ const PAGE_LEN: usize = 16;
 
 /// A small model, and the hook of its device.
 fn model(draws: bool) -> (Model, Arc<Mutex<Hook>>) {
+    model_of(checkpoint(), draws)
+}
+
+fn checkpoint() -> Checkpoint {
     let root = std::env::var_os("LORIS_ROOT").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
     let dir = PathBuf::from(root).join("tests/fixtures/llama-tied");
+    loris_loader::open(&dir, &OpenOptions::default()).unwrap()
+}
+
+fn model_of(checkpoint: Checkpoint, draws: bool) -> (Model, Arc<Mutex<Hook>>) {
     let options =
         EngineOptions { device: DeviceChoice::Cpu, threads: Some(2), ..EngineOptions::default() };
     let sizes = ModelOptions {
         page_len: PAGE_LEN,
         kv_tokens: Some(1024),
+        aux_tokens: 256,
         chunk: 16,
         batch: 4,
         ..ModelOptions::default()
     };
-    let mut model = Engine::new(&options).unwrap().open(&dir, &sizes).unwrap();
+    let mut model = Engine::new(&options).unwrap().open_checkpoint(checkpoint, &sizes).unwrap();
     let hook: Arc<Mutex<Hook>> = Arc::new(Mutex::new(Box::new(|_| Ok(()))));
     let shared = Arc::get_mut(&mut model.shared).unwrap();
     let exec = std::mem::replace(&mut shared.exec, Mutex::new(Box::new(Nothing)));
@@ -288,6 +301,146 @@ fn a_visitor_that_panics_leaves_the_session_as_it_was() {
         }));
         assert!(outcome.is_err());
         assert_eq!(snapshot(&s), before, "token {at}");
+    }
+}
+
+/// The fixture's two layers twice.
+fn four_layers() -> Checkpoint {
+    let checkpoint = checkpoint();
+    let mut tensors = Vec::new();
+    for tensor in checkpoint.weights.tensors() {
+        let mut add = |name: String| {
+            tensors.push((name, tensor.dtype, tensor.shape.clone(), tensor.bytes.to_vec()));
+        };
+        add(tensor.name.clone());
+        for (own, copy) in [("layers.0.", "layers.2."), ("layers.1.", "layers.3.")] {
+            tensor.name.starts_with(own).then(|| add(tensor.name.replace(own, copy)));
+        }
+    }
+    let weights = Weights::from_memory(tensors).unwrap();
+    let config = ModelConfig { n_layers: 4, windows: vec![None; 4], ..checkpoint.config };
+    Checkpoint { config, weights, ..checkpoint }
+}
+
+/// All that a failed call must leave of a session that prunes.
+#[derive(PartialEq)]
+struct Layers {
+    tokens: Vec<u32>,
+    pending: Pending,
+    stage: Stage,
+    depths: Vec<u8>,
+    positions: Vec<Vec<u32>>,
+    /// Where tokens wait, and the bits of their hidden states.
+    waiting: Vec<(u32, Vec<u32>)>,
+    logits: Option<Vec<u32>>,
+    receipt: Receipt,
+}
+
+fn layers(s: &Session) -> Layers {
+    let mut device = s.model.shared.device();
+    let mut bits_of = |row| {
+        let mut state = vec![0.0; s.model.config().hidden_dim];
+        device.read_aux(row, &mut state).unwrap();
+        state.iter().map(|x| x.to_bits()).collect()
+    };
+    Layers {
+        tokens: s.tokens.clone(),
+        pending: s.pending.clone(),
+        stage: s.stage.clone(),
+        depths: s.cache.depths().to_vec(),
+        positions: s.cache.segments.iter().map(|segment| segment.positions.clone()).collect(),
+        waiting: s.cache.aux.rows().map(|(position, row)| (position, bits_of(row))).collect(),
+        logits: bits(s),
+        // Beside a fork it needs pages of its own sooner: pages are counted by the pool.
+        receipt: Receipt { aux_bytes: 0, ..s.receipt() },
+    }
+}
+
+/// A prompt and a token go through three segments; the fault is planted in every pass of each, and in the
+/// reading of logits. Beside the session a fork of it holds the same pages, or none does.
+#[test]
+fn a_call_that_fails_in_any_segment_leaves_the_session_as_it_was() {
+    let (model, hook) = model_of(four_layers(), false);
+    let points = [(1, 0.5), (3, 0.5)].map(|(layer, keep_rate)| PrunePoint { layer, keep_rate });
+    let lazy = Lazy { min_len: 0, sinks: 2, max_revived: 5, ..Lazy::new(points.to_vec()) };
+    let start = || {
+        let lazy = Some(lazy.clone());
+        let mut s = model.session(&SessionOptions { lazy, ..Default::default() }).unwrap();
+        s.prefill(&prompt(3, 50)).unwrap();
+        (0..3).for_each(|token| s.decode(token).unwrap());
+        s
+    };
+    let n_used = || [model.pool_usage().n_used, model.pool_usage().n_aux_used];
+    let step = |s: &mut Session, queue: &dyn Fn(&mut Session)| {
+        if s.pending == Pending::Nothing {
+            queue(s);
+        }
+        while s.pending != Pending::Nothing {
+            s.model.clone().step(&mut [s]).remove(0)?;
+        }
+        Ok(())
+    };
+    let calls: [(&str, Act<'_>, usize); 4] = [
+        ("prefill", &|s| s.prefill(&prompt(1, 40)), 7),
+        ("decode", &|s| s.decode(5), 3),
+        ("steps of a prompt", &|s| step(s, &|s| s.feed(&prompt(1, 40)).unwrap()), 7),
+        ("steps of a token", &|s| step(s, &|s| s.push(5).unwrap()), 3),
+    ];
+    for (name, call, n_runs_min) in calls {
+        let is_stepped = name.starts_with("steps");
+        let mut s = start();
+        assert!(s.receipt().n_waiting > 20, "{:?}", s.receipt());
+        call(&mut s).unwrap();
+        let want = layers(&s);
+        assert!(want.receipt.n_revived > 5 && want.receipt.n_waiting > 10, "{:?}", want.receipt);
+        drop(s);
+        for (fault, has_fork) in
+            [(Fault::Error, false), (Fault::Panic, false), (Fault::Error, true)]
+        {
+            let mut n_met = [0; 3];
+            for at in [Call::Run, Call::ReadLogits] {
+                for nth in 0.. {
+                    let mut s = start();
+                    let fork = has_fork.then(|| s.fork().unwrap());
+                    let (before, held) = (layers(&s), n_used());
+                    let met = plant(&hook, fault, at, nth);
+                    let outcome = catch_unwind(AssertUnwindSafe(|| call(&mut s)));
+                    unplant(&hook);
+                    if !*lock(&met) {
+                        assert!(matches!(outcome, Ok(Ok(()))), "{name}");
+                        break;
+                    }
+                    n_met[at as usize] += 1;
+                    let what = format!("{name}, {fault:?} in {at:?} {nth}, fork {has_fork}");
+                    assert!(!matches!(outcome, Ok(Ok(()))), "{what}");
+                    if !is_stepped {
+                        assert!(layers(&s) == before, "{what}");
+                        if !has_fork {
+                            assert_eq!(n_used(), held, "{what}");
+                        }
+                    } else if name.ends_with("token") {
+                        // It goes through all segments or none, and is still queued.
+                        assert_eq!((s.pending.len(), &s.stage), (1, &Stage::default()), "{what}");
+                        assert_eq!(layers(&s).depths, before.depths, "{what}");
+                        assert!(layers(&s).waiting == before.waiting, "{what}");
+                        assert_eq!(bits(&s), before.logits, "{what}");
+                    }
+                    call(&mut s).unwrap();
+                    assert!(layers(&s) == want, "{what}: tried again");
+                    if let Some(fork) = &fork {
+                        let Layers { waiting, logits, .. } = layers(fork);
+                        assert!(
+                            waiting == before.waiting && logits == before.logits,
+                            "{what}: the fork"
+                        );
+                    }
+                    drop((s, fork));
+                    assert_eq!(n_used(), [0, 0], "{what}");
+                }
+            }
+            assert!(n_met[Call::Run as usize] >= n_runs_min, "{name}: {n_met:?}");
+            assert_eq!(n_met[Call::ReadLogits as usize], 1, "{name}");
+        }
     }
 }
 

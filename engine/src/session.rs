@@ -435,6 +435,10 @@ impl Session {
 
     /// Forgets the tokens from `len` on; the pages that only they needed are free at once. Queued tokens
     /// are dropped too. Logits are gone unless nothing was forgotten.
+    ///
+    /// In a session that prunes the tokens that stay keep what they have: where those that are forgotten chose
+    /// whom to leave behind and whom to take up again, that stands, and no number depends on them otherwise, because a token
+    /// sees none behind it. A slot between others stays, without a token, until those behind it go.
     pub fn truncate(&mut self, len: usize) {
         self.clear_pending();
         if len < self.len() {

@@ -153,7 +153,6 @@ impl Model {
                 *result = job.session.outcome_of_failed_pass(&e, stopped);
                 *is_served = true;
                 job.give_back();
-                job.session.undo_token();
             }
         }
     }
@@ -178,7 +177,6 @@ impl Model {
                 Err(_) => {
                     **is_served = true;
                     job.give_back();
-                    job.session.undo_token();
                 }
             }
         }
@@ -300,13 +298,15 @@ impl<'s> Job<'s> {
         scores.then(|| session.n_score_rows().min(work.tokens.len()))
     }
 
-    /// What was taken goes back, unless the rows were committed.
+    /// What was taken goes back, unless the rows were committed, and so does what the session would not keep
+    /// without them.
     fn give_back(&mut self) {
         if let Some(taken) = self.taken.take() {
             let Session { cache, model, .. } = &mut *self.session;
             cache.undo(taken, &mut model.shared.pool());
-            if self.has_adopted {
-                self.session.roll_back();
+            match self.has_adopted {
+                true => self.session.roll_back(),
+                false => self.session.undo_token(),
             }
         }
     }
