@@ -6,7 +6,7 @@ mod support;
 use loris::loader::Dtype;
 use loris::policy::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions};
-use support::{argmax, bits, deep, open, options, rounded};
+use support::{argmax, bits, deep, open, open_cpu, open_cuda, options, rounded};
 use xxhash_rust::xxh3::xxh3_64;
 
 const NAME: &str = "llama3-rope";
@@ -280,6 +280,28 @@ fn a_restored_session_that_prunes_gives_the_same_bits() {
         }
     }
     assert!(n_with_holes > 4, "{n_with_holes}");
+}
+
+#[test]
+fn a_session_that_prunes_is_restored_on_cuda_and_on_another_device() {
+    let checkpoint = || deep(rounded("llama-tied", Dtype::BF16), 4);
+    let sizes = ModelOptions { page_len: 16, aux_tokens: 128, ..options(128) };
+    let model = open_cuda(checkpoint(), &sizes);
+    let lazy = Some(schedule(&[(1, 0.5), (2, 0.5)]));
+    let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
+    s.prefill(&prompt(1, 24)).unwrap();
+    s.decode(7).unwrap();
+    let blob = save(&s);
+    assert!(s.receipt().n_waiting > 10, "{:?}", s.receipt());
+    let other = open_cuda(checkpoint(), &ModelOptions { page_len: 32, ..sizes.clone() });
+    let mut restored = restore(&other, &blob).unwrap();
+    let mut on_cpu = restore(&open_cpu(checkpoint(), &sizes), &blob).unwrap();
+    assert!(save(&restored) == blob && save(&on_cpu) == blob);
+    for token in [3, 9] {
+        [&mut s, &mut restored, &mut on_cpu].map(|s| s.decode(token).unwrap());
+        assert!(bits(restored.logits().unwrap()) == bits(s.logits().unwrap()));
+    }
+    assert!(restored.receipt().n_revived > 0, "hidden states came back");
 }
 
 #[test]
