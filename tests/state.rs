@@ -298,7 +298,9 @@ fn a_session_that_prunes_is_restored_on_cuda_and_on_another_device() {
     let mut on_cpu = restore(&open_cpu(checkpoint(), &sizes), &blob).unwrap();
     assert!(save(&restored) == blob && save(&on_cpu) == blob);
     for token in [3, 9] {
-        [&mut s, &mut restored, &mut on_cpu].map(|s| s.decode(token).unwrap());
+        for s in [&mut s, &mut restored, &mut on_cpu] {
+            s.decode(token).unwrap();
+        }
         assert!(bits(restored.logits().unwrap()) == bits(s.logits().unwrap()));
     }
     assert!(restored.receipt().n_revived > 0, "hidden states came back");
