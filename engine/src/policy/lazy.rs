@@ -81,7 +81,7 @@ impl Lazy {
             sinks: 4,
             pool: 1,
             min_len: 512,
-            max_revived: 2,
+            max_revived: 1,
             revives: true,
             order: Order::Attention,
         }
