@@ -878,3 +878,121 @@ fn a_prompt_can_be_stopped_after_every_pass() {
         assert!(bits(s.logits().unwrap()) == *want);
     }
 }
+
+/// Bits of the logits after a prompt that begins like others' and after some greedy tokens.
+fn answer(s: &mut Session, prompt: &[u32]) -> Vec<Vec<u32>> {
+    s.prefill(prompt).unwrap();
+    let mut out = vec![bits(s.logits().unwrap())];
+    for _ in 0..4 {
+        s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
+        out.push(bits(s.logits().unwrap()));
+    }
+    out
+}
+
+fn prefixes_are_shared(open: &dyn Fn(&ModelOptions) -> Model) {
+    // 100 tokens are 6 full pages; first segment: two layers of five.
+    let begin = prompt(1, 100);
+    let prompts: Vec<Vec<u32>> = [(2, 30), (3, 17), (4, 5)]
+        .map(|(seed, n)| [begin.clone(), prompt(seed, n)].concat())
+        .into();
+    let hard = lazy(&[(2, 0.4), (3, 0.5)]);
+    let mild = lazy(&[(2, 0.8)]);
+    let other = lazy(&[(1, 0.5)]);
+    let keeping = ModelOptions { keep_prefixes: true, ..options(32) };
+    let (model, alone) = (open(&keeping), open(&options(32)));
+    let check = |lazy: Option<&Lazy>, prompt: &[u32], n_shared: usize| {
+        let (mut shares, mut computes) = (session(&model, lazy), session(&alone, lazy));
+        assert!(answer(&mut shares, prompt) == answer(&mut computes, prompt), "{lazy:?}");
+        let (receipt, whole) = (shares.receipt(), computes.receipt());
+        assert_eq!(receipt.n_shared, n_shared, "{lazy:?}");
+        let skipped = n_shared * lazy.map_or(N_LAYERS, |lazy| lazy.points[0].layer);
+        assert_eq!(receipt.token_layers + skipped, whole.token_layers);
+        assert_eq!((receipt.n_waiting, receipt.aux_bytes), (whole.n_waiting, whole.aux_bytes));
+        shares
+    };
+    let first = check(Some(&hard), &prompts[0], 0);
+    let second = check(Some(&hard), &prompts[1], 96);
+    let third = check(Some(&mild), &prompts[2], 96); // the first point is what counts
+    let fork = second.fork().unwrap();
+    drop(check(Some(&other), &prompts[2], 0));
+    drop(check(None, &prompts[2], 0));
+    let dense = check(None, &prompts[1], 0);
+    drop(check(None, &prompts[0], 96));
+    // The pages live as long as somebody holds them, and what is kept with them too.
+    drop((first, second, dense));
+    drop(check(Some(&hard), &prompts[0], 96));
+    drop((third, fork));
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    drop(check(Some(&hard), &prompts[0], 0));
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+}
+
+#[test]
+fn sessions_that_prune_share_what_is_before_their_first_point() {
+    prefixes_are_shared(&|options| open_cpu(deep(checkpoint(NAME), N_LAYERS), options));
+}
+
+#[test]
+fn kept_hidden_states_make_room_and_are_lost_with_a_call_that_fails() {
+    let lazy = lazy(&[(2, 0.4)]);
+    // Room for one prompt in transit, and for what it leaves waiting three times.
+    let sizes = ModelOptions { keep_prefixes: true, aux_tokens: 8 * 16, ..options(16) };
+    let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes);
+    let mut sessions = Vec::new();
+    for (seed, n_shared) in [(1, 0), (1, 64), (2, 0)] {
+        let mut s = session(&model, Some(&lazy));
+        s.prefill(&prompt(seed, 70)).unwrap();
+        assert_eq!(s.receipt().n_shared, n_shared);
+        sessions.truncate(1);
+        sessions.push(s);
+    }
+    // The second prompt needed the room of the first, which cannot be shared any more.
+    let mut s = session(&model, Some(&lazy));
+    s.prefill(&prompt(1, 70)).unwrap();
+    assert_eq!(s.receipt().n_shared, 0);
+    drop((s, sessions));
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+
+    // A prompt that is stopped behind the first segment takes what it has offered with it.
+    let mut s = session(&model, Some(&lazy));
+    let stopped = s.prefill_with(&prompt(5, 70), &mut |done, _| match done > 30 {
+        true => ControlFlow::Break(()),
+        false => ControlFlow::Continue(()),
+    });
+    assert!(matches!(stopped, Err(Error::Cancelled)));
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    // A session that shares and is stopped leaves the other's as it was.
+    s.prefill(&prompt(5, 70)).unwrap();
+    let before = (left(&s), model.pool_usage().n_aux_used);
+    for stop_at in 0..60 {
+        let mut other = session(&model, Some(&lazy));
+        let mut n = 0;
+        let outcome = other.prefill_with(&prompt(5, 70), &mut |_, _| {
+            n += 1;
+            if n > stop_at { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        drop(other);
+        assert!((left(&s), model.pool_usage().n_aux_used) == before, "stopped at {stop_at}");
+        if outcome.is_ok() {
+            break;
+        }
+    }
+}
+
+/// Where chunks do not end with pages the rows of a page are not one token after another: nothing is shared, and
+/// nothing is wrong.
+#[test]
+fn chunks_that_cut_pages_share_less_and_change_no_bit() {
+    let lazy = lazy(&[(2, 0.4)]);
+    let open = |keep_prefixes| {
+        let sizes = ModelOptions { keep_prefixes, ..options(24) };
+        open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes)
+    };
+    let (keeping, alone) = (open(true), open(false));
+    let mut before = session(&keeping, Some(&lazy));
+    before.prefill(&prompt(1, 100)).unwrap();
+    let (mut a, mut b) = (session(&keeping, Some(&lazy)), session(&alone, Some(&lazy)));
+    assert!(answer(&mut a, &prompt(1, 120)) == answer(&mut b, &prompt(1, 120)));
+    assert!(a.receipt().n_shared < 96);
+}

@@ -313,7 +313,8 @@ pub struct PoolUsage {
     /// Bytes of a page.
     pub page_bytes: usize,
     /// Pages of hidden states that some session holds, a shared one once: none but those of waiting tokens
-    /// where no call is under way.
+    /// where no call is under way, and those kept for
+    /// prompts to come.
     pub n_aux_used: usize,
 }
 

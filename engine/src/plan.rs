@@ -31,6 +31,11 @@ pub struct ModelOptions {
     /// sessions; a call that takes up waiting tokens and leaves them at a later point keeps both until it is
     /// done, so that it can be undone. Memory is committed as it is written.
     pub aux_tokens: usize,
+    /// Keeps the hidden states that prompts of sessions that prune have behind the first segment, 4 bytes a
+    /// number, as long as their KV pages are held and the room of `aux_tokens` is not needed: later prompts
+    /// that begin alike skip that segment, if their first prune point is the same. Needs a chunk that is a multiple
+    /// of the page length.
+    pub keep_prefixes: bool,
 }
 
 impl Default for ModelOptions {
@@ -43,6 +48,7 @@ impl Default for ModelOptions {
             chunk: 512,
             batch: 16,
             aux_tokens: 0,
+            keep_prefixes: false,
         }
     }
 }
@@ -66,6 +72,8 @@ pub struct Plan {
     pub n_transit_pages: usize,
     /// Bytes of such a page: f32.
     pub transit_page_bytes: usize,
+    /// Hidden states of prompts are kept for prompts that begin alike.
+    pub keep_prefixes: bool,
     /// Rows a pass can hold.
     pub max_rows: usize,
     /// Prompt rows a pass takes.
@@ -157,6 +165,7 @@ impl Plan {
             aux_page_bytes,
             n_transit_pages,
             transit_page_bytes,
+            keep_prefixes: options.keep_prefixes,
             max_rows,
             chunk: options.chunk,
             batch: options.batch,

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
-use crate::cache::{LayeredCache, Store};
+use crate::cache::{Filled, LayeredCache, ROOT, Store};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::gate::Gate;
@@ -470,24 +470,45 @@ impl Session {
         Ok(())
     }
 
+    /// Behind the first segment: lets later sessions share what the prompt filled there, if the model was opened to
+    /// keep it.
+    pub(crate) fn offer_prefix(&self) {
+        let shared = &*self.model.shared;
+        if !shared.plan.keep_prefixes || self.n_shareable == 0 {
+            return;
+        }
+        let page_len = shared.plan.layout.page_len;
+        let hidden = self.cache.aux.whole_pages(self.n_shareable, page_len);
+        let segment = &self.cache.segments[0];
+        let (page_table, n_layers) = (segment.page_table.as_slice(), segment.n_layers);
+        let filled = Filled { page_table, n_layers, hidden: Some(&hidden) };
+        let mut pool = shared.pool();
+        let tokens = &self.tokens[..self.n_shareable];
+        let held = pool.prefixes.enter(n_layers as u64, tokens, page_len, filled);
+        pool.aux.transit.share(&held);
+    }
+
     /// Takes over the leading full pages that another session's prompt has filled already; true if there
     /// were some.
     pub(crate) fn share_prefix(&mut self) -> bool {
         let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return false };
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
-        // Dynamic scaling rotates a key by the length of the prompt it came with; a pruned session needs the
-        // hidden states behind the first segment too.
-        if !self.tokens.is_empty() || dynamic || self.lazy.is_some() {
+        // Dynamic scaling rotates a key by the length of the prompt it came with.
+        if !self.tokens.is_empty() || dynamic {
             return false;
         }
         let page_len = shared.plan.layout.page_len;
         let mut pool = shared.pool();
         // The last token is always computed: its logits are wanted.
-        let columns = pool.prefixes.find(&tokens[..tokens.len() - 1], page_len).concat();
-        pool.pages.share(&columns);
-        let n_found = columns.len() / shared.plan.n_layers * page_len;
-        self.cache.adopt(columns, n_found);
+        let wanted = &tokens[..tokens.len() - 1];
+        let n_layers = self.cache.layers(0).len();
+        let root = if self.lazy.is_some() { n_layers as u64 } else { ROOT };
+        let found = pool.prefixes.find(root, wanted, page_len);
+        pool.pages.share(&found.columns);
+        pool.aux.transit.share(&found.hidden);
+        let n_found = found.columns.len() / n_layers * page_len;
+        self.cache.adopt(found, n_found, page_len);
         self.tokens.extend_from_slice(&tokens[..n_found]);
         self.n_shareable = n_found;
         self.receipt.n_shared += n_found;

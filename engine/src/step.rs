@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::backend::{Batch, Draw, Phase, Score, Seq, Stop};
-use crate::cache::Taken;
+use crate::cache::{Filled, ROOT, Taken};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::forward::{Execute, Pass};
@@ -370,7 +370,12 @@ impl<'s> Job<'s> {
         if session.lazy.is_none() {
             let (page_len, segment) = (shared.plan.layout.page_len, &session.cache.segments[0]);
             let shareable = &session.tokens[..session.n_shareable];
-            pool.prefixes.enter(shareable, page_len, &segment.page_table, segment.n_layers);
+            let filled = Filled {
+                page_table: &segment.page_table,
+                n_layers: segment.n_layers,
+                hidden: None,
+            };
+            pool.prefixes.enter(ROOT, shareable, page_len, filled);
         }
         Progress::Ready
     }

@@ -4,7 +4,7 @@
 //! stores of the device. Tokens that a call is moving through the layers are in [`Store::Transit`], in f32 like
 //! the residual stream, so that cutting the layers into segments changes no bit. Those that stay behind at a prune point are
 //! parked in [`Store::Waiting`], in the precision of the KV cache, until they are wanted; between calls
-//! nothing is in transit.
+//! a session has nothing in transit.
 //!
 //! Rows come in pages of a pool, as KV does. A page fills up from its first free row, pages in order; it
 //! goes back when its last row is free, and a page that a fork holds too is not written to.
@@ -122,6 +122,33 @@ impl Aux {
         }
     }
 
+    /// The pages in transit that hold the tokens from 0 on, a page for each `page_len` of them in order; ends where
+    /// that is not so.
+    pub fn whole_pages(&self, n_tokens: usize, page_len: usize) -> Vec<PageId> {
+        let page_of = |first: u32| {
+            let page = self.row_of.get(&first)?.row / small(page_len);
+            let in_order = (0..small(page_len)).all(|i| {
+                let row = page * small(page_len) + i;
+                self.row_of.get(&(first + i)) == Some(&AuxRow { store: Store::Transit, row })
+            });
+            in_order.then_some(page)
+        };
+        (0..n_tokens / page_len).map_while(|idx| page_of((idx * page_len) as u32)).collect()
+    }
+
+    /// Takes over pages in transit that hold the tokens from 0 on.
+    pub fn adopt(&mut self, pages: &[PageId], page_len: usize) {
+        for (position, &page) in (0..).step_by(page_len).zip(pages) {
+            let mut taken = Taken::default();
+            for i in 0..small(page_len) {
+                taken.set(i as usize, true);
+                let row = page * small(page_len) + i;
+                self.row_of.insert(position + i, AuxRow { store: Store::Transit, row });
+            }
+            self.transit.0.insert(page, taken);
+        }
+    }
+
     /// From here on the token's hidden state is in `row`, which was taken; gives the row it was in before.
     pub fn put(&mut self, position: u32, row: AuxRow) -> Option<AuxRow> {
         self.row_of.insert(position, row)
@@ -154,6 +181,11 @@ impl Aux {
         self.transit.clear(&mut pool.transit);
         self.waiting.clear(&mut pool.waiting);
     }
+}
+
+#[allow(clippy::cast_possible_truncation)] // page lengths are at most 256
+fn small(page_len: usize) -> u32 {
+    page_len as u32
 }
 
 /// A session's pages of one store, and which rows of each are taken.

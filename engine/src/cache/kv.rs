@@ -38,9 +38,22 @@ impl Pool {
     pub fn release(&mut self, table: &[PageId], n_layers: usize) {
         for column in table.chunks(n_layers) {
             if self.pages.release(column) > 0 {
-                self.prefixes.forget(column[0]);
+                self.forget_prefix(column[0]);
             }
         }
+    }
+
+    /// The column that starts with `page` is not to be shared any more.
+    fn forget_prefix(&mut self, page: PageId) {
+        if let Some(hidden) = self.prefixes.forget(page) {
+            self.aux.transit.release(&[hidden]);
+        }
+    }
+
+    /// Gives up hidden states that are kept for sessions to come; true if that freed a page.
+    pub fn give_up_hidden(&mut self) -> bool {
+        let pages = self.prefixes.forget_hidden();
+        self.aux.transit.release(&pages) > 0
     }
 }
 
@@ -120,7 +133,7 @@ impl Segment {
                 fresh = rest;
             } else {
                 // Its slots past the end are about to change, whatever was known of them.
-                pool.prefixes.forget(page_table[tail.start]);
+                pool.forget_prefix(page_table[tail.start]);
             }
         }
         page_table.extend_from_slice(fresh);

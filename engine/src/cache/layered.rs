@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::aux::{Aux, AuxRow, Store};
 use super::kv::{Growth, Pool, Segment};
-use super::pages::PageId;
+use super::prefix::Found;
 use crate::error::Error;
 
 /// Segments and hidden states of one session.
@@ -117,7 +117,11 @@ impl LayeredCache {
         let n_rows = if is_last { 0 } else { positions.len() };
         let from = positions.iter().filter_map(|&p| self.aux.row_of(p)).collect();
         let mut rows = self.aux.take(Store::Waiting, parked.len(), &mut pool.aux)?;
-        let grown = self.aux.take(Store::Transit, n_rows, &mut pool.aux).and_then(|to| {
+        let mut to = self.aux.take(Store::Transit, n_rows, &mut pool.aux);
+        if to.is_err() && pool.give_up_hidden() {
+            to = self.aux.take(Store::Transit, n_rows, &mut pool.aux);
+        }
+        let grown = to.and_then(|to| {
             rows.extend(to);
             self.segments[segment].grow(&positions, page_len, pool)
         });
@@ -178,10 +182,12 @@ impl LayeredCache {
         self.aux.give(&waiting, &mut pool.aux);
     }
 
-    /// Takes over pages that hold the first tokens of a sequence in the only segment.
-    pub fn adopt(&mut self, columns: Vec<PageId>, n_tokens: usize) {
+    /// Takes over pages that hold the first tokens of a sequence in the first segment, and their hidden states if
+    /// there is another.
+    pub fn adopt(&mut self, found: Found, n_tokens: usize, page_len: usize) {
+        self.aux.adopt(&found.hidden, page_len);
         let segment = &mut self.segments[0];
-        segment.page_table = columns;
+        segment.page_table = found.columns;
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         segment.positions.extend(0..n_tokens as u32);
         self.depth.resize(n_tokens, 1);

@@ -12,3 +12,4 @@ pub use format::{KvFormat, PageLayout, Side};
 pub use kv::{GIVEN_UP, Growth, Pool, Segment};
 pub use layered::{LayeredCache, Taken};
 pub use pages::{PageId, PagePool};
+pub use prefix::{Filled, Found, ROOT};

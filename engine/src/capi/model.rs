@@ -18,6 +18,10 @@ use crate::sampler::SamplerParams;
 use crate::step::Progress;
 use loris_loader::LoadMode;
 
+/// Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
+/// long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
+pub const LORIS_KEEP_PREFIXES: u32 = 1;
+
 /// Opens the Hugging Face model folder dir (a path in UTF-8): config.json, safetensors, and where they exist the
 /// tokenizer and the chat template. params may be NULL for the defaults. On LORIS_OK *model is a handle for
 /// loris_model_free, else it is NULL.
@@ -60,13 +64,14 @@ pub unsafe extern "C" fn loris_model_free(model: *mut loris_model) {
 /// # Safety
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(params: &loris_model_params) -> Result<ModelOptions, Failure> {
-    check_flags("loris_model_params.flags", params.flags, 0)?;
+    check_flags("loris_model_params.flags", params.flags, LORIS_KEEP_PREFIXES)?;
     check_flags("loris_model_params.reserved", params.reserved, 0)?;
     let mut options = ModelOptions {
         page_len: params.page_len as usize,
         chunk: params.chunk as usize,
         batch: params.batch as usize,
         aux_tokens: as_usize("aux_tokens", params.aux_tokens)?,
+        keep_prefixes: params.flags & LORIS_KEEP_PREFIXES != 0,
         ..ModelOptions::default()
     };
     // SAFETY: the caller's promise.

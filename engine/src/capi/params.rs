@@ -64,7 +64,7 @@ pub struct loris_engine_params {
 pub struct loris_model_params {
     /// sizeof(loris_model_params).
     pub struct_size: u32,
-    /// 0.
+    /// LORIS_KEEP_PREFIXES or 0.
     pub flags: u32,
     /// "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
     /// which would end a process that maps them. NULL: "mmap".
