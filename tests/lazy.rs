@@ -936,18 +936,19 @@ fn sessions_that_prune_share_what_is_before_their_first_point() {
 #[test]
 fn kept_hidden_states_make_room_and_are_lost_with_a_call_that_fails() {
     let lazy = lazy(&[(2, 0.4)]);
-    // Room for one prompt in transit, and for what it leaves waiting three times.
-    let sizes = ModelOptions { keep_prefixes: true, aux_tokens: 8 * 16, ..options(16) };
+    // 11 pages in transit: 4 that the first prompt leaves behind and 9 of the last are more.
+    let sizes = ModelOptions { keep_prefixes: true, aux_tokens: 10 * 16, ..options(16) };
     let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes);
     let mut sessions = Vec::new();
-    for (seed, n_shared) in [(1, 0), (1, 64), (2, 0)] {
-        let mut s = session(&model, Some(&lazy));
-        s.prefill(&prompt(seed, 70)).unwrap();
-        assert_eq!(s.receipt().n_shared, n_shared);
+    for (seed, n, n_shared) in [(1, 70, 0), (1, 70, 64), (2, 130, 0)] {
         sessions.truncate(1);
+        let mut s = session(&model, Some(&lazy));
+        s.prefill(&prompt(seed, n)).unwrap();
+        assert_eq!(s.receipt().n_shared, n_shared);
         sessions.push(s);
     }
-    // The second prompt needed the room of the first, which cannot be shared any more.
+    // The last prompt needed the room: what the first had left cannot be shared any more.
+    sessions.truncate(1);
     let mut s = session(&model, Some(&lazy));
     s.prefill(&prompt(1, 70)).unwrap();
     assert_eq!(s.receipt().n_shared, 0);
@@ -980,19 +981,23 @@ fn kept_hidden_states_make_room_and_are_lost_with_a_call_that_fails() {
     }
 }
 
-/// Where chunks do not end with pages the rows of a page are not one token after another: nothing is shared, and
-/// nothing is wrong.
+/// Where chunks do not end with pages, a page of rows can hold tokens in another order: it is not shared then.
 #[test]
-fn chunks_that_cut_pages_share_less_and_change_no_bit() {
+fn chunks_that_cut_pages_change_no_bit() {
     let lazy = lazy(&[(2, 0.4)]);
     let open = |keep_prefixes| {
         let sizes = ModelOptions { keep_prefixes, ..options(24) };
         open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes)
     };
     let (keeping, alone) = (open(true), open(false));
-    let mut before = session(&keeping, Some(&lazy));
-    before.prefill(&prompt(1, 100)).unwrap();
-    let (mut a, mut b) = (session(&keeping, Some(&lazy)), session(&alone, Some(&lazy)));
-    assert!(answer(&mut a, &prompt(1, 120)) == answer(&mut b, &prompt(1, 120)));
-    assert!(a.receipt().n_shared < 96);
+    let mut n_shared = Vec::new();
+    for seed in 0..6 {
+        // Pages come back in another order than they were taken, and are taken in that.
+        let mut before = session(&keeping, Some(&lazy));
+        before.prefill(&prompt(seed, 100)).unwrap();
+        let (mut a, mut b) = (session(&keeping, Some(&lazy)), session(&alone, Some(&lazy)));
+        assert!(answer(&mut a, &prompt(seed, 120)) == answer(&mut b, &prompt(seed, 120)));
+        n_shared.push(a.receipt().n_shared);
+    }
+    assert!(n_shared.contains(&96) && n_shared.iter().any(|&n| n < 96), "{n_shared:?}");
 }

@@ -114,6 +114,10 @@
 // higher minor version.
 #define LORIS_ABI_VERSION 3
 
+// Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
+// long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
+#define LORIS_KEEP_PREFIXES 1
+
 // Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
 // users should be.
 #define LORIS_PARSE_SPECIAL 1
@@ -178,7 +182,7 @@ typedef int32_t (*loris_progress_callback)(void *user_data, uint64_t done, uint6
 typedef struct loris_model_params {
     // sizeof(loris_model_params).
     uint32_t struct_size;
-    // 0.
+    // LORIS_KEEP_PREFIXES or 0.
     uint32_t flags;
     // "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
     // which would end a process that maps them. NULL: "mmap".
