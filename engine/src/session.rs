@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
-use crate::cache::{Filled, LayeredCache, ROOT, Store};
+use crate::cache::{Filled, LayeredCache, Pool, ROOT, Store};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::gate::Gate;
@@ -470,27 +470,35 @@ impl Session {
         Ok(())
     }
 
-    /// Behind the first segment: lets later sessions share what the prompt filled there, if the model was opened to
-    /// keep it.
-    pub(crate) fn offer_prefix(&self) {
-        let shared = &*self.model.shared;
-        if !shared.plan.keep_prefixes || self.n_shareable == 0 {
+    /// A prompt is through the first segment: lets later sessions share what it filled there. One that prunes
+    /// needs the hidden states behind it too, which are there if the model was opened to keep them.
+    pub(crate) fn offer_prefix(&self, pool: &mut Pool) {
+        let plan = self.model.plan();
+        let prunes = self.lazy.is_some();
+        if !matches!(self.pending, Pending::Prompt { .. }) || (prunes && !plan.keep_prefixes) {
             return;
         }
-        let page_len = shared.plan.layout.page_len;
-        let hidden = self.cache.aux.whole_pages(self.n_shareable, page_len);
-        let segment = &self.cache.segments[0];
-        let (page_table, n_layers) = (segment.page_table.as_slice(), segment.n_layers);
-        let filled = Filled { page_table, n_layers, hidden: Some(&hidden) };
-        let mut pool = shared.pool();
+        let (page_len, segment) = (plan.layout.page_len, &self.cache.segments[0]);
+        let hidden = prunes.then(|| self.cache.aux.whole_pages(self.n_shareable, page_len));
+        let filled = Filled {
+            page_table: &segment.page_table,
+            n_layers: segment.n_layers,
+            hidden: hidden.as_deref(),
+        };
         let tokens = &self.tokens[..self.n_shareable];
-        let held = pool.prefixes.enter(n_layers as u64, tokens, page_len, filled);
+        let held = pool.prefixes.enter(self.prefix_root(), tokens, page_len, filled);
         pool.aux.transit.share(&held);
+    }
+
+    /// Where the chains of pages begin that the session may share.
+    fn prefix_root(&self) -> u64 {
+        if self.lazy.is_some() { self.cache.layers(0).len() as u64 } else { ROOT }
     }
 
     /// Takes over the leading full pages that another session's prompt has filled already; true if there
     /// were some.
     pub(crate) fn share_prefix(&mut self) -> bool {
+        let root = self.prefix_root();
         let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return false };
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
@@ -503,7 +511,6 @@ impl Session {
         // The last token is always computed: its logits are wanted.
         let wanted = &tokens[..tokens.len() - 1];
         let n_layers = self.cache.layers(0).len();
-        let root = if self.lazy.is_some() { n_layers as u64 } else { ROOT };
         let found = pool.prefixes.find(root, wanted, page_len);
         pool.pages.share(&found.columns);
         pool.aux.transit.share(&found.hidden);

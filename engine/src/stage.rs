@@ -74,9 +74,6 @@ impl Session {
     /// are chosen. Those that have just come there and are not are parked.
     pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
         let Stage { segment, .. } = self.stage;
-        if segment == 0 && matches!(self.pending, Pending::Prompt { .. }) {
-            self.offer_prefix();
-        }
         let slots = &self.cache.segments[segment].positions;
         let positions: Vec<Option<u32>> =
             slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();

@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::backend::{Batch, Draw, Phase, Score, Seq, Stop};
-use crate::cache::{Filled, ROOT, Taken};
+use crate::cache::Taken;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::forward::{Execute, Pass};
@@ -354,6 +354,9 @@ impl<'s> Job<'s> {
         session.receipt.token_layers += n * session.cache.layers(work.segment).len();
         if work.segment == 0 {
             session.take_in(phase, &work.tokens);
+            if work.ends_stage {
+                session.offer_prefix(&mut pool);
+            }
         } else {
             session.stage.done += n;
             let n_new = session.n_new();
@@ -367,16 +370,6 @@ impl<'s> Job<'s> {
         session.pending = Pending::Nothing;
         session.stage = Stage::default();
         session.cache.settle(&mut pool);
-        if session.lazy.is_none() {
-            let (page_len, segment) = (shared.plan.layout.page_len, &session.cache.segments[0]);
-            let shareable = &session.tokens[..session.n_shareable];
-            let filled = Filled {
-                page_table: &segment.page_table,
-                n_layers: segment.n_layers,
-                hidden: None,
-            };
-            pool.prefixes.enter(ROOT, shareable, page_len, filled);
-        }
         Progress::Ready
     }
 }
