@@ -69,10 +69,12 @@ fn main() {
     let small = AttentionShape { n_q_heads: 9, n_kv_heads: 3, head_dim: 64 };
     let large = AttentionShape { n_q_heads: 32, n_kv_heads: 8, head_dim: 64 };
     for (shape, n) in [(small, 512), (small, 2048), (large, 512)] {
-        bench.attention(Phase::Prefill, shape, n);
+        bench.attention(Phase::Prefill, shape, n, KvFormat::Bf16);
     }
     for (shape, n) in [(small, 256), (small, 2048), (small, 8192), (large, 2048)] {
-        bench.attention(Phase::Decode, shape, n);
+        for kv in [KvFormat::Bf16, KvFormat::Fp8, KvFormat::Int8, KvFormat::Int4] {
+            bench.attention(Phase::Decode, shape, n, kv);
+        }
     }
 }
 
@@ -305,18 +307,17 @@ impl Bench {
     }
 
     /// Prefill of `n` tokens, or one token after `n` others.
-    fn attention(&mut self, phase: Phase, shape: AttentionShape, n: usize) {
+    fn attention(&mut self, phase: Phase, shape: AttentionShape, n: usize, kv: KvFormat) {
         let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
-        let name = format!("{phase:?} attention {n_q_heads}/{n_kv_heads}x{head_dim}, {n}");
+        let name = format!("{phase:?} attention {n_q_heads}/{n_kv_heads}x{head_dim}, {n}, {kv}");
         if !self.wants(&name.to_lowercase()) {
             return;
         }
-        let format = KvFormat::Bf16;
-        let layout = PageLayout { n_kv_heads, page_len: 64, head_dim, format };
-        let n_pages = n.div_ceil(64) + 1;
+        let layout = PageLayout { n_kv_heads, page_len: 64, head_dim, kv: kv.into() };
+        let n_pages = layout.n_pages(n + 1);
         let mut pages: CpuPages = self.backend.pages(layout, n_pages).unwrap();
         for page in 0..n_pages {
-            let bytes = self.tensor(&[layout.elements()]);
+            let bytes = self.tensor(&[layout.bytes() / 2]);
             self.backend.write_page(&mut pages, page as PageId, &bytes.bytes).unwrap();
         }
         let (table, freq): (Vec<_>, _) =
@@ -339,7 +340,7 @@ impl Bench {
         self.backend.begin(&batch, shape).unwrap();
         let work = match phase {
             Phase::Prefill => Work::Flops(4.0 * (width * n * (n + 1) / 2) as f64),
-            Phase::Decode => Work::Bytes((4 * n_kv_heads * head_dim * n) as f64),
+            Phase::Decode => Work::Bytes((layout.form(1).slot_bytes() * n) as f64),
         };
         self.time(&name, work, |backend| {
             backend.attention(&batch, 0, None, &q, &pages, &mut out).unwrap();

@@ -41,7 +41,7 @@ fn distance(
     reference_logits: &[f32],
     n_prefill: usize,
 ) -> Distance {
-    let model = open_on(isa, checkpoint, &ModelOptions { kv, ..options(192) });
+    let model = open_on(isa, checkpoint, &ModelOptions { kv: kv.into(), ..options(192) });
     let rows = logits(&model, &reference(name).tokens, n_prefill);
     compare(name, &rows, reference_logits)
 }

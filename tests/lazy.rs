@@ -27,7 +27,7 @@ fn lazy(points: &[(usize, f64)]) -> Lazy {
 
 fn options(chunk: usize) -> ModelOptions {
     ModelOptions {
-        kv: KvFormat::F32,
+        kv: KvFormat::F32.into(),
         kv_tokens: Some(4096),
         aux_tokens: 4096,
         page_len: 16,
@@ -350,7 +350,7 @@ fn a_session_on_cuda_follows_the_reference_token_by_token() {
         let checkpoint = rounded(name, Dtype::BF16);
         let lazy = Lazy { window, max_revived: cap, ..lazy(points) };
         let mut reference = Reference::new(&checkpoint, &lazy);
-        let model = open_cuda(checkpoint, &ModelOptions { kv: KvFormat::Bf16, ..options(chunk) });
+        let model = open_cuda(checkpoint, &ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
         let mut s = session(&model, Some(&lazy));
         let (mut difference, mut norm) = (0.0, 0.0);
         for (turn, n, n_steps) in [(1, 24, 4), (2, 9, 3)] {
@@ -398,7 +398,7 @@ fn run(s: &mut Session, turns: &[usize]) -> Vec<Vec<u32>> {
 
 fn keeping_all_is_dense(open: &dyn Fn(&ModelOptions) -> Model, turns: &[usize]) {
     for (chunk, rate, min_len) in [(512, 1.0, 0), (9, 1.0, 0), (33, 0.3, 10_000)] {
-        let model = open(&ModelOptions { kv: KvFormat::Bf16, ..options(chunk) });
+        let model = open(&ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
         let want = run(&mut session(&model, None), turns);
         let lazy = Lazy { min_len, ..lazy(&[(1, rate)]) };
         let mut s = session(&model, Some(&lazy));
@@ -441,7 +441,7 @@ fn what_is_kept_does_not_depend_on_chunks_or_pages() {
 #[test]
 fn what_is_kept_on_cuda_does_not_depend_on_chunks_or_pages() {
     let open = |options: &ModelOptions| {
-        let options = ModelOptions { kv: KvFormat::Bf16, ..options.clone() };
+        let options = ModelOptions { kv: KvFormat::Bf16.into(), ..options.clone() };
         open_cuda(rounded(NAME, Dtype::BF16), &options)
     };
     the_choice_is_the_same(&open, &[50, 1, 9], &[(4, 16), (7, 32), (49, 16), (51, 128)]);
@@ -718,7 +718,7 @@ fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
         Some(lazy(&[(1, 0.5), (4, 0.5)])),
     ];
     for (chunk, batch) in [(16, 16), (5, 3), (64, 4)] {
-        let options = ModelOptions { kv: KvFormat::Bf16, batch, ..options(chunk) };
+        let options = ModelOptions { kv: KvFormat::Bf16.into(), batch, ..options(chunk) };
         let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options);
         let turns = [(1, 40), (2, 3), (3, 25)];
         let alone: Vec<Vec<Vec<u32>>> = schedules

@@ -18,10 +18,12 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq};
-use loris::cache::KvFormat;
+use loris::cache::{KvFormat, KvFormats};
 use loris_loader::Dtype;
 
-use world::{BASE, Case, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas};
+use world::{
+    BASE, BF16, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas,
+};
 
 /// Runs a check that is generic over the backend on every target.
 macro_rules! on_every_target {
@@ -38,11 +40,11 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![
         BASE,
         Case { extras: true, ..BASE },
-        Case { dtype: Dtype::F32, kv: KvFormat::F32, extras: true, ..BASE },
+        Case { dtype: Dtype::F32, kv: F32, extras: true, ..BASE },
         Case { dtype: Dtype::F16, ..BASE },
         Case { window: Some(1), ..BASE },
         Case { window: Some(20), ..BASE },
-        Case { window: Some(70), kv: KvFormat::F32, ..BASE },
+        Case { window: Some(70), kv: F32, ..BASE },
         // Widths that are no multiple of anything.
         Case { hidden: 77, ffn: 131, ..BASE },
         Case { hidden: 77, ffn: 131, dtype: Dtype::F16, ..BASE },
@@ -66,8 +68,22 @@ fn cases() -> Vec<Case> {
     ] {
         cases.push(Case { shape: shape(n_q, n_kv, d), ..BASE });
     }
-    cases.push(Case { shape: shape(8, 1, 80), kv: KvFormat::F32, dtype: Dtype::F32, ..BASE });
+    cases.push(Case { shape: shape(8, 1, 80), kv: F32, dtype: Dtype::F32, ..BASE });
+    for format in ["fp8", "int8", "int4", "int4-plain", "int8:int4", "int4:bf16", "bf16:fp8"] {
+        cases.push(Case { kv: kv(format), ..BASE });
+        cases.push(Case { kv: kv(format), shape: shape(3, 1, 64), extras: true, ..BASE });
+    }
+    for (format, page_len) in [("int8", 16), ("int4", 16), ("int4", 128), ("fp8", 256)] {
+        cases.push(Case { kv: kv(format), page_len, window: Some(70), ..BASE });
+    }
+    for (format, d) in [("int8", 6), ("fp8", 80), ("int4", 96), ("int4", 128), ("int8", 256)] {
+        cases.push(Case { kv: kv(format), shape: shape(4, 2, d), ..BASE });
+    }
     cases
+}
+
+fn kv(format: &str) -> KvFormats {
+    format.parse().unwrap()
 }
 
 fn check_ops<B: Backend>(target: &Target<B>) {
@@ -123,7 +139,7 @@ fn masks_follow_positions() {
 }
 
 fn check_long<B: Backend>(target: &Target<B>) {
-    for (kv, window) in [(KvFormat::Bf16, None), (KvFormat::F32, Some(600))] {
+    for (kv, window) in [(BF16, None), (F32, Some(600)), (kv("int4"), None), (kv("int8"), None)] {
         let case = Case { kv, window, dtype: Dtype::F32, ..BASE };
         if !(target.runs)(&case) {
             continue;
@@ -188,7 +204,9 @@ fn check_bits<B: Backend>(target: &Target<B>) {
             hidden: if (target.runs)(&Case { hidden: 77, ..BASE }) { 77 } else { 80 },
             ..normed
         },
-        Case { kv: KvFormat::F32, dtype: Dtype::F32, hidden: 700, shape: wide, ..BASE },
+        Case { kv: F32, dtype: Dtype::F32, hidden: 700, shape: wide, ..BASE },
+        Case { kv: kv("int8"), ..BASE },
+        Case { kv: kv("int4:fp8"), ..BASE },
     ] {
         if !(target.runs)(&case) {
             continue;

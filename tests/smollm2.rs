@@ -33,7 +33,7 @@ struct Greedy {
 /// closer than bfloat16 can tell apart: at most `widest_gap`, or where `transformers` in bfloat16 had
 /// parted already. Returns how many part.
 fn parted(engine: &Engine, kv: KvFormat, widest_gap: f32, rows: &[Greedy]) -> usize {
-    let options = ModelOptions { kv, ..options(8192) };
+    let options = ModelOptions { kv: kv.into(), ..options(8192) };
     let model = engine.open(&smollm2(), &options).unwrap();
     let device = &model.placement().device;
     let mut n_parted = 0;

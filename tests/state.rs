@@ -5,7 +5,7 @@ mod support;
 
 use loris::loader::Dtype;
 use loris::policy::{Lazy, PrunePoint};
-use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions};
+use loris::{Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions};
 use support::{argmax, bits, deep, open, open_cpu, open_cuda, options, rounded};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -33,7 +33,7 @@ fn restore(model: &Model, blob: &[u8]) -> Result<Session, Error> {
 
 #[test]
 fn a_restored_session_gives_the_same_bits() {
-    for kv in [KvFormat::Bf16, KvFormat::F32] {
+    for kv in KvFormat::ALL.map(KvFormats::from) {
         for n in [1, 15, 16, 17, 64, 65, 100] {
             let (mut session, blob) =
                 saved(&model(&ModelOptions { kv, page_len: 16, ..options(256) }), n, 3);
@@ -103,7 +103,7 @@ fn a_blob_of_something_else_is_refused_by_name() {
 
     let other_weights = open(rounded("llama-linear", Dtype::BF16), &options);
     assert!(refusal(&other_weights, &blob).contains("fingerprint"));
-    let f32_cache = ModelOptions { kv: KvFormat::F32, ..options };
+    let f32_cache = ModelOptions { kv: KvFormat::F32.into(), ..options };
     let same = open(rounded(NAME, Dtype::BF16), &f32_cache);
     assert!(refusal(&same, &blob).contains("KV format"));
     assert_eq!(model.pool_usage().n_used, 0, "a refused blob leaves no page");
@@ -230,7 +230,7 @@ fn a_restored_session_that_prunes_gives_the_same_bits() {
     ];
     let sizes = ModelOptions { aux_tokens: 512, ..options(512) };
     let mut n_with_holes = 0;
-    for kv in [KvFormat::Bf16, KvFormat::F32] {
+    for kv in KvFormat::ALL.map(KvFormats::from) {
         let model = lazy_model(&ModelOptions { kv, page_len: 16, ..sizes.clone() });
         // Other pages and other chunks: as a new process might have.
         let other = lazy_model(&ModelOptions {

@@ -403,7 +403,7 @@ fn generated_tokens_are_drawn_on_the_device() {
 
 #[test]
 fn what_the_kernels_lack_is_refused_by_name() {
-    let f32_cache = ModelOptions { kv: KvFormat::F32, ..small() };
+    let f32_cache = ModelOptions { kv: KvFormat::F32.into(), ..small() };
     let engine = |device| Engine::new(&EngineOptions { device, ..cuda_options() });
     let open =
         |device| engine(device).unwrap().open_checkpoint(rounded(NAME, Dtype::BF16), &f32_cache);

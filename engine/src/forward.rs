@@ -130,7 +130,7 @@ impl<B: Backend> Executor<B> {
                     waiting: backend.rows(
                         plan.n_aux_pages * page_len,
                         config.hidden_dim,
-                        RowUse::Waiting(plan.layout.format),
+                        RowUse::Waiting(plan.layout.kv.wide()),
                     )?,
                 }),
             },

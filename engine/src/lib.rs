@@ -49,7 +49,7 @@ mod step;
 mod sync;
 
 pub use backend::cuda::Passes;
-pub use cache::KvFormat;
+pub use cache::{KvFormat, KvFormats};
 pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;

@@ -7,7 +7,7 @@
 use loris_loader::{LoadMode, ModelConfig};
 
 use crate::backend::AttentionShape;
-use crate::cache::{KvFormat, PageLayout};
+use crate::cache::{KvFormat, KvFormats, PageLayout};
 use crate::error::Error;
 
 /// How a model is opened.
@@ -15,8 +15,8 @@ use crate::error::Error;
 pub struct ModelOptions {
     /// How the weights reach memory.
     pub load: LoadMode,
-    /// Number format of the KV cache.
-    pub kv: KvFormat,
+    /// Number formats of the KV cache.
+    pub kv: KvFormats,
     /// Tokens a KV page holds: a power of two from 16 to 256.
     pub page_len: usize,
     /// Tokens the page pool holds, all sessions together; `None`: one session of the model's full
@@ -42,7 +42,7 @@ impl Default for ModelOptions {
     fn default() -> Self {
         Self {
             load: LoadMode::Mmap,
-            kv: KvFormat::Bf16,
+            kv: KvFormats::default(),
             page_len: 64,
             kv_tokens: None,
             chunk: 512,
@@ -84,7 +84,7 @@ pub struct Plan {
     pub ctx_len: usize,
     /// Bytes of weights as stored.
     pub weight_bytes: u64,
-    /// Bytes of KV a token takes in all layers.
+    /// Bytes of KV a token takes in all layers, the first ones excepted where the others are coded.
     pub kv_bytes_per_token: usize,
     /// Bytes of the whole page pool.
     pub kv_bytes: usize,
@@ -119,14 +119,20 @@ impl Plan {
             n_kv_heads: config.n_kv_heads,
             page_len: options.page_len,
             head_dim: config.head_dim,
-            format: options.kv,
+            kv: options.kv,
         };
+        options.kv.check(config.head_dim)?;
+        if options.keep_prefixes && layout.skew() > 0 {
+            let expected = "false with a coded KV cache: their pages do not hold the same tokens";
+            return Err(Error::option("keep-prefixes", true, expected));
+        }
         let too_large = |what| move || Error::OutOfMemory { what, bytes: usize::MAX };
-        let page_bytes = product(&[2, config.n_kv_heads, options.page_len, config.head_dim])
-            .and_then(|n| n.checked_mul(options.kv.bytes()))
+        // In f32, the widest format; what follows on pages cannot overflow then.
+        product(&[2, config.n_kv_heads, options.page_len, config.head_dim, 4])
             .ok_or_else(too_large("a KV page"))?;
-        let n_pages = kv_tokens
-            .div_ceil(options.page_len)
+        let page_bytes = layout.bytes();
+        let n_pages = layout
+            .n_pages(kv_tokens)
             .checked_mul(config.n_layers)
             .filter(|&n| u32::try_from(n).is_ok())
             .ok_or_else(too_large("the KV page pool"))?;
@@ -141,7 +147,7 @@ impl Plan {
             n => n + max_rows.div_ceil(options.page_len),
         };
         let aux_width = options.page_len * config.hidden_dim;
-        let aux_page_bytes = aux_width * options.kv.bytes();
+        let aux_page_bytes = aux_width * bytes_of(options.kv.wide());
         let transit_page_bytes = aux_width * size_of::<f32>();
         n_transit_pages
             .checked_mul(transit_page_bytes + aux_page_bytes)
@@ -171,7 +177,7 @@ impl Plan {
             batch: options.batch,
             ctx_len: config.ctx_len,
             weight_bytes,
-            kv_bytes_per_token: page_bytes / options.page_len * config.n_layers,
+            kv_bytes_per_token: layout.form(1).slot_bytes() * config.n_layers,
             kv_bytes,
             activation_bytes,
             logits_bytes,
@@ -209,8 +215,8 @@ impl Plan {
                 return Err(limit(what, width.to_string(), "a multiple of 8"));
             }
         }
-        match self.layout.format {
-            KvFormat::Bf16 => Ok(()),
+        match self.layout.kv {
+            KvFormats { k: KvFormat::Bf16, v: KvFormat::Bf16 } => Ok(()),
             other => Err(limit("--kv", other.to_string(), "bf16")),
         }
     }
@@ -235,7 +241,7 @@ impl Plan {
 
     /// Bytes of KV that a session of `len` tokens holds, whole pages counted.
     pub fn kv_bytes_of(&self, len: usize) -> usize {
-        len.div_ceil(self.layout.page_len) * self.n_layers * self.layout.bytes()
+        self.layout.n_pages(len) * self.n_layers * self.layout.bytes()
     }
 }
 
@@ -261,6 +267,11 @@ impl CudaBytes {
             .into_iter()
             .fold(0, u64::saturating_add)
     }
+}
+
+/// Bytes of a number that is not coded.
+fn bytes_of(format: KvFormat) -> usize {
+    format.code_bytes(1)
 }
 
 fn product(factors: &[usize]) -> Option<usize> {

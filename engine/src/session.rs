@@ -290,7 +290,7 @@ impl Session {
             Pending::Nothing => return,
         };
         let shared = &*self.model.shared;
-        self.cache.rollback(shared.plan.layout.page_len, &mut shared.pool());
+        self.cache.rollback(&shared.plan.layout, &mut shared.pool());
         self.tokens.truncate(self.tokens.len() - n_new);
         self.n_shareable = self.n_shareable.min(self.tokens.len());
         self.stage = Stage::default();
@@ -449,7 +449,7 @@ impl Session {
 
     fn cut(&mut self, len: usize) {
         let shared = &*self.model.shared;
-        self.cache.forget(len, shared.plan.layout.page_len, &mut shared.pool());
+        self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
         self.tokens.truncate(len);
         self.n_shareable = self.n_shareable.min(len);
     }
@@ -478,15 +478,15 @@ impl Session {
         if !matches!(self.pending, Pending::Prompt { .. }) || (prunes && !plan.keep_prefixes) {
             return;
         }
-        let (page_len, segment) = (plan.layout.page_len, &self.cache.segments[0]);
-        let hidden = prunes.then(|| self.cache.aux.whole_pages(self.n_shareable, page_len));
+        let (layout, segment) = (&plan.layout, &self.cache.segments[0]);
+        let hidden = prunes.then(|| self.cache.aux.whole_pages(self.n_shareable, layout.page_len));
         let filled = Filled {
             page_table: &segment.page_table,
             n_layers: segment.n_layers,
             hidden: hidden.as_deref(),
         };
         let tokens = &self.tokens[..self.n_shareable];
-        let held = pool.prefixes.enter(self.prefix_root(), tokens, page_len, filled);
+        let held = pool.prefixes.enter(self.prefix_root(), tokens, layout, filled);
         pool.aux.transit.share(&held);
     }
 
@@ -506,16 +506,16 @@ impl Session {
         if !self.tokens.is_empty() || dynamic {
             return false;
         }
-        let page_len = shared.plan.layout.page_len;
+        let layout = &shared.plan.layout;
         let mut pool = shared.pool();
         // The last token is always computed: its logits are wanted.
         let wanted = &tokens[..tokens.len() - 1];
         let n_layers = self.cache.layers(0).len();
-        let found = pool.prefixes.find(root, wanted, page_len);
+        let found = pool.prefixes.find(root, wanted, layout);
         pool.pages.share(&found.columns);
         pool.aux.transit.share(&found.hidden);
-        let n_found = found.columns.len() / n_layers * page_len;
-        self.cache.adopt(found, n_found, page_len);
+        let n_found = layout.n_slots(found.columns.len() / n_layers);
+        self.cache.adopt(found, n_found, layout.page_len);
         self.tokens.extend_from_slice(&tokens[..n_found]);
         self.n_shareable = n_found;
         self.receipt.n_shared += n_found;

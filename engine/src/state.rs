@@ -3,8 +3,9 @@
 //! A blob is, in this order, with what only a session that prunes has in brackets: a header, [the schedule and
 //! its points], the tokens, the last logits if there are any, [how many segments of the layers each token has
 //! gone through, and for each segment but the first the number of its slots and their positions], the KV of
-//! every layer as `[layer][K|V][kv_head][slot][head_dim]`, which does not depend on the page length, [the
-//! hidden states that wait, `[hidden_dim]` each in the format of the KV, by position]; then a checksum
+//! every layer as `[layer][K|V][kv_head]`, a head's codes of all slots before its params, which does not depend
+//! on the page length, [the
+//! hidden states that wait, `[hidden_dim]` each in the format of KV that is not coded, by position]; then a checksum
 //! (XXH3, 64 bits) of all that. In the first segment slot i holds token i. A slot whose token was forgotten
 //! stays, because the order of slots decides the bits of attention; what it held does not. Numbers are
 //! little-endian. Version 1 was the same without what is in brackets.
@@ -22,7 +23,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cache::{AuxRow, GIVEN_UP, KvFormat, PageLayout, Segment, Side};
+use crate::cache::{AuxRow, GIVEN_UP, KvFormat, KvFormats, PageLayout, Segment, Side};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
@@ -39,7 +40,8 @@ const VERSION: u32 = 2;
 struct Header {
     magic: [u8; 8],
     version: u32,
-    /// 0: bf16, 1: f32.
+    /// Of keys, 0: bf16, 1: f32, 2: fp8, 3: int8, 4: int4, 5: int4-plain; and from bit 8 on that of values, xor
+    /// that of keys.
     kv_format: u32,
     /// Of the weights that made the cache.
     fingerprint: u64,
@@ -108,8 +110,13 @@ impl Session {
         self.check_savable()?;
         let plan = self.model.plan();
         let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
-        let slot = plan.kv_bytes_per_token / plan.n_layers;
-        let kv: usize = self.cache.segments.iter().map(|s| s.len() * s.n_layers * slot).sum();
+        let kv_bytes = |s: &Segment| {
+            let n_first = s.len().min(plan.layout.first_len());
+            let slots = [(0, n_first), (1, s.len() - n_first)];
+            s.n_layers
+                * slots.map(|(idx, n)| n * plan.layout.form(idx).slot_bytes()).iter().sum::<usize>()
+        };
+        let kv: usize = self.cache.segments.iter().map(kv_bytes).sum();
         let tokens = self.len() * size_of::<u32>();
         let pruned = match &self.lazy {
             None => 0,
@@ -191,7 +198,11 @@ impl Session {
             }
             drop(device);
             for (slot, _) in given_up() {
-                heads(layout).for_each(|head| pages[slot_of(layout, head, slot)].fill(0));
+                for head in heads(layout) {
+                    for range in slots_of(layout, head, slot..slot + 1) {
+                        pages[range].fill(0);
+                    }
+                }
             }
             for run in runs(layout, segment.len()) {
                 out.write_all(&pages[run]).map_err(io_error)?;
@@ -211,9 +222,9 @@ impl Session {
                 device.read_aux(row, state)?;
             }
             drop(device);
-            match self.model.plan().layout.format {
+            match self.model.plan().layout.kv.wide() {
                 KvFormat::F32 => out.write_all(bytemuck::cast_slice(states)),
-                KvFormat::Bf16 => {
+                _ => {
                     let narrow: Vec<bf16> = states.iter().map(|&x| bf16::from_f32(x)).collect();
                     out.write_all(bytemuck::cast_slice(&narrow))
                 }
@@ -318,7 +329,11 @@ impl Model {
         if header.version != 1 {
             check("version", header.version.into(), want.version.into())?;
         }
-        check("KV format (0 = bf16, 1 = f32)", header.kv_format.into(), want.kv_format.into())?;
+        check(
+            "KV format (0 = bf16, 1 = f32, 2 = fp8, ...)",
+            header.kv_format.into(),
+            want.kv_format.into(),
+        )?;
         check("fingerprint of the weights", header.fingerprint, want.fingerprint)?;
         check("layers", header.n_layers.into(), want.n_layers.into())?;
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
@@ -339,7 +354,7 @@ impl Model {
     /// Refuses more slots of a segment than the page pool has room for, free or not.
     fn check_room(&self, segment: &Segment, n_slots: usize) -> Result<(), Error> {
         let plan = self.plan();
-        let needed = n_slots.div_ceil(plan.layout.page_len).saturating_mul(segment.n_layers);
+        let needed = plan.layout.n_pages(n_slots).saturating_mul(segment.n_layers);
         match needed <= plan.n_pages {
             true => Ok(()),
             false => Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() }),
@@ -376,7 +391,7 @@ impl Model {
             slots.push(positions);
         }
         let mut pool = self.shared.pool();
-        session.cache.restore(depth, &slots, self.plan().layout.page_len, &mut pool)?;
+        session.cache.restore(depth, &slots, &self.plan().layout, &mut pool)?;
         session.tokens = tokens;
         Ok(())
     }
@@ -408,11 +423,11 @@ impl Model {
         let mut narrow: Vec<bf16> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
         for rows in rows.chunks(ROWS_A_TURN) {
             let n = rows.len() * hidden_dim;
-            match self.plan().layout.format {
+            match self.plan().layout.kv.wide() {
                 KvFormat::F32 => {
                     read(from, bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
                 }
-                KvFormat::Bf16 => {
+                _ => {
                     read(from, bytemuck::cast_slice_mut(&mut narrow[..n]), "hidden states")?;
                     narrow[..n].convert_to_f32_slice(&mut states[..n]);
                 }
@@ -427,7 +442,7 @@ impl Model {
 
     /// Bytes of a hidden state that waits.
     fn hidden_bytes(&self) -> usize {
-        self.config().hidden_dim * self.plan().layout.format.bytes()
+        self.plan().layout.kv.wide().code_bytes(self.config().hidden_dim)
     }
 }
 
@@ -520,10 +535,7 @@ fn expected_header(model: &Model) -> Header {
     Header {
         magic: MAGIC,
         version: VERSION,
-        kv_format: match plan.layout.format {
-            KvFormat::Bf16 => 0,
-            KvFormat::F32 => 1,
-        },
+        kv_format: kv_format(plan.layout.kv),
         fingerprint: model.shared.fingerprint,
         n_layers: small(plan.n_layers),
         n_kv_heads: small(plan.layout.n_kv_heads),
@@ -536,28 +548,48 @@ fn expected_header(model: &Model) -> Header {
     }
 }
 
-/// Where each head's slots begin in a page, in bytes, in the order of a blob.
-fn heads(layout: PageLayout) -> impl Iterator<Item = usize> {
-    [Side::K, Side::V].into_iter().flat_map(move |side| {
-        (0..layout.n_kv_heads).map(move |head| layout.head(side, head) * layout.format.bytes())
-    })
+/// Names the formats of a cache.
+fn kv_format(KvFormats { k, v }: KvFormats) -> u32 {
+    let code = |format| match format {
+        KvFormat::Bf16 => 0,
+        KvFormat::F32 => 1,
+        KvFormat::Fp8 => 2,
+        KvFormat::Int8 => 3,
+        KvFormat::Int4 => 4,
+        KvFormat::Int4Plain => 5,
+    };
+    code(k) | (code(k) ^ code(v)) << 8
 }
 
-/// Bytes of a head's slot in pages laid end to end.
-fn slot_of(layout: PageLayout, head: usize, slot: usize) -> Range<usize> {
-    let width = layout.head_dim * layout.format.bytes();
-    let page = slot / layout.page_len * layout.bytes();
-    let start = page + head + slot % layout.page_len * width;
-    start..start + width
+/// K of every head, then V: the order of a blob.
+fn heads(layout: PageLayout) -> impl Iterator<Item = (Side, usize)> {
+    let of = move |side| (0..layout.n_kv_heads).map(move |head| (side, head));
+    [Side::K, Side::V].into_iter().flat_map(of)
+}
+
+/// Bytes of the codes and of the params of a head's slots, all in one page, in pages laid end to end.
+fn slots_of(
+    layout: PageLayout,
+    (side, head): (Side, usize),
+    slots: Range<usize>,
+) -> [Range<usize>; 2] {
+    let (page_idx, first) = layout.place(slots.start);
+    let (form, last) = (layout.form(page_idx), first + slots.len());
+    let base = page_idx * layout.bytes();
+    let range = |at: &dyn Fn(usize) -> usize| base + at(first)..base + at(last);
+    [range(&|slot| form.codes(side, head, slot)), range(&|slot| form.params(side, head, slot))]
 }
 
 /// Byte ranges of the used slots of one layer's pages laid end to end, in the order of a blob.
 fn runs(layout: PageLayout, n_slots: usize) -> impl Iterator<Item = Range<usize>> {
+    let pages = move || {
+        let first = move |page_idx| layout.n_slots(page_idx);
+        (0..layout.n_pages(n_slots)).map(move |idx| first(idx)..first(idx + 1).min(n_slots))
+    };
     heads(layout).flat_map(move |head| {
-        (0..n_slots).step_by(layout.page_len).map(move |first| {
-            let last = n_slots.min(first + layout.page_len) - 1;
-            slot_of(layout, head, first).start..slot_of(layout, head, last).end
-        })
+        let part =
+            move |idx: usize| pages().map(move |slots| slots_of(layout, head, slots)[idx].clone());
+        part(0).chain(part(1))
     })
 }
 

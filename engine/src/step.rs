@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use crate::backend::{Batch, Draw, Phase, Score, Seq, Stop};
-use crate::cache::Taken;
+use crate::cache::{Store, Taken};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::forward::{Execute, Pass};
@@ -270,10 +270,14 @@ impl<'s> Job<'s> {
     fn new(session: &'s mut Session, work: Work, has_adopted: bool) -> Result<Self, Error> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
         let shared = &*session.model.shared;
-        let page_len = shared.plan.layout.page_len;
         let (positions, parked) = (work.positions.clone(), session.stage.parked.clone());
-        let taken =
-            session.cache.take(work.segment, positions, parked, page_len, &mut shared.pool());
+        let taken = session.cache.take(
+            work.segment,
+            positions,
+            parked,
+            &shared.plan.layout,
+            &mut shared.pool(),
+        );
         let taken = match taken {
             Ok(taken) => taken,
             Err(e) if has_adopted => {
@@ -294,7 +298,10 @@ impl<'s> Job<'s> {
         let Self { session, work, .. } = self;
         let lazy = session.lazy.as_ref()?;
         let len = session.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
-        let scores = work.ends_stage && !work.is_last && lazy.prunes(len);
+        // A generated token goes on in any case: its query only chooses among those that wait.
+        let is_choice = matches!(session.pending, Pending::Prompt { .. })
+            || session.cache.aux.n_pages(Store::Waiting) > 0;
+        let scores = work.ends_stage && !work.is_last && lazy.prunes(len) && is_choice;
         scores.then(|| session.n_score_rows().min(work.tokens.len()))
     }
 

@@ -31,6 +31,16 @@ pub(crate) fn rotate(head: &[f64], position: u32, inv_freq: &[f64], scale: f64) 
     out
 }
 
+/// `H head / sqrt(n)`, with the Hadamard matrix of the largest power of two that divides the width; its own
+/// inverse.
+pub(crate) fn hadamard(head: &[f64]) -> Vec<f64> {
+    let n = 1 << head.len().trailing_zeros();
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let row = |part: &[f64], i| (0..n).map(|j| sign(i, j) * part[j]).sum::<f64>();
+    let rows = head.chunks_exact(n).flat_map(|part| (0..n).map(move |i| row(part, i)));
+    rows.map(|x| x / (n as f64).sqrt()).collect()
+}
+
 /// `softmax(q . keys / sqrt(d)) values`; zeros where there are no keys.
 pub(crate) fn attend(q: &[f64], keys: &[&[f64]], values: &[&[f64]]) -> Vec<f64> {
     let scores: Vec<f64> = keys.iter().map(|k| dot(q, k) / (q.len() as f64).sqrt()).collect();

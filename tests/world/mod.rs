@@ -6,7 +6,7 @@ mod targets;
 use std::slice::from_ref;
 
 use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Seq};
-use loris::cache::{KvFormat, PageId, PageLayout, Side};
+use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Side};
 use loris_loader::{Dtype, TensorView, Weights};
 
 use super::reference::{self, compare, compare_to};
@@ -77,11 +77,14 @@ pub(crate) struct Case {
     pub(crate) ffn: usize,
     pub(crate) vocab: usize,
     pub(crate) dtype: Dtype,
-    pub(crate) kv: KvFormat,
+    pub(crate) kv: KvFormats,
     pub(crate) page_len: usize,
     pub(crate) window: Option<usize>,
     pub(crate) extras: bool,
 }
+
+pub(crate) const BF16: KvFormats = KvFormats { k: KvFormat::Bf16, v: KvFormat::Bf16 };
+pub(crate) const F32: KvFormats = KvFormats { k: KvFormat::F32, v: KvFormat::F32 };
 
 pub(crate) const BASE: Case = Case {
     shape: AttentionShape { n_q_heads: 6, n_kv_heads: 2, head_dim: 32 },
@@ -89,7 +92,7 @@ pub(crate) const BASE: Case = Case {
     ffn: 160,
     vocab: 75,
     dtype: Dtype::BF16,
-    kv: KvFormat::Bf16,
+    kv: BF16,
     page_len: 64,
     window: None,
     extras: false,
@@ -210,7 +213,7 @@ impl<'a, B: Backend> World<'a, B> {
         let (mut backend, case) = ((target.make)(threads), model.case);
         let b = &mut backend;
         let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
-        let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, format: case.kv };
+        let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, kv: case.kv };
         let mut pages = b.pages(layout, N_PAGES).unwrap();
         for page in 0..N_PAGES as PageId {
             b.write_page(&mut pages, page, &vec![0xff; layout.bytes()]).unwrap();
@@ -249,7 +252,7 @@ impl<'a, B: Backend> World<'a, B> {
 
     /// Pages for `n` more tokens, out of order and with gaps: page ids must not matter.
     pub(crate) fn grow(&mut self, seq: &mut Sequence, n: usize) {
-        let needed = (seq.len + n).div_ceil(self.layout.page_len) * N_LAYERS;
+        let needed = self.layout.n_pages(seq.len + n) * N_LAYERS;
         while seq.table.len() < needed {
             seq.table.push((self.next_page * 7 + 3) % N_PAGES as PageId);
             self.next_page += 1;
@@ -338,28 +341,32 @@ impl<'a, B: Backend> World<'a, B> {
         rows
     }
 
-    /// A head of K or V of every slot in use, as stored.
-    pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
-        let (layout, d) = (self.layout, self.layout.head_dim);
+    /// A head of K or V of every slot in use, as stored: rotated, where the format says so.
+    fn as_stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Stored> {
+        let layout = self.layout;
         let mut bytes = vec![0; layout.bytes()];
         let mut slots = Vec::new();
         for slot in 0..seq.kv_len() {
-            let page = seq.page(slot / layout.page_len, LAYER);
-            if slot % layout.page_len == 0 {
+            let (page_idx, slot) = layout.place(slot);
+            let (page, form) = (seq.page(page_idx, LAYER), layout.form(page_idx));
+            if slot == 0 {
                 self.backend.read_page(&self.pages, page, &mut bytes).unwrap();
             }
-            let first = layout.head(side, kv_head) + slot % layout.page_len * d;
-            let element = |i: usize| match layout.format {
-                KvFormat::Bf16 => {
-                    half::bf16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f64()
-                }
-                KvFormat::F32 => {
-                    f64::from(f32::from_le_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap()))
-                }
-            };
-            slots.push((first..first + d).map(element).collect());
+            let codes = &bytes[form.codes(side, kv_head, slot)..];
+            let params = &bytes[form.params(side, kv_head, slot)..];
+            slots.push(stored(form.format(side), codes, params, layout.head_dim));
         }
         slots
+    }
+
+    /// The same as it was before it was rotated.
+    pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
+        let is_rotated = match side {
+            Side::K => self.layout.kv.k.is_rotated(),
+            Side::V => self.layout.kv.v.is_rotated(),
+        };
+        let slots = self.as_stored(seq, side, kv_head).into_iter();
+        slots.map(|slot| plain(&slot.values, is_rotated)).collect()
     }
 
     /// Compares what the ops gave with the reference.
@@ -404,7 +411,8 @@ impl<'a, B: Backend> World<'a, B> {
         let (model, case) = (self.model, self.model.case);
         let d = case.shape.head_dim;
         let stored = [Side::K, Side::V].map(|side| {
-            (0..case.shape.n_kv_heads).map(|head| self.stored(seq, side, head)).collect::<Vec<_>>()
+            let heads = 0..case.shape.n_kv_heads;
+            heads.map(|head| self.as_stored(seq, side, head)).collect::<Vec<_>>()
         });
         for r in seq.rows.clone() {
             let normed = reference::rms_norm(&f64s(&x0[r]), &model.attn_norm.values, EPS.into());
@@ -424,6 +432,8 @@ impl<'a, B: Backend> World<'a, B> {
                         reference::rotate(&head, position, &model.inv_freq, model.rope_scale())
                     }
                 };
+                let is_rotated = if kind < 2 { case.kv.k } else { case.kv.v }.is_rotated();
+                let finish = |head: &[f64]| plain(&finish(head), is_rotated);
                 let want: Vec<f64> = out.chunks_exact(d).flat_map(finish).collect();
                 let what =
                     format!("{} {} of row {r}, {case:?}", self.target, ["q", "k", "v"][kind]);
@@ -432,11 +442,13 @@ impl<'a, B: Backend> World<'a, B> {
                     continue;
                 }
                 let slot = seq.kv_start + r - seq.rows.start;
-                let got: Vec<f32> =
-                    stored[kind - 1].iter().flat_map(|h| &h[slot]).map(|&x| x as f32).collect();
-                // The rounding to bf16 is half a unit in the last of 8 bits.
-                let rounding = if case.kv == KvFormat::Bf16 { 1.0 / 256.0 } else { 0.0 };
-                compare(&got, &want, bounds.normed, rounding, &what);
+                let largest = want.iter().fold(0.0_f64, |max, x| max.max(x.abs()));
+                for (head, want) in stored[kind - 1].iter().zip(want.chunks_exact(d)) {
+                    let Stored { values, step, rounding } = &head[slot];
+                    let got: Vec<f32> = values.iter().map(|&x| x as f32).collect();
+                    let allowed = step / 2.0 + bounds.normed * largest;
+                    compare_to(&got, want, allowed, *rounding, &what);
+                }
             }
         }
     }
@@ -458,7 +470,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let visible = visible(seq, batch.positions[r], case.window);
                 let k: Vec<&[f64]> = visible.iter().map(|&s| &*keys[s]).collect();
                 let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
-                let q = f64s(&rows[r].q[head * d..][..d]);
+                let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated());
                 let want = reference::attend(&q, &k, &v);
                 let what = format!("{} attention head {head} row {r} of {case:?}", self.target);
                 // The result is an average of values: their magnitude is the scale.
@@ -480,7 +492,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let keys = self.stored(seq, Side::K, head / case.shape.group_size());
                 for r in score_rows.clone() {
                     let visible = visible(seq, batch.positions[r], case.window);
-                    let q = f64s(&rows[r].q[head * d..][..d]);
+                    let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated());
                     let logit = |&slot: &usize| reference::dot(&q, &keys[slot]) / (d as f64).sqrt();
                     let logits: Vec<f64> = visible.iter().map(logit).collect();
                     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -494,6 +506,56 @@ impl<'a, B: Backend> World<'a, B> {
             compare_to(got, &want, 2e-5, 0.0, &what);
         }
     }
+}
+
+/// A head of a slot.
+struct Stored {
+    values: Vec<f64>,
+    /// Codes are so far apart at most.
+    step: f64,
+    /// Besides, each number is off by this of itself.
+    rounding: f64,
+}
+
+/// What the bytes of a head stand for, by the definition of the format.
+fn stored(format: KvFormat, codes: &[u8], params: &[u8], d: usize) -> Stored {
+    let f16 = |i: usize| half::f16::from_le_bytes([params[2 * i], params[2 * i + 1]]).to_f64();
+    let bf16 = |i: usize| half::bf16::from_le_bytes([codes[2 * i], codes[2 * i + 1]]).to_f64();
+    let f32 = |i: usize| f32::from_le_bytes(codes[4 * i..4 * i + 4].try_into().unwrap());
+    let e4m3 = |code: u8| {
+        let (exponent, mantissa) = (i32::from(code >> 3 & 15), f64::from(code & 7) / 8.0);
+        let magnitude = match exponent {
+            0 => mantissa / 64.0,
+            _ => (1.0 + mantissa) * 2_f64.powi(exponent - 7),
+        };
+        if code & 0x80 == 0 { magnitude } else { -magnitude }
+    };
+    let group = if d.is_multiple_of(64) { 64 } else { 32 };
+    let u4 = |i: usize| codes[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15;
+    let of = |value: &dyn Fn(usize) -> f64| (0..d).map(value).collect::<Vec<f64>>();
+    // Scales are rounded to f16, 2^-12 of the largest number with 127 and 448 steps, of the range with 15.
+    match format {
+        KvFormat::Bf16 => Stored { values: of(&bf16), step: 0.0, rounding: 1.0 / 256.0 },
+        KvFormat::F32 => Stored { values: of(&|i| f32(i).into()), step: 0.0, rounding: 0.0 },
+        KvFormat::Int8 => {
+            let values = of(&|i| f64::from(codes[i] as i8) * f16(0));
+            Stored { values, step: f16(0) * 1.1, rounding: 0.0 }
+        }
+        KvFormat::Fp8 => {
+            let values = of(&|i| e4m3(codes[i]) * f16(0));
+            Stored { values, step: f16(0) / 512.0, rounding: 1.01 / 16.0 }
+        }
+        KvFormat::Int4 | KvFormat::Int4Plain => {
+            let values = of(&|i| f64::from(u4(i)) * f16(i / group * 2) + f16(i / group * 2 + 1));
+            let step = (0..d / group).map(|group| f16(2 * group)).fold(0.0, f64::max);
+            Stored { values, step: step * 1.05, rounding: 0.0 }
+        }
+    }
+}
+
+/// Rotated back, or as it is.
+fn plain(head: &[f64], is_rotated: bool) -> Vec<f64> {
+    if is_rotated { reference::hadamard(head) } else { head.to_vec() }
 }
 
 /// The slots that a row at `position` sees.

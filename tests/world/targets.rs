@@ -3,10 +3,10 @@
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::cuda::{CudaBackend, CudaOptions};
 use loris::backend::{AttentionShape, Backend, Phase, RowUse};
-use loris::cache::{KvFormat, PageLayout};
+use loris::cache::PageLayout;
 use loris_loader::Dtype;
 
-use super::Case;
+use super::{BF16, Case, F32};
 
 /// A backend under test.
 pub(crate) struct Target<B> {
@@ -49,7 +49,7 @@ impl Numbers {
         let either = |is_coarse| if is_coarse { COARSE } else { EXACT };
         let bf16 = phase == Phase::Prefill && self == Self::Bf16Prefill;
         let linear = either(bf16 && case.dtype == Dtype::BF16);
-        let attention = either(bf16 && case.kv == KvFormat::Bf16);
+        let attention = either(bf16 && case.kv != F32);
         match self {
             Self::Bf16 => Bounds {
                 embed: if case.dtype == Dtype::BF16 { 0.0 } else { 1.0 / 256.0 },
@@ -95,7 +95,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
             [32, 64, 128].contains(&case.shape.head_dim)
                 && case.shape.group_size() <= 16
                 && case.page_len.is_power_of_two()
-                && case.kv == KvFormat::Bf16
+                && case.kv == BF16
                 && case.hidden % 8 == 0
                 && case.ffn % 8 == 0
         },
@@ -107,7 +107,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
 pub(crate) fn assert_refused<B: Backend>(target: &Target<B>, case: &Case) {
     let mut backend = (target.make)(1);
     let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
-    let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, format: case.kv };
+    let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, kv: case.kv };
     let errors = [
         backend.pages(layout, 1).err(),
         backend.rows(1, case.hidden, RowUse::Residual).err(),

@@ -1,14 +1,31 @@
 //! What a KV page looks like in memory.
 //!
-//! A page holds `page_len` tokens of K and V for all kv heads of one layer, head-major
-//! (`[K|V][kv_head][slot][head_dim]`), so that one head's tile is one contiguous run.
+//! A page is a fixed number of bytes: K and V of some tokens for all kv heads of one layer. It is head-major,
+//! `[K|V][kv_head]`, and a head's part is one contiguous run: the codes of all slots, `[slot][head_dim]`, and
+//! behind them what the codes are multiplied with, `[slot][params]`, where the format has that.
+//!
+//! Formats of less than 16 bits a number hold each token by itself, so that a token is coded once, when it is
+//! appended, and alike whoever else is in the page:
+//!
+//! | format | codes | params of a token and head |
+//! |---|---|---|
+//! | `fp8` | e4m3, 4 exponent and 3 mantissa bits | scale = max / 448 |
+//! | `int8` | -127 ..= 127 | scale = max / 127 |
+//! | `int4` | 0 ..= 15, after a Hadamard rotation of the head | scale = (max - min) / 15 and min, for every group |
+//!
+//! Params are f16. The first tokens of a sequence, which attention sinks into (StreamingLLM, section 3.1) and
+//! whose keys are unlike all others, are never coded: the first page of a table holds [`N_WIDE`] tokens in
+//! 16 bits in the same number of bytes.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::error::Error;
 
-/// Number format of keys and values in the cache.
+/// Tokens of the first page of a table where the others are coded: the sinks.
+pub const N_WIDE: usize = 4;
+
+/// Number format of keys or of values in the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KvFormat {
     /// bfloat16, rounded to nearest even when a token is appended.
@@ -16,50 +33,135 @@ pub enum KvFormat {
     Bf16,
     /// float32: exact, for checking; twice the memory.
     F32,
+    /// 8-bit floats (e4m3) with a scale for each token and head.
+    Fp8,
+    /// 8-bit integers with a scale for each token and head.
+    Int8,
+    /// 4-bit integers of rotated heads with a scale and a zero for each group of a token and head.
+    Int4,
+    /// `Int4` without the rotation: to see what that is worth.
+    Int4Plain,
 }
 
 impl KvFormat {
-    /// Bytes an element takes.
-    pub fn bytes(self) -> usize {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Bf16, Self::F32, Self::Fp8, Self::Int8, Self::Int4, Self::Int4Plain];
+
+    /// Numbers are kept as codes that params belong to.
+    pub fn is_coded(self) -> bool {
+        !matches!(self, Self::Bf16 | Self::F32)
+    }
+
+    /// Heads are rotated before they are coded (QuaRot, section 4): large channels are spread over all.
+    pub fn is_rotated(self) -> bool {
+        self == Self::Int4
+    }
+
+    /// Numbers that share their params.
+    pub fn group(self, head_dim: usize) -> usize {
         match self {
-            Self::Bf16 => 2,
-            Self::F32 => 4,
+            Self::Int4 | Self::Int4Plain if head_dim.is_multiple_of(64) => 64,
+            Self::Int4 | Self::Int4Plain => 32,
+            _ => head_dim,
+        }
+    }
+
+    /// Bytes of the codes of a head of one token.
+    pub fn code_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 2 * head_dim,
+            Self::F32 => 4 * head_dim,
+            Self::Fp8 | Self::Int8 => head_dim,
+            Self::Int4 | Self::Int4Plain => head_dim / 2,
+        }
+    }
+
+    /// Bytes of the params of a head of one token.
+    pub fn param_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 | Self::F32 => 0,
+            Self::Fp8 | Self::Int8 => 2,
+            Self::Int4 | Self::Int4Plain => 4 * (head_dim / self.group(head_dim)),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F32 => "f32",
+            Self::Fp8 => "fp8",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
+            Self::Int4Plain => "int4-plain",
         }
     }
 }
 
 impl fmt::Display for KvFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bf16 => "bf16",
-            Self::F32 => "f32",
-        })
+        f.write_str(self.name())
     }
 }
 
-impl FromStr for KvFormat {
-    type Err = Error;
+/// The formats of keys and of values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvFormats {
+    /// Of keys.
+    pub k: KvFormat,
+    /// Of values.
+    pub v: KvFormat,
+}
 
-    fn from_str(s: &str) -> Result<Self, Error> {
-        match s {
-            "bf16" => Ok(Self::Bf16),
-            "f32" => Ok(Self::F32),
-            _ => Err(Error::option("kv", s, "bf16 or f32")),
+impl KvFormats {
+    /// Fails where the two do not go together or heads of this width cannot be coded so.
+    pub fn check(self, head_dim: usize) -> Result<(), Error> {
+        let Self { k, v } = self;
+        if (k == KvFormat::F32) != (v == KvFormat::F32) {
+            return Err(Error::option("kv", self, "f32 for both keys and values, or for neither"));
+        }
+        let is_int4 = |format| matches!(format, KvFormat::Int4 | KvFormat::Int4Plain);
+        if (is_int4(k) || is_int4(v)) && !head_dim.is_multiple_of(32) {
+            let expected = format!("8 bits or more: heads are {head_dim} wide, no multiple of 32");
+            return Err(Error::option("kv", self, expected));
+        }
+        Ok(())
+    }
+
+    /// The format of tokens that are not coded, and of hidden states that wait.
+    pub fn wide(self) -> KvFormat {
+        if self.k == KvFormat::F32 { KvFormat::F32 } else { KvFormat::Bf16 }
+    }
+}
+
+impl From<KvFormat> for KvFormats {
+    fn from(format: KvFormat) -> Self {
+        Self { k: format, v: format }
+    }
+}
+
+impl fmt::Display for KvFormats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.k == self.v {
+            true => write!(f, "{}", self.k),
+            false => write!(f, "{}:{}", self.k, self.v),
         }
     }
 }
 
-/// Shape of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageLayout {
-    /// Key and value heads.
-    pub n_kv_heads: usize,
-    /// Tokens a page holds.
-    pub page_len: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-    /// Number format.
-    pub format: KvFormat,
+impl FromStr for KvFormats {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        let format = |name: &str| {
+            KvFormat::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
+                let names = KvFormat::ALL.map(KvFormat::name).join(", ");
+                Error::option("kv", s, format!("one of {names}, or two of them, KEYS:VALUES"))
+            })
+        };
+        let (k, v) = s.split_once(':').unwrap_or((s, s));
+        Ok(Self { k: format(k)?, v: format(v)? })
+    }
 }
 
 /// K or V: the outermost axis of a page.
@@ -71,19 +173,207 @@ pub enum Side {
     V = 1,
 }
 
-impl PageLayout {
-    /// Elements a page holds.
-    pub fn elements(&self) -> usize {
-        2 * self.n_kv_heads * self.page_len * self.head_dim
-    }
+/// Shape of the pages of a pool, and which slots are in which page of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageLayout {
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Tokens a page holds, but for the first of a table where the others are coded.
+    pub page_len: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number formats.
+    pub kv: KvFormats,
+}
 
+impl PageLayout {
     /// Bytes a page takes.
     pub fn bytes(&self) -> usize {
-        self.elements() * self.format.bytes()
+        self.coded().bytes().next_multiple_of(16)
     }
 
-    /// Element index of slot 0 of a head: `page_len` runs of `head_dim` start here.
-    pub fn head(&self, side: Side, kv_head: usize) -> usize {
-        (side as usize * self.n_kv_heads + kv_head) * self.page_len * self.head_dim
+    /// Slots of the first page of a table.
+    pub fn first_len(&self) -> usize {
+        let is_coded = self.kv.k.is_coded() || self.kv.v.is_coded();
+        if is_coded { N_WIDE } else { self.page_len }
+    }
+
+    /// How many slots fewer than the others the first page has. Counted from this number on instead of from 0,
+    /// slot `s` is in page `s / page_len`.
+    pub fn skew(&self) -> usize {
+        self.page_len - self.first_len()
+    }
+
+    /// The page of a slot, and the slot's index in that page.
+    #[inline]
+    pub fn place(&self, slot: usize) -> (usize, usize) {
+        let skewed = slot + self.skew();
+        match skewed / self.page_len {
+            0 => (0, slot),
+            page_idx => (page_idx, skewed % self.page_len),
+        }
+    }
+
+    /// Pages that hold `n_slots` slots of one layer.
+    pub fn n_pages(&self, n_slots: usize) -> usize {
+        if n_slots == 0 { 0 } else { (n_slots + self.skew()).div_ceil(self.page_len) }
+    }
+
+    /// Slots that `n_pages` pages of one layer hold.
+    pub fn n_slots(&self, n_pages: usize) -> usize {
+        (n_pages * self.page_len).saturating_sub(self.skew())
+    }
+
+    /// What the page with this index in a table looks like.
+    #[inline]
+    pub fn form(&self, page_idx: usize) -> PageForm {
+        match page_idx {
+            0 => PageForm { len: self.first_len(), kv: self.first(), ..self.coded() },
+            _ => self.coded(),
+        }
+    }
+
+    fn first(&self) -> KvFormats {
+        if self.skew() == 0 { self.kv } else { self.kv.wide().into() }
+    }
+
+    fn coded(&self) -> PageForm {
+        let Self { n_kv_heads, page_len, head_dim, kv } = *self;
+        PageForm { n_kv_heads, len: page_len, head_dim, kv }
+    }
+
+    /// `tokens` page by page, full pages only.
+    pub fn full_pages<'t>(&self, tokens: &'t [u32]) -> impl Iterator<Item = &'t [u32]> {
+        let (first, rest) = tokens.split_at_checked(self.first_len()).unwrap_or_default();
+        let first = (!first.is_empty()).then_some(first);
+        first.into_iter().chain(rest.chunks_exact(self.page_len))
+    }
+}
+
+/// Where the numbers of a page are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageForm {
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Slots.
+    pub len: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Number formats.
+    pub kv: KvFormats,
+}
+
+impl PageForm {
+    /// The number format of a side.
+    #[inline]
+    pub fn format(&self, side: Side) -> KvFormat {
+        match side {
+            Side::K => self.kv.k,
+            Side::V => self.kv.v,
+        }
+    }
+
+    /// Bytes of a head's run.
+    #[inline]
+    fn run_bytes(&self, side: Side) -> usize {
+        let format = self.format(side);
+        self.len * (format.code_bytes(self.head_dim) + format.param_bytes(self.head_dim))
+    }
+
+    /// Bytes of a token.
+    pub fn slot_bytes(&self) -> usize {
+        let of =
+            |format: KvFormat| format.code_bytes(self.head_dim) + format.param_bytes(self.head_dim);
+        self.n_kv_heads * (of(self.kv.k) + of(self.kv.v))
+    }
+
+    fn bytes(&self) -> usize {
+        self.n_kv_heads * (self.run_bytes(Side::K) + self.run_bytes(Side::V))
+    }
+
+    /// First byte of the codes of a head's slot.
+    #[inline]
+    pub fn codes(&self, side: Side, kv_head: usize, slot: usize) -> usize {
+        let before = side as usize * self.n_kv_heads * self.run_bytes(Side::K);
+        let code_bytes = self.format(side).code_bytes(self.head_dim);
+        before + kv_head * self.run_bytes(side) + slot * code_bytes
+    }
+
+    /// First byte of the params of a head's slot.
+    #[inline]
+    pub fn params(&self, side: Side, kv_head: usize, slot: usize) -> usize {
+        let param_bytes = self.format(side).param_bytes(self.head_dim);
+        self.codes(side, kv_head, self.len) + slot * param_bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn layout(kv: &str, page_len: usize, head_dim: usize) -> PageLayout {
+        PageLayout { n_kv_heads: 3, page_len, head_dim, kv: kv.parse().unwrap() }
+    }
+
+    /// Every byte of a page belongs to one number or param, and nothing lies outside.
+    #[test]
+    fn runs_fill_a_page() {
+        for kv in ["bf16", "f32", "fp8", "int8", "int4", "int8:int4", "bf16:int4", "int4:bf16"] {
+            for (page_len, head_dim) in [(16, 32), (64, 64), (64, 128), (256, 96)] {
+                let layout = layout(kv, page_len, head_dim);
+                for page_idx in [0, 1, 7] {
+                    let form = layout.form(page_idx);
+                    let mut used = vec![0; layout.bytes()];
+                    for side in [Side::K, Side::V] {
+                        let format = form.format(side);
+                        for (head, slot) in (0..3).flat_map(|h| (0..form.len).map(move |s| (h, s)))
+                        {
+                            let codes = form.codes(side, head, slot);
+                            let params = form.params(side, head, slot);
+                            let code_bytes = format.code_bytes(head_dim);
+                            used[codes..codes + code_bytes].iter_mut().for_each(|n| *n += 1);
+                            let param_bytes = format.param_bytes(head_dim);
+                            used[params..params + param_bytes].iter_mut().for_each(|n| *n += 1);
+                        }
+                    }
+                    assert!(used.iter().all(|&n| n <= 1), "{kv} {page_len}: bytes used twice");
+                    let n_used: usize = used.iter().sum();
+                    if page_idx > 0 {
+                        assert!(layout.bytes() - n_used < 16, "{kv} {page_len}: {n_used} bytes");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn slots_fill_pages_in_order() {
+        for kv in ["bf16", "int8", "int4"] {
+            for page_len in [16, 64, 256] {
+                let layout = layout(kv, page_len, 64);
+                let (mut page_idx, mut slot_in_page) = (0, 0);
+                for slot in 0..3 * page_len {
+                    if slot_in_page == layout.form(page_idx).len {
+                        (page_idx, slot_in_page) = (page_idx + 1, 0);
+                        assert_eq!(layout.n_slots(page_idx), slot, "full pages");
+                    }
+                    assert_eq!(layout.place(slot), (page_idx, slot_in_page), "{kv} slot {slot}");
+                    assert_eq!(layout.n_pages(slot + 1), page_idx + 1, "{kv} {slot} slots");
+                    slot_in_page += 1;
+                }
+                let tokens: Vec<u32> = (0..2 * page_len as u32).collect();
+                let full: Vec<&[u32]> = layout.full_pages(&tokens).collect();
+                assert_eq!(full.concat(), tokens[..layout.n_slots(full.len())]);
+                assert_eq!(
+                    full.len(),
+                    layout.n_pages(tokens.len()) - usize::from(layout.skew() > 0)
+                );
+                assert_eq!(layout.full_pages(&tokens[..3]).count(), 0);
+            }
+        }
+        assert_eq!(layout("bf16", 64, 64).n_pages(0), 0);
+        assert_eq!(layout("int8", 64, 64).n_pages(0), 0);
     }
 }

@@ -7,6 +7,7 @@
 use std::ops::Range;
 
 use super::aux::AuxPool;
+use super::format::PageLayout;
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
@@ -66,7 +67,7 @@ pub struct Segment {
     pub n_layers: usize,
     /// Absolute position of each slot; [`GIVEN_UP`] for one whose token was forgotten.
     pub positions: Vec<u32>,
-    /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for every `page_len` slots.
+    /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says.
     pub page_table: Vec<PageId>,
 }
 
@@ -105,10 +106,10 @@ impl Segment {
     }
 
     /// Pages that `n_new` more slots need, the copy of a shared tail counted.
-    pub fn pages_needed(&self, n_new: usize, page_len: usize, pool: &Pool) -> usize {
-        let n_columns = (self.len() + n_new).div_ceil(page_len);
+    pub fn pages_needed(&self, n_new: usize, layout: &PageLayout, pool: &Pool) -> usize {
+        let n_columns = layout.n_pages(self.len() + n_new);
         let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
-        let copied = usize::from(n_new > 0 && self.tail_is_shared(page_len, pool));
+        let copied = usize::from(n_new > 0 && self.tail_is_shared(layout, pool));
         (fresh + copied) * self.n_layers
     }
 
@@ -116,16 +117,16 @@ impl Segment {
     pub fn grow(
         &mut self,
         positions: &[u32],
-        page_len: usize,
+        layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<Growth, Error> {
-        let n_needed = self.pages_needed(positions.len(), page_len, pool);
+        let n_needed = self.pages_needed(positions.len(), layout, pool);
         let taken = pool.pages.take(n_needed)?;
         let mut page_table = self.page_table.clone();
         let mut copies = Vec::new();
         let mut fresh = taken.as_slice();
-        if let Some(tail) = self.tail(page_len).filter(|_| !positions.is_empty()) {
-            if self.tail_is_shared(page_len, pool) {
+        if let Some(tail) = self.tail(layout).filter(|_| !positions.is_empty()) {
+            if self.tail_is_shared(layout, pool) {
                 let (copy, rest) = taken.split_at(self.n_layers);
                 copies =
                     page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
@@ -143,35 +144,36 @@ impl Segment {
 
     /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
     /// slot between others stays where it is, without a token.
-    pub fn forget(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
+    pub fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for position in &mut self.positions {
             if *position as usize >= len {
                 *position = GIVEN_UP;
             }
         }
         let last = self.positions.iter().rposition(|&position| position != GIVEN_UP);
-        self.truncate(last.map_or(0, |last| last + 1), page_len, pool);
+        self.truncate(last.map_or(0, |last| last + 1), layout, pool);
     }
 
     /// Gives up the slots from `n_slots` on, and the pages that only they needed.
-    pub fn truncate(&mut self, n_slots: usize, page_len: usize, pool: &mut Pool) {
+    pub fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {
             return;
         }
         self.positions.truncate(n_slots);
-        let n_kept = n_slots.div_ceil(page_len) * self.n_layers;
+        let n_kept = layout.n_pages(n_slots) * self.n_layers;
         pool.release(&self.page_table[n_kept..], self.n_layers);
         self.page_table.truncate(n_kept);
     }
 
     /// Entries of the partly filled last column, if there is one.
-    fn tail(&self, page_len: usize) -> Option<Range<usize>> {
+    fn tail(&self, layout: &PageLayout) -> Option<Range<usize>> {
         let end = self.page_table.len();
-        (!self.len().is_multiple_of(page_len)).then(|| end - self.n_layers..end)
+        let is_partial = layout.n_slots(layout.n_pages(self.len())) > self.len();
+        is_partial.then(|| end - self.n_layers..end)
     }
 
-    fn tail_is_shared(&self, page_len: usize, pool: &Pool) -> bool {
-        self.tail(page_len).is_some_and(|tail| pool.pages.is_shared(self.page_table[tail.start]))
+    fn tail_is_shared(&self, layout: &PageLayout, pool: &Pool) -> bool {
+        self.tail(layout).is_some_and(|tail| pool.pages.is_shared(self.page_table[tail.start]))
     }
 }
 

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::aux::{Aux, AuxRow, Store};
+use super::format::PageLayout;
 use super::kv::{Growth, Pool, Segment};
 use super::prefix::Found;
 use crate::error::Error;
@@ -88,7 +89,7 @@ impl LayeredCache {
     }
 
     /// Makes undone what was committed since [`begin`](Self::begin), which can then be tried again.
-    pub fn rollback(&mut self, page_len: usize, pool: &mut Pool) {
+    pub fn rollback(&mut self, layout: &PageLayout, pool: &mut Pool) {
         let Some(since) = self.since.take() else { return };
         for (position, (depth, row)) in since.moved {
             if let Some(now) = self.aux.put(position, row) {
@@ -97,9 +98,9 @@ impl LayeredCache {
             self.depth[position as usize] = depth;
         }
         for (segment, n_slots) in self.segments.iter_mut().zip(since.n_slots) {
-            segment.truncate(n_slots, page_len, pool);
+            segment.truncate(n_slots, layout, pool);
         }
-        self.forget(since.len, page_len, pool);
+        self.forget(since.len, layout, pool);
         self.begin();
     }
 
@@ -110,7 +111,7 @@ impl LayeredCache {
         segment: usize,
         positions: Vec<u32>,
         parked: Vec<u32>,
-        page_len: usize,
+        layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<Taken, Error> {
         let is_last = segment + 1 == self.segments.len();
@@ -123,7 +124,7 @@ impl LayeredCache {
         }
         let grown = to.and_then(|to| {
             rows.extend(to);
-            self.segments[segment].grow(&positions, page_len, pool)
+            self.segments[segment].grow(&positions, layout, pool)
         });
         match grown {
             Ok(growth) => {
@@ -200,11 +201,11 @@ impl LayeredCache {
         &mut self,
         depth: Vec<u8>,
         slots: &[Vec<u32>],
-        page_len: usize,
+        layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<(), Error> {
         for (segment, positions) in self.segments.iter_mut().zip(slots) {
-            segment.grow(positions, page_len, pool)?.commit(segment, pool);
+            segment.grow(positions, layout, pool)?.commit(segment, pool);
         }
         let waits = |&(_, &depth): &(u32, &u8)| usize::from(depth) < self.segments.len();
         let waiting: Vec<u32> =
@@ -223,9 +224,9 @@ impl LayeredCache {
     }
 
     /// Forgets the tokens from position `len` on.
-    pub fn forget(&mut self, len: usize, page_len: usize, pool: &mut Pool) {
+    pub fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for segment in &mut self.segments {
-            segment.forget(len, page_len, pool);
+            segment.forget(len, layout, pool);
         }
         self.depth.truncate(len);
         self.aux.truncate(len, &mut pool.aux);

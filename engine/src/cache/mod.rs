@@ -8,7 +8,7 @@ pub mod pages;
 pub mod prefix;
 
 pub use aux::{Aux, AuxPool, AuxRow, Store};
-pub use format::{KvFormat, PageLayout, Side};
+pub use format::{KvFormat, KvFormats, PageForm, PageLayout, Side};
 pub use kv::{GIVEN_UP, Growth, Pool, Segment};
 pub use layered::{LayeredCache, Taken};
 pub use pages::{PageId, PagePool};

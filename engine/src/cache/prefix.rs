@@ -15,6 +15,7 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::format::PageLayout;
 use super::pages::PageId;
 
 /// Names a chain of full pages.
@@ -62,10 +63,10 @@ pub const ROOT: ChainKey = 0;
 impl PrefixIndex {
     /// The leading full pages of `tokens`. `root` keeps apart what must not be shared: [`ROOT`], or the number of
     /// layers before the first prune point.
-    pub fn find(&self, root: ChainKey, tokens: &[u32], page_len: usize) -> Found {
+    pub fn find(&self, root: ChainKey, tokens: &[u32], layout: &PageLayout) -> Found {
         let mut parent = root;
         let mut found = Found::default();
-        for page in tokens.chunks_exact(page_len) {
+        for page in layout.full_pages(tokens) {
             let key = chain_key(parent, page);
             match self.entries.get(&key) {
                 Some(e) if e.parent == parent && e.tokens == page => {
@@ -84,13 +85,13 @@ impl PrefixIndex {
         &mut self,
         root: ChainKey,
         tokens: &[u32],
-        page_len: usize,
+        layout: &PageLayout,
         filled: Filled<'_>,
     ) -> Vec<PageId> {
         let mut parent = root;
         let mut held = Vec::new();
         let columns = filled.page_table.chunks_exact(filled.n_layers);
-        for (idx, (page, column)) in tokens.chunks_exact(page_len).zip(columns).enumerate() {
+        for (idx, (page, column)) in layout.full_pages(tokens).zip(columns).enumerate() {
             let hidden = match filled.hidden.map(|pages| pages.get(idx)) {
                 Some(None) => break,
                 hidden => hidden.flatten().copied(),

@@ -1,6 +1,7 @@
-//! What follows the Q, K and V projections: bias, norm of q and k, rotation, and the way to `q` or to
-//! the pages. Prefill calls it with one head of many rows, decode with all heads of few.
+//! What follows the Q, K and V projections: bias, norm of q and k, rotation to the position, rotation for the
+//! codes of the cache where its format has one, and the way to `q` or to the pages. Prefill calls it with one head of many rows, decode with all heads of few.
 
+use super::codec;
 use super::mem::Shared;
 use super::norm::{Norm, Rotation, rms_norm};
 use super::pages::{Place, Writer};
@@ -75,6 +76,11 @@ impl Heads<'_> {
             }
             if kind < 2 {
                 self.rotation.rotate(row, values);
+            }
+            // Queries as the keys that they meet.
+            let side = if kind < 2 { Side::K } else { Side::V };
+            if self.pages.format(side).is_rotated() {
+                codec::rotate(std::slice::from_raw_parts_mut(values, d));
             }
             match head {
                 Head::Q(_) => {

@@ -19,6 +19,16 @@ pub(super) enum Format {
 }
 
 impl Format {
+    /// Of a page whose numbers are not coded.
+    #[inline(always)]
+    pub(super) fn of(format: KvFormat) -> Option<Self> {
+        match format {
+            KvFormat::Bf16 => Some(Self::Bf16),
+            KvFormat::F32 => Some(Self::F32),
+            _ => None,
+        }
+    }
+
     /// Bytes of an element.
     pub(super) fn bytes(self) -> usize {
         match self {
@@ -76,15 +86,6 @@ impl Format {
                 *to.add(i) = self.read(from.add(i * self.bytes()));
                 i += 1;
             }
-        }
-    }
-}
-
-impl From<KvFormat> for Format {
-    fn from(format: KvFormat) -> Self {
-        match format {
-            KvFormat::Bf16 => Self::Bf16,
-            KvFormat::F32 => Self::F32,
         }
     }
 }

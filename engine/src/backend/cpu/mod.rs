@@ -17,6 +17,7 @@
 //! buffers. This file makes the pointers from checked sizes; nothing above it is unsafe.
 
 mod attention;
+mod codec;
 mod decode;
 mod gemm;
 mod gemv;
@@ -307,7 +308,7 @@ impl Backend for CpuBackend {
         out.check(batch.n_rows(), width);
         // Queries and weights are rounded to bf16 where keys and values are, and only in prefill:
         // decode is memory bound.
-        let is_bf16 = batch.phase == Phase::Prefill && pages.layout.format == KvFormat::Bf16;
+        let is_bf16 = batch.phase == Phase::Prefill && pages.layout.kv.wide() == KvFormat::Bf16;
         let isa = if is_bf16 { self.isa } else { self.isa.f32() };
         let (work, runner) = (&self.work, &mut self.runner);
         runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
@@ -329,7 +330,9 @@ impl Backend for CpuBackend {
             scratch,
         });
         let tasks = &runner.unordered(work.merges.len());
-        let merge = |thread_idx, _| Merge { work, shape, partial, out, tasks, thread_idx };
+        let is_rotated = pages.layout.kv.v.is_rotated();
+        let merge =
+            |thread_idx, _| Merge { work, shape, is_rotated, partial, out, tasks, thread_idx };
         match work.merges.len() {
             0 => {}
             n if n <= FEW_ROWS => runner.alone(isa, merge),

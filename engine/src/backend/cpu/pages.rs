@@ -1,22 +1,26 @@
 //! KV pages of the CPU backend: one lazily committed run of memory.
 
+use super::codec;
 use super::mem::{Buf, Shared};
-use super::simd::bf16_bits;
+use super::simd::{Simd, bf16_bits};
 use crate::backend::Batch;
-use crate::cache::{KvFormat, PageId, PageLayout, Side};
+use crate::cache::{KvFormat, PageForm, PageId, PageLayout, Side};
 use crate::error::Error;
 
 /// Storage of a pool of pages.
 #[derive(Debug)]
 pub struct CpuPages {
     pub(super) layout: PageLayout,
+    /// Of the first page of a table, and of the others.
+    forms: [PageForm; 2],
     bytes: Buf<u8>,
 }
 
 impl CpuPages {
     pub(super) fn new(layout: PageLayout, n_pages: usize) -> Result<Self, Error> {
         let n_bytes = layout.bytes().saturating_mul(n_pages);
-        Ok(Self { layout, bytes: Buf::zeroed(n_bytes, "the KV page pool")? })
+        let forms = [layout.form(0), layout.form(1)];
+        Ok(Self { layout, forms, bytes: Buf::zeroed(n_bytes, "the KV page pool")? })
     }
 
     /// The bytes of a page.
@@ -40,14 +44,50 @@ impl CpuPages {
 
     /// For kernels that write.
     pub(super) fn writer(&mut self) -> Writer {
-        Writer { base: Shared(self.bytes.as_mut_ptr()), layout: self.layout }
+        let (forms, page_bytes) = (self.forms, self.layout.bytes());
+        Writer { base: Shared(self.bytes.as_mut_ptr()), forms, page_bytes }
     }
 
-    /// First byte of slot 0 of a head.
+    /// What a page looks like.
     #[inline(always)]
-    pub(super) fn head(&self, page: PageId, side: Side, kv_head: usize) -> *const u8 {
-        let at = self.layout.head(side, kv_head) * self.layout.format.bytes();
-        self.page(page)[at..].as_ptr()
+    pub(super) fn form(&self, page_idx: usize) -> &PageForm {
+        &self.forms[page_idx.min(1)]
+    }
+}
+
+/// A head of a token in a page, to read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Row {
+    pub(super) format: KvFormat,
+    pub(super) codes: *const u8,
+    pub(super) params: *const u8,
+}
+
+impl Row {
+    /// `slot` of `page`.
+    #[inline(always)]
+    pub(super) fn new(
+        form: &PageForm,
+        page: *const u8,
+        slot: usize,
+        side: Side,
+        head: usize,
+    ) -> Self {
+        Self {
+            format: form.format(side),
+            codes: page.wrapping_add(form.codes(side, head, slot)),
+            params: page.wrapping_add(form.params(side, head, slot)),
+        }
+    }
+
+    /// Its `n` numbers as f32.
+    ///
+    /// # Safety
+    /// As [`Simd`]; the page has the slot, and `to` room for the numbers.
+    #[inline(always)]
+    pub(super) unsafe fn read<S: Simd>(self, n: usize, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe { codec::decode::<S>(self.format, self.codes, self.params, n, to) }
     }
 }
 
@@ -55,6 +95,7 @@ impl CpuPages {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     page: PageId,
+    page_idx: usize,
     slot: usize,
 }
 
@@ -65,9 +106,10 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
     out.clear();
     for seq in &batch.seqs {
         for slot in seq.kv_start..seq.kv_len() {
-            let page = seq.page(slot / layout.page_len, layer);
+            let (page_idx, slot) = layout.place(slot);
+            let page = seq.page(page_idx, layer);
             assert!((page as usize) < n_pages, "page {page} is out of range");
-            out.push(Place { page, slot: slot % layout.page_len });
+            out.push(Place { page, page_idx, slot });
         }
     }
 }
@@ -76,39 +118,46 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Writer {
     base: Shared<u8>,
-    layout: PageLayout,
+    forms: [PageForm; 2],
+    page_bytes: usize,
 }
 
 impl Writer {
+    /// The formats of coded pages.
+    #[inline(always)]
+    pub(super) fn format(&self, side: Side) -> KvFormat {
+        self.forms[1].format(side)
+    }
+
     /// Stores one head of one row.
     ///
     /// # Safety
     /// The place is inside the pool, `values` has `head_dim` elements, and no other thread touches
     /// this head of this slot.
     #[inline(always)]
-    pub(super) unsafe fn write(
-        &self,
-        place: Place,
-        side: Side,
-        kv_head: usize,
-        values: *const f32,
-    ) {
-        let PageLayout { head_dim, format, .. } = self.layout;
-        let element = place.page as usize * self.layout.elements()
-            + self.layout.head(side, kv_head)
-            + place.slot * head_dim;
-        // SAFETY: the element lies in the page; pages are aligned for f32.
+    pub(super) unsafe fn write(&self, at: Place, side: Side, kv_head: usize, values: *const f32) {
+        let form = &self.forms[at.page_idx.min(1)];
+        let (format, d) = (form.format(side), form.head_dim);
+        // SAFETY: codes and params lie in the page and are this thread's; bf16 and f32 are aligned there.
         unsafe {
+            let page = self.base.get().add(at.page as usize * self.page_bytes);
+            let codes = page.add(form.codes(side, kv_head, at.slot));
             match format {
                 KvFormat::Bf16 => {
-                    let to = self.base.get().cast::<u16>().add(element);
-                    for i in 0..head_dim {
-                        to.add(i).write(bf16_bits(*values.add(i)));
+                    let to = codes.cast::<u16>();
+                    for i in 0..d {
+                        to.add(i).write_unaligned(bf16_bits(*values.add(i)));
                     }
                 }
-                KvFormat::F32 => {
-                    let to = self.base.get().cast::<f32>().add(element);
-                    std::ptr::copy_nonoverlapping(values, to, head_dim);
+                KvFormat::F32 => std::ptr::copy_nonoverlapping(values.cast::<u8>(), codes, 4 * d),
+                _ => {
+                    let params = page.add(form.params(side, kv_head, at.slot));
+                    codec::encode(
+                        format,
+                        std::slice::from_raw_parts(values, d),
+                        std::slice::from_raw_parts_mut(codes, format.code_bytes(d)),
+                        std::slice::from_raw_parts_mut(params, format.param_bytes(d)),
+                    );
                 }
             }
         }

@@ -190,17 +190,15 @@ impl Backend for CudaBackend {
             RowUse::Transit | RowUse::Waiting(KvFormat::F32) => {
                 Data::F32(Rows::new(d, n_rows, width, "the aux cache")?)
             }
-            RowUse::Waiting(KvFormat::Bf16) => {
-                Data::Bf16(Rows::new(d, n_rows, width, "the aux cache")?)
-            }
+            RowUse::Waiting(_) => Data::Bf16(Rows::new(d, n_rows, width, "the aux cache")?),
             RowUse::Operand => Data::Bf16(Rows::new(d, n_rows, width, "activations")?),
         }))
     }
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
-        let PageLayout { n_kv_heads, page_len, head_dim, format } = layout;
-        if format != KvFormat::Bf16 {
-            return Err(unsupported("--kv", format, "bf16"));
+        let PageLayout { n_kv_heads, page_len, head_dim, kv } = layout;
+        if kv != KvFormat::Bf16.into() {
+            return Err(unsupported("--kv", kv, "bf16"));
         }
         if ![32, 64, 128].contains(&head_dim) {
             return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));

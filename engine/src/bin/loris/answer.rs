@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use loris::loader::GenerationDefaults;
 use loris::{
-    Error, Finish, GenerateOptions, KvFormat, Model, Receipt, Sampler, SamplerParams, Session,
+    Error, Finish, GenerateOptions, KvFormats, Model, Receipt, Sampler, SamplerParams, Session,
 };
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ pub(crate) struct Statistics {
     /// Seconds between tokens, sorted.
     pub(crate) gaps_s: Vec<f64>,
     pub(crate) kv_bytes: usize,
-    pub(crate) kv_format: KvFormat,
+    pub(crate) kv_format: KvFormats,
     pub(crate) context_tokens: usize,
     pub(crate) ctx_len: usize,
     pub(crate) peak_bytes: Option<u64>,
@@ -135,7 +135,7 @@ impl<'a> Answerer<'a> {
             generated_tokens: shown.times.len(),
             gaps_s,
             kv_bytes: receipt.kv_bytes,
-            kv_format: session.model().plan().layout.format,
+            kv_format: session.model().plan().layout.kv,
             context_tokens: session.len(),
             ctx_len: session.ctx_len(),
             peak_bytes: peak_bytes(),

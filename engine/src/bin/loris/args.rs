@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::eval::tasks::{TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::loader::LoadMode;
-use loris::{DeviceChoice, KvFormat, ModelOptions};
+use loris::{DeviceChoice, KvFormats, ModelOptions};
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
 #[derive(Debug, Parser)]
@@ -181,9 +181,10 @@ const MAX_DEFAULT_CTX: usize = 131_072;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory")]
 pub(crate) struct SizeArgs {
-    /// Number format of the KV cache
+    /// Number format of the KV cache: bf16, f32, fp8, int8, int4, int4-plain (without rotation), or one for keys
+    /// and one for values, as in int8:int4. Less than 16 bits hold more context in the same memory
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
-    pub(crate) kv: Kv,
+    pub(crate) kv: KvFormats,
     /// Prompt tokens that go through the layers together
     #[arg(long, value_name = "N", default_value_t = ModelOptions::default().chunk)]
     pub(crate) chunk: usize,
@@ -196,10 +197,7 @@ impl SizeArgs {
     /// Options for sessions that together hold `kv_tokens` tokens, one at a time.
     pub(crate) fn model_options(&self, kv_tokens: Option<usize>) -> ModelOptions {
         ModelOptions {
-            kv: match self.kv {
-                Kv::Bf16 => KvFormat::Bf16,
-                Kv::F32 => KvFormat::F32,
-            },
+            kv: self.kv,
             page_len: self.page_len,
             kv_tokens,
             chunk: self.chunk,
@@ -207,12 +205,6 @@ impl SizeArgs {
             ..ModelOptions::default()
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Kv {
-    Bf16,
-    F32,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -4,6 +4,7 @@
 //! machine whose speed drifts favours none; ratios are medians over rounds of the pairs. Tokens are
 //! pseudo-random, which says nothing of quality: `loris eval` does. `ceiling` is how much less arithmetic a
 //! prompt takes under a policy, which its time to the first token cannot beat on a machine that is bound by it.
+//! `time_ratio_max` is the worst ratio of the whole time over answers of 1, 2, 4, ... tokens.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -120,7 +121,7 @@ fn time(
 }
 
 /// Columns of `--csv`, and fields of `--json`.
-const COLUMNS: [&str; 21] = [
+const COLUMNS: [&str; 22] = [
     "model",
     "threads",
     "load",
@@ -138,6 +139,7 @@ const COLUMNS: [&str; 21] = [
     "p99_ratio",
     "time_ratio_1",
     "time_ratio_answer",
+    "time_ratio_max",
     "kv_bytes",
     "aux_bytes",
     "bytes_ratio",
@@ -160,7 +162,11 @@ fn row(args: &BenchArgs, model: &Model, line: &Line, dense: &Line) -> Value {
             quantile(&sorted, p).unwrap_or(f64::NAN)
         }
     };
-    let whole = |timed: &Timed| timed.ttft + timed.steps.iter().sum::<f64>();
+    // The prompt and the first `n` tokens of the answer; the first comes with the prompt.
+    let whole =
+        |n: usize| move |timed: &Timed| timed.ttft + timed.steps[..n - 1].iter().sum::<f64>();
+    let answers = (0..).map(|doubling| 1 << doubling).take_while(|&n| n < args.decode);
+    let worst = answers.chain([args.decode]).map(|n| ratio(&whole(n))).fold(0.0, f64::max);
     let receipt = line.rounds.last().map_or_else(Receipt::default, |timed| timed.receipt);
     let bytes = |timed: &Timed| (timed.receipt.kv_bytes + timed.receipt.aux_bytes) as f64;
     let n_pairs = (line.prompt * model.plan().n_layers) as f64;
@@ -178,7 +184,7 @@ fn row(args: &BenchArgs, model: &Model, line: &Line, dense: &Line) -> Value {
         "p99_ms": number(median(&of(line, &step(0.99))) * 1e3),
         "p50_ratio": number(ratio(&step(0.5))), "p99_ratio": number(ratio(&step(0.99))),
         "time_ratio_1": number(ratio(&|timed| timed.ttft)),
-        "time_ratio_answer": number(ratio(&whole)),
+        "time_ratio_answer": number(ratio(&whole(args.decode))), "time_ratio_max": number(worst),
         "kv_bytes": receipt.kv_bytes, "aux_bytes": receipt.aux_bytes,
         "bytes_ratio": number(ratio(&bytes)),
         "n_revived": line.rounds.last().map_or(0, |timed| timed.n_revived),

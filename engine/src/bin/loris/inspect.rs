@@ -44,7 +44,7 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
         let n = tensor.shape.iter().product::<usize>() as u64;
         *dtypes.entry(tensor.dtype.to_string().to_lowercase()).or_insert(0) += n;
     }
-    let pool = plan.n_pages / plan.n_layers * plan.layout.page_len;
+    let pool = plan.layout.n_slots(plan.n_pages / plan.n_layers);
     let tokenizer_file = std::fs::metadata(args.dir.join(TOKENIZER)).map_or(0, |file| file.len());
     let facts = Facts {
         tokenizer_bytes: usize::try_from(tokenizer_file).unwrap_or(0).saturating_mul(8),
@@ -93,7 +93,7 @@ impl Facts<'_> {
     fn memory(&self) -> Value {
         let plan = &self.plan;
         json!({
-            "ctx": self.ctx, "kv_format": plan.layout.format.to_string(),
+            "ctx": self.ctx, "kv_format": plan.layout.kv.to_string(),
             "chunk": plan.chunk, "page_len": plan.layout.page_len,
             "weight_bytes": plan.weight_bytes,
             "kv_bytes_per_token": plan.kv_bytes_per_token,
@@ -150,7 +150,7 @@ impl Facts<'_> {
             ("chat template", yes_no(checkpoint.chat.is_some()).into()),
             ("", String::new()),
             ("weights", format!("{}, mapped", bytes(plan.weight_bytes))),
-            ("KV a token", format!("{} in {}", size(plan.kv_bytes_per_token), plan.layout.format)),
+            ("KV a token", format!("{} in {}", size(plan.kv_bytes_per_token), plan.layout.kv)),
             (
                 "KV pool",
                 format!("{} for --ctx {}, taken as it fills", size(plan.kv_bytes), self.ctx),
@@ -179,7 +179,7 @@ fn hidden_states(plan: &Plan) -> String {
         _ => format!(
             "{} that wait at prune points in {}, {} in transit in f32; taken as they fill",
             bytes(plan.aux_bytes() as u64),
-            plan.layout.format,
+            plan.layout.kv,
             bytes(plan.transit_bytes() as u64)
         ),
     }

@@ -57,7 +57,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
             nlls.iter().map(|nll| json!({ "tokens": args.ctx, "mean_nll": nll })).collect();
         let result = json!({
             "model": args.dir.display().to_string(), "file": args.file.display().to_string(),
-            "ctx": args.ctx, "kv_format": model.plan().layout.format.to_string(),
+            "ctx": args.ctx, "kv_format": model.plan().layout.kv.to_string(),
             "windows": windows, "mean_nll": mean, "perplexity": mean.exp(),
             "tokens": tokens.len(), "left_out_tokens": n_left_out,
             "seconds": rounded(seconds), "peak_bytes": peak_bytes(),

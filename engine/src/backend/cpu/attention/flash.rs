@@ -2,17 +2,18 @@
 
 use std::ops::Range;
 
+use super::super::codec;
 use super::super::matrix::Format;
 use super::super::mem::Shared;
 use super::super::micro::{Out, Product};
 use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_pairs};
-use super::super::pages::CpuPages;
-use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
+use super::super::pages::{CpuPages, Row};
+use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
 use super::super::team::Tasks;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{AttentionShape, Batch, Seq};
-use crate::cache::Side;
+use crate::cache::{KvFormat, Side};
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {
@@ -169,10 +170,10 @@ impl Attention<'_> {
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
         // SAFETY: K, V and scores fit their parts; rows are the task's.
         unsafe {
-            let mut places = [std::ptr::null(); TILE];
-            let places = self.locate(seq, task.kv_head, slots.clone(), &mut places);
-            self.pack_keys::<S, D>(places, parts.k);
-            self.pack_values::<S, D>(places, parts.v);
+            let mut spots = [Spot { page: std::ptr::null(), slot: 0 }; TILE];
+            let located = self.locate(seq, task.kv_head, slots.clone(), &mut spots);
+            self.pack_keys::<S, D>(&located, parts);
+            self.pack_values::<S, D>(&located, parts);
             for tile in 0..tiles.n {
                 let (first, n_rows) = (tiles.start(tile), tiles.rows(tile));
                 let positions = &positions[first / group..(first + n_rows - 1) / group + 1];
@@ -216,82 +217,110 @@ impl Attention<'_> {
         }
     }
 
-    /// The first byte of K of each slot of a tile: a division a tile, not one a slot.
+    /// The page of each slot of a tile and its place there: a division a tile, not one a slot.
     #[inline(always)]
     fn locate<'p>(
         &self,
         seq: &Seq<'_>,
         kv_head: usize,
         slots: Range<usize>,
-        places: &'p mut [*const u8; TILE],
-    ) -> &'p [*const u8] {
+        places: &'p mut [Spot; TILE],
+    ) -> Located<'p> {
         let layout = &self.pages.layout;
-        let stride = layout.head_dim * layout.format.bytes();
-        let (mut page_idx, mut offset) =
-            (slots.start / layout.page_len, slots.start % layout.page_len);
+        let (mut page_idx, mut offset) = layout.place(slots.start);
         let n = slots.len();
         let mut done = 0;
         while done < n {
-            let page = seq.page(page_idx, self.layer);
-            let first = self.pages.head(page, Side::K, kv_head).wrapping_add(offset * stride);
-            let run = (layout.page_len - offset).min(n - done);
+            let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
+            let run = (self.pages.form(page_idx).len - offset).min(n - done);
             for (i, place) in places[done..done + run].iter_mut().enumerate() {
-                *place = first.wrapping_add(i * stride);
+                *place = Spot { page, slot: offset + i };
             }
             (done, page_idx, offset) = (done + run, page_idx + 1, 0);
         }
-        &places[..n]
+        // With one form for all pages, that of the first is as good.
+        let n_first = self.pages.form(0).len.saturating_sub(slots.start).min(n);
+        Located { spots: &places[..n], n_first, kv_head }
+    }
+
+    /// A slot of a tile.
+    #[inline(always)]
+    fn slot(&self, tile: &Located<'_>, idx: usize, side: Side) -> Row {
+        let Spot { page, slot } = tile.spots[idx];
+        let form = self.pages.form(usize::from(idx >= tile.n_first));
+        Row::new(form, page, slot, side, tile.kv_head)
     }
 
     /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
     #[inline(always)]
-    unsafe fn pack_keys<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
+    unsafe fn pack_keys<S: Simd, D: Dot>(&self, tile: &Located<'_>, parts: Parts) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let (n_steps, last) = (steps::<D>(head_dim), places.len() - 1);
-        for (i, first) in (0..places.len()).step_by(S::LANES).enumerate() {
-            let rows: RowPtrs = std::array::from_fn(|lane| places[(first + lane).min(last)]);
+        let (n_steps, last) = (steps::<D>(head_dim), tile.spots.len() - 1);
+        for (i, first) in (0..=last).step_by(S::LANES).enumerate() {
+            let slot = |lane: usize| self.slot(tile, (first + lane).min(last), Side::K);
             // SAFETY: the slots are in use; half panel i starts at the panel's half.
             unsafe {
-                let to = to.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
+                let to = parts.k.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
                 let dest = Dest { to, stride: panel, n: S::LANES };
-                let format = self.pages.layout.format.into();
-                let (k, steps) = (head_dim, 0..n_steps);
-                S::enter::<D, _>(Pack { rows: &rows, format, k, steps, dest });
+                let steps = 0..n_steps;
+                // The last lane's: a coded slot is never followed by one that is not.
+                if let Some(format) = Format::of(slot(S::LANES - 1).format) {
+                    let rows: RowPtrs = std::array::from_fn(|lane| slot(lane).codes);
+                    S::enter::<D, _>(Pack { rows: &rows, format, k: head_dim, steps, dest });
+                    continue;
+                }
+                let rows: RowPtrs =
+                    std::array::from_fn(|lane| parts.rows.add(lane * head_dim).cast_const().cast());
+                for (lane, row) in rows.iter().enumerate().take(S::LANES) {
+                    let row = row.cast_mut().cast();
+                    slot(lane).read::<S>(head_dim, row);
+                    if D::PAIRS {
+                        to_pairs(row, row, head_dim);
+                    }
+                }
+                let pack = Pack { rows: &rows, format: Format::F32, k: n_steps, steps, dest };
+                S::enter::<Fma, _>(pack);
             }
         }
     }
 
-    /// From K of a slot to V of the same slot, in bytes.
-    #[inline(always)]
-    fn to_value(&self) -> usize {
-        let layout = &self.pages.layout;
-        (layout.head(Side::V, 0) - layout.head(Side::K, 0)) * layout.format.bytes()
-    }
-
     /// V of a tile, as panels of columns.
     #[inline(always)]
-    unsafe fn pack_values<S: Simd, D: Dot>(&self, places: &[*const u8], to: *mut f32) {
+    unsafe fn pack_values<S: Simd, D: Dot>(&self, tile: &Located<'_>, parts: Parts) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let format = Format::from(self.pages.layout.format);
         let per_step = if D::PAIRS { 2 } else { 1 };
-        for column in (0..head_dim).step_by(panel) {
-            let n = panel.min(head_dim - column);
-            let from = self.to_value() + column * format.bytes();
-            // SAFETY: n columns of slots in use; the panel has a row for every step.
-            unsafe {
-                let to = to.add(column * steps::<D>(TILE));
-                for (step, slots) in places.chunks(per_step).enumerate() {
-                    let (to, slot) = (to.add(step * panel), slots[0].add(from));
+        for first in (0..tile.spots.len()).step_by(per_step) {
+            // An odd last slot is paired with zeros: its partner's weight is 0, and 0 * NaN is not.
+            let has_next = first + 1 < tile.spots.len();
+            let slots = [first, if has_next { first + 1 } else { first }];
+            let mut rows = slots.map(|slot| self.slot(tile, slot, Side::V));
+            for (row, idx) in rows.iter_mut().zip(0..per_step) {
+                if row.format.is_coded() {
+                    // SAFETY: a slot in use; the scratch has a row for each lane.
+                    unsafe {
+                        let to = parts.rows.add(idx * head_dim);
+                        row.read::<S>(head_dim, to);
+                        *row = Row { format: KvFormat::F32, codes: to.cast(), ..*row };
+                    }
+                }
+            }
+            let [(format, row), next] =
+                rows.map(|row| (Format::of(row.format).unwrap_or(Format::F32), row.codes));
+            for column in (0..head_dim).step_by(panel) {
+                let n = panel.min(head_dim - column);
+                // SAFETY: n columns of slots in use; the panel has a row for every step.
+                unsafe {
+                    let from = row.add(column * format.bytes());
+                    let to = parts.v.add(column * steps::<D>(TILE) + first / per_step * panel);
                     if D::PAIRS {
-                        // An odd last slot is paired with zeros: its partner's weight is 0, and
-                        // 0 * NaN is not.
-                        pair_rows(format, slot, slots.get(1).map(|slot| slot.add(from)), to, n);
+                        let next = (next.0, next.1.add(column * next.0.bytes()));
+                        pair_rows((format, from), has_next.then_some(next), to, n);
                     } else if n == panel {
                         let half = S::LANES * format.bytes();
-                        S::store(to, format.load::<S>(slot));
-                        S::store(to.add(S::LANES), format.load::<S>(slot.add(half)));
+                        S::store(to, format.load::<S>(from));
+                        S::store(to.add(S::LANES), format.load::<S>(from.add(half)));
                     } else {
-                        format.convert::<S>(slot, to, n);
+                        format.convert::<S>(from, to, n);
                     }
                 }
             }
@@ -318,9 +347,27 @@ impl Attention<'_> {
                 for i in 0..head_dim {
                     to.add(i).write(*from.add(i) * factor);
                 }
+                if self.pages.layout.kv.v.is_rotated() {
+                    codec::rotate(std::slice::from_raw_parts_mut(to, head_dim));
+                }
             }
         }
     }
+}
+
+/// Where a slot is: a page, and its index there.
+#[derive(Clone, Copy)]
+struct Spot {
+    page: *const u8,
+    slot: usize,
+}
+
+/// The slots of a tile.
+struct Located<'a> {
+    spots: &'a [Spot],
+    /// So many of them are in the first page of their table.
+    n_first: usize,
+    kv_head: usize,
 }
 
 /// How much of a tile some rows see.
@@ -404,16 +451,15 @@ pub(super) unsafe fn exp2_each<S: Simd>(x: &mut [f32; MAX_LANES]) {
 /// `n` columns of two slots as pairs.
 #[inline(always)]
 unsafe fn pair_rows(
-    format: Format,
-    even: *const u8,
-    odd: Option<*const u8>,
+    even: (Format, *const u8),
+    odd: Option<(Format, *const u8)>,
     to: *mut f32,
     n: usize,
 ) {
     // SAFETY: n elements behind each pointer.
     unsafe {
-        match (format, odd) {
-            (Format::Bf16, Some(odd)) => {
+        match (even, odd) {
+            ((Format::Bf16, even), Some((Format::Bf16, odd))) => {
                 let (even, odd) = (even.cast::<u16>(), odd.cast::<u16>());
                 for i in 0..n {
                     to.add(i)
@@ -421,8 +467,9 @@ unsafe fn pair_rows(
                 }
             }
             _ => {
-                let bits =
-                    |p: *const u8, i: usize| bf16_bits(format.read(p.add(i * format.bytes())));
+                let bits = |(format, p): (Format, *const u8), i: usize| {
+                    bf16_bits(format.read(p.add(i * format.bytes())))
+                };
                 for i in 0..n {
                     to.add(i).write(pair(bits(even, i), odd.map_or(0, |odd| bits(odd, i))));
                 }

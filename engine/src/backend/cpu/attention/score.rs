@@ -4,9 +4,8 @@
 //! read once; the maximum and sum of every (row, head); the mean over both for every slot. Every number is
 //! made by one task in a fixed order.
 
-use super::super::matrix::Format;
 use super::super::mem::Shared;
-use super::super::pages::CpuPages;
+use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
 use super::flash::exp2_each;
@@ -97,15 +96,16 @@ impl TokenScore<'_> {
         let kv_head = task % shape.n_kv_heads;
         let first = task / shape.n_kv_heads * RUN;
         let seq = &self.batch.seqs[self.score.seq_idx];
-        let layout = &self.pages.layout;
-        let format = Format::from(layout.format);
+        let mut key = vec![0.0; d];
         let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
         let window = self.window.map_or(u64::MAX, |window| window as u64);
         for slot in first..kv_len.min(first + RUN) {
-            let page = seq.page(slot / layout.page_len, self.layer);
-            let offset = slot % layout.page_len * d * layout.format.bytes();
-            let key = self.pages.head(page, Side::K, kv_head).wrapping_add(offset);
             let position = seq.slot_positions[slot];
+            let (page_idx, place) = self.pages.layout.place(slot);
+            let (form, page) = (self.pages.form(page_idx), seq.page(page_idx, self.layer));
+            let row = Row::new(form, self.pages.page(page).as_ptr(), place, Side::K, kv_head);
+            // SAFETY: a slot in use; room for its d numbers.
+            unsafe { row.read::<S>(d, key.as_mut_ptr()) };
             for row in 0..self.score.n_rows {
                 let batch_row = seq.rows.end - self.score.n_rows + row;
                 let at = self.batch.positions[batch_row];
@@ -115,7 +115,7 @@ impl TokenScore<'_> {
                         // SAFETY: the row's query head and the slot's key head, d numbers each.
                         true => unsafe {
                             let q = self.q.get().add((batch_row * shape.n_q_heads + head) * d);
-                            dot::<S>(format, key, q, d) * scale
+                            dot::<S>(key.as_ptr(), q, d) * scale
                         },
                         false => f32::NEG_INFINITY,
                     };
@@ -184,15 +184,15 @@ impl TokenScore<'_> {
 
 /// `k . q`, `n` numbers each.
 #[inline(always)]
-unsafe fn dot<S: Simd>(format: Format, k: *const u8, q: *const f32, n: usize) -> f32 {
+unsafe fn dot<S: Simd>(k: *const f32, q: *const f32, n: usize) -> f32 {
     // SAFETY: n numbers behind each pointer.
     unsafe {
         let whole = n - n % S::LANES;
         let mut sum = S::splat(0.0);
         for i in (0..whole).step_by(S::LANES) {
-            sum = S::fma(format.load::<S>(k.add(i * format.bytes())), S::load(q.add(i)), sum);
+            sum = S::fma(S::load(k.add(i)), S::load(q.add(i)), sum);
         }
-        let rest = (whole..n).map(|i| format.read(k.add(i * format.bytes())) * *q.add(i));
+        let rest = (whole..n).map(|i| *k.add(i) * *q.add(i));
         S::sum(sum) + rest.sum::<f32>()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::codec;
 use super::super::mem::Shared;
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
@@ -109,6 +110,8 @@ impl Work {
 pub(in super::super) struct Merge<'a> {
     pub(in super::super) work: &'a Work,
     pub(in super::super) shape: AttentionShape,
+    /// Values are rotated in the cache: the results are rotated back.
+    pub(in super::super) is_rotated: bool,
     pub(in super::super) partial: Shared<f32>,
     pub(in super::super) out: Shared<f32>,
     pub(in super::super) tasks: &'a Tasks,
@@ -157,6 +160,9 @@ impl Merge<'_> {
             let factor = if sum == 0.0 { 0.0 } else { 1.0 / sum };
             for i in 0..d {
                 *out.add(i) *= factor;
+            }
+            if self.is_rotated {
+                codec::rotate(std::slice::from_raw_parts_mut(out, d));
             }
         }
     }

@@ -72,6 +72,37 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> __m256 {
+        unsafe {
+            let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+            let sign = _mm_slli_epi16::<8>(_mm_and_si128(wide, _mm_set1_epi16(0x80)));
+            let rest = _mm_slli_epi16::<7>(_mm_and_si128(wide, _mm_set1_epi16(0x7f)));
+            _mm256_cvtph_ps(_mm_or_si128(sign, rest))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_low_u4(p: *const u8) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            _mm256_cvtepi32_ps(_mm256_and_si256(wide, _mm256_set1_epi32(15)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_high_u4(p: *const u8) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(wide))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn add(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_add_ps(a, b) }
     }

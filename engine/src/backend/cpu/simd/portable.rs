@@ -64,6 +64,30 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(p: *const u8) -> [f32; N] {
+        // SAFETY: the caller has N elements there.
+        unsafe { p.cast::<[i8; N]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
+    unsafe fn load_e4m3(p: *const u8) -> [f32; N] {
+        // SAFETY: the caller has N elements there.
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(super::super::codec::e4m3_value)
+    }
+
+    #[inline(always)]
+    unsafe fn load_low_u4(p: *const u8) -> [f32; N] {
+        // SAFETY: the caller has N elements there.
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|byte| f32::from(byte & 15))
+    }
+
+    #[inline(always)]
+    unsafe fn load_high_u4(p: *const u8) -> [f32; N] {
+        // SAFETY: the caller has N elements there.
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|byte| f32::from(byte >> 4))
+    }
+
+    #[inline(always)]
     unsafe fn add(a: [f32; N], b: [f32; N]) -> [f32; N] {
         map(a, b, |a, b| a + b)
     }

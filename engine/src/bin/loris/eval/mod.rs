@@ -287,7 +287,7 @@ impl Bench<'_> {
         let tasks: Vec<_> = self.tasks.iter().map(|task| task.name()).collect();
         json!({
             "model": args.dir.display().to_string(), "device": model.placement().device,
-            "kv_format": model.plan().layout.format.to_string(),
+            "kv_format": model.plan().layout.kv.to_string(),
             "threads": open::n_threads(&args.engine), "policies": names, "tasks": tasks,
             "lens": args.lens, "samples_per_task": args.samples_per_task, "seed": args.seed,
             "prose_windows": args.prose_windows, "chat": is_chat,
@@ -406,8 +406,9 @@ fn open_models(
         let n_sessions =
             if has_prose { keys.iter().filter(|key| **key == keys[idx]).count() } else { 1 };
         let rows = if has_prose { prose::ROWS } else { variant.model.batch };
-        let n_tokens =
-            longest.next_multiple_of(args.size.page_len.max(1)).saturating_mul(n_sessions);
+        // A page of its own at either end of each.
+        let page_len = args.size.page_len.max(1);
+        let n_tokens = (longest.next_multiple_of(page_len) + page_len).saturating_mul(n_sessions);
         let options = ModelOptions {
             kv_tokens: Some(n_tokens),
             aux_tokens: if variants.iter().any(Variant::prunes) { n_tokens } else { 0 },

@@ -4,7 +4,7 @@
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
 use loris::policy::Lazy;
-use loris::{KvFormat, ModelOptions, SessionOptions};
+use loris::{ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
 
@@ -37,7 +37,8 @@ impl Variant {
 pub(crate) const DENSE: &str = "dense";
 
 /// What can be asked for, for messages.
-const KNOWN: &str = "dense, kv=bf16, kv=f32, lazy=SPEC (as --lazy of `run`)";
+const KNOWN: &str =
+    "dense, kv=FORMAT, lazy=SPEC (as --kv and --lazy of `run`), kv=FORMAT+lazy=SPEC";
 
 /// The variants of the flags, `dense` first, with `base` where they say nothing else.
 pub(crate) fn variants(
@@ -58,24 +59,18 @@ pub(crate) fn variants(
     Ok(variants)
 }
 
-/// `NAME` or `NAME=SPEC`.
+/// `NAME=SPEC`, or several of them with `+` between.
 fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
-    let (name, spec) = match policy.split_once('=') {
-        Some((name, spec)) => (name, Some(spec)),
-        None => (policy, None),
-    };
-    let dense = Variant { name: policy.into(), ..dense.clone() };
-    match (name, spec) {
-        ("kv", Some("bf16")) => Ok(with_kv(dense, KvFormat::Bf16)),
-        ("lazy", Some(spec)) => Ok(Variant { lazy: Some(spec.into()), ..dense }),
-        ("kv", Some("f32")) => Ok(with_kv(dense, KvFormat::F32)),
-        _ => {
-            let message = format!("--policy {policy}: expected one of {KNOWN}");
-            Err(Failure::new(USAGE, message))
+    let mut variant = Variant { name: policy.into(), ..dense.clone() };
+    for part in policy.split('+') {
+        match part.split_once('=') {
+            Some(("kv", format)) => variant.model.kv = format.parse()?,
+            Some(("lazy", spec)) => variant.lazy = Some(spec.into()),
+            _ => {
+                let message = format!("--policy {policy}: expected one of {KNOWN}");
+                return Err(Failure::new(USAGE, message));
+            }
         }
     }
-}
-
-fn with_kv(variant: Variant, kv: KvFormat) -> Variant {
-    Variant { model: ModelOptions { kv, ..variant.model }, ..variant }
+    Ok(variant)
 }
