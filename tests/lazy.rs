@@ -350,7 +350,8 @@ fn a_session_on_cuda_follows_the_reference_token_by_token() {
         let checkpoint = rounded(name, Dtype::BF16);
         let lazy = Lazy { window, max_revived: cap, ..lazy(points) };
         let mut reference = Reference::new(&checkpoint, &lazy);
-        let model = open_cuda(checkpoint, &ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
+        let model =
+            open_cuda(checkpoint, &ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
         let mut s = session(&model, Some(&lazy));
         let (mut difference, mut norm) = (0.0, 0.0);
         for (turn, n, n_steps) in [(1, 24, 4), (2, 9, 3)] {

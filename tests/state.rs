@@ -38,7 +38,7 @@ fn a_restored_session_gives_the_same_bits() {
             let (mut session, blob) =
                 saved(&model(&ModelOptions { kv, page_len: 16, ..options(256) }), n, 3);
             // Another model, another page length: as a new process would.
-            let other = model(&ModelOptions { kv, page_len: 64, ..options(256) });
+            let other = model(&ModelOptions { kv, page_len: 64, ..options(512) });
             let mut restored = restore(&other, &blob).unwrap();
             assert_eq!(restored.tokens(), session.tokens());
             assert!(bits(restored.logits().unwrap()) == bits(session.logits().unwrap()));

@@ -361,10 +361,7 @@ impl<'a, B: Backend> World<'a, B> {
 
     /// The same as it was before it was rotated.
     pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
-        let is_rotated = match side {
-            Side::K => self.layout.kv.k.is_rotated(),
-            Side::V => self.layout.kv.v.is_rotated(),
-        };
+        let is_rotated = self.layout.form(1).format(side).is_rotated(side);
         let slots = self.as_stored(seq, side, kv_head).into_iter();
         slots.map(|slot| plain(&slot.values, is_rotated)).collect()
     }
@@ -432,7 +429,10 @@ impl<'a, B: Backend> World<'a, B> {
                         reference::rotate(&head, position, &model.inv_freq, model.rope_scale())
                     }
                 };
-                let is_rotated = if kind < 2 { case.kv.k } else { case.kv.v }.is_rotated();
+                let is_rotated = match kind {
+                    2 => case.kv.v.is_rotated(Side::V),
+                    _ => case.kv.k.is_rotated(Side::K),
+                };
                 let finish = |head: &[f64]| plain(&finish(head), is_rotated);
                 let want: Vec<f64> = out.chunks_exact(d).flat_map(finish).collect();
                 let what =
@@ -470,7 +470,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let visible = visible(seq, batch.positions[r], case.window);
                 let k: Vec<&[f64]> = visible.iter().map(|&s| &*keys[s]).collect();
                 let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
-                let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated());
+                let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
                 let want = reference::attend(&q, &k, &v);
                 let what = format!("{} attention head {head} row {r} of {case:?}", self.target);
                 // The result is an average of values: their magnitude is the scale.
@@ -492,7 +492,8 @@ impl<'a, B: Backend> World<'a, B> {
                 let keys = self.stored(seq, Side::K, head / case.shape.group_size());
                 for r in score_rows.clone() {
                     let visible = visible(seq, batch.positions[r], case.window);
-                    let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated());
+                    let q =
+                        plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
                     let logit = |&slot: &usize| reference::dot(&q, &keys[slot]) / (d as f64).sqrt();
                     let logits: Vec<f64> = visible.iter().map(logit).collect();
                     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);

@@ -11,9 +11,9 @@
 //! |---|---|---|
 //! | `fp8` | e4m3, 4 exponent and 3 mantissa bits | scale = max / 448 |
 //! | `int8` | -127 ..= 127 | scale = max / 127 |
-//! | `int4` | 0 ..= 15, after a Hadamard rotation of the head | scale = (max - min) / 15 and min, for every group |
+//! | `int4` | 0 ..= 15 | scale = (max - min) / 15 and min, for every group |
 //!
-//! Params are f16. The first tokens of a sequence, which attention sinks into (StreamingLLM, section 3.1) and
+//! Params are f16. Heads are multiplied with a Hadamard matrix first where [`KvFormat::is_rotated`]. The first tokens of a sequence, which attention sinks into (StreamingLLM, section 3.1) and
 //! whose keys are unlike all others, are never coded: the first page of a table holds [`N_WIDE`] tokens in
 //! 16 bits in the same number of bytes.
 
@@ -33,9 +33,9 @@ pub enum KvFormat {
     Bf16,
     /// float32: exact, for checking; twice the memory.
     F32,
-    /// 8-bit floats (e4m3) with a scale for each token and head.
+    /// 8-bit floats (e4m3) with a scale for each token and head; keys rotated.
     Fp8,
-    /// 8-bit integers with a scale for each token and head.
+    /// 8-bit integers with a scale for each token and head; keys rotated.
     Int8,
     /// 4-bit integers of rotated heads with a scale and a zero for each group of a token and head.
     Int4,
@@ -53,9 +53,14 @@ impl KvFormat {
         !matches!(self, Self::Bf16 | Self::F32)
     }
 
-    /// Heads are rotated before they are coded (QuaRot, section 4): large channels are spread over all.
-    pub fn is_rotated(self) -> bool {
-        self == Self::Int4
+    /// Heads of this side are rotated before they are coded (QuaRot, Ashkboos et al. 2024, section 4): keys have a
+    /// few channels that are much larger than the others, and the rotation spreads them over all. Values have none.
+    pub fn is_rotated(self, side: Side) -> bool {
+        match self {
+            Self::Fp8 | Self::Int8 => side == Side::K,
+            Self::Int4 => true,
+            _ => false,
+        }
     }
 
     /// Numbers that share their params.

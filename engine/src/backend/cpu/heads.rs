@@ -79,7 +79,7 @@ impl Heads<'_> {
             }
             // Queries as the keys that they meet.
             let side = if kind < 2 { Side::K } else { Side::V };
-            if self.pages.format(side).is_rotated() {
+            if self.pages.format(side).is_rotated(side) {
                 codec::rotate(std::slice::from_raw_parts_mut(values, d));
             }
             match head {

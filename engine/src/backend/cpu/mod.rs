@@ -47,7 +47,7 @@ use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop};
-use crate::cache::{KvFormat, PageId, PageLayout};
+use crate::cache::{KvFormat, PageId, PageLayout, Side};
 use crate::error::Error;
 use crate::memory;
 use crate::model::synthetic;
@@ -330,7 +330,7 @@ impl Backend for CpuBackend {
             scratch,
         });
         let tasks = &runner.unordered(work.merges.len());
-        let is_rotated = pages.layout.kv.v.is_rotated();
+        let is_rotated = pages.layout.kv.v.is_rotated(Side::V);
         let merge =
             |thread_idx, _| Merge { work, shape, is_rotated, partial, out, tasks, thread_idx };
         match work.merges.len() {

@@ -347,7 +347,7 @@ impl Attention<'_> {
                 for i in 0..head_dim {
                     to.add(i).write(*from.add(i) * factor);
                 }
-                if self.pages.layout.kv.v.is_rotated() {
+                if self.pages.layout.kv.v.is_rotated(Side::V) {
                     codec::rotate(std::slice::from_raw_parts_mut(to, head_dim));
                 }
             }
