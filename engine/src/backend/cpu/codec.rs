@@ -88,66 +88,151 @@ fn e4m3(x: f32) -> u8 {
     sign | code as u8
 }
 
-/// A head as f32, coded or not.
+/// Of a format whose heads have one scale: what has to be multiplied with it.
 ///
 /// # Safety
-/// As [`Simd`]: the codes and params of `n` numbers, and room for them at `to`.
+/// As [`decode`].
+#[inline(always)]
+unsafe fn decode_codes<S: Simd>(
+    format: KvFormat,
+    codes: *const u8,
+    n_rows: usize,
+    n: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let whole = n - n % S::LANES;
+    // SAFETY: vectors lie inside the n numbers of a row.
+    unsafe {
+        for row in 0..n_rows {
+            let (codes, to) = (codes.add(row * n), to.add(row * stride));
+            if format == KvFormat::Int8 {
+                for i in (0..whole).step_by(S::LANES) {
+                    S::store(to.add(i), S::load_i8(codes.add(i)));
+                }
+                for i in whole..n {
+                    *to.add(i) = f32::from(*codes.add(i) as i8);
+                }
+            } else {
+                for i in (0..whole).step_by(S::LANES) {
+                    S::store(to.add(i), S::load_e4m3(codes.add(i)));
+                }
+                for i in whole..n {
+                    *to.add(i) = e4m3_value(*codes.add(i));
+                }
+            }
+        }
+    }
+}
+
+/// As [`decode`], but what is the same for a whole head goes to `scales`, to be multiplied with the few
+/// products of the head instead of with its numbers.
+///
+/// # Safety
+/// As [`decode`], with room for `n_rows` scales.
+#[inline(always)]
+pub(super) unsafe fn decode_scaled<S: Simd>(
+    format: KvFormat,
+    (codes, params): (*const u8, *const u8),
+    n_rows: usize,
+    n: usize,
+    (to, scales): (*mut f32, *mut f32),
+    stride: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let unit = match format {
+            KvFormat::Int8 => 1.0,
+            KvFormat::Fp8 => E4M3_UNIT,
+            _ => {
+                (0..n_rows).for_each(|row| scales.add(row).write(1.0));
+                return decode::<S>(format, (codes, params), n_rows, n, to, stride);
+            }
+        };
+        for row in 0..n_rows {
+            let scale = S::f16(params.cast::<u16>().add(row).read_unaligned());
+            scales.add(row).write(scale * unit);
+        }
+        decode_codes::<S>(format, codes, n_rows, n, to, stride);
+    }
+}
+
+/// Heads of slots that follow one another in a page, as f32, coded or not: `n` numbers each, `stride` apart.
+///
+/// # Safety
+/// As [`Simd`]: the codes and params of `n_rows` heads of `n` numbers, and room for them at `to`.
 #[inline(always)]
 pub(super) unsafe fn decode<S: Simd>(
     format: KvFormat,
-    codes: *const u8,
-    params: *const u8,
+    (codes, params): (*const u8, *const u8),
+    n_rows: usize,
     n: usize,
     to: *mut f32,
+    stride: usize,
 ) {
-    // SAFETY: vectors lie inside the n numbers; a group is a multiple of 32 of them.
+    let whole = n - n % S::LANES;
+    let (code_bytes, param_bytes) = (format.code_bytes(n), format.param_bytes(n));
+    // SAFETY: vectors lie inside the n numbers of a row; a group is a multiple of 32 of them.
     unsafe {
-        let param = |idx: usize| f16_value(params.cast::<u16>().add(idx).read_unaligned());
-        let whole = n - n % S::LANES;
+        let codes = |row: usize| codes.add(row * code_bytes);
+        let param = |row: usize, idx: usize| {
+            let params = params.add(row * param_bytes).cast::<u16>();
+            S::f16(params.add(idx).read_unaligned())
+        };
         match format {
             KvFormat::Bf16 => {
-                for i in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(i), S::load_bf16(codes.cast::<u16>().add(i)));
-                }
-                for i in whole..n {
-                    *to.add(i) = bf16_value(codes.cast::<u16>().add(i).read_unaligned());
-                }
-            }
-            KvFormat::F32 => std::ptr::copy_nonoverlapping(codes.cast(), to, n),
-            KvFormat::Int8 => {
-                let scale = param(0);
-                for i in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(i), S::mul(S::load_i8(codes.add(i)), S::splat(scale)));
-                }
-                for i in whole..n {
-                    *to.add(i) = f32::from(*codes.add(i) as i8) * scale;
+                for row in 0..n_rows {
+                    let (codes, to) = (codes(row).cast::<u16>(), to.add(row * stride));
+                    for i in (0..whole).step_by(S::LANES) {
+                        S::store(to.add(i), S::load_bf16(codes.add(i)));
+                    }
+                    for i in whole..n {
+                        *to.add(i) = bf16_value(codes.add(i).read_unaligned());
+                    }
                 }
             }
-            KvFormat::Fp8 => {
-                let scale = param(0) * 256.0;
-                for i in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(i), S::mul(S::load_e4m3(codes.add(i)), S::splat(scale)));
+            KvFormat::F32 => {
+                for row in 0..n_rows {
+                    std::ptr::copy_nonoverlapping(codes(row).cast(), to.add(row * stride), n);
                 }
-                for i in whole..n {
-                    *to.add(i) = e4m3_value(*codes.add(i)) * scale;
+            }
+            KvFormat::Int8 | KvFormat::Fp8 => {
+                let unit = if format == KvFormat::Fp8 { E4M3_UNIT } else { 1.0 };
+                decode_codes::<S>(format, codes(0), n_rows, n, to, stride);
+                for row in 0..n_rows {
+                    let (to, scale) = (to.add(row * stride), param(row, 0) * unit);
+                    for i in (0..whole).step_by(S::LANES) {
+                        S::store(to.add(i), S::mul(S::load(to.add(i)), S::splat(scale)));
+                    }
+                    for i in whole..n {
+                        *to.add(i) *= scale;
+                    }
                 }
             }
             KvFormat::Int4 | KvFormat::Int4Plain => {
                 let group = format.group(n);
-                for i in (0..n).step_by(32) {
-                    let at = i / group * 2;
-                    let (scale, zero) = (S::splat(param(at)), S::splat(param(at + 1)));
-                    for j in (0..16).step_by(S::LANES) {
-                        let codes = codes.add(i / 2 + j);
-                        let to = to.add(i + j);
-                        S::store(to, S::fma(S::load_low_u4(codes), scale, zero));
-                        S::store(to.add(16), S::fma(S::load_high_u4(codes), scale, zero));
+                for row in 0..n_rows {
+                    for first in (0..n).step_by(group) {
+                        let at = first / group * 2;
+                        let scale = S::splat(param(row, at));
+                        let zero = S::splat(param(row, at + 1));
+                        for i in (first..first + group).step_by(32) {
+                            for j in (0..16).step_by(S::LANES) {
+                                let codes = codes(row).add(i / 2 + j);
+                                let to = to.add(row * stride + i + j);
+                                S::store(to, S::fma(S::load_low_u4(codes), scale, zero));
+                                S::store(to.add(16), S::fma(S::load_high_u4(codes), scale, zero));
+                            }
+                        }
                     }
                 }
             }
         }
     }
 }
+
+/// What e4m3 numbers are decoded in units of.
+const E4M3_UNIT: f32 = 256.0;
 
 /// An e4m3 number, divided by 256: its bits are those of an f16 with a smaller exponent.
 #[inline(always)]
@@ -219,7 +304,8 @@ mod tests {
             let Self(format, codes, params, out) = self;
             // SAFETY: slices of the format's lengths.
             unsafe {
-                decode::<S>(format, codes.as_ptr(), params.as_ptr(), out.len(), out.as_mut_ptr());
+                let from = (codes.as_ptr(), params.as_ptr());
+                decode::<S>(format, from, 1, out.len(), out.as_mut_ptr(), out.len());
             }
         }
     }

@@ -80,6 +80,24 @@ impl Row {
         }
     }
 
+    /// It and the slots behind it in the page: `n_rows` heads of `n` numbers, `stride` apart, each to be multiplied
+    /// with its scale.
+    ///
+    /// # Safety
+    /// As [`Simd`]; the page has the slots, and `to` room for the numbers and the scales.
+    #[inline(always)]
+    pub(super) unsafe fn read_run<S: Simd>(
+        self,
+        n_rows: usize,
+        n: usize,
+        to: (*mut f32, *mut f32),
+        stride: usize,
+    ) {
+        let from = (self.codes, self.params);
+        // SAFETY: the caller's.
+        unsafe { codec::decode_scaled::<S>(self.format, from, n_rows, n, to, stride) }
+    }
+
     /// Its `n` numbers as f32.
     ///
     /// # Safety
@@ -87,7 +105,7 @@ impl Row {
     #[inline(always)]
     pub(super) unsafe fn read<S: Simd>(self, n: usize, to: *mut f32) {
         // SAFETY: the caller's.
-        unsafe { codec::decode::<S>(self.format, self.codes, self.params, n, to) }
+        unsafe { codec::decode::<S>(self.format, (self.codes, self.params), 1, n, to, n) }
     }
 }
 

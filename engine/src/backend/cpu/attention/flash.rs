@@ -12,7 +12,7 @@ use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
 use super::super::team::Tasks;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
-use crate::backend::{AttentionShape, Batch, Seq};
+use crate::backend::{AttentionShape, Batch, Phase, Seq};
 use crate::cache::{KvFormat, Side};
 
 /// Attention of a batch in one layer.
@@ -42,21 +42,21 @@ pub(in super::super) fn scratch_len(max_rows: usize, head_dim: usize) -> usize {
 
 /// A task's scratch.
 #[derive(Clone, Copy)]
-struct Parts {
-    /// Packed tiles, `[step][rows]` each.
-    q: *mut f32,
+pub(super) struct Parts {
+    /// Packed tiles, `[step][rows]` each; `[row][d]` in decode.
+    pub(super) q: *mut f32,
     /// `[row][d]`, `d` padded to whole panels.
-    out: *mut f32,
-    row_max: *mut f32,
-    row_sum: *mut f32,
-    /// Panels of `[step][2 * LANES]` slots.
-    k: *mut f32,
-    /// Panels of `[slot or pair][2 * LANES]` columns.
-    v: *mut f32,
+    pub(super) out: *mut f32,
+    pub(super) row_max: *mut f32,
+    pub(super) row_sum: *mut f32,
+    /// Panels of `[step][2 * LANES]` slots; `[slot][d]` in decode.
+    pub(super) k: *mut f32,
+    /// Panels of `[slot or pair][2 * LANES]` columns; `[slot][d]` in decode.
+    pub(super) v: *mut f32,
     /// `[TILE_ROWS][head_dim]`
     rows: *mut f32,
     /// `[TILE_ROWS][TILE]`
-    scores: *mut f32,
+    pub(super) scores: *mut f32,
 }
 
 impl Parts {
@@ -82,18 +82,17 @@ impl Kernel for Attention<'_> {
             let task = &self.work.tasks[i];
             let d = self.shape.head_dim.next_multiple_of(2 * S::LANES);
             let n_rows = task.tokens.len() * self.shape.group_size();
-            let tiles = Tiles::new(n_rows, S::TILE_ROWS);
             // SAFETY: the scratch fits the largest task; results go to this task's rows and heads.
             unsafe {
                 let parts = Parts::new(self.scratch, n_rows, d);
-                self.pack_queries::<S, D>(task, tiles, parts);
                 for r in 0..n_rows {
                     parts.row_max.add(r).write(f32::NEG_INFINITY);
                     parts.row_sum.add(r).write(0.0);
                 }
                 std::ptr::write_bytes(parts.out, 0, n_rows * d);
-                for start in task.slots.clone().step_by(TILE) {
-                    self.tile::<S, D>(task, tiles, parts, start, d);
+                match self.batch.phase {
+                    Phase::Prefill => self.many_rows::<S, D>(task, parts, n_rows, d),
+                    Phase::Decode => self.few_rows::<S>(task, parts, n_rows, d),
                 }
                 self.store::<S>(task, parts, n_rows, d);
             }
@@ -102,9 +101,28 @@ impl Kernel for Attention<'_> {
 }
 
 impl Attention<'_> {
+    /// One task of prefill.
+    #[inline(always)]
+    unsafe fn many_rows<S: Simd, D: Dot>(
+        &self,
+        task: &Task,
+        parts: Parts,
+        n_rows: usize,
+        d: usize,
+    ) {
+        let tiles = Tiles::new(n_rows, S::TILE_ROWS);
+        // SAFETY: the kernel's.
+        unsafe {
+            self.pack_queries::<S, D>(task, tiles, parts);
+            for start in task.slots.clone().step_by(TILE) {
+                self.tile::<S, D>(task, tiles, parts, start, d);
+            }
+        }
+    }
+
     /// First element of row `r` of a task (token-major, then heads of the group) in `q` and `out`.
     #[inline(always)]
-    fn row(&self, task_head: usize, first_token: usize, r: usize) -> usize {
+    pub(super) fn row(&self, task_head: usize, first_token: usize, r: usize) -> usize {
         let group = self.shape.group_size();
         let (token, head) = (first_token + r / group, task_head * group + r % group);
         (token * self.shape.n_q_heads + head) * self.shape.head_dim
@@ -137,7 +155,7 @@ impl Attention<'_> {
 
     /// What rows at positions `low ..= high` see of a tile.
     #[inline(always)]
-    fn view(&self, bounds: (u32, u32), low: u32, high: u32) -> View {
+    pub(super) fn view(&self, bounds: (u32, u32), low: u32, high: u32) -> View {
         let (min, max) = bounds;
         let window = self.window.map_or(u64::MAX, |w| w as u64);
         if min > high || window == 0 || u64::from(max).saturating_add(window) <= u64::from(low) {
@@ -188,13 +206,8 @@ impl Attention<'_> {
                     Product { a, b, steps: n_steps, c, ldc: TILE, out: Out::Set }
                         .run::<S, D, true>(n_rows);
                 }
-                let mask = Mask {
-                    slots: &seq.slot_positions[slots.clone()],
-                    reach: self
-                        .window
-                        .map_or(u32::MAX, |w| w.saturating_sub(1).min(u32::MAX as usize) as u32),
-                    is_full: view == View::All && slots.len() == TILE,
-                };
+                let is_full = view == View::All && slots.len() == TILE;
+                let mask = Mask::new(&seq.slot_positions[slots.clone()], self.window, is_full);
                 let (mut scale, mut sums) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
                 for r in 0..n_rows {
                     let row = first + r;
@@ -372,7 +385,7 @@ struct Located<'a> {
 
 /// How much of a tile some rows see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum View {
+pub(super) enum View {
     Nothing,
     Some,
     All,
@@ -380,7 +393,7 @@ enum View {
 
 /// Which slots of a tile count.
 #[derive(Clone, Copy)]
-struct Mask<'a> {
+pub(super) struct Mask<'a> {
     /// Positions of the slots in use.
     slots: &'a [u32],
     /// How far back a row sees.
@@ -389,15 +402,23 @@ struct Mask<'a> {
     is_full: bool,
 }
 
+impl<'a> Mask<'a> {
+    #[inline(always)]
+    pub(super) fn new(slots: &'a [u32], window: Option<usize>, is_full: bool) -> Self {
+        let reach = |w: usize| w.saturating_sub(1).min(u32::MAX as usize) as u32;
+        Self { slots, reach: window.map_or(u32::MAX, reach), is_full }
+    }
+}
+
 #[inline(always)]
-fn min_max(positions: &[u32]) -> (u32, u32) {
+pub(super) fn min_max(positions: &[u32]) -> (u32, u32) {
     positions.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
 }
 
 /// Turns a row of scores into weights, in place, and updates its maximum. Returns the exponent of the
 /// factor by which what the row has gathered so far shrinks, and the sum of the weights.
 #[inline(always)]
-unsafe fn weigh<S: Simd, D: Dot>(
+pub(super) unsafe fn weigh<S: Simd, D: Dot>(
     scores: *mut f32,
     mask: Mask<'_>,
     position: u32,

@@ -2,22 +2,25 @@
 //!
 //! A *task* is a sequence, a key head and a run of tokens whose query heads share that key head: the
 //! heads of a token are packed as rows of one product, so K and V are read once for all of them. It walks
-//! the slots in tiles of 64, counted from slot 0 whatever the page length: K is packed like a weight panel
-//! (a slot is a weight row), scores come from the micro-kernel of the matrix products, a running maximum
-//! and sum turn them into weights, and the same micro-kernel adds the weighted V.
+//! the slots in tiles of 64, counted from slot 0 whatever the page length; a running maximum and sum turn
+//! scores into weights.
 //!
-//! In decode a task also has a *split*: 512 slots whose partial result (unnormalised output, maximum,
+//! In prefill ([`flash`]) K is packed like a weight panel (a slot is a weight row), scores come from the
+//! micro-kernel of the matrix products, and the same micro-kernel adds the weighted V. In decode ([`few`])
+//! packing would cost more than the few rows: they take K and V as they lie. A task of decode also has a *split*: 512 slots whose partial result (unnormalised output, maximum,
 //! sum) goes to memory, to be merged in order of splits by [`Merge`].
 //!
 //! Masks compare positions, never the order of slots. A tile that no row of a task sees is skipped, one
 //! that all rows of a micro tile see needs no mask. For a row that sees nothing of a tile the update is
 //! exact: the maximum stays, the weights are 0, the scale is 1. Slots that are not in use are not read.
 
+mod few;
 mod flash;
 mod score;
 mod work;
 
 use super::micro::ROW_STRIDE;
+use super::simd::Fma;
 
 pub(super) use self::flash::{Attention, scratch_len};
 pub(super) use self::score::{Part, TokenScore};

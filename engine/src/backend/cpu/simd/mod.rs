@@ -172,6 +172,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn load_bf16(p: *const u16) -> Self::V;
     /// `LANES` f16 numbers.
     unsafe fn load_f16(p: *const u16) -> Self::V;
+    /// What f16 bits stand for.
+    unsafe fn f16(bits: u16) -> f32;
     /// `LANES` signed bytes.
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// `LANES` e4m3 numbers, divided by 256.

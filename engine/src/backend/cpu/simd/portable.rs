@@ -64,6 +64,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    unsafe fn f16(bits: u16) -> f32 {
+        super::f16_value(bits)
+    }
+
+    #[inline(always)]
     unsafe fn load_i8(p: *const u8) -> [f32; N] {
         // SAFETY: the caller has N elements there.
         unsafe { p.cast::<[i8; N]>().read_unaligned() }.map(f32::from)
