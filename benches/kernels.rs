@@ -334,6 +334,7 @@ impl Bench {
             n_layers: 1,
             inv_freq: &freq,
             rope_scale: 1.0,
+            rolling: None,
         });
         let width = n_q_heads * head_dim;
         let (q, mut out) = (self.rows(n_rows, width), self.rows(n_rows, width));

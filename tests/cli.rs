@@ -497,6 +497,41 @@ fn pruning_is_refused_by_name_or_counted() {
 }
 
 #[test]
+fn a_window_has_no_end() {
+    let folder = Folder::new();
+    let prompt = "the quick brown fox jumps over the lazy dog again and again and again";
+    let run = |more: &[&str]| {
+        folder.run(&[&["--raw", "--ignore-eos", "--json", "-p", prompt], more].concat())
+    };
+    // The model's context is 512: an answer of 600 tokens ends there, or streams on.
+    let full = run(&["-n", "600"]).ok().events();
+    assert_eq!(named(&full, "done")[0]["finish"], "ctx_full");
+    let stream = run(&["-n", "600", "--window", "100"]).ok().events();
+    let done = &named(&stream, "done")[0];
+    assert_eq!(done["finish"], "length");
+    let shorter = run(&["--window", "100", "-n", "300"]).ok().events();
+    // The sinks' page, and the window with what it shares pages with, in two layers.
+    assert!(done["kv_bytes"].as_u64().unwrap() <= 2 * 4 * 64 * 2 * 64 * 2, "{done}");
+    assert!(text(&stream).starts_with(&text(&shorter)));
+    // A prompt longer than the window streams through, whatever the chunk.
+    let small = |chunk: &str| {
+        let more = ["--window", "9", "--sink", "2", "-n", "8", "--chunk", chunk];
+        text(&run(&more).ok().events())
+    };
+    assert_eq!(small("16"), small("1"));
+    for (more, says) in [
+        (&["--sink", "4"][..], "--window"),
+        (&["--window", "0"], "window"),
+        (&["--window", "100", "--ctx", "50"], "--ctx"),
+        (&["--window", "100", "--lazy", "gentle"], "--lazy"),
+        (&["--window", "100", "--save-state", "x.kv"], "--save-state"),
+    ] {
+        let refused = run(more);
+        assert!(refused.code != Some(0) && refused.err.contains(says), "{more:?}: {}", refused.err);
+    }
+}
+
+#[test]
 fn a_saved_session_that_prunes_goes_on_with_its_schedule_only() {
     let folder = Folder::new();
     let state = folder.arg("session.kv");

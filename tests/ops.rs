@@ -19,6 +19,7 @@ mod world;
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq};
 use loris::cache::{KvFormat, KvFormats};
+use loris::policy::Stream;
 use loris_loader::Dtype;
 
 use world::{
@@ -156,6 +157,69 @@ fn check_long<B: Backend>(target: &Target<B>) {
     }
 }
 
+fn check_streams<B: Backend>(target: &Target<B>) {
+    use Phase::{Decode, Prefill};
+    for (kv, sink, window) in [
+        (BF16, 4, 50),
+        (F32, 1, 70),
+        (F32, 0, 20),
+        (kv("int4"), 3, 33),
+        (kv("int8:fp8"), 4, 1),
+        (kv("bf16:int4"), 4, 64),
+    ] {
+        let case = Case { kv, stream: Some(Stream { sink, window }), extras: sink == 3, ..BASE };
+        if !(target.runs)(&case) {
+            continue;
+        }
+        let model = Model::new(case);
+        let mut world = World::new(&model, target, 2);
+        let mut a = Sequence::new(1, 300, |i| i as u32);
+        let mut b = Sequence::new(2, 300, |i| i as u32);
+        world.forward(Prefill, &mut [(&mut a, 2)], true);
+        world.forward(Prefill, &mut [(&mut a, 47), (&mut b, 90)], true);
+        world.forward(Decode, &mut [(&mut a, 1), (&mut b, 1)], true);
+        for n in [5, 20, 70] {
+            world.forward(Prefill, &mut [(&mut a, n)], true);
+            world.forward(Decode, &mut [(&mut b, 1), (&mut a, 1)], true);
+        }
+    }
+}
+
+#[test]
+fn streams_agree_with_the_reference() {
+    on_every_target!(check_streams);
+}
+
+/// The same tokens near the start and four million tokens later.
+fn check_far_streams<B: Backend>(target: &Target<B>) {
+    let stream = Stream { sink: 4, window: 40 };
+    let case = Case { kv: F32, dtype: Dtype::F32, stream: Some(stream), ..BASE };
+    if !(target.runs)(&case) {
+        return;
+    }
+    let model = Model::new(case);
+    let rows = |offset: u32, phase: Phase| {
+        let mut world = World::new(&model, target, 2);
+        let position = move |i| if i < 4 { i as u32 } else { i as u32 + offset };
+        let mut seq = Sequence::new(1, 200, position);
+        world.forward(Phase::Prefill, &mut [(&mut seq, 60)], false);
+        world.forward(phase, &mut [(&mut seq, if phase == Phase::Decode { 1 } else { 70 })], false)
+    };
+    for phase in [Phase::Prefill, Phase::Decode] {
+        for (near, far) in rows(0, phase).iter().zip(&rows(3_999_900, phase)) {
+            let largest = near.attn.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+            for (x, y) in near.attn.iter().zip(&far.attn) {
+                assert!((x - y).abs() <= 1e-5 * largest, "{} {phase:?}: {x} {y}", target.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_is_the_same_millions_of_tokens_later() {
+    on_every_target!(check_far_streams);
+}
+
 /// More than one split in decode, and long enough for several tasks in prefill.
 #[test]
 fn long_sequences_agree_with_the_reference() {
@@ -287,6 +351,7 @@ fn check_gather<B: Backend>(target: &Target<B>) {
         n_layers: 2,
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
+        rolling: None,
     };
     let batch = Batch {
         phase: Phase::Prefill,
@@ -324,6 +389,7 @@ fn check_copies<B: Backend>(target: &Target<B>) {
         n_layers: 2,
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
+        rolling: None,
     };
     let (positions, logit_rows) = (positions.clone(), Vec::new());
     let batch = Batch { phase: Phase::Prefill, tokens, positions, seqs: vec![seq], logit_rows };

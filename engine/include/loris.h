@@ -187,7 +187,8 @@ typedef struct loris_model_params {
     // "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
     // which would end a process that maps them. NULL: "mmap".
     const char *load;
-    // Number format of the KV cache: "bf16" or "f32". NULL: "bf16".
+    // Number format of the KV cache: "bf16", "f32", "fp8", "int8" or "int4", or one for keys and one for values, as in
+    // "int8:int4". NULL: "bf16".
     const char *kv;
     // Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072.
     uint64_t kv_tokens;
@@ -221,13 +222,14 @@ typedef struct loris_session_params {
     // aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     const char *lazy;
     // Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
-    // for all that follows.
+    // for `sparse`.
     const char *evict;
     // Which pages attention reads. NULL: all.
     const char *sparse;
-    // Streaming: tokens at the start that stay. 0 with window 0: no streaming.
+    // Streaming: tokens at the start that every token sees, 4 as a rule. With window 0 it has to be 0.
     uint64_t sink;
-    // Streaming: latest tokens that stay.
+    // Streaming: tokens that a token sees besides, itself the last; there is no end to such a session, its memory is
+    // constant, and ctx_len has to be 0. On the CPU, and without lazy. 0: no streaming.
     uint64_t window;
 } loris_session_params;
 

@@ -6,7 +6,9 @@
 use std::ops::{ControlFlow, Deref, DerefMut};
 use std::path::{Path, PathBuf};
 
-use loris_loader::{ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, Tokenizer};
+use loris_loader::{
+    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, RopeScaling, Tokenizer,
+};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::backend::cuda::{CudaBackend, CudaOptions, Passes};
@@ -19,8 +21,8 @@ use crate::gate::{Gate, Turn};
 use crate::log::{Level, Log};
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
-use crate::policy::Lazy;
-use crate::session::{Session, SessionOptions};
+use crate::policy::{Lazy, Stream};
+use crate::session::{Session, SessionOptions, StreamOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
 /// Where models run.
@@ -262,6 +264,58 @@ impl Model {
     }
 
     /// Refuses a schedule that the model, its device or its pools cannot follow.
+    /// The stream that a session asks for, if everything else goes with it.
+    pub(crate) fn check_stream(
+        &self,
+        stream: StreamOptions,
+        options: &SessionOptions,
+    ) -> Result<Stream, Error> {
+        let StreamOptions { sink, window } = stream;
+        let (plan, config) = (self.plan(), self.config());
+        let refuse = |option: &'static str, value: String, why: &str| {
+            Err(Error::option(option, value, why.to_owned()))
+        };
+        if let Some(ctx_len) = options.ctx_len {
+            return refuse("ctx", ctx_len.to_string(), "none with a window, which has no end");
+        }
+        if options.lazy.is_some() {
+            return refuse(
+                "lazy",
+                "given".into(),
+                "none with a window: what is pruned waits for ever",
+            );
+        }
+        if self.shared.placement.device != "cpu" {
+            return refuse(
+                "window",
+                window.to_string(),
+                "none on CUDA, whose kernels lack it; use the CPU",
+            );
+        }
+        if matches!(config.rope.scaling, RopeScaling::Dynamic { .. }) {
+            return refuse(
+                "window",
+                window.to_string(),
+                "none with dynamic RoPE, which changes with length",
+            );
+        }
+        let stream = Stream::new(sink, window, plan.ctx_len, plan.layout.first_len())?;
+        if let Some(&least) = config.windows.iter().flatten().min().filter(|&&least| window > least)
+        {
+            return refuse(
+                "window",
+                window.to_string(),
+                &format!("at most {least}, the model's own window"),
+            );
+        }
+        let slots = stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len;
+        let needed = plan.layout.n_pages(slots) * plan.n_layers;
+        if needed > plan.n_pages {
+            return Err(Error::KvFull { needed, free: plan.n_pages });
+        }
+        Ok(stream)
+    }
+
     pub(crate) fn check_lazy(&self, lazy: &Lazy) -> Result<(), Error> {
         let plan = self.plan();
         lazy.check(plan.n_layers)?;

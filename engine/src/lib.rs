@@ -59,5 +59,5 @@ pub use loris_loader as loader;
 pub use plan::{CudaBytes, ModelOptions, Plan};
 pub use receipt::Receipt;
 pub use sampler::{Sampler, SamplerParams};
-pub use session::{Canceller, Session, SessionOptions};
+pub use session::{Canceller, Session, SessionOptions, StreamOptions};
 pub use step::Progress;

@@ -13,7 +13,7 @@ use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::gate::Gate;
 use crate::memory;
-use crate::policy::Lazy;
+use crate::policy::{Lazy, Stream};
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::stage::Stage;
@@ -28,7 +28,21 @@ pub struct SessionOptions {
     pub ctx_len: Option<usize>,
     /// Where tokens are pruned; `None`: every token goes through every layer.
     pub lazy: Option<Lazy>,
+    /// Attention sinks and a rolling window, for sequences without end; `None`: every token sees all before it.
+    pub stream: Option<StreamOptions>,
 }
+
+/// What a session without end sees; see [`Stream`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Tokens at the start that every token sees.
+    pub sink: usize,
+    /// Tokens that a token sees besides, itself the last.
+    pub window: usize,
+}
+
+/// Tokens that a session without end may take in: positions are 32 bits wide.
+const MAX_STREAM: usize = u32::MAX as usize - 1;
 
 /// One sequence in a model's page pool.
 #[derive(Debug)]
@@ -37,6 +51,9 @@ pub struct Session {
     pub(crate) ctx_len: usize,
     /// Tokens in the cache, one a slot.
     pub(crate) tokens: Vec<u32>,
+    pub(crate) stream: Option<Stream>,
+    /// Tokens behind those of the first page that a stream has left behind.
+    n_gone: usize,
     pub(crate) cache: LayeredCache,
     pub(crate) lazy: Option<Lazy>,
     pub(crate) pending: Pending,
@@ -147,6 +164,8 @@ impl Drop for Attempt<'_> {
 impl Session {
     pub(crate) fn new(model: Model, options: &SessionOptions) -> Result<Self, Error> {
         let Shared { plan, config, .. } = &*model.shared;
+        let stream =
+            options.stream.map(|stream| model.check_stream(stream, options)).transpose()?;
         let ctx_len = options.ctx_len.unwrap_or(plan.ctx_len);
         // Beyond the trained context the answers degrade; dynamic scaling is made for it.
         let longest = match config.rope.scaling {
@@ -161,8 +180,10 @@ impl Session {
             ));
         }
         let mut session = Self {
-            ctx_len,
+            ctx_len: if stream.is_some() { MAX_STREAM } else { ctx_len },
             tokens: Vec::new(),
+            stream,
+            n_gone: 0,
             cache: LayeredCache::new(plan.n_layers, std::iter::empty()),
             lazy: None,
             pending: Pending::Nothing,
@@ -198,14 +219,19 @@ impl Session {
         &self.model
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache. A stream has no others: behind those of the first page, [`n_gone`](Self::n_gone) are missing.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
 
-    /// Number of tokens in the cache.
+    /// Number of tokens that the session has taken in and not forgotten since; a stream has left some behind.
     pub fn len(&self) -> usize {
-        self.tokens.len()
+        self.tokens.len() + self.n_gone
+    }
+
+    /// Tokens that a stream has left behind.
+    pub fn n_gone(&self) -> usize {
+        self.n_gone
     }
 
     /// True if the cache holds no token.
@@ -278,7 +304,8 @@ impl Session {
         let n = self.pending.len();
         self.pending = Pending::Nothing;
         self.stage = Stage::default();
-        self.cache.settle(&mut self.model.shared.pool());
+        let model = self.model.clone();
+        self.settle(&mut model.shared.pool());
         n
     }
 
@@ -292,7 +319,7 @@ impl Session {
         let shared = &*self.model.shared;
         self.cache.rollback(&shared.plan.layout, &mut shared.pool());
         self.tokens.truncate(self.tokens.len() - n_new);
-        self.n_shareable = self.n_shareable.min(self.tokens.len());
+        self.n_shareable = self.n_shareable.min(self.len());
         self.stage = Stage::default();
         let Before { receipt, logits_ready, drawn } = self.before;
         (self.receipt, self.logits_ready, self.drawn) = (receipt, logits_ready, drawn);
@@ -417,6 +444,8 @@ impl Session {
             model: self.model.clone(),
             ctx_len: self.ctx_len,
             tokens: self.tokens.clone(),
+            stream: self.stream,
+            n_gone: self.n_gone,
             cache,
             lazy: self.lazy.clone(),
             pending: Pending::Nothing,
@@ -439,10 +468,18 @@ impl Session {
     /// In a session that prunes the tokens that stay keep what they have: where those that are forgotten chose
     /// whom to leave behind and whom to take up again, that stands, and no number depends on them otherwise, because a token
     /// sees none behind it. A slot between others stays, without a token, until those behind it go.
+    ///
+    /// A stream that has left behind what the next token would see from `len` on forgets everything:
+    /// [`len`](Self::len) says what is left.
     pub fn truncate(&mut self, len: usize) {
         self.clear_pending();
         if len < self.len() {
-            self.cut(len);
+            let is_whole = self.stream.is_none_or(|stream| {
+                let first_held = self.model.plan().layout.n_slots(1) + self.n_gone;
+                let first_seen = u32::try_from(len).map_or(u32::MAX, |len| stream.first_seen(len));
+                self.n_gone == 0 || first_seen as usize >= first_held
+            });
+            self.cut(if is_whole { len } else { 0 });
             self.logits_ready = false;
         }
     }
@@ -450,8 +487,31 @@ impl Session {
     fn cut(&mut self, len: usize) {
         let shared = &*self.model.shared;
         self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
-        self.tokens.truncate(len);
+        if len == 0 {
+            self.n_gone = 0;
+        }
+        self.tokens.truncate(len - self.n_gone);
         self.n_shareable = self.n_shareable.min(len);
+    }
+
+    /// What was pending is done with: nothing can be undone any more.
+    pub(crate) fn settle(&mut self, pool: &mut Pool) {
+        self.cache.settle(pool);
+        // The last token may be computed once more.
+        self.roll(self.len().saturating_sub(1), pool);
+        let n_gone = self.cache.segments[0].n_gone;
+        let first = self.model.plan().layout.n_slots(1);
+        if n_gone > self.n_gone {
+            self.tokens.drain(first..first + n_gone - self.n_gone);
+            self.n_gone = n_gone;
+        }
+    }
+
+    /// Gives back what no token from `position` on sees.
+    pub(crate) fn roll(&mut self, position: usize, pool: &mut Pool) {
+        if let (Some(stream), Ok(position)) = (self.stream, u32::try_from(position)) {
+            self.cache.roll(stream.first_seen(position), &self.model.plan().layout, pool);
+        }
     }
 
     fn check_input(&self, call: &'static str, tokens: &[u32]) -> Result<(), Error> {
@@ -475,7 +535,11 @@ impl Session {
     pub(crate) fn offer_prefix(&self, pool: &mut Pool) {
         let plan = self.model.plan();
         let prunes = self.lazy.is_some();
-        if !matches!(self.pending, Pending::Prompt { .. }) || (prunes && !plan.keep_prefixes) {
+        let has_rolled = self.cache.segments[0].n_gone > 0;
+        if !matches!(self.pending, Pending::Prompt { .. })
+            || (prunes && !plan.keep_prefixes)
+            || has_rolled
+        {
             return;
         }
         let (layout, segment) = (&plan.layout, &self.cache.segments[0]);
@@ -508,8 +572,9 @@ impl Session {
         }
         let layout = &shared.plan.layout;
         let mut pool = shared.pool();
-        // The last token is always computed: its logits are wanted.
-        let wanted = &tokens[..tokens.len() - 1];
+        // The last token is always computed: its logits are wanted. Up to its capacity a stream is as any other.
+        let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
+        let wanted = &tokens[..(tokens.len() - 1).min(capacity)];
         let n_layers = self.cache.layers(0).len();
         let found = pool.prefixes.find(root, wanted, layout);
         pool.pages.share(&found.columns);

@@ -102,6 +102,9 @@ impl Session {
         if self.pending != Pending::Nothing {
             return refuse("tokens are queued; step or clear them first");
         }
+        if self.stream.is_some() {
+            return refuse("a stream cannot be saved; open the session without one");
+        }
         Ok(())
     }
 
@@ -241,6 +244,10 @@ impl Model {
     /// It prunes as the saved one did. A schedule in `options` must be that one; without, it is taken from the
     /// blob.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
+        if options.stream.is_some() {
+            let reason = "a saved session is no stream; restore it without one".into();
+            return Err(Error::State { call: "restore", reason });
+        }
         let dense = SessionOptions { lazy: None, ..options.clone() };
         let mut session = Session::new(self.clone(), &dense)?;
         let mut from = Summed { inner: from, sum: Xxh3::new() };

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use crate::backend::{Batch, Draw, Phase, Score, Seq, Stop};
+use crate::backend::{Batch, Draw, Phase, Rolling, Score, Seq, Stop};
 use crate::cache::{Store, Taken};
 use crate::engine::Model;
 use crate::error::Error;
@@ -255,6 +255,11 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             n_layers: segment.n_layers,
             inv_freq: &session.rope.inv_freq,
             rope_scale: session.rope.scale,
+            rolling: session.stream.map(|stream| Rolling {
+                stream,
+                n_pinned: session.model.plan().layout.n_slots(1),
+                n_gone: segment.n_gone,
+            }),
         });
         pass.layers = segment.layers();
         pass.copies.extend_from_slice(&taken.growth.copies);
@@ -269,8 +274,9 @@ impl<'s> Job<'s> {
     /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to.
     fn new(session: &'s mut Session, work: Work, has_adopted: bool) -> Result<Self, Error> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
-        let shared = &*session.model.shared;
+        let shared = session.model.shared.clone();
         let (positions, parked) = (work.positions.clone(), session.stage.parked.clone());
+        session.roll(session.len(), &mut shared.pool());
         let taken = session.cache.take(
             work.segment,
             positions,
@@ -376,7 +382,7 @@ impl<'s> Job<'s> {
         }
         session.pending = Pending::Nothing;
         session.stage = Stage::default();
-        session.cache.settle(&mut pool);
+        session.settle(&mut pool);
         Progress::Ready
     }
 }
@@ -393,8 +399,9 @@ impl Drop for Job<'_> {
 impl Session {
     /// New tokens have gone through the first segment.
     fn take_in(&mut self, phase: Phase, new: &[u32]) {
-        if phase == Phase::Prefill && self.n_shareable == self.tokens.len() {
-            self.n_shareable += new.len();
+        if phase == Phase::Prefill && self.n_shareable == self.len() {
+            let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
+            self.n_shareable = (self.n_shareable + new.len()).min(capacity);
         }
         self.tokens.extend_from_slice(new);
         match &mut self.pending {

@@ -314,9 +314,11 @@ static void fields(void) {
     SAYS("evict");
     CASE(LORIS_E_UNSUPPORTED, SESSION(sparse, "top"));
     SAYS("sparse");
-    CASE(LORIS_E_UNSUPPORTED, SESSION(sink, 4));
+    CASE(bad, SESSION(sink, 4)); /* without a window */
+    SAYS("window");
+    CASE(bad, SESSION(sink, UINT64_MAX));
     SAYS("sink");
-    CASE(LORIS_E_UNSUPPORTED, SESSION(window, 1024));
+    CASE(bad, SESSION(window, UINT64_MAX));
     SAYS("window");
     KEPT(session, bad, SAMPLING(flags, 1));
     KEPT(session, bad, SAMPLING(reserved, 1));

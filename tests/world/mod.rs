@@ -5,8 +5,11 @@ mod targets;
 
 use std::slice::from_ref;
 
-use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Seq};
+use loris::backend::{
+    AttentionShape, Backend, Batch, LayerWeights, Phase, Rolling, RowUse, Score, Seq,
+};
 use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Side};
+use loris::policy::Stream;
 use loris_loader::{Dtype, TensorView, Weights};
 
 use super::reference::{self, compare, compare_to};
@@ -80,6 +83,7 @@ pub(crate) struct Case {
     pub(crate) kv: KvFormats,
     pub(crate) page_len: usize,
     pub(crate) window: Option<usize>,
+    pub(crate) stream: Option<Stream>,
     pub(crate) extras: bool,
 }
 
@@ -95,6 +99,7 @@ pub(crate) const BASE: Case = Case {
     kv: BF16,
     page_len: 64,
     window: None,
+    stream: None,
     extras: false,
 };
 
@@ -177,6 +182,8 @@ pub(crate) struct Sequence {
     pub(crate) positions: Vec<u32>,
     pub(crate) len: usize,
     pub(crate) table: Vec<PageId>,
+    /// Slots behind the first page that were given back.
+    pub(crate) n_gone: usize,
 }
 
 impl Sequence {
@@ -184,7 +191,13 @@ impl Sequence {
     pub(crate) fn new(seed: u64, n: usize, position: impl Fn(usize) -> u32) -> Self {
         let mut random = Random(seed);
         let tokens = (0..n).map(|_| (random.next() % BASE.vocab as u64) as u32).collect();
-        Self { tokens, positions: (0..n).map(position).collect(), len: 0, table: Vec::new() }
+        Self {
+            tokens,
+            positions: (0..n).map(position).collect(),
+            len: 0,
+            table: Vec::new(),
+            n_gone: 0,
+        }
     }
 }
 
@@ -283,6 +296,11 @@ impl<'a, B: Backend> World<'a, B> {
                 n_layers: N_LAYERS,
                 inv_freq: &model.inv_freq,
                 rope_scale: model.rope_scale(),
+                rolling: case.stream.map(|stream| Rolling {
+                    stream,
+                    n_pinned: self.layout.first_len(),
+                    n_gone: seq.n_gone,
+                }),
             });
             tokens.extend(&seq.tokens[new.clone()]);
             positions.extend(&seq.positions[new]);
@@ -306,7 +324,8 @@ impl<'a, B: Backend> World<'a, B> {
         b.attention(&batch, LAYER, case.window, &q, pages, &mut attn).unwrap();
         let attn_rows = read(b, &attn, n, width);
         let mut scores = Vec::new();
-        for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| check) {
+        let is_scored = check && case.stream.is_none();
+        for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| is_scored) {
             let score = Score { seq_idx, n_rows: seq.rows.len().min(3) };
             let mut of_slots = Vec::new();
             b.token_score(&batch, score, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
@@ -467,8 +486,21 @@ impl<'a, B: Backend> World<'a, B> {
             let keys = self.stored(seq, Side::K, kv_head);
             let values = self.stored(seq, Side::V, kv_head);
             for r in seq.rows.clone() {
-                let visible = visible(seq, batch.positions[r], case.window);
-                let k: Vec<&[f64]> = visible.iter().map(|&s| &*keys[s]).collect();
+                let position = batch.positions[r];
+                let visible = visible(seq, position, case.window);
+                // Sinks that stand right in front of the window are so much later than they were.
+                let place = |slot: usize| match case.stream {
+                    Some(stream) if position >= stream.sink + stream.window => {
+                        let is_sink = seq.slot_positions[slot] < stream.sink;
+                        if is_sink { position + 1 - (stream.sink + stream.window) } else { 0 }
+                    }
+                    _ => 0,
+                };
+                let key = |&slot: &usize| {
+                    reference::rotate(&keys[slot], place(slot), &self.model.inv_freq, 1.0)
+                };
+                let keys: Vec<Vec<f64>> = visible.iter().map(key).collect();
+                let k: Vec<&[f64]> = keys.iter().map(|k| &**k).collect();
                 let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
                 let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
                 let want = reference::attend(&q, &k, &v);
@@ -564,7 +596,12 @@ fn visible(seq: &Seq<'_>, position: u32, window: Option<usize>) -> Vec<usize> {
     let position = i64::from(position);
     let sees = |slot: &usize| {
         let at = i64::from(seq.slot_positions[*slot]);
-        at <= position && window.is_none_or(|w| at > position - w as i64)
+        let is_near = at <= position && window.is_none_or(|w| at > position - w as i64);
+        is_near
+            && seq.rolling.is_none_or(|Rolling { stream: Stream { sink, window }, .. }| {
+                let capacity = i64::from(sink) + i64::from(window);
+                position < capacity || at < sink.into() || at > position - i64::from(window)
+            })
     };
     (0..seq.kv_len()).filter(sees).collect()
 }

@@ -96,6 +96,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
                 && case.shape.group_size() <= 16
                 && case.page_len.is_power_of_two()
                 && case.kv == BF16
+                && case.stream.is_none()
                 && case.hidden % 8 == 0
                 && case.ffn % 8 == 0
         },

@@ -19,6 +19,7 @@ use loris_loader::{Dtype, TensorView};
 
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
+use crate::policy::Stream;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -94,6 +95,27 @@ pub struct Seq<'a> {
     pub inv_freq: &'a [f64],
     /// Factor on cosine and sine (YaRN's attention factor; 1 elsewhere).
     pub rope_scale: f64,
+    /// A sequence without end: what a row sees of it.
+    pub rolling: Option<Rolling>,
+}
+
+/// A sequence that gives back what no later row sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rolling {
+    /// What a row sees: the sinks, as if they stood right in front of its window, and the window.
+    pub stream: Stream,
+    /// Slots of the first page, which stay.
+    pub n_pinned: usize,
+    /// Slots behind them that were given back. An implementation counts tiles and splits as if they were still
+    /// there, so that the bits do not depend on when they went.
+    pub n_gone: usize,
+}
+
+impl Rolling {
+    /// Which slot of the whole sequence slot `slot` is.
+    pub fn index(&self, slot: usize) -> usize {
+        if slot < self.n_pinned { slot } else { slot + self.n_gone }
+    }
 }
 
 impl Seq<'_> {
@@ -285,7 +307,8 @@ pub trait Backend: Send + 'static {
     ) -> Result<(), Error>;
 
     /// `out[r][h] = softmax(q[r][h] . K^T / sqrt(head_dim)) V` over the slots that row `r` sees:
-    /// `position(slot) <= position(r)`, and `position(slot) > position(r) - window` if there is one.
+    /// `position(slot) <= position(r)`, and `position(slot) > position(r) - window` if there is one. A row of a
+    /// [`Rolling`] sequence that is full sees the sinks besides, with its query rotated to `stream.place(position)`.
     fn attention(
         &mut self,
         batch: &Batch<'_>,

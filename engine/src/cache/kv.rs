@@ -67,12 +67,21 @@ pub struct Segment {
     pub n_layers: usize,
     /// Absolute position of each slot; [`GIVEN_UP`] for one whose token was forgotten.
     pub positions: Vec<u32>,
+    /// Slots behind the first page that were given back: [`Segment::roll`].
+    pub n_gone: usize,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says.
     pub page_table: Vec<PageId>,
 }
 
 /// Position of a slot that holds no token any more: later than any row, so that nobody sees it.
 pub const GIVEN_UP: u32 = u32::MAX;
+
+/// A full page of every layer that a segment has left behind.
+#[derive(Debug)]
+pub struct Gone {
+    positions: Vec<u32>,
+    column: Vec<PageId>,
+}
 
 /// Pages taken for slots that a step is about to write.
 #[derive(Debug)]
@@ -154,6 +163,32 @@ impl Segment {
         self.truncate(last.map_or(0, |last| last + 1), layout, pool);
     }
 
+    /// Takes out the pages, from the second on, that hold no position from `first_seen` on.
+    pub fn roll(&mut self, first_seen: u32, layout: &PageLayout) -> Vec<Gone> {
+        let second = layout.n_slots(1)..layout.n_slots(2);
+        let mut gone = Vec::new();
+        while self
+            .positions
+            .get(second.clone())
+            .is_some_and(|page| page.iter().all(|&p| p < first_seen))
+        {
+            self.n_gone += second.len();
+            let column = self.page_table.drain(self.n_layers..2 * self.n_layers).collect();
+            gone.push(Gone { positions: self.positions.drain(second.clone()).collect(), column });
+        }
+        gone
+    }
+
+    /// Puts back what [`roll`](Self::roll) took out, in its order.
+    pub fn roll_back(&mut self, gone: Vec<Gone>, layout: &PageLayout) {
+        for page in gone.into_iter().rev() {
+            let first = layout.n_slots(1);
+            self.n_gone -= page.positions.len();
+            self.positions.splice(first..first, page.positions);
+            self.page_table.splice(self.n_layers..self.n_layers, page.column);
+        }
+    }
+
     /// Gives up the slots from `n_slots` on, and the pages that only they needed.
     pub fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {
@@ -174,6 +209,13 @@ impl Segment {
 
     fn tail_is_shared(&self, layout: &PageLayout, pool: &Pool) -> bool {
         self.tail(layout).is_some_and(|tail| pool.pages.is_shared(self.page_table[tail.start]))
+    }
+}
+
+impl Gone {
+    /// Its pages, to be released.
+    pub fn column(&self) -> &[PageId] {
+        &self.column
     }
 }
 

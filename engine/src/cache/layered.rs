@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::aux::{Aux, AuxRow, Store};
 use super::format::PageLayout;
-use super::kv::{Growth, Pool, Segment};
+use super::kv::{Gone, Growth, Pool, Segment};
 use super::prefix::Found;
 use crate::error::Error;
 
@@ -23,7 +23,9 @@ pub struct LayeredCache {
     pub segments: Vec<Segment>,
     /// Hidden states of the tokens that are between two segments.
     pub aux: Aux,
-    /// Segments that the token at each position has gone through.
+    /// Tokens that have gone through the first segment.
+    len: usize,
+    /// Segments that the token at each position has gone through; nothing where there is only one.
     depth: Vec<u8>,
     since: Option<Checkpoint>,
 }
@@ -33,6 +35,9 @@ pub struct LayeredCache {
 struct Checkpoint {
     len: usize,
     n_slots: Vec<usize>,
+    /// Slots that the first segment had given back, and the pages that it has since then.
+    n_gone: usize,
+    gone: Vec<Gone>,
     /// Earlier tokens that have moved on since: how deep they were, and where they waited.
     moved: BTreeMap<u32, (u8, AuxRow)>,
 }
@@ -60,7 +65,7 @@ impl LayeredCache {
         let mut bounds = vec![0];
         bounds.extend(points.chain([n_layers]));
         let segments = bounds.windows(2).map(|pair| Segment::new(pair[0]..pair[1])).collect();
-        Self { segments, aux: Aux::default(), depth: Vec::new(), since: None }
+        Self { segments, aux: Aux::default(), len: 0, depth: Vec::new(), since: None }
     }
 
     /// Segments that a token has gone through.
@@ -70,14 +75,17 @@ impl LayeredCache {
 
     /// KV pages held.
     pub fn n_pages(&self) -> usize {
-        self.segments.iter().map(|segment| segment.page_table.len()).sum()
+        let gone = self.since.iter().flat_map(|since| &since.gone);
+        let n_gone: usize = gone.map(|page| page.column().len()).sum();
+        n_gone + self.segments.iter().map(|segment| segment.page_table.len()).sum::<usize>()
     }
 
     /// A call begins that can be undone.
     pub fn begin(&mut self) {
         let n_slots = self.segments.iter().map(Segment::len).collect();
-        let len = self.depth.len();
-        self.since = Some(Checkpoint { len, n_slots, moved: BTreeMap::new() });
+        let (len, n_gone) = (self.len, self.segments[0].n_gone);
+        let (moved, gone) = (BTreeMap::new(), Vec::new());
+        self.since = Some(Checkpoint { len, n_slots, n_gone, gone, moved });
     }
 
     /// The call is done: nothing can be undone any more.
@@ -85,6 +93,23 @@ impl LayeredCache {
         if let Some(since) = self.since.take() {
             let rows: Vec<AuxRow> = since.moved.into_values().map(|(_, row)| row).collect();
             self.aux.give(&rows, &mut pool.aux);
+            for page in since.gone {
+                pool.release(page.column(), self.segments[0].n_layers);
+            }
+        }
+    }
+
+    /// Gives back the pages of a sequence that rolls whose positions are in front of `first_seen`; those that were
+    /// there when the call began stay until it is settled.
+    pub fn roll(&mut self, first_seen: u32, layout: &PageLayout, pool: &mut Pool) {
+        let segment = &mut self.segments[0];
+        for page in segment.roll(first_seen, layout) {
+            match &mut self.since {
+                Some(since) if layout.n_slots(1 + since.gone.len()) < since.n_slots[0] => {
+                    since.gone.push(page);
+                }
+                _ => pool.release(page.column(), segment.n_layers),
+            }
         }
     }
 
@@ -96,6 +121,16 @@ impl LayeredCache {
                 self.aux.give(&[now], &mut pool.aux);
             }
             self.depth[position as usize] = depth;
+        }
+        let first = &mut self.segments[0];
+        if first.n_gone > since.n_gone {
+            // What is between the pages that come back and those that are there has gone for good, and is new.
+            let n_back = since.gone.len() * layout.page_len;
+            if first.n_gone - since.n_gone > n_back {
+                first.truncate(layout.n_slots(1), layout, pool);
+                first.n_gone = since.n_gone + n_back;
+            }
+            first.roll_back(since.gone, layout);
         }
         for (segment, n_slots) in self.segments.iter_mut().zip(since.n_slots) {
             segment.truncate(n_slots, layout, pool);
@@ -165,6 +200,12 @@ impl LayeredCache {
                     _ => self.aux.give(&[row], &mut pool.aux),
                 }
             }
+            if segment == 0 {
+                self.len += 1;
+            }
+            if self.segments.len() == 1 {
+                continue;
+            }
             debug_assert_eq!(usize::from(depth), segment, "token {position} skips a segment");
             #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
             match self.depth.get_mut(position as usize) {
@@ -191,7 +232,10 @@ impl LayeredCache {
         segment.page_table = found.columns;
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         segment.positions.extend(0..n_tokens as u32);
-        self.depth.resize(n_tokens, 1);
+        self.len = n_tokens;
+        if self.segments.len() > 1 {
+            self.depth.resize(n_tokens, 1);
+        }
     }
 
     /// Takes what a saved session held, all of it waiting between calls: how many segments each token has gone
@@ -214,6 +258,7 @@ impl LayeredCache {
         for (position, row) in waiting.into_iter().zip(rows) {
             self.aux.put(position, row);
         }
+        self.len = depth.len();
         self.depth = depth;
         Ok(())
     }
@@ -228,7 +273,11 @@ impl LayeredCache {
         for segment in &mut self.segments {
             segment.forget(len, layout, pool);
         }
+        self.len = self.len.min(len);
         self.depth.truncate(len);
+        if len == 0 {
+            self.segments[0].n_gone = 0;
+        }
         self.aux.truncate(len, &mut pool.aux);
     }
 
@@ -240,6 +289,7 @@ impl LayeredCache {
         Self {
             segments: self.segments.clone(),
             aux: self.aux.fork(&mut pool.aux),
+            len: self.len,
             depth: self.depth.clone(),
             since: None,
         }

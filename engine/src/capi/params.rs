@@ -106,13 +106,14 @@ pub struct loris_session_params {
     /// aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     pub lazy: *const c_char,
     /// Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
-    /// for all that follows.
+    /// for `sparse`.
     pub evict: *const c_char,
     /// Which pages attention reads. NULL: all.
     pub sparse: *const c_char,
-    /// Streaming: tokens at the start that stay. 0 with window 0: no streaming.
+    /// Streaming: tokens at the start that every token sees, 4 as a rule. With window 0 it has to be 0.
     pub sink: u64,
-    /// Streaming: latest tokens that stay.
+    /// Streaming: tokens that a token sees besides, itself the last; there is no end to such a session, its memory is
+    /// constant, and ctx_len has to be 0. On the CPU, and without lazy. 0: no streaming.
     pub window: u64,
 }
 

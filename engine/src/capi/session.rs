@@ -22,7 +22,7 @@ use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
 use crate::policy::Lazy;
 use crate::sampler::{Sampler, SamplerParams};
-use crate::session::{Session, SessionOptions};
+use crate::session::{Session, SessionOptions, StreamOptions};
 
 /// No token.
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;
@@ -62,12 +62,7 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(model: &Model, params: &loris_session_params) -> Result<SessionOptions, Failure> {
     check_flags("loris_session_params.flags", params.flags, 0)?;
-    let planned = [
-        ("evict", !params.evict.is_null()),
-        ("sparse", !params.sparse.is_null()),
-        ("sink", params.sink != 0),
-        ("window", params.window != 0),
-    ];
+    let planned = [("evict", !params.evict.is_null()), ("sparse", !params.sparse.is_null())];
     if let Some((name, _)) = planned.iter().find(|(_, is_set)| *is_set) {
         let why = format!("{name}: this version has no such option; leave it NULL or 0");
         return Err(Failure::new(LORIS_E_UNSUPPORTED, why));
@@ -80,7 +75,14 @@ unsafe fn options(model: &Model, params: &loris_session_params) -> Result<Sessio
     let lazy = unsafe { optional("lazy", params.lazy) }?
         .map(|spec| Lazy::parse(spec, model.plan().n_layers))
         .transpose()?;
-    Ok(SessionOptions { ctx_len, lazy })
+    let stream = match (params.sink, params.window) {
+        (0, 0) => None,
+        (sink, window) => Some(StreamOptions {
+            sink: as_usize("sink", sink)?,
+            window: as_usize("window", window)?,
+        }),
+    };
+    Ok(SessionOptions { ctx_len, lazy, stream })
 }
 
 /// A session's handle, greedy to begin with.

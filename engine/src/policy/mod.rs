@@ -2,5 +2,7 @@
 //! holds no memory of a device.
 
 pub mod lazy;
+pub mod stream;
 
 pub use lazy::{Lazy, Order, PrunePoint};
+pub use stream::Stream;

@@ -103,6 +103,8 @@ pub struct CpuBackend {
     /// What `begin` was told: the shape, the angles and the attention work of the batch.
     shape: Option<AttentionShape>,
     rotation: Rotation,
+    /// Of the queries that meet the sinks of a sequence that rolls.
+    sink_rotation: Rotation,
     work: Work,
     /// Where the rows go in the layer at hand.
     places: Vec<Place>,
@@ -131,6 +133,7 @@ impl CpuBackend {
             runner: Runner::new(n_threads)?,
             shape: None,
             rotation: Rotation::default(),
+            sink_rotation: Rotation::default(),
             work: Work::default(),
             places: Vec::new(),
             qkv: Buf::empty(),
@@ -216,6 +219,7 @@ impl Backend for CpuBackend {
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
         self.shape = Some(shape);
         self.rotation.fill(batch, shape.head_dim);
+        self.sink_rotation.fill_for_sinks(batch, shape.head_dim);
         self.work.fill(batch, shape);
         let partial = self.work.partial_rows * attention::partial_len(shape.head_dim);
         self.partial.reserve(partial, "partial results of attention")
@@ -310,7 +314,7 @@ impl Backend for CpuBackend {
         // decode is memory bound.
         let is_bf16 = batch.phase == Phase::Prefill && pages.layout.kv.wide() == KvFormat::Bf16;
         let isa = if is_bf16 { self.isa } else { self.isa.f32() };
-        let (work, runner) = (&self.work, &mut self.runner);
+        let (work, runner, sink_rotation) = (&self.work, &mut self.runner, &self.sink_rotation);
         runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
         let partial = Shared(self.partial.as_mut_ptr());
         let (q, out) = (q.shared(), out.shared());
@@ -321,6 +325,7 @@ impl Backend for CpuBackend {
             shape,
             layer,
             window,
+            sink_rotation,
             q,
             pages,
             out,

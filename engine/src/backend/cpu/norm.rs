@@ -1,6 +1,7 @@
 //! RMS norm and rotation: the row-wise arithmetic around the projections.
 
 use super::simd::Simd;
+use crate::backend::{Batch, Seq};
 
 /// A norm's weight and epsilon.
 #[derive(Clone, Copy, Debug)]
@@ -49,17 +50,40 @@ pub(super) struct Rotation {
 
 impl Rotation {
     /// Computes the angles of every row, in f64: a position of millions is as exact as position 4.
-    pub(super) fn fill(&mut self, batch: &crate::backend::Batch<'_>, head_dim: usize) {
+    pub(super) fn fill(&mut self, batch: &Batch<'_>, head_dim: usize) {
+        self.fill_by(batch, head_dim, |seq, position| (f64::from(position), seq.rope_scale));
+    }
+
+    /// What takes queries from their positions to where they meet the sinks; nothing without sequences that roll.
+    pub(super) fn fill_for_sinks(&mut self, batch: &Batch<'_>, head_dim: usize) {
+        self.cos.clear();
+        self.sin.clear();
+        if batch.seqs.iter().any(|seq| seq.rolling.is_some()) {
+            self.fill_by(batch, head_dim, |seq, position| {
+                let place = seq.rolling.map_or(position, |rolling| rolling.stream.place(position));
+                (f64::from(place) - f64::from(position), 1.0)
+            });
+        }
+    }
+
+    /// `by` gives the position and the factor of a row.
+    fn fill_by(
+        &mut self,
+        batch: &Batch<'_>,
+        head_dim: usize,
+        by: impl Fn(&Seq<'_>, u32) -> (f64, f64),
+    ) {
         self.half = head_dim / 2;
         self.cos.clear();
         self.sin.clear();
         for seq in &batch.seqs {
             debug_assert_eq!(seq.inv_freq.len(), self.half, "one frequency for each pair");
             for &position in &batch.positions[seq.rows.clone()] {
+                let (position, scale) = by(seq, position);
                 for &freq in seq.inv_freq {
-                    let (sin, cos) = (f64::from(position) * freq).sin_cos();
-                    self.cos.push((cos * seq.rope_scale) as f32);
-                    self.sin.push((sin * seq.rope_scale) as f32);
+                    let (sin, cos) = (position * freq).sin_cos();
+                    self.cos.push((cos * scale) as f32);
+                    self.sin.push((sin * scale) as f32);
                 }
             }
         }

@@ -22,6 +22,8 @@ pub(crate) struct Answerer<'a> {
     pub(crate) params: SamplerParams,
     pub(crate) options: GenerateOptions,
     pub(crate) load_s: f64,
+    /// What the session has taken in through this; a restored one has more.
+    history: Vec<u32>,
 }
 
 /// An answer that was given.
@@ -89,7 +91,7 @@ impl<'a> Answerer<'a> {
             ignore_eos: args.ignore_eos,
         };
         let sampler = Sampler::new(params.clone(), model)?;
-        Ok(Self { report, sampler, params, options, load_s })
+        Ok(Self { report, sampler, params, options, load_s, history: Vec::new() })
     }
 
     /// Answers a prompt that holds the whole sequence so far; the session keeps what it shares with it.
@@ -105,19 +107,24 @@ impl<'a> Answerer<'a> {
         let before = session.receipt().n_shared;
         let kept = match prompt {
             [] => session.len(),
-            _ => keep_common(session, prompt),
+            _ => keep_common(session, &self.history, prompt),
         };
+        self.history.truncate(kept);
         let prefill_started = Instant::now();
         if kept < prompt.len() {
             self.prefill(session, &prompt[kept..], &guard)?;
+            self.history.extend_from_slice(&prompt[kept..]);
         }
         let prefill_s = prefill_started.elapsed().as_secs_f64();
         let shared = session.receipt().n_shared - before;
 
         let mut shown = Shown::default();
-        let finish = loris::generate(session, &mut self.sampler, &self.options, &mut |token| {
+        let generated = loris::generate(session, &mut self.sampler, &self.options, &mut |token| {
             shown.take(self.report, token)
-        })?;
+        });
+        self.history.extend(&shown.ids);
+        self.history.truncate(session.len()); // the last one's successor was not asked for
+        let finish = generated?;
         if let Some(failure) = shown.failure {
             return Err(failure);
         }
@@ -195,6 +202,7 @@ impl<'a> Answerer<'a> {
 struct Shown {
     text: String,
     last_id: Option<u32>,
+    ids: Vec<u32>,
     times: Vec<Instant>,
     failure: Option<Failure>,
 }
@@ -204,6 +212,7 @@ impl Shown {
         if !token.is_rest {
             self.times.push(Instant::now());
             self.last_id = Some(token.id);
+            self.ids.push(token.id);
         }
         self.text.push_str(token.text);
         let id = (!token.is_rest).then_some(token.id);
@@ -228,22 +237,24 @@ fn check_length(n_tokens: usize, ctx_len: usize) -> Result<(), Failure> {
         return Ok(());
     }
     let message = format!(
-        "the prompt has {n_tokens} tokens and the context holds {ctx_len}; shorten the prompt, or raise -c/--ctx if the model allows it"
+        "the prompt has {n_tokens} tokens and the context holds {ctx_len}; shorten the prompt, raise -c/--ctx if the model allows it, or let it stream through with --window"
     );
     Err(Failure::new(RUN_TIME, message))
 }
 
 /// Cuts the session to what it shares with a prompt, so that the rest of the prompt can follow; returns
-/// how much that is. The last token is computed again if its logits are gone.
-fn keep_common(session: &mut Session, prompt: &[u32]) -> usize {
-    let common = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
+/// how much that is. The last token is computed again if its logits are gone. `history` is what the session has
+/// taken in, which a stream holds the ends of only.
+fn keep_common(session: &mut Session, history: &[u32], prompt: &[u32]) -> usize {
+    let past = if session.n_gone() == 0 { session.tokens() } else { history };
+    let common = past.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     let has_logits = common == session.len() && session.logits().is_some();
     let kept = match common == prompt.len() && !has_logits {
         true => common.saturating_sub(1),
         false => common,
     };
     session.truncate(kept);
-    kept
+    session.len()
 }
 
 /// Why an answer ended, as events spell it.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::eval::tasks::{TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::loader::LoadMode;
-use loris::{DeviceChoice, KvFormats, ModelOptions};
+use loris::{DeviceChoice, KvFormats, ModelOptions, StreamOptions};
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
 #[derive(Debug, Parser)]
@@ -85,11 +85,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) raw: bool,
     /// Write the session to a file after the answer
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "window")]
     pub(crate) save_state: Option<PathBuf>,
     /// Start from a saved session: what the prompt has in common with it is not computed again; without
     /// a prompt, the saved answer goes on
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "window")]
     pub(crate) load_state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) generate: GenerateArgs,
@@ -153,24 +153,50 @@ pub(crate) struct GenerateArgs {
 #[command(next_help_heading = "Memory")]
 pub(crate) struct ContextArgs {
     /// Tokens that prompt and answer may take together [default: the model's, at most 131072]
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", conflicts_with = "window")]
     pub(crate) ctx: Option<usize>,
+    #[command(flatten)]
+    pub(crate) stream: StreamArgs,
     /// Prune prompt tokens layer by layer by their attention scores: gentle, paper, hard, or the layers and
     /// the shares that go on, as 8:0.7,16:0.5; behind these, if wanted, window=N (rows that score), pool=N (positions
     /// around a token whose best score it gets), sinks=N
     /// (first tokens that are never pruned), min-len=N (shorter sequences are not pruned), revive=N (tokens
     /// that a step of decode takes up again at a point), no-revival, random
-    #[arg(long, value_name = "SPEC")]
+    #[arg(long, value_name = "SPEC", conflicts_with = "window")]
     pub(crate) lazy: Option<String>,
     #[command(flatten)]
     pub(crate) size: SizeArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct StreamArgs {
+    /// Go on without end: each token sees --sink tokens at the start and the last N, itself among them, and
+    /// what no token sees any more is forgotten
+    #[arg(long, value_name = "N")]
+    pub(crate) window: Option<usize>,
+    /// With --window: tokens at the start that every token sees
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "window")]
+    pub(crate) sink: usize,
+}
+
+impl StreamArgs {
+    pub(crate) fn options(&self) -> Option<StreamOptions> {
+        self.window.map(|window| StreamOptions { sink: self.sink, window })
+    }
+
+    /// Room in the page pool: what a prompt sees and, until it is done, what was there before it.
+    fn kv_tokens(&self, size: &SizeArgs) -> Option<usize> {
+        let seen = self.window?.saturating_add(self.sink);
+        let pages = size.page_len.saturating_mul(4);
+        Some(seen.saturating_mul(2).saturating_add(size.chunk).saturating_add(pages))
+    }
 }
 
 impl ContextArgs {
     /// Options for sessions that are used one at a time.
     pub(crate) fn model_options(&self) -> ModelOptions {
         let aux_tokens = self.lazy.is_some().then(|| self.ctx.unwrap_or(MAX_DEFAULT_CTX));
-        let options = self.size.model_options(self.ctx);
+        let options = self.size.model_options(self.ctx.or(self.stream.kv_tokens(&self.size)));
         ModelOptions { aux_tokens: aux_tokens.unwrap_or_default(), ..options }
     }
 }
@@ -305,9 +331,17 @@ pub(crate) struct PerplexityArgs {
     #[arg(long, value_name = "N")]
     pub(crate) windows: Option<usize>,
     #[command(flatten)]
+    pub(crate) stream: StreamArgs,
+    #[command(flatten)]
     pub(crate) size: SizeArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+impl PerplexityArgs {
+    pub(crate) fn model_options(&self) -> ModelOptions {
+        self.size.model_options(self.stream.kv_tokens(&self.size).or(Some(self.ctx)))
+    }
 }
 
 /// Samples are made from --seed and are the same for every policy. Scores of 0 or 1 have Wilson's 95 %

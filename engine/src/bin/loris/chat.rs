@@ -113,7 +113,7 @@ impl Chat<'_> {
         let tokens = self.tokens()?;
         if tokens.len() >= self.session.ctx_len() {
             let message = format!(
-                "the context is full: with this message the conversation has {} tokens and the context holds {}; /clear starts a new one, -c/--ctx sets its length",
+                "the context is full: with this message the conversation has {} tokens and the context holds {}; /clear starts a new one, -c/--ctx sets its length, and with --window a conversation has no end",
                 tokens.len(),
                 self.session.ctx_len()
             );
@@ -126,7 +126,7 @@ impl Chat<'_> {
         self.report.event("done", answer.statistics.event())?;
         match answer.statistics.finish {
             Finish::CtxFull => self.report.say(format!(
-                "the context of {} tokens is full and the answer ends here; /clear starts a new conversation",
+                "the context of {} tokens is full and the answer ends here; /clear starts a new conversation, and with --window one has no end",
                 self.session.ctx_len()
             )),
             Finish::Length => self.report.note("the answer reached -n/--max-tokens"),

@@ -105,7 +105,11 @@ fn time(
     tokens: &[u32],
     prompt: usize,
 ) -> Result<Timed, Failure> {
-    let mut session = model.session(&SessionOptions { ctx_len: Some(tokens.len()), lazy })?;
+    let mut session = model.session(&SessionOptions {
+        ctx_len: Some(tokens.len()),
+        lazy,
+        ..SessionOptions::default()
+    })?;
     let _guard = Guard::new(&session);
     let mut started = Instant::now();
     session.prefill(&tokens[..prompt])?;

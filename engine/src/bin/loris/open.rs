@@ -90,7 +90,9 @@ pub(crate) fn session_options(
     let plan = model.plan();
     let pool = plan.layout.n_slots(plan.n_pages / plan.n_layers);
     let lazy = args.lazy.as_deref().map(|spec| Lazy::parse(spec, plan.n_layers)).transpose()?;
-    Ok(SessionOptions { ctx_len: Some(args.ctx.unwrap_or(plan.ctx_len.min(pool))), lazy })
+    let stream = args.stream.options();
+    let ctx_len = args.ctx.unwrap_or(plan.ctx_len.min(pool));
+    Ok(SessionOptions { ctx_len: stream.is_none().then_some(ctx_len), lazy, stream })
 }
 
 /// The tokenizer, which a folder may lack and text needs.

@@ -2,11 +2,12 @@
 //!
 //! The text's tokens are cut into windows of `--ctx`, and each window is scored alone: tokens 1 to N-1
 //! from their predecessors, token 0 not at all, nothing added in front. Log-softmax is taken in f64.
+//! With `--window` each is a stream, which may be longer than the model's context.
 
 use std::time::Instant;
 
 use loris::loader::Special;
-use loris::{Model, ModelOptions, SessionOptions};
+use loris::{Model, ModelOptions, SessionOptions, StreamOptions};
 use serde_json::json;
 
 use crate::args::PerplexityArgs;
@@ -26,7 +27,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
         return Err(Failure::new(USAGE, message));
     }
     let text = read_file(&args.file)?;
-    let options = ModelOptions { batch: BATCH, ..args.size.model_options(Some(args.ctx)) };
+    let options = ModelOptions { batch: BATCH, ..args.model_options() };
     let model = open::open(&args.dir, &args.engine, options, report)?.model;
     let tokens = open::tokenizer(&model, &args.dir)?.encode(&text, Special::Plain)?;
     let n_windows = (tokens.len() / args.ctx).min(args.windows.unwrap_or(usize::MAX));
@@ -44,7 +45,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
     let bar = report.bar("scoring", Unit::Tokens, n_windows * args.ctx);
     let mut nlls = Vec::new();
     for window in tokens.chunks_exact(args.ctx).take(n_windows) {
-        nlls.push(score(&model, window, &mut || bar.inc(1))?);
+        nlls.push(score(&model, args.stream.options(), window, &mut || bar.inc(1))?);
     }
     bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
@@ -78,9 +79,17 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
 }
 
 /// Mean negative log likelihood of a window's tokens after the first.
-fn score(model: &Model, window: &[u32], progress: &mut dyn FnMut()) -> Result<f64, Failure> {
-    let mut session = model
-        .session(&SessionOptions { ctx_len: Some(window.len()), ..SessionOptions::default() })?;
+fn score(
+    model: &Model,
+    stream: Option<StreamOptions>,
+    window: &[u32],
+    progress: &mut dyn FnMut(),
+) -> Result<f64, Failure> {
+    let mut session = model.session(&SessionOptions {
+        ctx_len: stream.is_none().then_some(window.len()),
+        stream,
+        ..SessionOptions::default()
+    })?;
     let _guard = Guard::new(&session);
     let mut total = 0.0;
     session.score(window, &mut |idx, logits| {

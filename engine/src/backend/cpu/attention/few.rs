@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use super::super::pages::Row;
 use super::super::simd::{MAX_LANES, Simd};
-use super::flash::{Attention, Mask, Parts, View, exp2_each, min_max, weigh};
+use super::flash::{Attention, Mask, Meets, Parts, View, exp2_each, weigh};
 use super::work::Task;
 use super::{Fma, TILE};
 use crate::cache::Side;
@@ -31,24 +31,22 @@ impl Attention<'_> {
     ) {
         let (seq, group) = (&self.batch.seqs[task.seq], self.shape.group_size());
         let positions = &self.batch.positions[task.tokens.clone()];
-        let (low, high) = min_max(positions);
         // SAFETY: parts has room for the rows, a tile of K and of V, and a block of scores.
         unsafe {
-            self.scale_queries(task, parts, n_rows, d);
-            for start in task.slots.clone().step_by(TILE) {
-                let slots = start..task.slots.end.min(start + TILE);
-                let view = self.view(self.work.bounds[task.seq][start / TILE], low, high);
+            for step in self.steps(task) {
+                if step.loads_queries {
+                    self.scale_queries(task, step.meets, parts, n_rows, d);
+                }
+                let (slots, view) =
+                    (step.slots, self.view(seq, step.meets, step.bounds, positions));
                 if view == View::Nothing {
                     continue;
                 }
                 let mut scales = [[1.0_f32; TILE]; 2];
                 self.read_tile::<S>(task, slots.clone(), parts, &mut scales, d);
                 let [k_scales, v_scales] = &scales;
-                let mask = Mask::new(
-                    &seq.slot_positions[slots.clone()],
-                    self.window,
-                    view == View::All && slots.len() == TILE,
-                );
+                let is_full = view == View::All && slots.len() == TILE;
+                let mask = Mask { slots: &seq.slot_positions[slots.clone()], is_full };
                 for first in (0..n_rows).step_by(BLOCK) {
                     let rows = first..n_rows.min(first + BLOCK);
                     let q = parts.q.add(first * d);
@@ -64,8 +62,8 @@ impl Attention<'_> {
                         let (scores, max) =
                             (parts.scores.add(i * TILE), &mut *parts.row_max.add(row));
                         multiply::<S>(scores, k_scales);
-                        (scale[i], sums[i]) =
-                            weigh::<S, Fma>(scores, mask, positions[row / group], max);
+                        let seen = self.seen(seq, step.meets, positions[row / group]);
+                        (scale[i], sums[i]) = weigh::<S, Fma>(scores, mask, seen, max);
                         multiply::<S>(scores, v_scales);
                     }
                     exp2_each::<S>(&mut scale);
@@ -125,17 +123,20 @@ impl Attention<'_> {
 
     /// The task's queries, `[row][d]`, scaled so that scores are exponents of 2.
     #[inline(always)]
-    unsafe fn scale_queries(&self, task: &Task, parts: Parts, n_rows: usize, d: usize) {
+    unsafe fn scale_queries(
+        &self,
+        task: &Task,
+        meets: Meets,
+        parts: Parts,
+        n_rows: usize,
+        d: usize,
+    ) {
         let head_dim = self.shape.head_dim;
-        let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
         for r in 0..n_rows {
             // SAFETY: the task's rows.
             unsafe {
-                let from = self.q.get().add(self.row(task.kv_head, task.tokens.start, r));
                 let to = parts.q.add(r * d);
-                for i in 0..head_dim {
-                    to.add(i).write(*from.add(i) * scale);
-                }
+                self.query(task, meets, r, to);
                 std::ptr::write_bytes(to.add(head_dim), 0, d - head_dim);
             }
         }

@@ -6,6 +6,7 @@ use super::super::codec;
 use super::super::matrix::Format;
 use super::super::mem::Shared;
 use super::super::micro::{Out, Product};
+use super::super::norm::Rotation;
 use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_pairs};
 use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
@@ -22,6 +23,8 @@ pub(in super::super) struct Attention<'a> {
     pub(in super::super) shape: AttentionShape,
     pub(in super::super) layer: usize,
     pub(in super::super) window: Option<usize>,
+    /// Of queries that meet the sinks of a sequence that rolls.
+    pub(in super::super) sink_rotation: &'a Rotation,
     pub(in super::super) q: Shared<f32>,
     pub(in super::super) pages: &'a CpuPages,
     pub(in super::super) out: Shared<f32>,
@@ -113,9 +116,11 @@ impl Attention<'_> {
         let tiles = Tiles::new(n_rows, S::TILE_ROWS);
         // SAFETY: the kernel's.
         unsafe {
-            self.pack_queries::<S, D>(task, tiles, parts);
-            for start in task.slots.clone().step_by(TILE) {
-                self.tile::<S, D>(task, tiles, parts, start, d);
+            for step in self.steps(task) {
+                if step.loads_queries {
+                    self.pack_queries::<S, D>(task, step.meets, tiles, parts);
+                }
+                self.tile::<S, D>(task, &step, tiles, parts, d);
             }
         }
     }
@@ -128,21 +133,75 @@ impl Attention<'_> {
         (token * self.shape.n_q_heads + head) * self.shape.head_dim
     }
 
-    /// Packs the task's queries, scaled so that scores are exponents of 2.
+    /// What a task goes through: the sinks, where the sequence rolls, and then its tiles.
     #[inline(always)]
-    unsafe fn pack_queries<S: Simd, D: Dot>(&self, task: &Task, tiles: Tiles, parts: Parts) {
+    pub(super) fn steps<'t>(&'t self, task: &'t Task) -> impl Iterator<Item = Step> + 't {
+        let seq = &self.batch.seqs[task.seq];
+        let sinks = seq.rolling.filter(|_| task.has_sinks).map(|rolling| {
+            let n = seq.kv_len().min(rolling.stream.sink as usize);
+            Step {
+                slots: 0..n,
+                bounds: (0, rolling.stream.sink - 1),
+                meets: Meets::Sinks,
+                loads_queries: true,
+            }
+        });
+        let tiles = self.work.tiles[task.seq][task.tiles.clone()].iter().enumerate();
+        sinks.into_iter().chain(tiles.map(|(idx, tile)| Step {
+            slots: tile.slots.clone(),
+            bounds: tile.bounds,
+            meets: Meets::Window,
+            loads_queries: idx == 0,
+        }))
+    }
+
+    /// Query `r` of a task at `to`, scaled so that scores are exponents of 2.
+    ///
+    /// # Safety
+    /// The task has the row, and `to` room for a head.
+    #[inline(always)]
+    pub(super) unsafe fn query(&self, task: &Task, meets: Meets, r: usize, to: *mut f32) {
         let head_dim = self.shape.head_dim;
         let scale = std::f32::consts::LOG2_E / (head_dim as f32).sqrt();
+        let at = self.row(task.kv_head, task.tokens.start, r);
+        // SAFETY: the caller's.
+        unsafe {
+            let from = self.q.get().add(at);
+            for i in 0..head_dim {
+                to.add(i).write(*from.add(i) * scale);
+            }
+            if meets == Meets::Sinks {
+                let is_rotated = self.pages.layout.kv.k.is_rotated(Side::K);
+                let head = std::slice::from_raw_parts_mut(to, head_dim);
+                if is_rotated {
+                    codec::rotate(head); // back to where positions rotate
+                }
+                let row = task.tokens.start + r / self.shape.group_size();
+                self.sink_rotation.rotate(row, head.as_mut_ptr());
+                if is_rotated {
+                    codec::rotate(head);
+                }
+            }
+        }
+    }
+
+    /// Packs the task's queries.
+    #[inline(always)]
+    unsafe fn pack_queries<S: Simd, D: Dot>(
+        &self,
+        task: &Task,
+        meets: Meets,
+        tiles: Tiles,
+        parts: Parts,
+    ) {
+        let head_dim = self.shape.head_dim;
         let n_steps = steps::<D>(head_dim);
         for tile in 0..tiles.n {
             // SAFETY: the task's rows, and a tile of scratch.
             unsafe {
                 for r in 0..tiles.rows(tile) {
-                    let at = self.row(task.kv_head, task.tokens.start, tiles.start(tile) + r);
-                    let (from, to) = (self.q.get().add(at), parts.rows.add(r * head_dim));
-                    for i in 0..head_dim {
-                        to.add(i).write(*from.add(i) * scale);
-                    }
+                    let to = parts.rows.add(r * head_dim);
+                    self.query(task, meets, tiles.start(tile) + r, to);
                     if D::PAIRS {
                         to_pairs(to, to, head_dim);
                     }
@@ -153,14 +212,37 @@ impl Attention<'_> {
         }
     }
 
-    /// What rows at positions `low ..= high` see of a tile.
+    /// The first and the last position that a row sees; none where they are out of order.
     #[inline(always)]
-    pub(super) fn view(&self, bounds: (u32, u32), low: u32, high: u32) -> View {
-        let (min, max) = bounds;
-        let window = self.window.map_or(u64::MAX, |w| w as u64);
-        if min > high || window == 0 || u64::from(max).saturating_add(window) <= u64::from(low) {
+    pub(super) fn seen(&self, seq: &Seq<'_>, meets: Meets, position: u32) -> (u32, u32) {
+        let stream = seq.rolling.map(|rolling| rolling.stream);
+        match (meets, stream) {
+            (Meets::Sinks, Some(stream)) if position >= stream.capacity() => (0, stream.sink - 1),
+            (Meets::Sinks, _) => (1, 0),
+            (Meets::Window, stream) => {
+                let first = |window: usize| (u64::from(position) + 1).saturating_sub(window as u64);
+                let first = self.window.map_or(0, first) as u32; // at most position + 1
+                let rolled = stream.map_or(0, |stream| stream.first_seen(position));
+                (first.max(rolled), position)
+            }
+        }
+    }
+
+    /// What rows at `positions` see of slots whose positions are within `bounds`.
+    #[inline(always)]
+    pub(super) fn view(
+        &self,
+        seq: &Seq<'_>,
+        meets: Meets,
+        (min, max): (u32, u32),
+        positions: &[u32],
+    ) -> View {
+        let (low, high) = min_max(positions);
+        let (of_low, of_high) = (self.seen(seq, meets, low), self.seen(seq, meets, high));
+        // With its position a row's first and last go up; only a sequence that rolls sees no sinks at first.
+        if min > of_high.1 || (meets == Meets::Window && max < of_low.0) || of_high.0 > of_high.1 {
             View::Nothing
-        } else if max <= low && u64::from(min).saturating_add(window) > u64::from(high) {
+        } else if max <= of_low.1 && min >= of_high.0 && of_low.0 <= of_low.1 {
             View::All
         } else {
             View::Some
@@ -172,17 +254,15 @@ impl Attention<'_> {
     unsafe fn tile<S: Simd, D: Dot>(
         &self,
         task: &Task,
+        step: &Step,
         tiles: Tiles,
         parts: Parts,
-        start: usize,
         d: usize,
     ) {
         let (seq, group) = (&self.batch.seqs[task.seq], self.shape.group_size());
-        let slots = start..task.slots.end.min(start + TILE);
-        let bounds = self.work.bounds[task.seq][start / TILE];
+        let (slots, meets, bounds) = (step.slots.clone(), step.meets, step.bounds);
         let positions = &self.batch.positions[task.tokens.clone()];
-        let (low, high) = min_max(positions);
-        if self.view(bounds, low, high) == View::Nothing {
+        if self.view(seq, meets, bounds, positions) == View::Nothing {
             return;
         }
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
@@ -195,8 +275,7 @@ impl Attention<'_> {
             for tile in 0..tiles.n {
                 let (first, n_rows) = (tiles.start(tile), tiles.rows(tile));
                 let positions = &positions[first / group..(first + n_rows - 1) / group + 1];
-                let (low, high) = min_max(positions);
-                let view = self.view(bounds, low, high);
+                let view = self.view(seq, meets, bounds, positions);
                 if view == View::Nothing {
                     continue;
                 }
@@ -207,13 +286,14 @@ impl Attention<'_> {
                         .run::<S, D, true>(n_rows);
                 }
                 let is_full = view == View::All && slots.len() == TILE;
-                let mask = Mask::new(&seq.slot_positions[slots.clone()], self.window, is_full);
+                let mask = Mask { slots: &seq.slot_positions[slots.clone()], is_full };
                 let (mut scale, mut sums) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
                 for r in 0..n_rows {
                     let row = first + r;
                     let position = self.batch.positions[task.tokens.start + row / group];
                     let (scores, max) = (parts.scores.add(r * TILE), &mut *parts.row_max.add(row));
-                    (scale[r], sums[r]) = weigh::<S, D>(scores, mask, position, max);
+                    let seen = self.seen(seq, meets, position);
+                    (scale[r], sums[r]) = weigh::<S, D>(scores, mask, seen, max);
                 }
                 exp2_each::<S>(&mut scale);
                 for r in 0..n_rows {
@@ -383,6 +463,25 @@ struct Located<'a> {
     kv_head: usize,
 }
 
+/// Slots that a task weighs together.
+pub(super) struct Step {
+    pub(super) slots: Range<usize>,
+    /// Least and greatest position.
+    pub(super) bounds: (u32, u32),
+    pub(super) meets: Meets,
+    /// The queries of these and the following slots are not there yet.
+    pub(super) loads_queries: bool,
+}
+
+/// What queries are rotated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meets {
+    /// The sinks of a sequence that rolls, right in front of its window.
+    Sinks,
+    /// Slots at their own positions.
+    Window,
+}
+
 /// How much of a tile some rows see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
@@ -395,23 +494,13 @@ pub(super) enum View {
 #[derive(Clone, Copy)]
 pub(super) struct Mask<'a> {
     /// Positions of the slots in use.
-    slots: &'a [u32],
-    /// How far back a row sees.
-    reach: u32,
+    pub(super) slots: &'a [u32],
     /// Every slot counts for every row.
-    is_full: bool,
-}
-
-impl<'a> Mask<'a> {
-    #[inline(always)]
-    pub(super) fn new(slots: &'a [u32], window: Option<usize>, is_full: bool) -> Self {
-        let reach = |w: usize| w.saturating_sub(1).min(u32::MAX as usize) as u32;
-        Self { slots, reach: window.map_or(u32::MAX, reach), is_full }
-    }
+    pub(super) is_full: bool,
 }
 
 #[inline(always)]
-pub(super) fn min_max(positions: &[u32]) -> (u32, u32) {
+fn min_max(positions: &[u32]) -> (u32, u32) {
     positions.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
 }
 
@@ -421,7 +510,7 @@ pub(super) fn min_max(positions: &[u32]) -> (u32, u32) {
 pub(super) unsafe fn weigh<S: Simd, D: Dot>(
     scores: *mut f32,
     mask: Mask<'_>,
-    position: u32,
+    (first, last): (u32, u32),
     row_max: &mut f32,
 ) -> (f32, f32) {
     // SAFETY: a row of scores has TILE elements.
@@ -430,7 +519,7 @@ pub(super) unsafe fn weigh<S: Simd, D: Dot>(
             let (used, unused) =
                 std::slice::from_raw_parts_mut(scores, TILE).split_at_mut(mask.slots.len());
             for (score, &slot) in used.iter_mut().zip(mask.slots) {
-                let sees = (slot <= position) & (position.wrapping_sub(slot) <= mask.reach);
+                let sees = (slot >= first) & (slot <= last);
                 *score = if sees { *score } else { f32::NEG_INFINITY };
             }
             unused.fill(f32::NEG_INFINITY);

@@ -24,7 +24,10 @@ pub(in super::super) struct Task {
     pub(super) kv_head: usize,
     /// Rows of the batch.
     pub(super) tokens: Range<usize>,
-    pub(super) slots: Range<usize>,
+    /// Tiles of the sequence.
+    pub(super) tiles: Range<usize>,
+    /// It begins with the sinks of a sequence that rolls.
+    pub(super) has_sinks: bool,
     /// Where the partial result goes in decode, counted in rows; `None`: straight to the output.
     pub(super) partial: Option<usize>,
 }
@@ -48,8 +51,18 @@ pub(in super::super) struct Work {
     pub(in super::super) partial_rows: usize,
     /// The most rows (tokens x heads) of a task.
     pub(in super::super) max_rows: usize,
-    /// Least and greatest position in each tile of each sequence.
-    pub(super) bounds: Vec<Vec<(u32, u32)>>,
+    /// Of each sequence.
+    pub(super) tiles: Vec<Vec<Tile>>,
+}
+
+/// Slots that are weighed together.
+#[derive(Clone, Debug)]
+pub(super) struct Tile {
+    pub(super) slots: Range<usize>,
+    /// The split that it belongs to.
+    split: usize,
+    /// Least and greatest position.
+    pub(super) bounds: (u32, u32),
 }
 
 impl Work {
@@ -61,12 +74,9 @@ impl Work {
         self.merges.clear();
         self.partial_rows = 0;
         self.max_rows = 0;
-        self.bounds.resize_with(batch.seqs.len(), Vec::new);
+        self.tiles.resize_with(batch.seqs.len(), Vec::new);
         for (seq_idx, seq) in batch.seqs.iter().enumerate() {
-            self.bounds[seq_idx].clear();
-            self.bounds[seq_idx].extend(seq.slot_positions.chunks(TILE).map(|tile| {
-                tile.iter().fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)))
-            }));
+            fill_tiles(seq, &mut self.tiles[seq_idx]);
             // Late tokens see the most: they come first, so that no long task is left for the end.
             for first in seq.rows.clone().step_by(step).rev() {
                 let tokens = first..seq.rows.end.min(first + step);
@@ -87,22 +97,50 @@ impl Work {
         tokens: Range<usize>,
         group: usize,
     ) {
-        let kv_len = seq.kv_len();
-        let n_splits = if phase == Phase::Decode { kv_len.div_ceil(SPLIT) } else { 1 };
-        let task =
-            Task { seq: seq_idx, kv_head, tokens: tokens.clone(), slots: 0..kv_len, partial: None };
+        let tiles = &self.tiles[seq_idx];
+        let all = 0..tiles.len();
+        let task = Task {
+            seq: seq_idx,
+            kv_head,
+            tokens: tokens.clone(),
+            tiles: all,
+            has_sinks: seq.rolling.is_some_and(|rolling| rolling.stream.sink > 0),
+            partial: None,
+        };
+        let splits = tiles.chunk_by(|a, b| a.split == b.split);
+        let n_splits = if phase == Phase::Decode { splits.clone().count() } else { 1 };
         if n_splits <= 1 {
             self.tasks.push(task);
             return;
         }
         let n_rows = tokens.len() * group;
         self.merges.push(MergeTask { kv_head, tokens, n_splits, partial: self.partial_rows });
-        for split in 0..n_splits {
-            let slots = split * SPLIT..kv_len.min((split + 1) * SPLIT);
-            let partial = Some(self.partial_rows);
-            self.tasks.push(Task { slots, partial, ..task.clone() });
+        let mut first = 0;
+        for split in splits {
+            let (tiles, partial) = (first..first + split.len(), Some(self.partial_rows));
+            let has_sinks = task.has_sinks && first == 0;
+            self.tasks.push(Task { tiles, partial, has_sinks, ..task.clone() });
+            first += split.len();
             self.partial_rows += n_rows;
         }
+    }
+}
+
+/// Tiles and splits are counted from the first slot that a sequence ever had.
+fn fill_tiles(seq: &Seq<'_>, tiles: &mut Vec<Tile>) {
+    let index = |slot: usize| seq.rolling.map_or(slot, |rolling| rolling.index(slot));
+    let n_slots = seq.slot_positions.len();
+    tiles.clear();
+    let mut first = 0;
+    while first < n_slots {
+        let idx = index(first) / TILE;
+        // Slots before a gap and behind it are in one tile if their indices are.
+        let end = (first..n_slots.min(first + TILE)).rfind(|&slot| index(slot) / TILE == idx);
+        let slots = first..end.map_or(first, |last| last + 1);
+        let positions = seq.slot_positions[slots.clone()].iter();
+        let bounds = positions.fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)));
+        first = slots.end;
+        tiles.push(Tile { slots, split: idx * TILE / SPLIT, bounds });
     }
 }
 
