@@ -72,6 +72,16 @@ fn a_stream_that_is_not_full_is_a_sequence_as_any() {
 }
 
 #[test]
+fn as_many_sinks_as_there_may_be() {
+    let stream = StreamOptions { sink: 64, window: 40 };
+    let run_at = |page_len, chunk| {
+        let model = open(2, &ModelOptions { page_len, chunk, ..options(2_048) });
+        run(&mut session(&model, stream), &[(150, 9), (60, 3)])
+    };
+    assert!(run_at(64, 512) == run_at(256, 11));
+}
+
+#[test]
 fn bits_do_not_depend_on_when_pages_go() {
     let turns = [(300, 90), (1, 3), (170, 140)];
     for kv in KvFormat::ALL {
@@ -215,6 +225,11 @@ fn what_does_not_go_together_is_refused_by_name() {
     let lazy = Lazy::new(vec![PrunePoint { layer: 1, keep_rate: 0.5 }]);
     assert_eq!(refusal(SessionOptions { lazy: Some(lazy), ..with(4, 60) }), "lazy");
     assert!(model.session(&with(4, 252)).is_ok());
+
+    let long_pages = open(2, &ModelOptions { page_len: 256, ..options(2_048) });
+    assert!(long_pages.session(&with(64, 60)).is_ok());
+    let error = long_pages.session(&with(65, 60)).unwrap_err().to_string();
+    assert!(error.contains("at most 64"), "{error}");
 
     let coded = open(2, &ModelOptions { kv: KvFormat::Int8.into(), ..options(1_024) });
     let error = coded.session(&with(5, 60)).unwrap_err().to_string();

@@ -12,6 +12,9 @@
 
 use crate::error::Error;
 
+/// Sinks of a stream at most: backends weigh them together.
+pub const MAX_SINKS: usize = 64;
+
 /// Attention sinks and a rolling window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
@@ -29,9 +32,11 @@ impl Stream {
         ctx_len: usize,
         first_len: usize,
     ) -> Result<Self, Error> {
-        if sink > first_len {
-            let expected =
-                format!("at most {first_len}, the tokens of the first page of the KV cache");
+        let most = first_len.min(MAX_SINKS);
+        if sink > most {
+            let expected = format!(
+                "at most {most}: {MAX_SINKS}, or what the first page of the KV cache holds uncoded"
+            );
             return Err(Error::option("sink", sink, expected));
         }
         let longest = ctx_len.saturating_sub(sink);
