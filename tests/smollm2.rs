@@ -26,10 +26,12 @@ struct Greedy {
     output_ids: Vec<u32>,
     gaps: Vec<f32>,
     runner_up_ids: Vec<u32>,
+    third_ids: Vec<u32>,
+    third_gaps: Vec<f32>,
     bf16_parts_at: Option<usize>,
 }
 
-/// Greedy continuations equal those of float32 `transformers`, or part where its two best tokens were
+/// Greedy continuations equal those of float32 `transformers`, or part where its two or three best tokens were
 /// closer than bfloat16 can tell apart: at most `widest_gap`, or where `transformers` in bfloat16 had
 /// parted already. Returns how many part.
 fn parted(engine: &Engine, kv: KvFormat, widest_gap: f32, rows: &[Greedy]) -> usize {
@@ -44,10 +46,12 @@ fn parted(engine: &Engine, kv: KvFormat, widest_gap: f32, rows: &[Greedy]) -> us
             #[allow(clippy::cast_possible_truncation)]
             let ours = argmax(session.logits().unwrap()) as u32;
             if ours != want {
-                let gap = row.gaps[step];
+                let is_third = ours == row.third_ids[step];
+                let gap = if is_third { row.third_gaps[step] } else { row.gaps[step] };
                 // Shown with --nocapture: where, and how near a tie.
                 eprintln!("{device} {kv}: prompt {i} parts at step {step}, gap {gap}");
-                assert_eq!(ours, row.runner_up_ids[step], "prompt {i}, step {step}");
+                let is_near = is_third || ours == row.runner_up_ids[step];
+                assert!(is_near, "prompt {i}, step {step}: {ours}");
                 // transformers in bfloat16 parts there too, at the latest.
                 let is_bf16 = kv == KvFormat::Bf16;
                 let too = is_bf16 && row.bf16_parts_at.is_some_and(|at| at <= step);

@@ -198,7 +198,7 @@ fn what_makes_no_sense_is_refused() {
     let short = short.to_str().unwrap();
     let missing = folder.arg("missing/dir/a.csv");
     let rows: [(&[&str], i32, &str); 19] = [
-        (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=bf16, kv=f32"),
+        (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=FORMAT, lazy=SPEC"),
         (&["--policy", "lazy_keep=0.5"], 2, "expected one of dense"),
         (&["--policy", "kv=int4"], 2, "kv=bf16, kv=f32"),
         (&["--policy", "kv"], 2, "kv=bf16, kv=f32"),
