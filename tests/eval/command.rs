@@ -200,8 +200,8 @@ fn what_makes_no_sense_is_refused() {
     let rows: [(&[&str], i32, &str); 19] = [
         (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=FORMAT, lazy=SPEC"),
         (&["--policy", "lazy_keep=0.5"], 2, "expected one of dense"),
-        (&["--policy", "kv=int4"], 2, "kv=bf16, kv=f32"),
-        (&["--policy", "kv"], 2, "kv=bf16, kv=f32"),
+        (&["--policy", "kv=int3"], 2, "int3 is not usable; expected one of bf16"),
+        (&["--policy", "kv"], 2, "kv=FORMAT"),
         (&["--policy", "dense=1"], 2, "expected one of dense"),
         (&["--policy", "kv=f32", "--policy", "kv=f32"], 2, "given twice"),
         (&["--tasks", "nothing"], 2, "niah-single"),
