@@ -2,6 +2,7 @@
 //! which tokens are computed where; and what must not change does not.
 #![allow(clippy::unwrap_used)]
 
+mod naive;
 #[allow(dead_code)] // its comparison by the largest
 mod reference;
 mod support;
@@ -14,7 +15,8 @@ use loris::backend::{Backend, RowUse};
 use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::policy::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
-use reference::{compare_to, dot, matvec, rms_norm, rotate, silu};
+use naive::Naive;
+use reference::compare_to;
 use support::{argmax, bits, checkpoint, deep, open_cpu, open_cuda, rounded};
 
 const NAME: &str = "llama-tied";
@@ -46,32 +48,13 @@ fn prompt(seed: usize, n: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
 }
 
-/// The weights of one layer, f64.
-#[derive(Clone)]
-struct Layer {
-    attn_norm: Vec<f64>,
-    qkv: [Vec<f64>; 3],
-    o: Vec<f64>,
-    mlp_norm: Vec<f64>,
-    mlp: [Vec<f64>; 3],
-}
-
-/// All heads of one token in one layer.
-type KeyValue = (Vec<f64>, Vec<f64>);
-
 /// The whole algorithm, token by token.
 #[derive(Clone)]
 struct Reference {
-    config: ModelConfig,
-    embed: Vec<f64>,
-    head: Vec<f64>,
-    layers: Vec<Layer>,
-    final_norm: Vec<f64>,
+    model: Naive,
     lazy: Lazy,
     /// Hidden state of every token behind the last segment that it went through, and how many it did.
     states: Vec<(Vec<f64>, usize)>,
-    /// For each layer: position to key and value, all heads.
-    kv: Vec<BTreeMap<u32, KeyValue>>,
     /// (token, layer) pairs that were computed, and earlier tokens that were taken up again.
     token_layers: usize,
     n_revived: usize,
@@ -82,54 +65,24 @@ struct Reference {
 
 impl Reference {
     fn new(checkpoint: &Checkpoint, lazy: &Lazy) -> Self {
-        let tensor = |name: &str| -> Vec<f64> {
-            let tensor = checkpoint.weights.get(name).unwrap();
-            let float = |b: &[u8]| match tensor.dtype {
-                Dtype::BF16 => half::bf16::from_le_bytes(b.try_into().unwrap()).to_f64(),
-                _ => f64::from(f32::from_le_bytes(b.try_into().unwrap())),
-            };
-            let n = tensor.shape.iter().product::<usize>();
-            tensor.bytes.chunks_exact(tensor.bytes.len() / n).map(float).collect()
-        };
-        let config = checkpoint.config.clone();
-        let layer = |l: usize| {
-            let get = |name: &str| tensor(&format!("layers.{l}.{name}.weight"));
-            Layer {
-                attn_norm: get("input_layernorm"),
-                qkv: ["q", "k", "v"].map(|x| get(&format!("self_attn.{x}_proj"))),
-                o: get("self_attn.o_proj"),
-                mlp_norm: get("post_attention_layernorm"),
-                mlp: ["gate", "up", "down"].map(|x| get(&format!("mlp.{x}_proj"))),
-            }
-        };
-        let head = if config.tied_embeddings { "embed_tokens.weight" } else { "lm_head.weight" };
         Self {
-            embed: tensor("embed_tokens.weight"),
-            head: tensor(head),
-            layers: (0..config.n_layers).map(layer).collect(),
-            final_norm: tensor("norm.weight"),
+            model: Naive::new(checkpoint),
             lazy: lazy.clone(),
             states: Vec::new(),
-            kv: vec![BTreeMap::new(); config.n_layers],
             token_layers: 0,
             n_revived: 0,
             margin: f64::INFINITY,
-            config,
         }
     }
 
     /// Logits after the last of `tokens`; `cap` limits what is taken up again at each point.
     fn feed(&mut self, tokens: &[u32], cap: usize) -> Vec<f64> {
-        let hidden = self.config.hidden_dim;
         let n_old = self.states.len();
-        for &id in tokens {
-            let row = self.embed[id as usize * hidden..][..hidden].to_vec();
-            self.states.push((row, 0));
-        }
+        self.states.extend(tokens.iter().map(|&id| (self.model.embed(id), 0)));
         let points: Vec<usize> = self.lazy.points.iter().map(|point| point.layer).collect();
         let mut bounds = vec![0];
         bounds.extend(points);
-        bounds.push(self.config.n_layers);
+        bounds.push(self.model.config.n_layers);
         let mut rows: Vec<usize> = (n_old..self.states.len()).collect();
         for (segment, layers) in bounds.windows(2).enumerate() {
             let mut queries = Vec::new();
@@ -145,79 +98,22 @@ impl Reference {
                 if segment > 0 { rows.iter().filter(|&&r| r < n_old).count() } else { 0 };
             if segment < self.lazy.points.len() {
                 let window = self.lazy.window.min(tokens.len());
-                let scores = self.scores(layers[1] - 1, &rows, &queries, window);
+                let last = rows.iter().map(|&row| row as u32).zip(&queries);
+                let scores = self.model.scores(layers[1] - 1, last.skip(rows.len() - window));
                 rows = self.choose(segment, &scores, n_old, cap);
             }
         }
-        let last =
-            rms_norm(&self.states.last().unwrap().0, &self.final_norm, self.config.norm_eps.into());
-        matvec(&self.head, &last)
+        self.model.logits(&self.states.last().unwrap().0)
     }
 
     /// One layer for some rows; gives their queries.
     fn layer(&mut self, l: usize, rows: &[usize]) -> Vec<Vec<f64>> {
-        let layer = &self.layers[l];
-        let (eps, d) = (self.config.norm_eps.into(), self.config.head_dim);
-        let (inv_freq, scale) = self.config.rope.inv_freq(d, 0);
-        let turned = |x: Vec<f64>, row: usize| -> Vec<f64> {
-            x.chunks(d).flat_map(|head| rotate(head, row as u32, &inv_freq, scale)).collect()
-        };
-        let mut queries = Vec::new();
-        for &row in rows {
-            let x = rms_norm(&self.states[row].0, &layer.attn_norm, eps);
-            queries.push(turned(matvec(&layer.qkv[0], &x), row));
-            let key = turned(matvec(&layer.qkv[1], &x), row);
-            let old = self.kv[l].insert(row as u32, (key, matvec(&layer.qkv[2], &x)));
-            assert!(old.is_none(), "token {row} is computed twice in layer {l}");
-        }
-        let group = self.config.n_q_heads / self.config.n_kv_heads;
-        for (&row, query) in rows.iter().zip(&queries) {
-            let mut attended = Vec::new();
-            for (head, q) in query.chunks(d).enumerate() {
-                let seen = self.kv[l].range(..=row as u32).map(|(_, kv)| kv);
-                let part = |x: &[f64]| x[head / group * d..][..d].to_vec();
-                let (keys, values): (Vec<_>, Vec<_>) =
-                    seen.map(|(k, v)| (part(k), part(v))).unzip();
-                let keys: Vec<&[f64]> = keys.iter().map(Vec::as_slice).collect();
-                let values: Vec<&[f64]> = values.iter().map(Vec::as_slice).collect();
-                attended.extend(reference::attend(q, &keys, &values));
-            }
-            let state = &mut self.states[row].0;
-            add(state, &matvec(&layer.o, &attended));
-            let x = rms_norm(state, &layer.mlp_norm, eps);
-            let (gate, up) = (matvec(&layer.mlp[0], &x), matvec(&layer.mlp[1], &x));
-            let h: Vec<f64> = gate.iter().zip(&up).map(|(&g, &u)| silu(g) * u).collect();
-            add(state, &matvec(&layer.mlp[2], &h));
-        }
-        queries
-    }
-
-    /// Equation 1 over the last `window` rows.
-    fn scores(
-        &self,
-        l: usize,
-        rows: &[usize],
-        queries: &[Vec<f64>],
-        window: usize,
-    ) -> BTreeMap<u32, f64> {
-        let (d, n_heads) = (self.config.head_dim, self.config.n_q_heads);
-        let group = n_heads / self.config.n_kv_heads;
-        let mut scores: BTreeMap<u32, f64> = self.kv[l].keys().map(|&p| (p, 0.0)).collect();
-        for (&row, query) in rows.iter().zip(queries).skip(rows.len() - window) {
-            for (head, q) in query.chunks(d).enumerate() {
-                let weight =
-                    |key: &[f64]| (dot(q, &key[head / group * d..][..d]) / (d as f64).sqrt()).exp();
-                let seen: Vec<(u32, f64)> = self.kv[l]
-                    .range(..=row as u32)
-                    .map(|(&position, (key, _))| (position, weight(key)))
-                    .collect();
-                let sum: f64 = seen.iter().map(|(_, weight)| weight).sum();
-                for (position, weight) in seen {
-                    *scores.get_mut(&position).unwrap() += weight / sum / (n_heads * window) as f64;
-                }
-            }
-        }
-        scores
+        let states = self.states.iter_mut().zip(0..);
+        let mut rows: Vec<(u32, &mut Vec<f64>)> = states
+            .filter(|(_, position)| rows.binary_search(&(*position as usize)).is_ok())
+            .map(|((state, _), position)| (position, state))
+            .collect();
+        self.model.layer(l, &mut rows)
     }
 
     /// Those in front of the next segment that go on: of a prompt all that are selected, of a generated token
@@ -275,17 +171,13 @@ impl Reference {
     /// Tokens never see later ones, so those that stay are what they were.
     fn truncate(&mut self, len: usize) {
         self.states.truncate(len);
-        self.kv.iter_mut().for_each(|kv| kv.retain(|&position, _| (position as usize) < len));
+        self.model.kv.iter_mut().for_each(|kv| kv.retain(|&position, _| (position as usize) < len));
     }
 
     fn n_waiting(&self) -> usize {
         let n_segments = self.lazy.points.len() + 1;
         self.states.iter().filter(|(_, depth)| *depth < n_segments).count()
     }
-}
-
-fn add(x: &mut [f64], y: &[f64]) {
-    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
 }
 
 fn check(session: &Session, want: &[f64], reference: &Reference, what: &str) {

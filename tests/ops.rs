@@ -17,7 +17,7 @@ mod reference;
 mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq};
+use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
 use loris::cache::{KvFormat, KvFormats};
 use loris::policy::Stream;
 use loris_loader::Dtype;
@@ -337,6 +337,56 @@ fn check_pages<B: Backend>(target: &Target<B>) {
 #[test]
 fn pages_are_copied_whole() {
     on_every_target!(check_pages);
+}
+
+/// The slots of one layer move as they are, the other layer's stay, and keys are as long as their numbers say.
+fn check_kept<B: Backend>(target: &Target<B>) {
+    for (format, page_len, d) in [
+        ("bf16", 16, 64),
+        ("f32", 16, 34),
+        ("int8", 16, 64),
+        ("int4", 32, 96),
+        ("fp8:int4", 64, 64),
+    ] {
+        let shape = AttentionShape { n_q_heads: 4, n_kv_heads: 2, head_dim: d };
+        let case = Case { kv: kv(format), page_len, shape, ..BASE };
+        if !(target.runs)(&case) {
+            continue;
+        }
+        let model = Model::new(case);
+        let mut world = World::new(&model, target, 2);
+        let mut a = Sequence::new(1, 200, |i| i as u32);
+        world.forward(Phase::Prefill, &mut [(&mut a, 150)], false);
+        let table = Table { pages: &a.table, n_layers: world::N_LAYERS };
+        let mut norms = vec![0.0; 150];
+        if world.backend.key_norms(&world.pages, table, LAYER, &mut norms).is_err() {
+            assert!(!target.name.starts_with("cpu"), "{}", target.name);
+            continue;
+        }
+        let before = world.slots(&a, LAYER);
+        for (slot, (heads, got)) in before.iter().zip(norms).enumerate() {
+            let length = |head: &Vec<f64>| head.iter().map(|x| x * x).sum::<f64>().sqrt();
+            let want = heads[0].iter().map(length).sum::<f64>() / 2.0;
+            let what = format!("{} {format}: slot {slot}", target.name);
+            reference::compare(&[got], &[want], 1e-5, 0.0, &what);
+        }
+        let other = a.table[LAYER - 1];
+        let mut bytes = [(); 2].map(|()| vec![0; world.layout.bytes()]);
+        world.backend.read_page(&world.pages, other, &mut bytes[0]).unwrap();
+        let keep: Vec<u32> = (0..5).chain((20..140).step_by(3)).chain([140, 141, 149]).collect();
+        world.backend.keep_slots(&mut world.pages, table, LAYER, &keep).unwrap();
+        let after = world.slots(&a, LAYER);
+        for (to, &from) in keep.iter().enumerate() {
+            assert!(after[to] == before[from as usize], "{} {format}: {from}", target.name);
+        }
+        world.backend.read_page(&world.pages, other, &mut bytes[1]).unwrap();
+        assert!(bytes[0] == bytes[1], "{} {format}: another layer", target.name);
+    }
+}
+
+#[test]
+fn slots_that_stay_move_to_the_front() {
+    on_every_target!(check_kept);
 }
 
 fn check_gather<B: Backend>(target: &Target<B>) {

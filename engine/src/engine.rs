@@ -21,7 +21,7 @@ use crate::gate::{Gate, Turn};
 use crate::log::{Level, Log};
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
-use crate::policy::{Lazy, Stream};
+use crate::policy::{Evict, Lazy, Stream};
 use crate::session::{Session, SessionOptions, StreamOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
@@ -263,7 +263,6 @@ impl Model {
         Ok(Some(chat.encode(tokenizer, messages, add_generation_prompt)?))
     }
 
-    /// Refuses a schedule that the model, its device or its pools cannot follow.
     /// The stream that a session asks for, if everything else goes with it.
     pub(crate) fn check_stream(
         &self,
@@ -316,6 +315,34 @@ impl Model {
         Ok(stream)
     }
 
+    /// Refuses an eviction policy that something else does not go with.
+    pub(crate) fn check_evict(&self, evict: &Evict, options: &SessionOptions) -> Result<(), Error> {
+        evict.check()?;
+        let plan = self.plan();
+        let refuse = |why: String| Err(Error::option("evict", "given", why));
+        if options.lazy.is_some() {
+            return refuse("none with lazy, which keeps what is pruned for later".into());
+        }
+        if options.stream.is_some() {
+            return refuse("none with a window, which forgets on its own".into());
+        }
+        if self.shared.placement.device != "cpu" {
+            return refuse("none on CUDA, whose kernels lack it; use the CPU".into());
+        }
+        if self.config().windows.iter().any(Option::is_some) {
+            return refuse("none with layers that see a window of their own".into());
+        }
+        let n_wide = plan.layout.first_len();
+        if plan.layout.skew() > 0 && evict.sinks < n_wide {
+            return refuse(format!("sinks={n_wide} or more, the first tokens of a coded cache"));
+        }
+        match evict.n_score_rows() > plan.chunk {
+            true => refuse(format!("a window of at most the chunk, {}", plan.chunk)),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a schedule that the model, its device or its pools cannot follow.
     pub(crate) fn check_lazy(&self, lazy: &Lazy) -> Result<(), Error> {
         let plan = self.plan();
         lazy.check(plan.n_layers)?;

@@ -8,10 +8,10 @@ use std::sync::mpsc;
 
 use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Weights};
 
-use crate::backend::{Draw, Stop};
+use crate::backend::{Draw, Stop, Table};
 use crate::cache::{AuxRow, PageId};
 use crate::forward::{Done, Execute, Pass};
-use crate::policy::{Lazy, PrunePoint};
+use crate::policy::{Evict, Lazy, PrunePoint};
 use crate::session::{Pending, SessionOptions};
 use crate::stage::Stage;
 use crate::sync::{Arc, Mutex, lock, thread};
@@ -25,6 +25,7 @@ enum Call {
     Run,
     Sample,
     ReadLogits,
+    KeepSlots,
 }
 
 /// Called before each call of the device.
@@ -73,6 +74,22 @@ impl Execute for Hooked {
 
     fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error> {
         self.real.write_aux(row, from)
+    }
+
+    fn key_norms(&mut self, table: Table<'_>, layer: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.real.key_norms(table, layer, out)
+    }
+
+    fn keep_slots(
+        &mut self,
+        copies: &[(PageId, PageId)],
+        table: Table<'_>,
+        keep: &[Vec<u32>],
+    ) -> Result<(), Error> {
+        let outcome = lock(&self.hook)(Call::KeepSlots);
+        let n = if outcome.is_ok() { keep.len() } else { 1 }; // part of it is done when it fails
+        self.real.keep_slots(copies, table, &keep[..n])?;
+        outcome
     }
 }
 
@@ -143,6 +160,19 @@ impl Execute for Nothing {
     }
 
     fn write_aux(&mut self, _: AuxRow, _: &[f32]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn key_norms(&mut self, _: Table<'_>, _: usize, _: &mut [f32]) -> Result<(), Error> {
+        unreachable!()
+    }
+
+    fn keep_slots(
+        &mut self,
+        _: &[(PageId, PageId)],
+        _: Table<'_>,
+        _: &[Vec<u32>],
+    ) -> Result<(), Error> {
         unreachable!()
     }
 }
@@ -617,4 +647,34 @@ fn of_many_that_wait_one_is_cancelled_and_the_others_keep_what_was_queued() {
     assert_eq!(all.each_ref().map(snapshot), before);
     let [a, b] = &mut all;
     assert!(model.step(&mut [a, b]).iter().all(|r| matches!(r, Ok(Progress::Ready))));
+}
+
+/// Slots that have moved in some layers and not in others are of no use.
+#[test]
+fn a_session_whose_eviction_fails_is_empty() {
+    let (model, hook) = model(false);
+    let options = SessionOptions {
+        evict: Some(Evict::parse("tova:16,sinks=1").unwrap()),
+        ..SessionOptions::default()
+    };
+    let run = |s: &mut Session| {
+        s.prefill(&prompt(3, 40))?;
+        s.decode(7)
+    };
+    let mut s = model.session(&options).unwrap();
+    run(&mut s).unwrap();
+    let want = bits(&s);
+    assert_eq!(s.receipt().n_evicted, 24);
+    drop(s);
+    for fault in [Fault::Error, Fault::Panic] {
+        let mut s = model.session(&options).unwrap();
+        let met = plant(&hook, fault, Call::KeepSlots, 0);
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut s)));
+        unplant(&hook);
+        assert!(*lock(&met) && !matches!(outcome, Ok(Ok(()))), "{fault:?}");
+        assert!(s.is_empty() && s.logits().is_none(), "{fault:?}");
+        assert_eq!(model.pool_usage().n_used, 0, "{fault:?}");
+        run(&mut s).unwrap();
+        assert_eq!(bits(&s), want, "{fault:?}");
+    }
 }

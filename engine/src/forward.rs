@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, Draw, Phase, RowUse, Score, Stop};
+use crate::backend::{Backend, Batch, Draw, Phase, RowUse, Score, Stop, Table};
 use crate::cache::{AuxRow, PageId, Store};
 use crate::error::Error;
 use crate::memory;
@@ -75,6 +75,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) to: Vec<AuxRow>,
     /// Sequences whose slots are to be scored in the last of the layers.
     pub(crate) scores: Vec<Score>,
+    /// Rows whose attention is wanted in every layer.
+    pub(crate) observed: Vec<Score>,
 }
 
 /// What a pass gave, besides logits.
@@ -84,7 +86,12 @@ pub(crate) struct Done {
     pub(crate) replayed: bool,
     /// For each of [`Pass::scores`].
     pub(crate) scores: Vec<Vec<f32>>,
+    /// For each of [`Pass::observed`], `[layer][slot]`: the sum over its rows.
+    pub(crate) observed: Vec<Vec<Vec<f32>>>,
 }
+
+/// Rows that are scored together at most: room for the score of each with each slot is needed.
+const SCORED_ROWS: usize = 64;
 
 /// [`Executor`] without its backend's type: what the sessions of a model share.
 pub(crate) trait Execute: Send {
@@ -101,6 +108,15 @@ pub(crate) trait Execute: Send {
     /// A hidden state, `[hidden_dim]`.
     fn read_aux(&mut self, row: AuxRow, out: &mut [f32]) -> Result<(), Error>;
     fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error>;
+    /// [`Backend::key_norms`].
+    fn key_norms(&mut self, table: Table<'_>, layer: usize, out: &mut [f32]) -> Result<(), Error>;
+    /// Copies pages, `(from, to)` each; then [`Backend::keep_slots`] in every layer, `keep[layer]`.
+    fn keep_slots(
+        &mut self,
+        copies: &[(PageId, PageId)],
+        table: Table<'_>,
+        keep: &[Vec<u32>],
+    ) -> Result<(), Error>;
 }
 
 impl<B: Backend> Executor<B> {
@@ -166,9 +182,10 @@ impl<B: Backend> Executor<B> {
         // What differs between passes of one form is around what a device records.
         self.take_up(pass, stop)?;
         let replayed = self.backend.replay(&pass.layers)?;
+        let mut observed = vec![Vec::new(); pass.observed.len()];
         if !replayed {
             // The device is told of a panic too: it must not go on recording.
-            match catch_unwind(AssertUnwindSafe(|| self.layers(pass, stop))) {
+            match catch_unwind(AssertUnwindSafe(|| self.layers(pass, &mut observed, stop))) {
                 Ok(outcome) => self.backend.end(outcome)?,
                 Err(payload) => {
                     let _ = self.backend.end(Err(Error::Cancelled));
@@ -177,7 +194,7 @@ impl<B: Backend> Executor<B> {
             }
         }
         let scores = self.leave(pass, stop)?;
-        Ok(Done { replayed, scores })
+        Ok(Done { replayed, scores, observed })
     }
 
     /// Rows that come from an earlier segment join the pass.
@@ -219,7 +236,12 @@ impl<B: Backend> Executor<B> {
         Ok(scores)
     }
 
-    fn layers(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<(), Error> {
+    fn layers(
+        &mut self,
+        pass: &Pass<'_>,
+        observed: &mut [Vec<Vec<f32>>],
+        stop: &Stop,
+    ) -> Result<(), Error> {
         let Self { backend, weights, pages, x, q, att, h, .. } = self;
         let eps = self.norm_eps;
         let shape = self.plan.shape;
@@ -234,6 +256,20 @@ impl<B: Backend> Executor<B> {
             let layer = &weights.layers[l];
             let in_segment = l - pass.layers.start;
             whole(backend.norm_qkv_rope_append(layer, eps, batch, in_segment, x, q, pages))?;
+            for (&rows, layers) in pass.observed.iter().zip(&mut *observed) {
+                let mut sums = Vec::new();
+                for part in parts(rows) {
+                    let mut mean = Vec::new();
+                    let window = self.windows[l];
+                    whole(
+                        backend.token_score(batch, part, in_segment, window, q, pages, &mut mean),
+                    )?;
+                    sums.resize(mean.len(), 0.0);
+                    #[allow(clippy::cast_precision_loss)] // a few rows
+                    sums.iter_mut().zip(mean).for_each(|(sum, x)| *sum += x * part.n_rows as f32);
+                }
+                layers.push(sums);
+            }
             // All that later tokens need of rows without logits is in the cache now. In decode these are few and go
             // along, so that what is recorded has one batch.
             let is_last = l + 1 == weights.layers.len();
@@ -257,6 +293,15 @@ impl<B: Backend> Executor<B> {
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
     }
+}
+
+/// Rows that score, as many at a time as may.
+fn parts(rows: Score) -> impl Iterator<Item = Score> {
+    let Score { seq_idx, first_row, n_rows } = rows;
+    (0..n_rows).step_by(SCORED_ROWS).map(move |start| {
+        let n_rows = SCORED_ROWS.min(n_rows - start);
+        Score { seq_idx, first_row: first_row + start, n_rows }
+    })
 }
 
 /// What sessions that prune are refused with before it comes to this.
@@ -324,5 +369,23 @@ impl<B: Backend> Execute for Executor<B> {
             Store::Waiting => waiting,
         };
         self.backend.write_rows(rows, row.row as usize, from)
+    }
+
+    fn key_norms(&mut self, table: Table<'_>, layer: usize, out: &mut [f32]) -> Result<(), Error> {
+        self.backend.key_norms(&self.pages, table, layer, out)
+    }
+
+    fn keep_slots(
+        &mut self,
+        copies: &[(PageId, PageId)],
+        table: Table<'_>,
+        keep: &[Vec<u32>],
+    ) -> Result<(), Error> {
+        let Self { backend, pages, .. } = self;
+        if !copies.is_empty() {
+            backend.copy_pages(pages, copies)?;
+        }
+        let mut layers = keep.iter().enumerate();
+        layers.try_for_each(|(layer, keep)| backend.keep_slots(pages, table, layer, keep))
     }
 }

@@ -30,6 +30,7 @@ pub mod capi;
 mod device;
 mod engine;
 mod error;
+mod evict;
 #[cfg(test)]
 mod faults;
 mod forward;

@@ -26,6 +26,8 @@ pub struct Receipt {
     /// The smallest share of the attention of a prompt's last rows that went to the tokens which went on from a prune
     /// point; 1 if nothing was pruned.
     pub mass_kept: f64,
+    /// Tokens that were evicted, of each layer.
+    pub n_evicted: usize,
 }
 
 impl Default for Receipt {
@@ -42,6 +44,7 @@ impl Default for Receipt {
             aux_bytes: 0,
             n_revived: 0,
             mass_kept: 1.0,
+            n_evicted: 0,
         }
     }
 }

@@ -11,9 +11,10 @@ use crate::backend::Draw;
 use crate::cache::{Filled, LayeredCache, Pool, ROOT, Store};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
+use crate::evict::Evicting;
 use crate::gate::Gate;
 use crate::memory;
-use crate::policy::{Lazy, Stream};
+use crate::policy::{Evict, Lazy, Stream};
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::stage::Stage;
@@ -30,6 +31,8 @@ pub struct SessionOptions {
     pub lazy: Option<Lazy>,
     /// Attention sinks and a rolling window, for sequences without end; `None`: every token sees all before it.
     pub stream: Option<StreamOptions>,
+    /// Which tokens leave the cache for good, layer by layer; `None`: none does.
+    pub evict: Option<Evict>,
 }
 
 /// What a session without end sees; see [`Stream`].
@@ -49,13 +52,14 @@ const MAX_STREAM: usize = u32::MAX as usize - 1;
 pub struct Session {
     pub(crate) model: Model,
     pub(crate) ctx_len: usize,
-    /// Tokens in the cache, one a slot.
+    /// Its tokens, but for those that a stream has left behind.
     pub(crate) tokens: Vec<u32>,
     pub(crate) stream: Option<Stream>,
     /// Tokens behind those of the first page that a stream has left behind.
     n_gone: usize,
     pub(crate) cache: LayeredCache,
     pub(crate) lazy: Option<Lazy>,
+    pub(crate) evicting: Option<Evicting>,
     pub(crate) pending: Pending,
     /// How far what is pending has come through the segments.
     pub(crate) stage: Stage,
@@ -166,6 +170,9 @@ impl Session {
         let Shared { plan, config, .. } = &*model.shared;
         let stream =
             options.stream.map(|stream| model.check_stream(stream, options)).transpose()?;
+        if let Some(evict) = &options.evict {
+            model.check_evict(evict, options)?;
+        }
         let ctx_len = options.ctx_len.unwrap_or(plan.ctx_len);
         // Beyond the trained context the answers degrade; dynamic scaling is made for it.
         let longest = match config.rope.scaling {
@@ -186,6 +193,7 @@ impl Session {
             n_gone: 0,
             cache: LayeredCache::new(plan.n_layers, std::iter::empty()),
             lazy: None,
+            evicting: options.evict.map(|policy| Evicting::new(policy, plan.n_layers)),
             pending: Pending::Nothing,
             stage: Stage::default(),
             logits: memory::zeros(config.vocab_size, "a session's logits")?,
@@ -219,7 +227,8 @@ impl Session {
         &self.model
     }
 
-    /// Tokens in the cache. A stream has no others: behind those of the first page, [`n_gone`](Self::n_gone) are missing.
+    /// Tokens of the session, whatever layers still hold of them. A stream has left some behind: behind those of the first
+    /// page, [`n_gone`](Self::n_gone) are missing.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
@@ -293,6 +302,10 @@ impl Session {
         let Self { receipt, logits_ready, drawn, .. } = *self;
         self.before = Before { receipt, logits_ready, drawn };
         self.cache.begin();
+        let is_prompt = matches!(self.pending, Pending::Prompt { .. });
+        if let Some(evicting) = &mut self.evicting {
+            evicting.begin(is_prompt);
+        }
     }
 
     /// Drops tokens that were queued and not computed; returns how many. In a session that prunes, what was
@@ -321,6 +334,9 @@ impl Session {
         self.tokens.truncate(self.tokens.len() - n_new);
         self.n_shareable = self.n_shareable.min(self.len());
         self.stage = Stage::default();
+        if let Some(evicting) = &mut self.evicting {
+            evicting.roll_back();
+        }
         let Before { receipt, logits_ready, drawn } = self.before;
         (self.receipt, self.logits_ready, self.drawn) = (receipt, logits_ready, drawn);
     }
@@ -423,9 +439,8 @@ impl Session {
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        if self.lazy.is_some() {
-            let reason =
-                "a session that prunes has no logits of pruned tokens; open one without lazy";
+        if self.lazy.is_some() || self.evicting.is_some() {
+            let reason = "a session that prunes or evicts is not scored token by token; open one without lazy and evict";
             return Err(Error::State { call: "score", reason: reason.into() });
         }
         self.feed(tokens)?;
@@ -448,6 +463,7 @@ impl Session {
             n_gone: self.n_gone,
             cache,
             lazy: self.lazy.clone(),
+            evicting: self.evicting.clone(),
             pending: Pending::Nothing,
             stage: Stage::default(),
             logits: self.logits.clone(),
@@ -469,8 +485,8 @@ impl Session {
     /// whom to leave behind and whom to take up again, that stands, and no number depends on them otherwise, because a token
     /// sees none behind it. A slot between others stays, without a token, until those behind it go.
     ///
-    /// A stream that has left behind what the next token would see from `len` on forgets everything:
-    /// [`len`](Self::len) says what is left.
+    /// A stream that has left behind what the next token would see from `len` on forgets everything, and so does a session that
+    /// has evicted some of its tokens since then: [`len`](Self::len) says what is left.
     pub fn truncate(&mut self, len: usize) {
         self.clear_pending();
         if len < self.len() {
@@ -479,6 +495,7 @@ impl Session {
                 let first_seen = u32::try_from(len).map_or(u32::MAX, |len| stream.first_seen(len));
                 self.n_gone == 0 || first_seen as usize >= first_held
             });
+            let is_whole = is_whole && self.evicting.as_ref().is_none_or(|e| len >= e.since);
             self.cut(if is_whole { len } else { 0 });
             self.logits_ready = false;
         }
@@ -487,6 +504,9 @@ impl Session {
     fn cut(&mut self, len: usize) {
         let shared = &*self.model.shared;
         self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
+        if let Some(evicting) = &mut self.evicting {
+            evicting.truncate(self.cache.segments[0].len());
+        }
         if len == 0 {
             self.n_gone = 0;
         }
@@ -567,7 +587,9 @@ impl Session {
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
         // Dynamic scaling rotates a key by the length of the prompt it came with.
-        if !self.tokens.is_empty() || dynamic {
+        // Pages do not say what attention their tokens got.
+        let counts_all = self.evicting.as_ref().is_some_and(Evicting::counts_all);
+        if !self.tokens.is_empty() || dynamic || counts_all {
             return false;
         }
         let layout = &shared.plan.layout;

@@ -67,7 +67,9 @@ impl Session {
             Pending::Prompt { tokens, .. } => tokens.len(),
             _ => 1,
         };
-        self.lazy.as_ref().map_or(1, |lazy| lazy.window.min(n_new))
+        let pruning = self.lazy.as_ref().map(|lazy| lazy.window);
+        let evicting = self.evicting.as_ref().map(|evicting| evicting.policy.n_score_rows());
+        pruning.or(evicting).unwrap_or(1).clamp(1, n_new)
     }
 
     /// The tokens that go through the next segment, once the last of this one has: those in front of it that

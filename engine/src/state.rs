@@ -102,6 +102,9 @@ impl Session {
         if self.pending != Pending::Nothing {
             return refuse("tokens are queued; step or clear them first");
         }
+        if self.evicting.is_some() {
+            return refuse("a session that evicts cannot be saved; open the session without evict");
+        }
         if self.stream.is_some() {
             return refuse("a stream cannot be saved; open the session without one");
         }
@@ -244,6 +247,10 @@ impl Model {
     /// It prunes as the saved one did. A schedule in `options` must be that one; without, it is taken from the
     /// blob.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
+        if options.evict.is_some() {
+            let reason = "a saved session holds all its tokens; restore it without evict".into();
+            return Err(Error::State { call: "restore", reason });
+        }
         if options.stream.is_some() {
             let reason = "a saved session is no stream; restore it without one".into();
             return Err(Error::State { call: "restore", reason });

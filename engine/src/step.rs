@@ -161,13 +161,14 @@ impl Model {
         let stop = Stop::new(jobs.iter().map(|(job, ..)| job.session.cancel.clone()));
         let mut device = self.shared.device_unless(&stop).ok_or(Error::Cancelled)?;
         let done = device.run(&pass(phase, jobs.iter().map(|(job, ..)| job), false), &stop)?;
-        let mut scores = done.scores.into_iter();
+        let (mut scores, mut observed) = (done.scores.into_iter(), done.observed.into_iter());
         let mut n_logits = 0;
         for (job, result, is_served) in jobs {
             let idx = job.work.is_last.then_some(n_logits);
             n_logits += usize::from(job.work.is_last);
             let scores = job.n_score_rows().and_then(|_| scores.next());
-            **result = job.complete(&mut *device, phase, idx, done.replayed);
+            let attention = job.session.observed(&job.work).and_then(|_| observed.next());
+            **result = job.complete(&mut *device, phase, idx, done.replayed, attention);
             match result {
                 Ok(_) if job.work.ends_stage && !job.work.is_last => {
                     job.session.choose(scores.as_deref());
@@ -231,8 +232,8 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let (copies, parks, from, to, scores) = Default::default();
-    let mut pass = Pass { batch, copies, parks, layers: 0..0, from, to, scores };
+    let (copies, parks, from, to, scores, observed) = Default::default();
+    let mut pass = Pass { batch, copies, parks, layers: 0..0, from, to, scores, observed };
     for job in jobs {
         let Job { session, work, taken: Some(taken), .. } = job else { continue };
         let segment = &session.cache.segments[work.segment];
@@ -245,8 +246,13 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             (false, true) => batch.logit_rows.push(rows.end - 1),
             (false, false) => {}
         }
-        let scores = job.n_score_rows().map(|n_rows| Score { seq_idx: batch.seqs.len(), n_rows });
-        pass.scores.extend(scores);
+        let score = |of: Range<usize>| Score {
+            seq_idx: batch.seqs.len(),
+            first_row: rows.start + of.start,
+            n_rows: of.len(),
+        };
+        pass.scores.extend(job.n_score_rows().map(|n| score(rows.len() - n..rows.len())));
+        pass.observed.extend(session.observed(work).map(score));
         batch.seqs.push(Seq {
             rows,
             kv_start: segment.len() - work.tokens.len(),
@@ -332,6 +338,7 @@ impl<'s> Job<'s> {
         phase: Phase,
         idx: Option<usize>,
         replayed: bool,
+        attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Progress, Error> {
         let mut drawn = None;
         if let Some(idx) = idx {
@@ -345,7 +352,11 @@ impl<'s> Job<'s> {
                 device.read_logits(idx, logits).map_err(|e| e.at_position(pos))?;
             }
         }
+        let leaving = self.session.observe(&self.work, attention);
         let progress = self.commit(phase, idx.is_some() && drawn.is_none());
+        if let Some(leaving) = leaving {
+            self.session.evict(device, leaving)?;
+        }
         self.session.receipt.n_drawn += usize::from(drawn.is_some());
         self.session.receipt.n_replayed += usize::from(replayed);
         self.session.drawn = drawn;

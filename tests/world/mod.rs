@@ -326,7 +326,8 @@ impl<'a, B: Backend> World<'a, B> {
         let mut scores = Vec::new();
         let is_scored = check && case.stream.is_none();
         for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| is_scored) {
-            let score = Score { seq_idx, n_rows: seq.rows.len().min(3) };
+            let n_rows = seq.rows.len().min(3);
+            let score = Score { seq_idx, first_row: seq.rows.end - n_rows, n_rows };
             let mut of_slots = Vec::new();
             b.token_score(&batch, score, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
             scores.push(of_slots);
@@ -383,6 +384,29 @@ impl<'a, B: Backend> World<'a, B> {
         let is_rotated = self.layout.form(1).format(side).is_rotated(side);
         let slots = self.as_stored(seq, side, kv_head).into_iter();
         slots.map(|slot| plain(&slot.values, is_rotated)).collect()
+    }
+
+    /// What all slots of a layer hold, `[slot][side][kv head]`.
+    pub(crate) fn slots(&mut self, seq: &Sequence, layer: usize) -> Vec<[Vec<Vec<f64>>; 2]> {
+        let d = self.model.case.shape.head_dim;
+        let mut bytes = vec![0; self.layout.bytes()];
+        let mut slots = Vec::new();
+        for slot in 0..seq.len {
+            let (page_idx, place) = self.layout.place(slot);
+            let page = seq.table[page_idx * N_LAYERS + layer];
+            self.backend.read_page(&self.pages, page, &mut bytes).unwrap();
+            let form = self.layout.form(page_idx);
+            let head = |side, head| {
+                let (codes, params) =
+                    (form.codes(side, head, place), form.params(side, head, place));
+                stored(form.format(side), &bytes[codes..], &bytes[params..], d).values
+            };
+            slots.push(
+                [Side::K, Side::V]
+                    .map(|side| (0..self.layout.n_kv_heads).map(|h| head(side, h)).collect()),
+            );
+        }
+        slots
     }
 
     /// Compares what the ops gave with the reference.

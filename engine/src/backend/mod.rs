@@ -130,6 +130,22 @@ impl Seq<'_> {
     }
 }
 
+/// The pages of a sequence in the layers of one segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Table<'a> {
+    /// Page ids `[page_idx][layer of the segment]`.
+    pub pages: &'a [PageId],
+    /// Layers in the segment: the stride.
+    pub n_layers: usize,
+}
+
+impl Table<'_> {
+    /// The page with this index of a layer.
+    pub fn page(&self, page_idx: usize, layer: usize) -> PageId {
+        self.pages[page_idx * self.n_layers + layer]
+    }
+}
+
 /// Head counts and widths of the attention block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionShape {
@@ -228,7 +244,9 @@ impl Stop {
 pub struct Score {
     /// The sequence.
     pub seq_idx: usize,
-    /// How many of its last rows.
+    /// The first of them, a row of the batch.
+    pub first_row: usize,
+    /// How many.
     pub n_rows: usize,
 }
 
@@ -360,7 +378,7 @@ pub trait Backend: Send + 'static {
         Ok(None)
     }
 
-    /// How much the last rows of a sequence look at each of its slots, the new ones included: the mean over these rows and
+    /// How much some rows of a sequence look at each of its slots, the new ones included: the mean over these rows and
     /// all query heads of the attention probability; 0 for a slot that no row sees. `q` is what
     /// [`norm_qkv_rope_append`](Self::norm_qkv_rope_append) left in this layer. The scores come to the host.
     #[allow(clippy::too_many_arguments)]
@@ -400,6 +418,24 @@ pub trait Backend: Send + 'static {
         &mut self,
         pages: &mut Self::Pages,
         pairs: &[(PageId, PageId)],
+    ) -> Result<(), Error>;
+    /// The length of each slot's key in a layer, the mean over the key heads, for the first slots of a page table: as many
+    /// as `out` has room for.
+    fn key_norms(
+        &mut self,
+        pages: &Self::Pages,
+        table: Table<'_>,
+        layer: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error>;
+    /// Moves what slot `keep[i]` of a layer holds to slot `i`, for all `i`; `keep` rises. What stands behind them has no
+    /// meaning. No slot goes from a page that is not coded to one that is, or the other way.
+    fn keep_slots(
+        &mut self,
+        pages: &mut Self::Pages,
+        table: Table<'_>,
+        layer: usize,
+        keep: &[u32],
     ) -> Result<(), Error>;
     /// Copies a whole page to the host, in the layout of [`PageLayout`].
     fn read_page(&mut self, pages: &Self::Pages, page: PageId, out: &mut [u8])

@@ -189,6 +189,46 @@ impl Segment {
         }
     }
 
+    /// Makes the pages of some slots the segment's alone, as they are about to be written: copies of those that are
+    /// shared, `(from, to)`, or an error and nothing. Nobody else will share them.
+    pub fn own(
+        &mut self,
+        slots: Range<usize>,
+        layout: &PageLayout,
+        pool: &mut Pool,
+    ) -> Result<Vec<(PageId, PageId)>, Error> {
+        if slots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let columns = layout.place(slots.start).0..layout.n_pages(slots.end);
+        let entries = columns.start * self.n_layers..columns.end * self.n_layers;
+        let n_shared = |column: &&[PageId]| usize::from(pool.pages.is_shared(column[0]));
+        let table = &mut self.page_table[entries];
+        let n_shared: usize = table.chunks(self.n_layers).map(|column| n_shared(&column)).sum();
+        let mut fresh = pool.pages.take(n_shared * self.n_layers)?.into_iter();
+        let mut copies = Vec::new();
+        for column in table.chunks_mut(self.n_layers) {
+            if !pool.pages.is_shared(column[0]) {
+                pool.forget_prefix(column[0]);
+                continue;
+            }
+            for (page, copy) in column.iter_mut().zip(&mut fresh) {
+                copies.push((*page, copy));
+                pool.pages.release(&[*page]); // its other holders keep it
+                *page = copy;
+            }
+        }
+        Ok(copies)
+    }
+
+    /// Only the first `n_slots` are left, which other tokens' numbers have moved to: they count as the first positions, whatever
+    /// they were, because all that matters is that each later row sees them.
+    pub fn renumber(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
+        self.truncate(n_slots, layout, pool);
+        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
+        self.positions.iter_mut().zip(0..).for_each(|(position, slot)| *position = slot);
+    }
+
     /// Gives up the slots from `n_slots` on, and the pages that only they needed.
     pub fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {

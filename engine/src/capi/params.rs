@@ -105,10 +105,11 @@ pub struct loris_session_params {
     /// options, ",window=4", as the command line has them. NULL: every token is computed. A model opened with
     /// aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     pub lazy: *const c_char,
-    /// Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
-    /// for `sparse`.
+    /// Which tokens leave each layer's cache for good: a policy and what it keeps, "snapkv:1024" tokens or "snapkv:25%" of each
+    /// prompt, as the command line has it. On the CPU, without lazy and window; such a session is not saved and gives
+    /// no logits to loris_session_score. NULL: none.
     pub evict: *const c_char,
-    /// Which pages attention reads. NULL: all.
+    /// Which pages attention reads. NULL: all. This version has nothing else and gives LORIS_E_UNSUPPORTED.
     pub sparse: *const c_char,
     /// Streaming: tokens at the start that every token sees, 4 as a rule. With window 0 it has to be 0.
     pub sink: u64,

@@ -20,7 +20,7 @@ use super::status::{
 use crate::engine::Model;
 use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
-use crate::policy::Lazy;
+use crate::policy::{Evict, Lazy};
 use crate::sampler::{Sampler, SamplerParams};
 use crate::session::{Session, SessionOptions, StreamOptions};
 
@@ -62,9 +62,8 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(model: &Model, params: &loris_session_params) -> Result<SessionOptions, Failure> {
     check_flags("loris_session_params.flags", params.flags, 0)?;
-    let planned = [("evict", !params.evict.is_null()), ("sparse", !params.sparse.is_null())];
-    if let Some((name, _)) = planned.iter().find(|(_, is_set)| *is_set) {
-        let why = format!("{name}: this version has no such option; leave it NULL or 0");
+    if !params.sparse.is_null() {
+        let why = String::from("sparse: this version has no such option; leave it NULL");
         return Err(Failure::new(LORIS_E_UNSUPPORTED, why));
     }
     let ctx_len = match params.ctx_len {
@@ -82,7 +81,9 @@ unsafe fn options(model: &Model, params: &loris_session_params) -> Result<Sessio
             window: as_usize("window", window)?,
         }),
     };
-    Ok(SessionOptions { ctx_len, lazy, stream })
+    // SAFETY: the caller's promise.
+    let evict = unsafe { optional("evict", params.evict) }?.map(Evict::parse).transpose()?;
+    Ok(SessionOptions { ctx_len, lazy, stream, evict })
 }
 
 /// A session's handle, greedy to begin with.

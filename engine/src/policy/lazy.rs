@@ -244,22 +244,25 @@ impl Order {
     fn rank(self, score: f32, position: u32) -> f32 {
         match self {
             Self::Attention => score,
-            Self::Random { seed } => {
-                // The mixing steps of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
-                let mut z = (u64::from(seed) << 32 | u64::from(position)) + 1;
-                z = z.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-                z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-                z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-                #[allow(clippy::cast_precision_loss)] // 24 bits
-                let draw = ((z ^ (z >> 31)) >> 40) as f32;
-                draw
-            }
+            Self::Random { seed } => draw(seed, position),
         }
     }
 }
 
+/// A number of 24 bits for a position: the mixing steps of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom
+/// number generators").
+pub(super) fn draw(seed: u32, position: u32) -> f32 {
+    let mut z = (u64::from(seed) << 32 | u64::from(position)) + 1;
+    z = z.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    #[allow(clippy::cast_precision_loss)] // 24 bits
+    let draw = ((z ^ (z >> 31)) >> 40) as f32;
+    draw
+}
+
 /// Leaves the `n` that rank highest, the earlier position where two rank alike.
-fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
+pub(super) fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
     if n < ranked.len() {
         ranked.select_nth_unstable_by(n, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         ranked.truncate(n);

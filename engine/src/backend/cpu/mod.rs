@@ -11,7 +11,8 @@
 //! | `gemv`, `decode` | matrix products of few rows, and what follows each |
 //! | `attention/` | attention over pages, for both phases |
 //! | `norm`, `heads` | row-wise arithmetic |
-//! | `matrix`, `pages`, `mem` | weights, KV pages, big buffers |
+//! | `matrix`, `pages`, `codec`, `mem` | weights, KV pages and their formats, big buffers |
+//! | `evict` | what eviction asks of pages |
 //!
 //! `unsafe` is at home here: kernels work on raw pointers, and threads write disjoint parts of shared
 //! buffers. This file makes the pointers from checked sizes; nothing above it is unsafe.
@@ -19,6 +20,7 @@
 mod attention;
 mod codec;
 mod decode;
+mod evict;
 mod gemm;
 mod gemv;
 mod heads;
@@ -39,6 +41,7 @@ use loris_loader::TensorView;
 
 use self::attention::{Attention, Merge, Part, TokenScore, Work};
 use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
+use self::evict::KeyNorms;
 use self::heads::Heads;
 use self::matrix::Format;
 use self::mem::{Buf, Shared};
@@ -46,7 +49,7 @@ use self::norm::{Norm, Rotation};
 use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop};
+use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop, Table};
 use crate::cache::{KvFormat, PageId, PageLayout, Side};
 use crate::error::Error;
 use crate::memory;
@@ -427,7 +430,9 @@ impl Backend for CpuBackend {
     ) -> Result<(), Error> {
         let shape = self.shape()?;
         let kv_len = batch.seqs[score.seq_idx].kv_len();
-        assert!(score.n_rows <= batch.seqs[score.seq_idx].rows.len(), "rows that score");
+        let rows = &batch.seqs[score.seq_idx].rows;
+        let last = score.first_row + score.n_rows;
+        assert!(rows.start <= score.first_row && last <= rows.end, "rows that score");
         q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
         let n_pairs = score.n_rows * shape.n_q_heads;
         *scores = memory::zeros(kv_len, "token scores")?;
@@ -513,6 +518,30 @@ impl Backend for CpuBackend {
         pairs: &[(PageId, PageId)],
     ) -> Result<(), Error> {
         pairs.iter().for_each(|&(from, to)| pages.copy(from, to));
+        Ok(())
+    }
+
+    fn key_norms(
+        &mut self,
+        pages: &CpuPages,
+        table: Table<'_>,
+        layer: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let (n_slots, out) = (out.len(), Shared(out.as_mut_ptr()));
+        let kernel = KeyNorms { pages, table, layer, n_slots, out };
+        self.runner.alone(self.isa.f32(), |_, _| kernel);
+        Ok(())
+    }
+
+    fn keep_slots(
+        &mut self,
+        pages: &mut CpuPages,
+        table: Table<'_>,
+        layer: usize,
+        keep: &[u32],
+    ) -> Result<(), Error> {
+        pages.keep_slots(table, layer, keep);
         Ok(())
     }
 

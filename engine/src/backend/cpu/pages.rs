@@ -13,7 +13,7 @@ pub struct CpuPages {
     pub(super) layout: PageLayout,
     /// Of the first page of a table, and of the others.
     forms: [PageForm; 2],
-    bytes: Buf<u8>,
+    pub(super) bytes: Buf<u8>,
 }
 
 impl CpuPages {

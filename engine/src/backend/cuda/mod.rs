@@ -43,7 +43,7 @@ use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered};
 use self::sample::Chooser;
 use self::score::Scorer;
-use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score};
+use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score, Table};
 use crate::cache::{KvFormat, PageId, PageLayout};
 use crate::error::Error;
 
@@ -434,6 +434,26 @@ impl Backend for CudaBackend {
         let flat: Vec<u32> = pairs.iter().flat_map(|&(from, to)| [from, to]).collect();
         let on_device = Buffer::from_slice(&self.device, &flat, "pages to copy")?;
         Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
+    }
+
+    fn key_norms(
+        &mut self,
+        _: &KvPages,
+        _: Table<'_>,
+        _: usize,
+        _: &mut [f32],
+    ) -> Result<(), Error> {
+        Err(unsupported("eviction", "knorm", "none: its kernels are not there yet; use the CPU"))
+    }
+
+    fn keep_slots(
+        &mut self,
+        _: &mut KvPages,
+        _: Table<'_>,
+        _: usize,
+        _: &[u32],
+    ) -> Result<(), Error> {
+        Err(unsupported("eviction", "a policy", "none: its kernels are not there yet; use the CPU"))
     }
 
     fn read_page(&mut self, pages: &KvPages, page: PageId, out: &mut [u8]) -> Result<(), Error> {

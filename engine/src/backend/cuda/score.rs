@@ -60,8 +60,8 @@ impl Scorer {
         let (Some(lse), Some(on_device)) = (&self.lse, &mut self.scores) else {
             return Err(missing("log sums of attention"));
         };
-        let Score { seq_idx, n_rows } = score;
-        let rows = seq.rows.end.saturating_sub(n_rows)..seq.rows.end;
+        let Score { seq_idx, first_row, n_rows } = score;
+        let rows = first_row..first_row + n_rows;
         token_score::token_score(
             d, shape, batch, seq_idx, rows, layer, window, q, lse, pages, on_device,
         )?;

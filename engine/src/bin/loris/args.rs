@@ -164,6 +164,12 @@ pub(crate) struct ContextArgs {
     /// that a step of decode takes up again at a point), no-revival, random
     #[arg(long, value_name = "SPEC", conflicts_with = "window")]
     pub(crate) lazy: Option<String>,
+    /// Keep a part of the tokens in each layer's cache and forget the others for good: a policy (window, h2o, snapkv,
+    /// tova, knorm, random) and what it keeps, tokens as in snapkv:1024 or a share of each prompt as in snapkv:25%;
+    /// behind these, if wanted, window=N (last rows that score, and last tokens that stay), pool=N (snapkv: slots around a token whose
+    /// best score it gets), sinks=N (first tokens that stay)
+    #[arg(long, value_name = "SPEC", conflicts_with_all = ["window", "lazy"])]
+    pub(crate) evict: Option<String>,
     #[command(flatten)]
     pub(crate) size: SizeArgs,
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use loris::loader::Tokenizer;
-use loris::policy::Lazy;
+use loris::policy::{Evict, Lazy};
 use loris::{Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions};
 
 use crate::args::{ContextArgs, EngineArgs};
@@ -92,7 +92,8 @@ pub(crate) fn session_options(
     let lazy = args.lazy.as_deref().map(|spec| Lazy::parse(spec, plan.n_layers)).transpose()?;
     let stream = args.stream.options();
     let ctx_len = args.ctx.unwrap_or(plan.ctx_len.min(pool));
-    Ok(SessionOptions { ctx_len: stream.is_none().then_some(ctx_len), lazy, stream })
+    let evict = args.evict.as_deref().map(Evict::parse).transpose()?;
+    Ok(SessionOptions { ctx_len: stream.is_none().then_some(ctx_len), lazy, stream, evict })
 }
 
 /// The tokenizer, which a folder may lack and text needs.

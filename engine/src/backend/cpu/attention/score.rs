@@ -1,4 +1,4 @@
-//! Token scores: how much the last rows of a sequence look at each of its slots.
+//! Token scores: how much some rows of a sequence look at each of its slots.
 //!
 //! Three regions: the exponent of every (row, head, slot), one task a key head and run of slots, so that K is
 //! read once; the maximum and sum of every (row, head); the mean over both for every slot. Every number is
@@ -107,7 +107,7 @@ impl TokenScore<'_> {
             // SAFETY: a slot in use; room for its d numbers.
             unsafe { row.read::<S>(d, key.as_mut_ptr()) };
             for row in 0..self.score.n_rows {
-                let batch_row = seq.rows.end - self.score.n_rows + row;
+                let batch_row = self.score.first_row + row;
                 let at = self.batch.positions[batch_row];
                 let sees = (position <= at) & (u64::from(at.wrapping_sub(position)) < window);
                 for head in kv_head * group..(kv_head + 1) * group {

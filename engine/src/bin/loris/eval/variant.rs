@@ -3,7 +3,7 @@
 //! This is the one place that knows them. `dense` is always first, as everything is compared with it; a
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
-use loris::policy::Lazy;
+use loris::policy::{Evict, Lazy};
 use loris::{ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
@@ -22,7 +22,7 @@ pub(crate) struct Variant {
 impl Variant {
     /// True if tokens are left behind, so that not every position has logits.
     pub(crate) fn prunes(&self) -> bool {
-        self.lazy.is_some()
+        self.lazy.is_some() || self.session.evict.is_some()
     }
 
     /// Makes the schedule one for a model of `n_layers`.
@@ -37,8 +37,7 @@ impl Variant {
 pub(crate) const DENSE: &str = "dense";
 
 /// What can be asked for, for messages.
-const KNOWN: &str =
-    "dense, kv=FORMAT, lazy=SPEC (as --kv and --lazy of `run`), kv=FORMAT+lazy=SPEC";
+const KNOWN: &str = "dense, kv=FORMAT, lazy=SPEC, evict=SPEC (as --kv, --lazy and --evict of `run`), or kv=FORMAT+ before one of these";
 
 /// The variants of the flags, `dense` first, with `base` where they say nothing else.
 pub(crate) fn variants(
@@ -66,6 +65,7 @@ fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
         match part.split_once('=') {
             Some(("kv", format)) => variant.model.kv = format.parse()?,
             Some(("lazy", spec)) => variant.lazy = Some(spec.into()),
+            Some(("evict", spec)) => variant.session.evict = Some(Evict::parse(spec)?),
             _ => {
                 let message = format!("--policy {policy}: expected one of {KNOWN}");
                 return Err(Failure::new(USAGE, message));

@@ -1,0 +1,385 @@
+//! Eviction: each layer keeps what a naive reference of the policy keeps, token by token; its pages are free; and
+//! what must not change does not.
+#![allow(clippy::unwrap_used)]
+
+mod naive;
+#[allow(dead_code)] // parts of it are for other tests
+mod reference;
+mod support;
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use loris::loader::Dtype;
+use loris::policy::evict::{Keep, MIN_KEEP, Rank};
+use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
+use naive::Naive;
+use reference::compare_to;
+use support::{bits, checkpoint, deep, open_cpu, open_cuda, open_with, rounded};
+
+const NAME: &str = "llama-tied";
+const N_LAYERS: usize = 4;
+const PAGE_LEN: usize = 16;
+const RANKS: [&str; 6] = ["window", "h2o", "snapkv", "tova", "knorm", "random"];
+
+fn options(chunk: usize) -> ModelOptions {
+    ModelOptions {
+        kv: KvFormat::F32.into(),
+        kv_tokens: Some(1024),
+        page_len: PAGE_LEN,
+        chunk,
+        ..ModelOptions::default()
+    }
+}
+
+fn open(options: &ModelOptions) -> Model {
+    open_cpu(deep(checkpoint(NAME), N_LAYERS), options)
+}
+
+fn evicting(spec: &str) -> SessionOptions {
+    SessionOptions { evict: Some(Evict::parse(spec).unwrap()), ..SessionOptions::default() }
+}
+
+fn session(model: &Model, spec: &str) -> Session {
+    model.session(&evicting(spec)).unwrap()
+}
+
+#[allow(clippy::cast_possible_truncation)]
+fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
+}
+
+/// A whole algorithm: what each layer holds, by position.
+struct Reference {
+    model: Naive,
+    policy: Evict,
+    len: u32,
+    /// Attention that each token got, `[layer]`.
+    sums: Vec<BTreeMap<u32, f64>>,
+    n_evicted: usize,
+    /// The narrowest choice: the ratio of the rank of the last that stays to the first that goes.
+    margin: f64,
+}
+
+impl Reference {
+    fn new(policy: Evict) -> Self {
+        let model = Naive::new(&deep(checkpoint(NAME), N_LAYERS));
+        let sums = vec![BTreeMap::new(); N_LAYERS];
+        Self { model, policy, len: 0, sums, n_evicted: 0, margin: f64::INFINITY }
+    }
+
+    fn feed(&mut self, tokens: &[u32], is_prompt: bool) -> Vec<f64> {
+        let mut states: Vec<Vec<f64>> = tokens.iter().map(|&id| self.model.embed(id)).collect();
+        let n_held = self.model.kv[0].len() + tokens.len();
+        let n_keep = match (self.policy.keep, is_prompt) {
+            (Keep::Tokens(n), true) => n,
+            (Keep::Tokens(n), false) if n_held >= n + PAGE_LEN => n,
+            (Keep::Share(share), true) => {
+                let n_gone = tokens.len() - (share * tokens.len() as f64).ceil() as usize;
+                (n_held - n_gone).max(MIN_KEEP)
+            }
+            _ => n_held,
+        };
+        for l in 0..N_LAYERS {
+            let mut rows: Vec<(u32, &mut Vec<f64>)> = (self.len..).zip(&mut states).collect();
+            let queries = self.model.layer(l, &mut rows);
+            let rows: Vec<(u32, &Vec<f64>)> = (self.len..).zip(&queries).collect();
+            for row in &rows {
+                for (position, score) in self.model.scores(l, [*row].into_iter()) {
+                    *self.sums[l].entry(position).or_default() += score;
+                }
+            }
+            if n_keep < n_held {
+                self.evict(l, n_keep, &rows);
+            }
+        }
+        self.len += tokens.len() as u32;
+        self.n_evicted += n_held.saturating_sub(n_keep);
+        self.model.logits(states.last().unwrap())
+    }
+
+    fn evict(&mut self, l: usize, n_keep: usize, rows: &[(u32, &Vec<f64>)]) {
+        let held: Vec<u32> = self.model.kv[l].keys().copied().collect();
+        let last_rows = |n: usize| rows[rows.len() - n.min(rows.len())..].iter().copied();
+        let rank: Vec<f64> = match self.policy.rank {
+            Rank::Window => held.iter().map(|&p| p.into()).collect(),
+            Rank::H2o => held.iter().map(|p| self.sums[l][p]).collect(),
+            Rank::SnapKv => {
+                let last: Vec<_> = last_rows(self.policy.window).collect();
+                self.model.scores(l, last.into_iter()).into_values().collect()
+            }
+            Rank::Tova => {
+                let last: Vec<_> = last_rows(1).collect();
+                self.model.scores(l, last.into_iter()).into_values().collect()
+            }
+            Rank::KNorm => {
+                let d = self.model.config.head_dim;
+                let length = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let all = |key: &[f64]| key.chunks(d).map(length).sum::<f64>();
+                self.model.kv[l].values().map(|(key, _)| 1.0 / all(key)).collect()
+            }
+            Rank::Random => Evict::by_chance(l, held.len()).into_iter().map(f64::from).collect(),
+        };
+        let reach = self.policy.pool / 2;
+        let pooled: Vec<f64> = (0..held.len())
+            .map(|i| rank[i.saturating_sub(reach)..(i + reach + 1).min(held.len())].iter())
+            .map(|around| around.fold(0.0, |max, &x| f64::max(max, x)))
+            .collect();
+        let n_last = match self.policy.rank {
+            Rank::Window | Rank::Tova => 1,
+            Rank::H2o => (n_keep - self.policy.sinks) / 2,
+            _ => self.policy.window.min(n_keep - self.policy.sinks),
+        };
+        let is_fixed = |i: usize| i < self.policy.sinks || i + n_last >= held.len();
+        let mut order: Vec<usize> = (0..held.len()).collect();
+        order.sort_by(|&a, &b| {
+            let key = |i: usize| if is_fixed(i) { f64::INFINITY } else { pooled[i] };
+            key(b).total_cmp(&key(a)).then(a.cmp(&b))
+        });
+        let (stays, goes) = (pooled[order[n_keep - 1]], pooled[order[n_keep]]);
+        if stays > goes && !is_fixed(order[n_keep - 1]) {
+            self.margin = self.margin.min(stays / goes);
+        }
+        for &i in &order[n_keep..] {
+            self.model.kv[l].remove(&held[i]);
+            self.sums[l].remove(&held[i]);
+        }
+    }
+}
+
+#[test]
+fn a_session_follows_the_reference_token_by_token() {
+    let (mut n_thin, mut n_evicted) = (0, 0);
+    for (idx, name) in RANKS.iter().enumerate() {
+        for (keep, chunk) in [("24", 64), ("35%", 11), ("40", 9)] {
+            let spec = format!("{name}:{keep},sinks={},window=5", idx % 3);
+            let model = open(&options(chunk));
+            let mut s = session(&model, &spec);
+            let mut reference = Reference::new(Evict::parse(&spec).unwrap());
+            'turns: for (turn, (n, n_decoded)) in
+                [(50, 45), (30, 20), (1, 3)].into_iter().enumerate()
+            {
+                for step in 0..=n_decoded {
+                    let what = format!("{spec}, chunk {chunk}, turn {turn}, step {step}");
+                    let tokens = if step == 0 { prompt(turn, n) } else { prompt(step, 1) };
+                    match step {
+                        0 => s.prefill(&tokens).unwrap(),
+                        _ => s.decode(tokens[0]).unwrap(),
+                    }
+                    let want = reference.feed(&tokens, step == 0);
+                    if reference.margin < 1.0001 {
+                        n_thin += 1; // f32 may choose otherwise
+                        break 'turns;
+                    }
+                    compare_to(s.logits().unwrap(), &want, 1e-4, 1e-4, &what);
+                    assert_eq!(s.receipt().n_evicted, reference.n_evicted, "{what}");
+                    let n_held = reference.model.kv[0].len();
+                    let bytes = model.plan().kv_bytes_of(n_held);
+                    assert_eq!(s.receipt().kv_bytes, bytes, "{what}");
+                    assert_eq!(model.pool_usage().n_used * model.plan().layout.bytes(), bytes);
+                }
+            }
+            n_evicted += reference.n_evicted;
+        }
+    }
+    assert!(n_evicted > 1_500, "{n_evicted}");
+    assert!(n_thin < 4, "{n_thin} runs came to a choice that is too close");
+}
+
+/// Logits after turns of a prompt and some tokens each.
+fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
+    let mut out = Vec::new();
+    for &(n, n_decoded) in turns {
+        s.prefill(&prompt(n, n)).unwrap();
+        out.push(bits(s.logits().unwrap()));
+        for token in 0..n_decoded {
+            s.decode(token as u32 % 128).unwrap();
+            out.push(bits(s.logits().unwrap()));
+        }
+    }
+    out
+}
+
+const TURNS: [(usize, usize); 3] = [(90, 20), (1, 3), (40, 20)];
+
+#[test]
+fn keeping_all_is_dense_bit_for_bit() {
+    let model = open(&options(64));
+    let want = run(&mut model.session(&SessionOptions::default()).unwrap(), &TURNS);
+    for name in RANKS {
+        for keep in ["100%", "174"] {
+            let mut s = session(&model, &format!("{name}:{keep}"));
+            assert!(run(&mut s, &TURNS) == want, "{name}:{keep}");
+            assert_eq!(s.receipt().n_evicted, 0);
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_chunks_threads_or_pages() {
+    for (idx, kv) in KvFormat::ALL.into_iter().enumerate() {
+        let open = |threads, chunk, page_len| {
+            let options = ModelOptions { kv: kv.into(), page_len, ..options(chunk) };
+            open_with(threads, deep(rounded(NAME, Dtype::BF16), N_LAYERS), &options)
+        };
+        for name in [RANKS[idx], RANKS[(idx + 2) % 6]] {
+            let spec = format!("{name}:40%,window=6");
+            let want = run(&mut session(&open(2, 64, 16), &spec), &TURNS);
+            for (threads, chunk, page_len) in [(1, 7, 16), (3, 16, 32), (2, 89, 16), (2, 512, 64)] {
+                let got = run(&mut session(&open(threads, chunk, page_len), &spec), &TURNS);
+                assert!(got == want, "{kv}, {spec}: {threads} threads, {chunk}, {page_len}");
+            }
+        }
+    }
+}
+
+/// Sessions that share pages, with a prompt that begins alike or by a fork, write to none of the other's.
+#[test]
+fn sharing_changes_no_bit() {
+    for name in RANKS {
+        let model = open(&options(64));
+        let spec = format!("{name}:30");
+        let want = run(&mut session(&model, &spec), &TURNS);
+        let want_dense = run(&mut model.session(&SessionOptions::default()).unwrap(), &TURNS);
+        assert_eq!(model.pool_usage().n_used, 0);
+
+        let mut dense = model.session(&SessionOptions::default()).unwrap();
+        dense.prefill(&prompt(90, 90)).unwrap();
+        let mut s = session(&model, &spec);
+        assert!(run(&mut s, &TURNS) == want, "{name}");
+        let n_shared = s.receipt().n_shared;
+        assert_eq!(n_shared, if name == "h2o" { 0 } else { 80 }, "{name}");
+        // What it has evicted is nobody's prefix, and the other's pages are whole.
+        let mut later = model.session(&SessionOptions::default()).unwrap();
+        assert!(run(&mut later, &TURNS) == want_dense, "{name}");
+        dense.truncate(89);
+        dense.decode(prompt(90, 90)[89]).unwrap();
+
+        drop(s);
+        // A fork of a session that has evicted, before it does again.
+        let mut s = session(&model, &spec);
+        let n = run(&mut s, &TURNS[..2]).len();
+        let mut fork = s.fork().unwrap();
+        drop(dense);
+        for s in [&mut s, &mut fork] {
+            assert!(run(s, &TURNS[2..]) == want[n..], "{name}");
+        }
+        drop((s, fork, later));
+        assert_eq!(model.pool_usage().n_used, 0, "{name}");
+    }
+}
+
+/// Shared pages would have to be copied before they are written; with no room for that, all stay.
+#[test]
+fn a_full_pool_puts_eviction_off() {
+    let model = open(&ModelOptions { kv_tokens: Some(112), ..options(64) });
+    let mut dense = model.session(&SessionOptions::default()).unwrap();
+    dense.prefill(&prompt(1, 96)).unwrap();
+    let mut s = session(&model, "tova:32");
+    s.prefill(&prompt(1, 97)).unwrap(); // one page of its own
+    assert_eq!((s.receipt().n_shared, s.receipt().n_evicted), (96, 0));
+    drop(dense);
+    s.decode(5).unwrap();
+    assert_eq!(s.receipt().n_evicted, 98 - 32);
+    assert_eq!(model.pool_usage().n_used, 2 * N_LAYERS);
+}
+
+#[test]
+fn an_answer_of_any_length_stays_in_its_budget() {
+    let model = open(&options(64));
+    for name in RANKS {
+        let mut s = session(&model, &format!("{name}:48"));
+        s.prefill(&prompt(2, 100)).unwrap();
+        assert_eq!(s.receipt().kv_bytes, model.plan().kv_bytes_of(48));
+        for token in 0..150 {
+            s.decode(token % 128).unwrap();
+            assert!(s.receipt().kv_bytes <= model.plan().kv_bytes_of(48 + PAGE_LEN), "{name}");
+        }
+        assert_eq!(s.receipt().n_evicted, 52 + 150 / 16 * 16);
+    }
+}
+
+#[test]
+fn a_prompt_that_is_stopped_changes_nothing() {
+    let model = open(&options(8));
+    for name in RANKS {
+        let spec = format!("{name}:30,window=5");
+        let want = run(&mut session(&model, &spec), &TURNS);
+        let mut s = session(&model, &spec);
+        let n = run(&mut s, &TURNS[..2]).len();
+        for n_passes in 0..5 {
+            let mut n_left = n_passes;
+            let before = (s.tokens().to_vec(), s.receipt(), bits(s.logits().unwrap()));
+            let outcome = s.prefill_with(&prompt(5, 70), &mut |_, _| match n_left {
+                0 => ControlFlow::Break(()),
+                _ => {
+                    n_left -= 1;
+                    ControlFlow::Continue(())
+                }
+            });
+            assert!(matches!(outcome, Err(Error::Cancelled)));
+            assert!((s.tokens().to_vec(), s.receipt(), bits(s.logits().unwrap())) == before);
+        }
+        assert!(run(&mut s, &TURNS[2..]) == want[n..], "{name}");
+    }
+}
+
+#[test]
+fn truncation_goes_back_to_the_last_eviction() {
+    let model = open(&options(64));
+    for name in RANKS {
+        let mut s = session(&model, &format!("{name}:32"));
+        s.prefill(&prompt(1, 60)).unwrap();
+        let mut other = s.fork().unwrap();
+        for token in 0..5 {
+            s.decode(token).unwrap();
+        }
+        s.truncate(60);
+        assert_eq!(s.len(), 60);
+        for s in [&mut s, &mut other] {
+            s.decode(9).unwrap();
+        }
+        assert!(bits(s.logits().unwrap()) == bits(other.logits().unwrap()), "{name}");
+        s.truncate(59);
+        assert!(s.is_empty() && s.receipt().kv_bytes == 0, "{name}");
+        let mut fresh = session(&model, &format!("{name}:32"));
+        for s in [&mut s, &mut fresh] {
+            s.prefill(&prompt(4, 44)).unwrap();
+            s.decode(1).unwrap();
+        }
+        assert!(bits(s.logits().unwrap()) == bits(fresh.logits().unwrap()), "{name}");
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_name() {
+    let refused = |model: &Model, options: &SessionOptions, says: &str| {
+        let error = model.session(options).map(drop).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    };
+    let model = open(&ModelOptions { aux_tokens: 64, ..options(16) });
+    let lazy = Lazy::new(vec![PrunePoint { layer: 1, keep_rate: 0.5 }]);
+    let stream = Some(StreamOptions { sink: 4, window: 60 });
+    refused(&model, &SessionOptions { lazy: Some(lazy), ..evicting("tova:64") }, "lazy");
+    refused(&model, &SessionOptions { stream, ..evicting("tova:64") }, "window");
+    refused(&model, &evicting("snapkv:64,window=17"), "chunk");
+    let coded = open(&ModelOptions { kv: KvFormat::Int8.into(), ..options(64) });
+    refused(&coded, &evicting("tova:64,sinks=3"), "sinks");
+    refused(&open_cpu(checkpoint("mistral-window"), &options(64)), &evicting("tova:64"), "layers");
+    let cuda = ModelOptions { kv: KvFormat::Bf16.into(), ..options(64) };
+    refused(&open_cuda(rounded(NAME, Dtype::BF16), &cuda), &evicting("tova:64"), "CUDA");
+
+    let mut s = session(&model, "tova:64");
+    s.prefill(&prompt(1, 10)).unwrap();
+    let error = s.save(&mut Vec::new()).unwrap_err().to_string();
+    assert!(error.contains("evict"), "{error}");
+    let error = s.score(&[1, 2], &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("evict"), "{error}");
+    let mut dense = model.session(&SessionOptions::default()).unwrap();
+    dense.prefill(&prompt(1, 10)).unwrap();
+    let mut blob = Vec::new();
+    dense.save(&mut blob).unwrap();
+    let error = model.restore(&mut &*blob, &evicting("tova:64")).unwrap_err().to_string();
+    assert!(error.contains("evict"), "{error}");
+}
