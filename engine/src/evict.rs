@@ -60,12 +60,9 @@ impl Evicting {
         }
     }
 
-    /// A pass was committed: the attention of its rows, `[layer][slot]`.
-    fn add(&mut self, attention: &[Vec<f32>]) {
-        for (sums, attention) in self.sums.iter_mut().zip(attention) {
-            sums.resize(attention.len(), 0.0);
-            sums.iter_mut().zip(attention).for_each(|(sum, x)| *sum += x);
-        }
+    /// Attention that each slot has got so far, `[layer][slot]`; nothing where only the last rows' counts.
+    pub(crate) fn sums(&self) -> &[Vec<f32>] {
+        &self.sums
     }
 }
 
@@ -101,9 +98,9 @@ impl Session {
     ) -> Option<Leaving> {
         let n_keep = self.n_keep(work);
         let evicting = self.evicting.as_mut()?;
-        let attention = attention.unwrap_or_default();
+        let mut attention = attention.unwrap_or_default();
         if evicting.counts_all() {
-            evicting.add(&attention);
+            evicting.sums = std::mem::take(&mut attention);
         }
         n_keep.map(|n_keep| Leaving { n_keep, attention })
     }

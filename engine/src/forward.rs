@@ -76,7 +76,15 @@ pub(crate) struct Pass<'a> {
     /// Sequences whose slots are to be scored in the last of the layers.
     pub(crate) scores: Vec<Score>,
     /// Rows whose attention is wanted in every layer.
-    pub(crate) observed: Vec<Score>,
+    pub(crate) observed: Vec<Observed<'a>>,
+}
+
+/// Rows of one sequence whose attention to each slot is added up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Observed<'a> {
+    pub(crate) rows: Score,
+    /// What earlier rows paid, `[layer][slot]`; nothing: none.
+    pub(crate) so_far: &'a [Vec<f32>],
 }
 
 /// What a pass gave, besides logits.
@@ -86,7 +94,7 @@ pub(crate) struct Done {
     pub(crate) replayed: bool,
     /// For each of [`Pass::scores`].
     pub(crate) scores: Vec<Vec<f32>>,
-    /// For each of [`Pass::observed`], `[layer][slot]`: the sum over its rows.
+    /// For each of [`Pass::observed`], `[layer][slot]`: the sum over all rows.
     pub(crate) observed: Vec<Vec<Vec<f32>>>,
 }
 
@@ -227,6 +235,8 @@ impl<B: Backend> Executor<B> {
             let mut of_slots = Vec::new();
             backend.token_score(&pass.batch, score, last, window, q, pages, &mut of_slots)?;
             check(stop)?;
+            #[allow(clippy::cast_precision_loss)] // a few rows
+            of_slots.iter_mut().for_each(|sum| *sum /= score.n_rows as f32);
             scores.push(of_slots);
         }
         let pairs: Vec<_> = (0..).zip(pass.to.iter().map(|to| to.row)).collect();
@@ -256,17 +266,19 @@ impl<B: Backend> Executor<B> {
             let layer = &weights.layers[l];
             let in_segment = l - pass.layers.start;
             whole(backend.norm_qkv_rope_append(layer, eps, batch, in_segment, x, q, pages))?;
-            for (&rows, layers) in pass.observed.iter().zip(&mut *observed) {
-                let mut sums = Vec::new();
+            for (&Observed { rows, so_far }, layers) in pass.observed.iter().zip(&mut *observed) {
+                let mut sums = so_far.get(l).cloned().unwrap_or_default();
                 for part in parts(rows) {
-                    let mut mean = Vec::new();
-                    let window = self.windows[l];
-                    whole(
-                        backend.token_score(batch, part, in_segment, window, q, pages, &mut mean),
-                    )?;
-                    sums.resize(mean.len(), 0.0);
-                    #[allow(clippy::cast_precision_loss)] // a few rows
-                    sums.iter_mut().zip(mean).for_each(|(sum, x)| *sum += x * part.n_rows as f32);
+                    let scored = backend.token_score(
+                        batch,
+                        part,
+                        in_segment,
+                        self.windows[l],
+                        q,
+                        pages,
+                        &mut sums,
+                    );
+                    whole(scored)?;
                 }
                 layers.push(sums);
             }

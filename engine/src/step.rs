@@ -15,7 +15,8 @@ use crate::backend::{Batch, Draw, Phase, Rolling, Score, Seq, Stop};
 use crate::cache::{Store, Taken};
 use crate::engine::Model;
 use crate::error::Error;
-use crate::forward::{Execute, Pass};
+use crate::evict::Evicting;
+use crate::forward::{Execute, Observed, Pass};
 use crate::memory;
 use crate::session::{Drawn, Pending, Session};
 use crate::stage::Stage;
@@ -252,7 +253,9 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             n_rows: of.len(),
         };
         pass.scores.extend(job.n_score_rows().map(|n| score(rows.len() - n..rows.len())));
-        pass.observed.extend(session.observed(work).map(score));
+        let so_far = session.evicting.as_ref().map_or(&[][..], Evicting::sums);
+        let observed = session.observed(work).map(|of| Observed { rows: score(of), so_far });
+        pass.observed.extend(observed);
         batch.seqs.push(Seq {
             rows,
             kv_start: segment.len() - work.tokens.len(),

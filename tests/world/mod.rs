@@ -330,6 +330,7 @@ impl<'a, B: Backend> World<'a, B> {
             let score = Score { seq_idx, first_row: seq.rows.end - n_rows, n_rows };
             let mut of_slots = Vec::new();
             b.token_score(&batch, score, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
+            of_slots.iter_mut().for_each(|sum| *sum /= n_rows as f32);
             scores.push(of_slots);
         }
         b.linear_residual(&w.o, &batch, &attn, &mut x).unwrap();

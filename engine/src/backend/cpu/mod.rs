@@ -435,13 +435,13 @@ impl Backend for CpuBackend {
         assert!(rows.start <= score.first_row && last <= rows.end, "rows that score");
         q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
         let n_pairs = score.n_rows * shape.n_q_heads;
-        *scores = memory::zeros(kv_len, "token scores")?;
+        scores.resize(kv_len, 0.0);
         let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
         self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
         let exponents = Shared(self.exponents.as_mut_ptr());
         let (q, sums) = (q.shared(), Shared(sums.as_mut_ptr()));
         let scores = Shared(scores.as_mut_ptr());
-        for part in [Part::Exponents, Part::Sums, Part::Means] {
+        for part in [Part::Exponents, Part::Sums, Part::Totals] {
             let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
             let tasks = &self.runner.unordered(n_tasks);
             self.runner.region(self.isa.f32(), |thread_idx, _| TokenScore {

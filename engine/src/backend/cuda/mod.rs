@@ -387,7 +387,10 @@ impl Backend for CudaBackend {
         let shape = kernel_shape(self.shape.ok_or_else(|| missing("shape"))?);
         let (d, seq, window) = (&self.device, &batch.seqs[score.seq_idx], kernel_window(window));
         let q = q.bf16()?;
-        *scores = self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages)?;
+        let means = self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages)?;
+        scores.resize(means.len(), 0.0);
+        #[allow(clippy::cast_precision_loss)] // a few rows
+        scores.iter_mut().zip(means).for_each(|(sum, x)| *sum += x * score.n_rows as f32);
         Ok(())
     }
 

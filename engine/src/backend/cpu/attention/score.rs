@@ -1,8 +1,10 @@
 //! Token scores: how much some rows of a sequence look at each of its slots.
 //!
 //! Three regions: the exponent of every (row, head, slot), one task a key head and run of slots, so that K is
-//! read once; the maximum and sum of every (row, head); the mean over both for every slot. Every number is
-//! made by one task in a fixed order.
+//! read once; the maximum and sum of every (row, head); for every slot the sum over both, in the order of rows. Every
+//! number is made by one task in a fixed order, whichever rows come together.
+
+use std::ops::Range;
 
 use super::super::mem::Shared;
 use super::super::pages::{CpuPages, Row};
@@ -12,6 +14,8 @@ use super::flash::exp2_each;
 use crate::backend::{AttentionShape, Batch, Score};
 use crate::cache::Side;
 
+/// Pairs of a row and a query head that a loaded key meets at once.
+const PAIRS: usize = 8;
 /// Slots of a task.
 pub(in super::super) const RUN: usize = 512;
 
@@ -23,7 +27,7 @@ pub(in super::super) enum Part {
     /// `sums`, by row and head.
     Sums,
     /// The scores, by run of slots.
-    Means,
+    Totals,
 }
 
 /// Scores of the slots of one sequence.
@@ -39,9 +43,9 @@ pub(in super::super) struct TokenScore<'a> {
     pub(in super::super) pages: &'a CpuPages,
     /// `[score row][query head][slot]`, exponents of 2; minus infinity where the row does not see the slot.
     pub(in super::super) exponents: Shared<f32>,
-    /// `[score row][query head]`: maximum, then 1 / (sum * rows * heads).
+    /// `[score row][query head]`: maximum, then 1 / (sum * heads).
     pub(in super::super) sums: Shared<[f32; 2]>,
-    /// `[slot]`
+    /// `[slot]`, added to.
     pub(in super::super) scores: Shared<f32>,
     pub(in super::super) tasks: &'a Tasks,
     pub(in super::super) thread_idx: usize,
@@ -67,7 +71,7 @@ impl TokenScore<'_> {
         match part {
             Part::Exponents => shape.n_kv_heads * kv_len.div_ceil(RUN),
             Part::Sums => n_rows * shape.n_q_heads,
-            Part::Means => kv_len.div_ceil(RUN),
+            Part::Totals => kv_len.div_ceil(RUN),
         }
     }
 }
@@ -81,7 +85,7 @@ impl Kernel for TokenScore<'_> {
                 match self.part {
                     Part::Exponents => self.exponents_of::<S>(task),
                     Part::Sums => self.sum_of::<S>(task),
-                    Part::Means => self.means_of::<S>(task),
+                    Part::Totals => self.totals_of::<S>(task),
                 }
             }
         }
@@ -91,37 +95,82 @@ impl Kernel for TokenScore<'_> {
 impl TokenScore<'_> {
     #[inline(always)]
     unsafe fn exponents_of<S: Simd>(&self, task: usize) {
-        let (shape, kv_len) = (self.shape, self.kv_len());
-        let (group, d) = (shape.group_size(), shape.head_dim);
-        let kv_head = task % shape.n_kv_heads;
-        let first = task / shape.n_kv_heads * RUN;
+        let kv_len = self.kv_len();
+        let kv_head = task % self.shape.n_kv_heads;
+        let first = task / self.shape.n_kv_heads * RUN;
+        let width = self.shape.head_dim.next_multiple_of(S::LANES);
+        let mut keys = vec![0.0; S::LANES * width];
+        let mut turned = vec![0.0; width * S::LANES];
+        for start in (first..kv_len.min(first + RUN)).step_by(S::LANES) {
+            let slots = start..kv_len.min(start + S::LANES);
+            // SAFETY: slots in use; the buffers have room for LANES keys of `width` numbers.
+            unsafe {
+                self.read_keys::<S>(kv_head, slots.clone(), &mut keys);
+                turn::<S>(&keys, &mut turned);
+                self.products::<S>(kv_head, slots, &turned);
+            }
+        }
+    }
+
+    /// `[slot][width]`, the rest of each row as it is: zeros.
+    #[inline(always)]
+    unsafe fn read_keys<S: Simd>(&self, kv_head: usize, slots: Range<usize>, keys: &mut [f32]) {
         let seq = &self.batch.seqs[self.score.seq_idx];
-        let mut key = vec![0.0; d];
-        let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
-        let window = self.window.map_or(u64::MAX, |window| window as u64);
-        for slot in first..kv_len.min(first + RUN) {
-            let position = seq.slot_positions[slot];
+        let (width, d) = (keys.len() / S::LANES, self.shape.head_dim);
+        for (slot, key) in slots.zip(keys.chunks_exact_mut(width)) {
             let (page_idx, place) = self.pages.layout.place(slot);
             let (form, page) = (self.pages.form(page_idx), seq.page(page_idx, self.layer));
             let row = Row::new(form, self.pages.page(page).as_ptr(), place, Side::K, kv_head);
             // SAFETY: a slot in use; room for its d numbers.
             unsafe { row.read::<S>(d, key.as_mut_ptr()) };
-            for row in 0..self.score.n_rows {
-                let batch_row = self.score.first_row + row;
-                let at = self.batch.positions[batch_row];
-                let sees = (position <= at) & (u64::from(at.wrapping_sub(position)) < window);
-                for head in kv_head * group..(kv_head + 1) * group {
-                    let exponent = match sees {
-                        // SAFETY: the row's query head and the slot's key head, d numbers each.
-                        true => unsafe {
-                            let q = self.q.get().add((batch_row * shape.n_q_heads + head) * d);
-                            dot::<S>(key.as_ptr(), q, d) * scale
-                        },
-                        false => f32::NEG_INFINITY,
-                    };
-                    let idx = (row * shape.n_q_heads + head) * kv_len + slot;
-                    // SAFETY: inside the exponents.
-                    unsafe { self.exponents.get().add(idx).write(exponent) };
+        }
+    }
+
+    /// Exponents of some slots, whose keys are `[d][slot]`, for every row and query head of a key head.
+    #[inline(always)]
+    unsafe fn products<S: Simd>(&self, kv_head: usize, slots: Range<usize>, keys: &[f32]) {
+        let (group, n_heads, d) =
+            (self.shape.group_size(), self.shape.n_q_heads, self.shape.head_dim);
+        let kv_len = self.kv_len();
+        let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
+        let window = self.window.map_or(u64::MAX, |window| window as u64);
+        let positions = &self.batch.seqs[self.score.seq_idx].slot_positions[slots.clone()];
+        let n_pairs = self.score.n_rows * group;
+        for start in (0..n_pairs).step_by(PAIRS) {
+            // The last ones once more where fewer are left.
+            let pairs: [(usize, usize); PAIRS] = std::array::from_fn(|i| {
+                let pair = (start + i).min(n_pairs - 1);
+                (pair / group, kv_head * group + pair % group)
+            });
+            let q = pairs.map(|(row, head)| {
+                let row = self.score.first_row + row;
+                self.q.get().wrapping_add((row * n_heads + head) * d)
+            });
+            // SAFETY: d numbers of each query head, LANES of each of the d rows of keys.
+            let products = unsafe {
+                let mut sums = [S::splat(0.0); PAIRS];
+                for i in 0..d {
+                    let key = S::load(keys.as_ptr().add(i * S::LANES));
+                    for (sum, q) in sums.iter_mut().zip(q) {
+                        *sum = S::fma(key, S::splat(*q.add(i)), *sum);
+                    }
+                }
+                sums
+            };
+            for (product, (row, head)) in products.into_iter().zip(pairs) {
+                let mut exponents = [0.0_f32; MAX_LANES];
+                // SAFETY: room for a vector.
+                unsafe { S::store(exponents.as_mut_ptr(), S::mul(product, S::splat(scale))) };
+                let at = self.batch.positions[self.score.first_row + row];
+                for (exponent, &position) in exponents.iter_mut().zip(positions) {
+                    let sees = (position <= at) & (u64::from(at.wrapping_sub(position)) < window);
+                    *exponent = if sees { *exponent } else { f32::NEG_INFINITY };
+                }
+                let idx = (row * n_heads + head) * kv_len + slots.start;
+                // SAFETY: inside the exponents, which only this task writes here.
+                unsafe {
+                    let to = self.exponents.get().add(idx);
+                    std::ptr::copy_nonoverlapping(exponents.as_ptr(), to, slots.len());
                 }
             }
         }
@@ -136,7 +185,7 @@ impl TokenScore<'_> {
             unsafe { std::slice::from_raw_parts(self.exponents.get().add(pair * kv_len), kv_len) };
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
-        let mut sum = 0.0_f64;
+        let mut sums = [0.0_f64; MAX_LANES];
         for run in row.chunks(MAX_LANES) {
             let mut weights = [f32::NEG_INFINITY; MAX_LANES];
             for (weight, exponent) in weights.iter_mut().zip(run) {
@@ -144,20 +193,27 @@ impl TokenScore<'_> {
             }
             // SAFETY: arithmetic.
             unsafe { exp2_each::<S>(&mut weights) };
-            sum += f64::from(weights.iter().sum::<f32>());
+            sums.iter_mut().zip(weights).for_each(|(sum, weight)| *sum += f64::from(weight));
         }
-        let factor = if sum == 0.0 { 0.0 } else { (1.0 / (sum * self.n_heads() as f64)) as f32 };
+        let sum: f64 = sums.iter().sum();
+        let n_heads = self.shape.n_q_heads as f64;
+        let factor = if sum == 0.0 { 0.0 } else { (1.0 / (sum * n_heads)) as f32 };
         // SAFETY: inside the sums.
         unsafe { self.sums.get().add(pair).write([base, factor]) };
     }
 
     #[inline(always)]
-    unsafe fn means_of<S: Simd>(&self, task: usize) {
+    unsafe fn totals_of<S: Simd>(&self, task: usize) {
         let kv_len = self.kv_len();
         let first = task * RUN;
         for start in (first..kv_len.min(first + RUN)).step_by(MAX_LANES) {
             let n = MAX_LANES.min(kv_len - start);
-            let mut mean = [0.0_f32; MAX_LANES];
+            let mut totals = [0.0_f32; MAX_LANES];
+            // SAFETY: inside the scores, of which only this task touches these.
+            unsafe {
+                let from = self.scores.get().add(start);
+                std::ptr::copy_nonoverlapping(from, totals.as_mut_ptr(), n);
+            }
             for pair in 0..self.n_heads() {
                 // SAFETY: the pair's sums and exponents, n of them from start on.
                 let ([base, factor], row) = unsafe {
@@ -170,29 +226,34 @@ impl TokenScore<'_> {
                 }
                 // SAFETY: arithmetic.
                 unsafe { exp2_each::<S>(&mut weights) };
-                for (mean, weight) in mean.iter_mut().zip(&weights) {
-                    *mean += weight * factor;
+                for (total, weight) in totals.iter_mut().zip(&weights) {
+                    *total += weight * factor;
                 }
             }
-            for (i, mean) in mean[..n].iter().enumerate() {
-                // SAFETY: inside the scores.
-                unsafe { self.scores.get().add(start + i).write(*mean) };
+            // SAFETY: as above.
+            unsafe {
+                let to = self.scores.get().add(start);
+                std::ptr::copy_nonoverlapping(totals.as_ptr(), to, n);
             }
         }
     }
 }
 
-/// `k . q`, `n` numbers each.
+/// Keys `[slot][width]` to `[width][slot]`.
 #[inline(always)]
-unsafe fn dot<S: Simd>(k: *const f32, q: *const f32, n: usize) -> f32 {
-    // SAFETY: n numbers behind each pointer.
-    unsafe {
-        let whole = n - n % S::LANES;
-        let mut sum = S::splat(0.0);
-        for i in (0..whole).step_by(S::LANES) {
-            sum = S::fma(S::load(k.add(i)), S::load(q.add(i)), sum);
+unsafe fn turn<S: Simd>(keys: &[f32], turned: &mut [f32]) {
+    let width = keys.len() / S::LANES;
+    for column in (0..width).step_by(S::LANES) {
+        // SAFETY: a block of LANES rows and columns of either.
+        unsafe {
+            let mut block = [S::splat(0.0); MAX_LANES];
+            for (slot, row) in block[..S::LANES].iter_mut().enumerate() {
+                *row = S::load(keys.as_ptr().add(slot * width + column));
+            }
+            S::transpose(&mut block);
+            for (i, row) in block[..S::LANES].iter().enumerate() {
+                S::store(turned.as_mut_ptr().add((column + i) * S::LANES), *row);
+            }
         }
-        let rest = (whole..n).map(|i| *k.add(i) * *q.add(i));
-        S::sum(sum) + rest.sum::<f32>()
     }
 }
