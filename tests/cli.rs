@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 
 use loris::loader::Special;
 use loris::{DeviceChoice, Engine, EngineOptions, ModelOptions, SessionOptions};
+use serde_json::Value;
 use support::{Done, Folder, done, done_with_stdin, loris, named, text};
 
 /// A run whose answer has a known length.
@@ -525,6 +526,35 @@ fn a_window_has_no_end() {
         (&["--window", "100", "--ctx", "50"], "--ctx"),
         (&["--window", "100", "--lazy", "gentle"], "--lazy"),
         (&["--window", "100", "--save-state", "x.kv"], "--save-state"),
+    ] {
+        let refused = run(more);
+        assert!(refused.code != Some(0) && refused.err.contains(says), "{more:?}: {}", refused.err);
+    }
+}
+
+#[test]
+fn eviction_frees_pages_and_says_so() {
+    let folder = Folder::new();
+    let prompt = "the quick brown fox jumps over the lazy dog again and again and again";
+    let run = |more: &[&str]| {
+        let fixed = ["--raw", "--ignore-eos", "--json", "-n", "40", "--page-len", "16"];
+        folder.run(&[&fixed[..], &["-p", prompt], more].concat())
+    };
+    let receipt = |events: &[Value]| named(events, "done")[0]["receipt"].clone();
+    let dense = run(&[]).ok().events();
+    let kept = run(&["--evict", "snapkv:100%"]).ok().events();
+    assert_eq!(text(&kept), text(&dense));
+    let evicted = run(&["--evict", "snapkv:24,window=8"]).ok().events();
+    let (dense, evicted) = (receipt(&dense), receipt(&evicted));
+    assert_eq!(dense["n_evicted"], 0);
+    assert!(evicted["n_evicted"].as_u64().unwrap() > 60, "{evicted}");
+    let bytes = |receipt: &Value| receipt["kv_bytes"].as_u64().unwrap();
+    assert!(bytes(&evicted) * 2 <= bytes(&dense), "{evicted} {dense}");
+    for (more, says) in [
+        (&["--evict", "lru:64"][..], "snapkv"),
+        (&["--evict", "h2o:64", "--lazy", "gentle"], "--lazy"),
+        (&["--evict", "h2o:64", "--window", "64"], "--window"),
+        (&["--evict", "h2o:64", "--save-state", "x.kv"], "--save-state"),
     ] {
         let refused = run(more);
         assert!(refused.code != Some(0) && refused.err.contains(says), "{more:?}: {}", refused.err);

@@ -112,7 +112,7 @@
 
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
-#define LORIS_ABI_VERSION 3
+#define LORIS_ABI_VERSION 4
 
 // Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
 // long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
@@ -221,10 +221,11 @@ typedef struct loris_session_params {
     // options, ",window=4", as the command line has them. NULL: every token is computed. A model opened with
     // aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     const char *lazy;
-    // Which tokens leave the cache for good. NULL: none. This version has none and gives LORIS_E_UNSUPPORTED, as
-    // for `sparse`.
+    // Which tokens leave each layer's cache for good: a policy and what it keeps, "snapkv:1024" tokens or "snapkv:25%" of each
+    // prompt, as the command line has it. On the CPU, without lazy and window; such a session is not saved and gives
+    // no logits to loris_session_score. Since 0.4. NULL: none.
     const char *evict;
-    // Which pages attention reads. NULL: all.
+    // Which pages attention reads. NULL: all. This version has nothing else and gives LORIS_E_UNSUPPORTED.
     const char *sparse;
     // Streaming: tokens at the start that every token sees, 4 as a rule. With window 0 it has to be 0.
     uint64_t sink;
@@ -369,6 +370,8 @@ typedef struct loris_receipt {
     // The smallest share of the attention of a prompt's last rows that went to tokens which went on from a prune
     // point; 1 if nothing was pruned.
     double mass_kept;
+    // Tokens that were evicted, of each layer. Since 0.4.
+    uint64_t n_evicted;
 } loris_receipt;
 
 #ifdef __cplusplus

@@ -310,7 +310,7 @@ static void fields(void) {
     CASE(bad, SESSION(lazy, "1:2"));
     CASE(bad, SESSION(lazy, "1:0.5")); /* the model was opened without aux_tokens */
     SAYS("aux");
-    CASE(LORIS_E_INVALID, SESSION(evict, "lru:1"));
+    CASE(bad, SESSION(evict, "lru:1"));
     SAYS("evict");
     CASE(LORIS_E_UNSUPPORTED, SESSION(sparse, "top"));
     SAYS("sparse");

@@ -14,11 +14,12 @@ use crate::log::{Level, Log};
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.
-pub const LORIS_ABI_VERSION: u32 = 3;
+pub const LORIS_ABI_VERSION: u32 = 4;
 
 /// What this build can do, for [`loris_has_feature`].
 fn features() -> Vec<&'static str> {
     let mut features = vec!["cpu", "kv-bf16", "kv-f32", "batch", "fork", "prefix-sharing", "save"];
+    features.extend(["kv-fp8", "kv-int8", "kv-int4", "lazy", "window", "evict"]);
     if !loris_kernels::images().is_empty() {
         features.push("cuda");
     }

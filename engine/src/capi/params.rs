@@ -107,7 +107,7 @@ pub struct loris_session_params {
     pub lazy: *const c_char,
     /// Which tokens leave each layer's cache for good: a policy and what it keeps, "snapkv:1024" tokens or "snapkv:25%" of each
     /// prompt, as the command line has it. On the CPU, without lazy and window; such a session is not saved and gives
-    /// no logits to loris_session_score. NULL: none.
+    /// no logits to loris_session_score. Since 0.4. NULL: none.
     pub evict: *const c_char,
     /// Which pages attention reads. NULL: all. This version has nothing else and gives LORIS_E_UNSUPPORTED.
     pub sparse: *const c_char,
@@ -248,6 +248,8 @@ pub struct loris_receipt {
     /// The smallest share of the attention of a prompt's last rows that went to tokens which went on from a prune
     /// point; 1 if nothing was pruned.
     pub mass_kept: f64,
+    /// Tokens that were evicted, of each layer. Since 0.4.
+    pub n_evicted: u64,
 }
 
 /// A struct that knows the sizes it has had.
@@ -288,7 +290,7 @@ sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0);
 sized!(loris_generate_params, [48], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);
-sized!(loris_receipt, [80, 112], reserved: 0);
+sized!(loris_receipt, [80, 112, 120], reserved: 0);
 
 /// No struct will ever be longer: a larger size is a mistake.
 const LONGEST: usize = 4096;

@@ -427,6 +427,7 @@ pub unsafe extern "C" fn loris_session_get_receipt(
                 aux_bytes: facts.aux_bytes as u64,
                 n_revived: facts.n_revived as u64,
                 mass_kept: facts.mass_kept,
+                n_evicted: facts.n_evicted as u64,
                 ..Versioned::defaults()
             };
             fill_sized(receipt, filled)

@@ -307,7 +307,7 @@ impl Statistics {
             "receipt": {
                 "kv_bytes": r.kv_bytes, "n_prefilled": r.n_prefilled, "n_shared": r.n_shared,
                 "n_decoded": r.n_decoded, "n_replayed": r.n_replayed, "n_drawn": r.n_drawn, "token_layers": r.token_layers,
-                "n_waiting": r.n_waiting, "n_revived": r.n_revived, "aux_bytes": r.aux_bytes,
+                "n_waiting": r.n_waiting, "n_revived": r.n_revived, "aux_bytes": r.aux_bytes, "n_evicted": r.n_evicted,
             },
         })
     }
