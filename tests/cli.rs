@@ -394,6 +394,35 @@ fn perplexity_is_that_of_the_library() {
     assert!((result["mean_nll"].as_f64().unwrap() - total / 2.0).abs() < 1e-9);
     assert!((result["perplexity"].as_f64().unwrap() - (total / 2.0).exp()).abs() < 1e-6);
 
+    // Overlapping windows, of each the last 20 tokens; and what 7 tokens at a time are worth.
+    let more = ["--json", "--stride", "20", "--skip", "5", "--spans", "7"];
+    let result = done(loris(&args).args(more)).object();
+    let windows = result["windows"].as_array().unwrap();
+    assert_eq!((windows.len(), &result["left_out_tokens"]), (5, &11.into()));
+    for (window, ours) in tokens[5..].windows(60).step_by(20).zip(windows) {
+        let mut session = model.session(&SessionOptions::default()).unwrap();
+        session.prefill(&window[..39]).unwrap();
+        let mut sum = 0.0;
+        let visit = &mut |idx: usize, logits: &[f32]| {
+            if let Some(&next) = window.get(40 + idx) {
+                let exp: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
+                sum += exp.ln() - f64::from(logits[next as usize]);
+            }
+        };
+        session.score(&window[39..], visit).unwrap();
+        assert!((ours["mean_nll"].as_f64().unwrap() - sum / 20.0).abs() < 1e-9);
+        let spans = ours["spans"].as_array().unwrap();
+        let to: Vec<u64> = spans.iter().map(|span| span["to"].as_u64().unwrap()).collect();
+        assert_eq!(to, [42, 49, 56, 60]);
+        // Token 40, which the first of the rows predicts, to token 42, and so on; the last row predicts nothing.
+        let n = [3.0, 7.0, 7.0, 3.0];
+        let of = |span: &Value| span["mean_nll"].as_f64().unwrap();
+        let total: f64 = spans.iter().zip(n).map(|(span, n)| of(span) * n).sum();
+        let all = 20.0 * ours["mean_nll"].as_f64().unwrap();
+        assert!((total - all).abs() < 1e-9, "{total} {all}");
+    }
+    assert_eq!(done(loris(&args).args(["--stride", "61"])).code, Some(2));
+
     let shown = done(&mut loris(&args));
     assert!(shown.ok().out.contains("window 2") && shown.out.contains("all "), "{}", shown.out);
     assert_eq!(done(loris(&args).args(["--ctx", "1"])).code, Some(2));
@@ -458,28 +487,31 @@ fn the_demo_model_answers() {
 }
 
 #[test]
-fn bench_sets_pruning_beside_dense() {
+fn bench_sets_policies_beside_dense() {
     let folder = Folder::bare();
     let (dir, csv) = (folder.arg(""), folder.arg("lazy.csv"));
     let half = "1:0.5,min-len=0,sinks=0,no-revival";
     let page = ["--page-len", "16"];
-    let args = ["--prompt-lens", "64", "--decode", "3", "--rounds", "2", "--lazy", half];
-    let args = [&args[..], &page].concat();
+    let args = ["--prompt-lens", "64", "--decode", "3", "--rounds", "2"];
+    let policies =
+        ["--policy", &format!("lazy={half}"), "--policy", "kv=int8", "--policy", "evict=tova:32"];
+    let args = [&args[..], &page, &policies].concat();
     let mut command = loris(&["bench", &dir, "--threads", "1", "--json", "--csv", &csv]);
     let run = done(command.args(&args));
     let rows = run.ok().object();
-    let [dense, lazy] = &rows.as_array().unwrap()[..] else { panic!("{rows}") };
+    let [dense, lazy, int8, evicted] = &rows.as_array().unwrap()[..] else { panic!("{rows}") };
     assert_eq!((&dense["policy"], &dense["share"]), (&"dense".into(), &1.0.into()));
     assert_eq!((&dense["ttft_ratio"], &dense["ceiling"]), (&1.0.into(), &1.0.into()));
     // Two layers, and half of the tokens in the second.
-    assert_eq!((&lazy["policy"], &lazy["share"]), (&half.into(), &0.75.into()));
+    assert_eq!((&lazy["policy"], &lazy["share"]), (&format!("lazy={half}").into(), &0.75.into()));
     let n = |row: &serde_json::Value, name: &str| row[name].as_f64().unwrap();
     assert_eq!(n(lazy, "kv_bytes"), 0.75 * n(dense, "kv_bytes"));
+    assert!(n(int8, "bytes_ratio") < 0.8 && n(evicted, "bytes_ratio") == 0.5, "{int8} {evicted}");
     assert!(n(lazy, "aux_bytes") > 0.0 && n(lazy, "p99_ms") >= n(lazy, "p50_ms"));
     assert!(n(lazy, "ceiling") > 1.0 && n(lazy, "ceiling") < 4.0 / 3.0 + 0.2);
     let table = std::fs::read_to_string(&csv).unwrap();
-    assert_eq!(table.lines().count(), 3);
-    assert!(table.lines().nth(2).unwrap().contains(&format!("\"{half}\"")), "{table}");
+    assert_eq!(table.lines().count(), 5);
+    assert!(table.lines().nth(2).unwrap().contains(&format!("\"lazy={half}\"")), "{table}");
     let people = done(loris(&["bench", &dir, "--threads", "1"]).args(&args));
     assert!(people.ok().out.contains("ceiling"), "{}", people.out);
 }

@@ -298,12 +298,12 @@ pub(crate) struct BenchArgs {
     /// Measurements of each; the result is their median
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) rounds: usize,
-    /// Compare this pruning with dense, as --lazy of `run` has it: each prompt, then --decode tokens; may be
-    /// repeated
-    #[arg(long, value_name = "SPEC")]
-    pub(crate) lazy: Vec<String>,
-    /// With --lazy: write a row for each prompt length and policy
-    #[arg(long, value_name = "FILE", requires = "lazy")]
+    /// Compare this with dense, as --policy of `eval` has it, on each prompt and --decode tokens behind it: `lazy=SPEC`,
+    /// `kv=FORMAT`, `evict=SPEC`; may be repeated
+    #[arg(long = "policy", value_name = "SPEC")]
+    pub(crate) policies: Vec<String>,
+    /// With --policy: write a row for each prompt length and policy
+    #[arg(long, value_name = "FILE", requires = "policies")]
     pub(crate) csv: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) size: SizeArgs,
@@ -336,6 +336,16 @@ pub(crate) struct PerplexityArgs {
     /// Windows at most [default: all; tokens that do not fill a last one are left out]
     #[arg(long, value_name = "N")]
     pub(crate) windows: Option<usize>,
+    /// Windows begin N tokens after one another, and of each only the last N tokens are scored: nearly all of the
+    /// context is in front of them [default: --ctx, and all but the first are scored]
+    #[arg(long, value_name = "N")]
+    pub(crate) stride: Option<usize>,
+    /// Leave out the first N tokens of the text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) skip: usize,
+    /// With --json: the mean and the seconds of each N tokens of a window, and the memory behind them
+    #[arg(long, value_name = "N")]
+    pub(crate) spans: Option<usize>,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
     #[command(flatten)]

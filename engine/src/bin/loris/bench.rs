@@ -3,7 +3,7 @@
 //! Tokens are pseudo-random, from a fixed seed, and no two prompts are alike, so nothing is shared between
 //! rounds. As in llama-bench, decoding is fed random tokens: it measures the model, not the sampler. A
 //! short run before the first round brings weights and buffers into memory. `compare` is the part that sets
-//! pruning beside dense.
+//! policies beside dense.
 
 use std::time::Instant;
 
@@ -38,14 +38,14 @@ pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
             "a prompt of 0 tokens has no speed; give --prompt-lens and --decode-ctx 1 or more",
         );
     }
-    let model = open_model(args, report)?;
-    let mut ids = Ids::new(&model);
-    let warm_len = args.prompt_lens.iter().copied().max().unwrap_or(1).min(model.plan().chunk);
-    prefill(&model, &ids.take(warm_len))?;
-    decode(&model, &mut ids, 1, 2)?;
-    if !args.lazy.is_empty() {
-        return compare(args, &model, report);
+    if !args.policies.is_empty() {
+        return compare(args, report);
     }
+    let decoded = args.decode_ctx.saturating_add(args.decode).max(8);
+    let longest = args.prompt_lens.iter().copied().chain([decoded]).max().unwrap_or(decoded);
+    let model = open_model(args, args.size.model_options(Some(longest)), report)?;
+    let mut ids = Ids::new(&model);
+    warm_up(args, &model, &mut ids)?;
 
     let mut results = Results {
         prefill: args.prompt_lens.iter().map(|&len| (len, Vec::new())).collect(),
@@ -69,18 +69,11 @@ pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
     }
 }
 
-fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
-    let decoded = args.decode_ctx.saturating_add(args.decode).max(8);
-    let longest = args.prompt_lens.iter().copied().chain([decoded]).max().unwrap_or(decoded);
-    let options = match args.lazy.is_empty() {
-        true => args.size.model_options(Some(longest)),
-        false => {
-            // What is decoded follows the prompt here.
-            let longest = args.prompt_lens.iter().max().map_or(0, |len| len + args.decode);
-            let aux_tokens = longest;
-            ModelOptions { aux_tokens, ..args.size.model_options(Some(longest)) }
-        }
-    };
+pub(crate) fn open_model(
+    args: &BenchArgs,
+    options: ModelOptions,
+    report: &Report,
+) -> Result<Model, Failure> {
     if let Some(dir) = &args.model.dir {
         return Ok(open::open(dir, &args.engine, options, report)?.model);
     }
@@ -89,6 +82,13 @@ fn open_model(args: &BenchArgs, report: &Report) -> Result<Model, Failure> {
     let engine = open::engine(&args.engine)?;
     report.note(format!("making {name} with random weights"));
     Ok(engine.open_synthetic(name, &options)?)
+}
+
+/// Brings weights and buffers into memory.
+pub(crate) fn warm_up(args: &BenchArgs, model: &Model, ids: &mut Ids) -> Result<(), Failure> {
+    let len = args.prompt_lens.iter().copied().max().unwrap_or(1).min(model.plan().chunk);
+    prefill(model, &ids.take(len))?;
+    decode(model, ids, 1, 2).map(drop)
 }
 
 /// Seconds from a prompt to the logits of its last token.

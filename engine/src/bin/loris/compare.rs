@@ -1,4 +1,4 @@
-//! `loris bench --lazy`: what pruning saves, beside dense.
+//! `loris bench --policy`: what a policy saves, beside dense.
 //!
 //! Every round runs each policy on the same tokens, one right after the other and in changing order, so that a
 //! machine whose speed drifts favours none; ratios are medians over rounds of the pairs. Tokens are
@@ -15,11 +15,12 @@ use loris::{Model, Receipt, SessionOptions};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
-use crate::bench::{Ids, load_average, median, model_name};
+use crate::bench::{Ids, load_average, median, model_name, open_model, warm_up};
 use crate::exit::{Failure, RUN_TIME};
 use crate::interrupt::Guard;
 use crate::open;
 use crate::report::{Report, quantile, rounded};
+use crate::variant::{DENSE, Variant, same_models, variants};
 
 /// One policy on one prompt in one round.
 struct Timed {
@@ -40,26 +41,30 @@ struct Line {
     rounds: Vec<Timed>,
 }
 
-pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Result<(), Failure> {
-    let mut policies = vec![("dense".to_owned(), None)];
-    for spec in &args.lazy {
-        policies.push((spec.clone(), Some(Lazy::parse(spec, model.plan().n_layers)?)));
+pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
+    // What is decoded follows the prompt here.
+    let longest = args.prompt_lens.iter().max().map_or(0, |len| len.saturating_add(args.decode));
+    let base = args.size.model_options(Some(longest));
+    let mut variants = variants(&args.policies, &base, &SessionOptions::default())?;
+    let models = open_models(args, &mut variants, longest, report)?;
+    let mut ids = Ids::new(&models[0]);
+    for model in &models {
+        warm_up(args, model, &mut ids)?;
     }
-    let mut ids = Ids::new(model);
     let mut lines: Vec<Line> = Vec::new();
     for &prompt in &args.prompt_lens {
         let first = lines.len();
-        lines.extend(policies.iter().map(|(name, lazy)| Line {
+        lines.extend(variants.iter().map(|variant| Line {
             prompt,
-            policy: name.clone(),
-            flops: flops(model, lazy.as_ref(), prompt),
+            policy: variant.name.clone(),
+            flops: flops(&models[0], variant.session.lazy.as_ref(), prompt),
             rounds: vec![],
         }));
         for round in 0..args.rounds {
             let tokens = ids.take(prompt + args.decode);
-            for turn in 0..policies.len() {
-                let idx = (round + turn) % policies.len();
-                let timed = time(model, policies[idx].1.clone(), &tokens, prompt)?;
+            for turn in 0..variants.len() {
+                let idx = (round + turn) % variants.len();
+                let timed = time(&models[idx], &variants[idx].session, &tokens, prompt)?;
                 lines[first + idx].rounds.push(timed);
             }
         }
@@ -68,8 +73,8 @@ pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Resul
     let rows: Vec<Value> = lines
         .iter()
         .map(|line| {
-            let is_dense = |l: &&Line| l.prompt == line.prompt && l.policy == "dense";
-            row(args, model, line, lines.iter().find(is_dense).unwrap_or(line))
+            let is_dense = |l: &&Line| l.prompt == line.prompt && l.policy == DENSE;
+            row(args, &models[0], line, lines.iter().find(is_dense).unwrap_or(line))
         })
         .collect();
     if let Some(path) = &args.csv {
@@ -79,6 +84,29 @@ pub(crate) fn compare(args: &BenchArgs, model: &Model, report: &Report) -> Resul
         true => report.print(&format!("{}\n", Value::Array(rows))),
         false => report.print(&table(&rows)),
     }
+}
+
+/// A model for each variant; those whose options are the same share one.
+fn open_models(
+    args: &BenchArgs,
+    variants: &mut [Variant],
+    longest: usize,
+    report: &Report,
+) -> Result<Vec<Model>, Failure> {
+    let prunes = variants.iter().any(|variant| variant.lazy.is_some());
+    for variant in &mut *variants {
+        variant.model.aux_tokens = if prunes { longest } else { 0 };
+    }
+    let mut models: Vec<Model> = Vec::new();
+    for (idx, same) in same_models(variants).into_iter().enumerate() {
+        let model = match same < idx {
+            true => models[same].clone(),
+            false => open_model(args, variants[idx].model.clone(), report)?,
+        };
+        variants[idx].fit(model.plan().n_layers)?;
+        models.push(model);
+    }
+    Ok(models)
 }
 
 /// What a prompt of `n` tokens takes: products with the weights of each layer, and attention over half of the
@@ -101,15 +129,12 @@ fn flops(model: &Model, lazy: Option<&Lazy>, n: usize) -> f64 {
 
 fn time(
     model: &Model,
-    lazy: Option<Lazy>,
+    options: &SessionOptions,
     tokens: &[u32],
     prompt: usize,
 ) -> Result<Timed, Failure> {
-    let mut session = model.session(&SessionOptions {
-        ctx_len: Some(tokens.len()),
-        lazy,
-        ..SessionOptions::default()
-    })?;
+    let options = SessionOptions { ctx_len: Some(tokens.len()), ..options.clone() };
+    let mut session = model.session(&options)?;
     let _guard = Guard::new(&session);
     let mut started = Instant::now();
     session.prefill(&tokens[..prompt])?;

@@ -22,6 +22,7 @@ mod perplexity;
 mod prompt;
 mod report;
 mod run;
+mod variant;
 
 use std::process::ExitCode;
 

@@ -148,8 +148,17 @@ pub(crate) fn bytes(n: u64) -> String {
 /// The most memory that this process ever held (mapped weights that were touched count), where the
 /// system says so.
 pub(crate) fn peak_bytes() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The memory that it holds now, its own alone: mapped weights do not count.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    status("RssAnon:")
+}
+
+fn status(name: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 

@@ -1,6 +1,6 @@
 //! `loris eval`: how well a model answers from long contexts, and what a policy changes about that.
 //!
-//! `variant` says which policies there are; `tasks`, `needles` and `lists` make samples from words, `fit`
+//! `variant` (beside this folder) says which policies there are; `tasks`, `needles` and `lists` make samples from words, `fit`
 //! gives them a length, `prompt` makes them tokens, `run` asks the model, `score` looks at the answer;
 //! `resume` reads the answers of an earlier run;
 //! `prose` compares predictions of a text; `stats`, `rows` and `plot` make something to look at of it.
@@ -23,7 +23,6 @@ mod run;
 mod score;
 mod stats;
 pub(crate) mod tasks;
-mod variant;
 mod words;
 
 use std::fs::File;
@@ -42,6 +41,7 @@ use crate::interrupt::Guard;
 use crate::open;
 use crate::prompt::read_file;
 use crate::report::{Report, Unit, peak_bytes};
+use crate::variant::{Variant, same_models, variants};
 
 use filler::Filler;
 use fit::{Misfit, fit};
@@ -49,7 +49,6 @@ use prompt::Prompter;
 use rows::{Results, Row};
 use run::Place;
 use tasks::{Seed, TASKS, Task};
-use variant::{Variant, variants};
 
 /// Lengths of prompts that can be asked for.
 const LENS: (usize, usize) = (64, 4_000_000);
@@ -394,17 +393,15 @@ fn open_models(
     longest: usize,
     has_prose: bool,
 ) -> Result<Vec<Model>, Failure> {
-    // Options have no equality of their own, but they show every field.
-    let keys: Vec<String> = variants.iter().map(|v| format!("{:?}", v.model)).collect();
+    let same = same_models(variants);
     let mut models: Vec<Model> = Vec::new();
     for (idx, variant) in variants.iter().enumerate() {
-        if let Some(same) = keys[..idx].iter().position(|key| *key == keys[idx]) {
-            models.push(models[same].clone());
+        if same[idx] < idx {
+            models.push(models[same[idx]].clone());
             continue;
         }
         // A window of prose is open in all variants at once, a sample in one.
-        let n_sessions =
-            if has_prose { keys.iter().filter(|key| **key == keys[idx]).count() } else { 1 };
+        let n_sessions = if has_prose { same.iter().filter(|&&s| s == idx).count() } else { 1 };
         let rows = if has_prose { prose::ROWS } else { variant.model.batch };
         // A page of its own at either end of each.
         let page_len = args.size.page_len.max(1);

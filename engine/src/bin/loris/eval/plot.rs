@@ -7,8 +7,8 @@ use plotters::prelude::*;
 
 use super::rows::{Results, first_token, quality};
 use super::stats::Estimate;
-use super::variant::Variant;
 use crate::exit::{Failure, RUN_TIME};
+use crate::variant::Variant;
 
 const SIZE: (u32, u32) = (760, 480);
 

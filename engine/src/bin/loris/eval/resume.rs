@@ -7,9 +7,9 @@ use std::path::Path;
 
 use super::run::Outcome;
 use super::tasks::{Seed, Task};
-use super::variant::Variant;
 use super::{cannot_write, create};
 use crate::exit::{Failure, RUN_TIME};
+use crate::variant::Variant;
 
 /// A file of samples that is open for more, and the outcomes in it.
 #[derive(Debug)]

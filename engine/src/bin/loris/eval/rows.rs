@@ -8,7 +8,7 @@ use super::prose::Measures;
 use super::run::Outcome;
 use super::stats::{Estimate, paired, scores, student};
 use super::tasks::Task;
-use super::variant::Variant;
+use crate::variant::Variant;
 
 /// What a run gave, complete or not.
 #[derive(Debug, Default)]

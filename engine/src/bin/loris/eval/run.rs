@@ -13,10 +13,10 @@ use super::fit::Fitted;
 use super::prompt::Prompter;
 use super::score::score;
 use super::tasks::{Seed, Task};
-use super::variant::Variant;
 use crate::exit::Failure;
 use crate::interrupt::Guard;
 use crate::report::rounded;
+use crate::variant::Variant;
 
 /// What came of one question.
 #[derive(Clone, Debug)]

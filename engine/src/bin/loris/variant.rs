@@ -16,11 +16,11 @@ pub(crate) struct Variant {
     pub(crate) model: ModelOptions,
     pub(crate) session: SessionOptions,
     /// The schedule, as text until it is known how many layers there are.
-    lazy: Option<String>,
+    pub(crate) lazy: Option<String>,
 }
 
 impl Variant {
-    /// True if tokens are left behind, so that not every position has logits.
+    /// True if some layers lack some tokens, so that not every position is scored.
     pub(crate) fn prunes(&self) -> bool {
         self.lazy.is_some() || self.session.evict.is_some()
     }
@@ -56,6 +56,14 @@ pub(crate) fn variants(
         variants.push(parse(policy, &dense)?);
     }
     Ok(variants)
+}
+
+/// For each variant the index of the first whose model is opened alike.
+pub(crate) fn same_models(variants: &[Variant]) -> Vec<usize> {
+    // Options have no equality of their own, but they show every field.
+    let keys: Vec<String> = variants.iter().map(|v| format!("{:?}", v.model)).collect();
+    let first = |idx: usize| keys.iter().position(|key| *key == keys[idx]).unwrap_or(idx);
+    (0..keys.len()).map(first).collect()
 }
 
 /// `NAME=SPEC`, or several of them with `+` between.
