@@ -557,7 +557,6 @@ fn a_window_has_no_end() {
         (&["--window", "0"], "window"),
         (&["--window", "100", "--ctx", "50"], "--ctx"),
         (&["--window", "100", "--lazy", "gentle"], "--lazy"),
-        (&["--window", "100", "--save-state", "x.kv"], "--save-state"),
     ] {
         let refused = run(more);
         assert!(refused.code != Some(0) && refused.err.contains(says), "{more:?}: {}", refused.err);
@@ -586,7 +585,6 @@ fn eviction_frees_pages_and_says_so() {
         (&["--evict", "lru:64"][..], "snapkv"),
         (&["--evict", "h2o:64", "--lazy", "gentle"], "--lazy"),
         (&["--evict", "h2o:64", "--window", "64"], "--window"),
-        (&["--evict", "h2o:64", "--save-state", "x.kv"], "--save-state"),
     ] {
         let refused = run(more);
         assert!(refused.code != Some(0) && refused.err.contains(says), "{more:?}: {}", refused.err);

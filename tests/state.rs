@@ -4,8 +4,10 @@
 mod support;
 
 use loris::loader::Dtype;
-use loris::policy::{Lazy, PrunePoint};
-use loris::{Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions};
+use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::{
+    Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
+};
 use support::{argmax, bits, deep, open, open_cpu, open_cuda, options, rounded};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -85,7 +87,7 @@ fn a_blob_of_something_else_is_refused_by_name() {
         blob
     };
     assert!(refusal(&model, &with(0, 1)).contains("magic"));
-    assert!(refusal(&model, &with(8, 1)).contains("version"));
+    assert!(refusal(&model, &with(8, 8)).contains("version"));
     assert!(refusal(&model, &with(12, 1)).contains("KV format"));
     assert!(refusal(&model, &with(16, 1)).contains("fingerprint"));
     assert!(refusal(&model, &with(24, 1)).contains("layers"));
@@ -94,7 +96,8 @@ fn a_blob_of_something_else_is_refused_by_name() {
     assert!(refusal(&model, &with(36, 1)).contains("vocabulary"));
     assert!(refusal(&model, &with(47, 0x80)).contains("tokens"));
     assert!(refusal(&model, &with(52, 0xff)).contains("shareable"));
-    assert!(refusal(&model, &with(56, 2)).contains("logits flag"));
+    assert!(refusal(&model, &with(56, 8)).contains("flags"));
+    assert!(refusal(&model, &with(56, 6)).contains("no stream that evicts"));
     assert!(refusal(&model, &with(60, 0x80)).contains("prune points"));
     assert!(refusal(&model, &with(67, 0xff)).contains("ids below 128"));
     assert!(refusal(&model, &with(blob.len() - 20, 1)).contains("checksum"));
@@ -168,14 +171,20 @@ fn mutated_blobs_are_refused() {
 }
 
 #[test]
-fn a_blob_of_the_first_version_is_read() {
+fn blobs_of_earlier_versions_are_read() {
     let model = model(&ModelOptions { page_len: 16, ..options(256) });
     let (session, mut blob) = saved(&model, 20, 1);
+    for version in [1, 2] {
+        blob[8] = version;
+        seal(&mut blob);
+        let restored = restore(&model, &blob).unwrap();
+        assert_eq!(restored.tokens(), session.tokens());
+        assert!(bits(restored.logits().unwrap()) == bits(session.logits().unwrap()));
+        blob[56] = 3;
+        assert!(matches!(restore(&model, &blob), Err(Error::SavedState { field: "flags", .. })));
+        blob[56] = 1;
+    }
     blob[8] = 1;
-    seal(&mut blob);
-    let restored = restore(&model, &blob).unwrap();
-    assert_eq!(restored.tokens(), session.tokens());
-    assert!(bits(restored.logits().unwrap()) == bits(session.logits().unwrap()));
     blob[60] = 1;
     assert!(matches!(restore(&model, &blob), Err(Error::SavedState { field: "prune points", .. })));
 }
@@ -462,4 +471,139 @@ fn forged_blobs_of_a_session_that_prunes_are_refused_or_run() {
         assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
     }
     assert!(n_refused > 1_000 && n_restored > 500, "{n_refused} refused, {n_restored} restored");
+}
+
+fn evicting(spec: &str) -> SessionOptions {
+    SessionOptions { evict: Some(Evict::parse(spec).unwrap()), ..SessionOptions::default() }
+}
+
+fn streaming(sink: usize, window: usize) -> SessionOptions {
+    let stream = Some(StreamOptions { sink, window });
+    SessionOptions { stream, ..SessionOptions::default() }
+}
+
+/// At every point of their lives: before and after the first page goes, before and after the first eviction.
+#[test]
+fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
+    for kv in ["bf16", "int8:int4"] {
+        let sizes =
+            ModelOptions { kv: kv.parse().unwrap(), page_len: 16, chunk: 32, ..options(512) };
+        let model = lazy_model(&sizes);
+        let other = lazy_model(&ModelOptions { chunk: 9, ..sizes });
+        let policies =
+            ["h2o:24", "h2o:40%", "snapkv:24,window=5", "tova:24", "knorm:50%", "random:24"];
+        let policies = policies.into_iter().map(evicting);
+        for options in policies.chain([streaming(4, 30), streaming(0, 17)]) {
+            let mut s = model.session(&options).unwrap();
+            for n in [0, 9, 45, 60, 3] {
+                if n > 0 {
+                    turn(&mut s, n, n);
+                }
+                let blob = save(&s);
+                let mut restored = restore(&other, &blob).unwrap();
+                assert!(other.restore(&mut &*blob, &options).is_ok());
+                assert_eq!((restored.len(), restored.n_gone()), (s.len(), s.n_gone()));
+                assert_eq!(restored.tokens(), s.tokens());
+                assert_eq!(restored.receipt().kv_bytes, s.receipt().kv_bytes);
+                assert_eq!(restored.logits().map(bits), s.logits().map(bits));
+                assert!(save(&restored) == blob, "{kv} {options:?} after {n}");
+                let mut fork = s.fork().unwrap();
+                assert!(turn(&mut restored, 7, 20) == turn(&mut fork, 7, 20), "{options:?}, {n}");
+                // Cut back to before it was saved, both know as little.
+                for s in [&mut restored, &mut fork] {
+                    s.truncate(8);
+                }
+                assert_eq!(restored.len(), fork.len(), "{options:?}");
+                assert!(turn(&mut restored, 3, 9) == turn(&mut fork, 3, 9), "{options:?}, {n}");
+            }
+        }
+        assert_eq!((model.pool_usage().n_used, other.pool_usage().n_used), (0, 0));
+    }
+}
+
+#[test]
+fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
+    let model = lazy_model(&ModelOptions { page_len: 16, chunk: 32, ..options(512) });
+    let blob_of = |options: &SessionOptions| {
+        let mut s = model.session(options).unwrap();
+        turn(&mut s, 1, 60);
+        save(&s)
+    };
+    let (stream, evicted) = (blob_of(&streaming(4, 20)), blob_of(&evicting("h2o:24")));
+    let refusal = |blob: &[u8], at: usize, bytes: &[u8]| {
+        let mut blob = blob.to_vec();
+        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
+        blob[at..at + bytes.len()].copy_from_slice(bytes);
+        seal(&mut blob);
+        match restore(&model, &blob) {
+            Err(Error::SavedState { field, .. }) => field,
+            other => panic!("at {at}: {other:?}"),
+        }
+    };
+    let long = |n: u64| n.to_le_bytes();
+    assert_eq!(refusal(&stream, 64, &65_u32.to_le_bytes()), "policy", "sinks");
+    assert_eq!(refusal(&stream, 68, &0_u32.to_le_bytes()), "policy", "window");
+    let gone = "tokens that a stream has left behind";
+    // 65 tokens, the first page, and from 44 on what the last row but one sees: pages from 16 to 32 went.
+    assert_eq!(stream[72..80], long(16));
+    assert_eq!(
+        refusal(&stream, 68, &40_u32.to_le_bytes()),
+        gone,
+        "a wider window would still see it"
+    );
+    for n in [8, 17, u64::MAX] {
+        assert_eq!(refusal(&stream, 72, &long(n)), gone, "{n}");
+    }
+    assert_eq!(refusal(&stream, 80, &long(32)), "page length of a stream");
+    assert_eq!(refusal(&evicted, 64, &6_u32.to_le_bytes()), "eviction policy");
+    assert_eq!(refusal(&evicted, 68, &2_u32.to_le_bytes()), "flag of a share");
+    assert_eq!(refusal(&evicted, 72, &long(5)), "policy", "too few to keep");
+    assert_eq!(refusal(&evicted, 96, &0_u32.to_le_bytes()), "policy", "no window");
+    assert_eq!(refusal(&evicted, 104, &long(66)), "tokens at the last eviction");
+    assert_eq!(refusal(&evicted, 104, &long(0)), "slots of a layer");
+    assert_eq!(refusal(&evicted, 112, &long(66)), "slots of a layer");
+    assert_eq!(refusal(&evicted, 112, &long(5)), "slots of a layer");
+    assert_eq!(refusal(&evicted, 120, &f32::NAN.to_le_bytes()), "the attention of a slot");
+    assert_eq!(refusal(&evicted, 120, &(-1_f32).to_le_bytes()), "the attention of a slot");
+    assert_eq!(refusal(&evicted, 48, &long(1)), "shareable tokens");
+
+    // Asked for something else than was saved.
+    for (blob, options) in [
+        (&stream, streaming(4, 21)),
+        (&stream, evicting("h2o:24")),
+        (&evicted, evicting("h2o:25")),
+        (&evicted, streaming(4, 20)),
+    ] {
+        assert!(matches!(
+            model.restore(&mut &**blob, &options),
+            Err(Error::SavedState { field: "stream" | "eviction", .. })
+        ));
+    }
+    let other = lazy_model(&ModelOptions { page_len: 32, chunk: 32, ..options(512) });
+    assert!(restore(&other, &evicted).is_ok(), "pages of another length hold the same slots");
+
+    let mut random = random();
+    for blob in [stream, evicted] {
+        let (mut n_refused, mut n_restored) = (0, 0);
+        for i in 0..1_500 {
+            let mut bad = mutate(&blob, if i % 2 == 0 { 130 } else { blob.len() }, &mut random);
+            if bad.len() >= 8 {
+                seal(&mut bad);
+            }
+            match restore(&model, &bad) {
+                Ok(mut s) => {
+                    assert_eq!(save(&s).len(), bad.len());
+                    let len = s.len();
+                    if s.prefill(&prompt(2, 30)).is_err() {
+                        assert_eq!(s.len(), len); // a damaged number may be none
+                    }
+                    s.truncate(len / 2);
+                    n_restored += 1;
+                }
+                Err(_) => n_refused += 1,
+            }
+            assert_eq!(model.pool_usage().n_used, 0);
+        }
+        assert!(n_refused > 500 && n_restored > 200, "{n_refused} refused, {n_restored} restored");
+    }
 }

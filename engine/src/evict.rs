@@ -40,6 +40,11 @@ impl Evicting {
         self.policy.rank == Rank::H2o
     }
 
+    /// The same, to be restored.
+    pub(crate) fn sums_mut(&mut self) -> &mut [Vec<f32>] {
+        &mut self.sums
+    }
+
     /// A call begins. One that adds a token adds its attention only when nothing can fail any more.
     pub(crate) fn begin(&mut self, is_prompt: bool) {
         self.before = if is_prompt { self.sums.clone() } else { Vec::new() };

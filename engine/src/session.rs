@@ -243,6 +243,12 @@ impl Session {
         self.n_gone
     }
 
+    /// An empty stream that is about to hold what a saved one held.
+    pub(crate) fn set_gone(&mut self, n_gone: usize) {
+        self.n_gone = n_gone;
+        self.cache.segments[0].n_gone = n_gone;
+    }
+
     /// True if the cache holds no token.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()

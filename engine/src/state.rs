@@ -1,14 +1,16 @@
 //! Saving and restoring a session.
 //!
 //! A blob is, in this order, with what only a session that prunes has in brackets: a header, [the schedule and
-//! its points], the tokens, the last logits if there are any, [how many segments of the layers each token has
+//! its points], of a stream what it sees and what it has left behind, of a session that evicts its policy and what
+//! that goes by, the tokens, the last logits if there are any, [how many segments of the layers each token has
 //! gone through, and for each segment but the first the number of its slots and their positions], the KV of
 //! every layer as `[layer][K|V][kv_head]`, a head's codes of all slots before its params, which does not depend
 //! on the page length, [the
 //! hidden states that wait, `[hidden_dim]` each in the format of KV that is not coded, by position]; then a checksum
-//! (XXH3, 64 bits) of all that. In the first segment slot i holds token i. A slot whose token was forgotten
+//! (XXH3, 64 bits) of all that. In the first segment slot i holds token i, but for
+//! streams, whose tokens behind the first page are later ones, and where tokens were evicted. A slot whose token was forgotten
 //! stays, because the order of slots decides the bits of attention; what it held does not. Numbers are
-//! little-endian. Version 1 was the same without what is in brackets.
+//! little-endian. Version 2 had no streams and no eviction, version 1 also lacked what is in brackets.
 //!
 //! A blob is parsed as untrusted: every field is
 //! checked against the opened model before memory is taken, and a session exists only if all of it was
@@ -26,13 +28,15 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::cache::{AuxRow, GIVEN_UP, KvFormat, KvFormats, PageLayout, Segment, Side};
 use crate::engine::Model;
 use crate::error::Error;
+use crate::evict::Evicting;
 use crate::memory;
+use crate::policy::evict::{Keep, Rank};
 use crate::policy::lazy::MAX_POINTS;
-use crate::policy::{Lazy, Order, PrunePoint};
-use crate::session::{Pending, Session, SessionOptions};
+use crate::policy::{Evict, Lazy, Order, PrunePoint, Stream};
+use crate::session::{Pending, Session, SessionOptions, StreamOptions};
 
 const MAGIC: [u8; 8] = *b"loris-kv";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The fixed start of a blob.
 #[repr(C)]
@@ -49,13 +53,50 @@ struct Header {
     n_kv_heads: u32,
     head_dim: u32,
     vocab_size: u32,
+    /// Without those that a stream has left behind.
     n_tokens: u64,
     /// Leading tokens that prefill wrote.
     n_shareable: u64,
-    /// 1 if a row of logits follows the tokens.
-    has_logits: u32,
+    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`].
+    flags: u32,
     /// Prune points; 0 in a session that does not prune, and in version 1.
     n_points: u32,
+}
+
+/// A row of logits follows the tokens.
+const HAS_LOGITS: u32 = 1;
+/// [`Streamed`] comes in front of the tokens.
+const IS_STREAM: u32 = 2;
+/// [`Evicted`] does, and for `h2o` the attention that each slot has got, `[layer][slot]`, f32.
+const EVICTS: u32 = 4;
+
+/// What a stream sees, and has left behind.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Streamed {
+    sink: u32,
+    window: u32,
+    n_gone: u64,
+    /// Pages go as a whole, so they must be as long again.
+    page_len: u64,
+}
+
+/// [`Evict`], and the slots of a layer.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Evicted {
+    /// Index in [`Rank::ALL`].
+    rank: u32,
+    /// 1: `share` is kept, else `tokens`.
+    is_share: u32,
+    tokens: u64,
+    share: f64,
+    sinks: u64,
+    window: u32,
+    pool: u32,
+    /// Tokens when some were evicted last.
+    since: u64,
+    n_slots: u64,
 }
 
 /// [`Lazy`] without its points.
@@ -102,12 +143,6 @@ impl Session {
         if self.pending != Pending::Nothing {
             return refuse("tokens are queued; step or clear them first");
         }
-        if self.evicting.is_some() {
-            return refuse("a session that evicts cannot be saved; open the session without evict");
-        }
-        if self.stream.is_some() {
-            return refuse("a stream cannot be saved; open the session without one");
-        }
         Ok(())
     }
 
@@ -123,7 +158,7 @@ impl Session {
                 * slots.map(|(idx, n)| n * plan.layout.form(idx).slot_bytes()).iter().sum::<usize>()
         };
         let kv: usize = self.cache.segments.iter().map(kv_bytes).sum();
-        let tokens = self.len() * size_of::<u32>();
+        let tokens = self.tokens.len() * size_of::<u32>();
         let pruned = match &self.lazy {
             None => 0,
             Some(lazy) => {
@@ -136,7 +171,13 @@ impl Session {
                     + self.cache.aux.len() * self.model.hidden_bytes()
             }
         };
-        Ok(size_of::<Header>() + tokens + logits + pruned + kv + size_of::<u64>())
+        let streamed = if self.stream.is_some() { size_of::<Streamed>() } else { 0 };
+        let evicted = self.evicting.as_ref().map_or(0, |evicting| {
+            let sums = evicting.sums().iter().map(Vec::len).sum::<usize>();
+            size_of::<Evicted>() + sums * size_of::<f32>()
+        });
+        let policies = pruned + streamed + evicted;
+        Ok(size_of::<Header>() + tokens + logits + policies + kv + size_of::<u64>())
     }
 
     /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
@@ -158,9 +199,11 @@ impl Session {
 
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
         let header = Header {
-            n_tokens: self.len() as u64,
+            n_tokens: self.tokens.len() as u64,
             n_shareable: self.n_shareable as u64,
-            has_logits: u32::from(self.logits_ready),
+            flags: u32::from(self.logits_ready) * HAS_LOGITS
+                | u32::from(self.stream.is_some()) * IS_STREAM
+                | u32::from(self.evicting.is_some()) * EVICTS,
             n_points: self.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };
@@ -169,6 +212,19 @@ impl Session {
             let (schedule, points) = schedule_of(lazy);
             out.write_all(bytemuck::bytes_of(&schedule)).map_err(io_error)?;
             out.write_all(bytemuck::cast_slice(&points)).map_err(io_error)?;
+        }
+        if let Some(Stream { sink, window }) = self.stream {
+            let (n_gone, page_len) =
+                (self.n_gone() as u64, self.model.plan().layout.page_len as u64);
+            let streamed = Streamed { sink, window, n_gone, page_len };
+            out.write_all(bytemuck::bytes_of(&streamed)).map_err(io_error)?;
+        }
+        if let Some(evicting) = &self.evicting {
+            let evicted = evicted_of(evicting, self.cache.segments[0].len());
+            out.write_all(bytemuck::bytes_of(&evicted)).map_err(io_error)?;
+            for sums in evicting.sums() {
+                out.write_all(bytemuck::cast_slice(sums)).map_err(io_error)?;
+            }
         }
         out.write_all(bytemuck::cast_slice(&self.tokens)).map_err(io_error)?;
         if self.logits_ready {
@@ -244,52 +300,66 @@ impl Session {
 impl Model {
     /// Opens a session from what [`Session::save`] wrote for the same weights and KV format.
     ///
-    /// It prunes as the saved one did. A schedule in `options` must be that one; without, it is taken from the
-    /// blob.
+    /// It prunes, streams or evicts as the saved one did. What `options` say of that must be the same; without, it is
+    /// taken from the blob. A stream takes a page length as that of the model that saved it.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
-        if options.evict.is_some() {
-            let reason = "a saved session holds all its tokens; restore it without evict".into();
-            return Err(Error::State { call: "restore", reason });
-        }
-        if options.stream.is_some() {
-            let reason = "a saved session is no stream; restore it without one".into();
-            return Err(Error::State { call: "restore", reason });
-        }
-        let dense = SessionOptions { lazy: None, ..options.clone() };
-        let mut session = Session::new(self.clone(), &dense)?;
         let mut from = Summed { inner: from, sum: Xxh3::new() };
-        let header = self.read_header(&mut from, &session)?;
-        let Header { n_tokens, n_shareable, has_logits, n_points, .. } = header;
-        let lazy = match n_points {
+        let header = self.read_header(&mut from)?;
+        let lazy = match header.n_points {
             0 => None,
             n => Some(read_schedule(&mut from, n as usize)?),
         };
-        if options.lazy.is_some() && options.lazy != lazy {
-            let show = |lazy: &Option<Lazy>| match lazy {
-                Some(lazy) => format!("{lazy:?}"),
-                None => "none".into(),
-            };
-            return Err(mismatch("schedule", show(&lazy), show(&options.lazy)));
-        }
+        agree("schedule", &lazy, &options.lazy)?;
         if let Some(lazy) = &lazy {
-            let unsound = |e: Error| {
-                mismatch("schedule", e.to_string(), "one for the layers of the model".into())
-            };
-            lazy.check(self.plan().n_layers).map_err(unsound)?;
+            lazy.check(self.plan().n_layers).map_err(|e| unsound("schedule", &e))?;
         }
+        let streamed = match header.flags & IS_STREAM {
+            0 => None,
+            _ => Some(read_pod::<Streamed>(&mut from, "stream")?),
+        };
+        let stream = streamed.map(|Streamed { sink, window, .. }| StreamOptions {
+            sink: sink as usize,
+            window: window as usize,
+        });
+        agree("stream", &stream, &options.stream)?;
+        let evicted = match header.flags & EVICTS {
+            0 => None,
+            _ => Some(read_pod::<Evicted>(&mut from, "eviction")?),
+        };
+        let evict = evicted.as_ref().map(policy_of).transpose()?;
+        agree("eviction", &evict, &options.evict)?;
+        // A stream has no end, whatever the others are opened with.
+        let ctx_len = options.ctx_len.filter(|_| stream.is_none());
+        let dense = SessionOptions { ctx_len, lazy: None, stream, evict };
+        let mut session = match (stream, evict) {
+            (None, None) => Session::new(self.clone(), &dense)?,
+            _ => Session::new(self.clone(), &dense).map_err(|e| unsound("policy", &e))?,
+        };
         session.prune_by(lazy)?;
-        #[allow(clippy::cast_possible_truncation)] // at most the context length, checked
-        let (n_tokens, n_shareable) = (n_tokens as usize, n_shareable as usize);
+        let n_tokens = at_most(
+            "tokens (the session's context length)",
+            header.n_tokens,
+            session.ctx_len as u64,
+        )?;
+        // What some layers have lost is nobody's prefix.
+        let is_whole = evicted.is_none_or(|evicted| evicted.since == 0);
+        let most = if is_whole { header.n_tokens } else { 0 };
+        let n_shareable = at_most("shareable tokens", header.n_shareable, most)?;
+        let positions = match (streamed, evicted) {
+            (Some(streamed), _) => self.positions_of_stream(&streamed, &mut session, n_tokens)?,
+            (_, Some(evicted)) => self.read_evicted(&mut from, &evicted, &mut session, n_tokens)?,
+            _ => Positions { first: n_tokens, then: n_tokens, n_slots: n_tokens },
+        };
 
         // Before memory is taken for as many tokens as a header may claim.
-        self.check_room(&session.cache.segments[0], n_tokens)?;
+        self.check_room(&session.cache.segments[0], positions.n_slots)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(mismatch("tokens", format!("id {id}"), format!("ids below {vocab_size}")));
         }
-        if has_logits == 1 {
+        if header.flags & HAS_LOGITS != 0 {
             read(&mut from, bytemuck::cast_slice_mut(&mut session.logits), "logits")?;
             if session.logits.iter().any(|l| !l.is_finite()) {
                 return Err(mismatch(
@@ -299,7 +369,7 @@ impl Model {
                 ));
             }
         }
-        self.read_layers(&mut from, &mut session, tokens)?;
+        self.read_layers(&mut from, &mut session, tokens, &positions)?;
         for segment in &session.cache.segments {
             self.read_pages(&mut from, segment)?;
         }
@@ -312,7 +382,7 @@ impl Model {
             return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
         }
         session.n_shareable = n_shareable;
-        session.logits_ready = has_logits == 1;
+        session.logits_ready = header.flags & HAS_LOGITS != 0;
         Ok(session)
     }
 
@@ -327,20 +397,15 @@ impl Model {
         }
     }
 
-    fn read_header(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        session: &Session,
-    ) -> Result<Header, Error> {
-        let mut header: Header = bytemuck::Zeroable::zeroed();
-        read(from, bytemuck::bytes_of_mut(&mut header), "header")?;
+    fn read_header(&self, from: &mut Summed<&mut dyn Read>) -> Result<Header, Error> {
+        let header: Header = read_pod(from, "header")?;
         let want = expected_header(self);
         let check = |field, found: u64, expected: u64| match found == expected {
             true => Ok(()),
             false => Err(mismatch(field, found.to_string(), expected.to_string())),
         };
         check("magic", u64::from_le_bytes(header.magic), u64::from_le_bytes(want.magic))?;
-        if header.version != 1 {
+        if !(1..VERSION).contains(&header.version) {
             check("version", header.version.into(), want.version.into())?;
         }
         check(
@@ -353,16 +418,88 @@ impl Model {
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
         check("head width", header.head_dim.into(), want.head_dim.into())?;
         check("vocabulary", header.vocab_size.into(), want.vocab_size.into())?;
-        let at_most = |field, found: u64, max: u64| match found <= max {
-            true => Ok(()),
-            false => Err(mismatch(field, found.to_string(), format!("at most {max}"))),
+        let flags = match header.version {
+            1 | 2 => HAS_LOGITS,
+            _ => HAS_LOGITS | IS_STREAM | EVICTS,
         };
-        at_most("tokens (the session's context length)", header.n_tokens, session.ctx_len as u64)?;
-        at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
-        at_most("logits flag", header.has_logits.into(), u64::from(header.n_tokens > 0))?;
+        if header.flags & !flags != 0 {
+            return Err(mismatch("flags", header.flags.to_string(), format!("some of {flags}")));
+        }
+        if header.flags & HAS_LOGITS != 0 && header.n_tokens == 0 {
+            return Err(mismatch("tokens", "0".into(), "1 or more, as there are logits".into()));
+        }
+        if header.flags & IS_STREAM != 0 && header.flags & EVICTS != 0 {
+            return Err(mismatch(
+                "flags",
+                header.flags.to_string(),
+                "no stream that evicts".into(),
+            ));
+        }
         let most = if header.version == 1 { 0 } else { MAX_POINTS as u64 };
         at_most("prune points", header.n_points.into(), most)?;
         Ok(header)
+    }
+
+    /// The slots of a stream that has left behind what it may have.
+    fn positions_of_stream(
+        &self,
+        streamed: &Streamed,
+        session: &mut Session,
+        n_tokens: usize,
+    ) -> Result<Positions, Error> {
+        let layout = &self.plan().layout;
+        let &Streamed { n_gone, page_len, sink, window } = streamed;
+        if page_len != layout.page_len as u64 {
+            let expected = layout.page_len.to_string();
+            return Err(mismatch("page length of a stream", page_len.to_string(), expected));
+        }
+        let first = layout.n_slots(1);
+        let len = n_gone.saturating_add(n_tokens as u64);
+        // The last token may be computed once more.
+        let seen = u32::try_from(len.saturating_sub(1));
+        let seen = seen.map(|position| Stream { sink, window }.first_seen(position));
+        let most = seen.map_or(0, |seen| u64::from(seen).saturating_sub(first as u64));
+        let n_gone = at_most("tokens that a stream has left behind", n_gone, most)?;
+        if !n_gone.is_multiple_of(layout.page_len) || (n_gone > 0 && n_tokens < first) {
+            let expected = "whole pages behind the first".into();
+            return Err(mismatch(
+                "tokens that a stream has left behind",
+                n_gone.to_string(),
+                expected,
+            ));
+        }
+        session.set_gone(n_gone);
+        Ok(Positions { first: first.min(n_tokens), then: first + n_gone, n_slots: n_tokens })
+    }
+
+    /// The slots of a session that evicts, and the attention that they have got.
+    fn read_evicted(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        evicted: &Evicted,
+        session: &mut Session,
+        n_tokens: usize,
+    ) -> Result<Positions, Error> {
+        let since = at_most("tokens at the last eviction", evicted.since, n_tokens as u64)?;
+        let n_slots = at_most("slots of a layer", evicted.n_slots, n_tokens as u64)?;
+        let n_new = n_tokens - since;
+        if n_slots < n_new || (since > 0) != (n_slots > n_new) {
+            let expected = format!("{n_new} and those that were kept, if any were");
+            return Err(mismatch("slots of a layer", n_slots.to_string(), expected));
+        }
+        self.check_room(&session.cache.segments[0], n_slots)?;
+        if let Some(evicting) = &mut session.evicting {
+            evicting.since = since;
+            for sums in evicting.sums_mut() {
+                *sums = memory::zeros(n_slots, "the attention of slots")?;
+                read(from, bytemuck::cast_slice_mut(sums), "the attention of slots")?;
+                if let Some(sum) = sums.iter().find(|sum| !(**sum >= 0.0 && sum.is_finite())) {
+                    let expected = "0 or more".into();
+                    return Err(mismatch("the attention of a slot", sum.to_string(), expected));
+                }
+            }
+        }
+        Ok(Positions { first: n_slots - n_new, then: since, n_slots })
     }
 
     /// Refuses more slots of a segment than the page pool has room for, free or not.
@@ -381,13 +518,13 @@ impl Model {
         from: &mut Summed<&mut dyn Read>,
         session: &mut Session,
         tokens: Vec<u32>,
+        positions: &Positions,
     ) -> Result<(), Error> {
-        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        let mut slots: Vec<Vec<u32>> = vec![(0..tokens.len() as u32).collect()];
-        let mut depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
-        match session.lazy {
-            None => depth.fill(1),
-            Some(_) => read(from, &mut depth, "depths")?,
+        let mut slots = vec![positions.all()];
+        let mut depth = Vec::new();
+        if session.lazy.is_some() {
+            depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
+            read(from, &mut depth, "depths")?;
         }
         let n_segments = session.cache.segments.len();
         let is_depth = |&depth: &u8| (1..=n_segments).contains(&depth.into());
@@ -405,8 +542,9 @@ impl Model {
             slots.push(positions);
         }
         let mut pool = self.shared.pool();
-        session.cache.restore(depth, &slots, &self.plan().layout, &mut pool)?;
         session.tokens = tokens;
+        let len = session.len();
+        session.cache.restore(len, depth, &slots, &self.plan().layout, &mut pool)?;
         Ok(())
     }
 
@@ -460,6 +598,81 @@ impl Model {
     }
 }
 
+/// The positions of the slots of the first segment: 0, 1, ... of the first ones, then from another number on.
+struct Positions {
+    first: usize,
+    then: usize,
+    n_slots: usize,
+}
+
+impl Positions {
+    #[allow(clippy::cast_possible_truncation)] // bounded by the context length, and that of a stream by 32 bits
+    fn all(&self) -> Vec<u32> {
+        let behind = self.then..self.then + self.n_slots - self.first;
+        (0..self.first).chain(behind).map(|position| position as u32).collect()
+    }
+}
+
+fn evicted_of(evicting: &Evicting, n_slots: usize) -> Evicted {
+    // By name, so that none is forgotten.
+    let Evict { rank, keep, sinks, window, pool } = evicting.policy;
+    let (is_share, tokens, share) = match keep {
+        Keep::Tokens(tokens) => (0, tokens as u64, 0.0),
+        Keep::Share(share) => (1, 0, share),
+    };
+    let rank = Rank::ALL.iter().position(|(r, _)| *r == rank).unwrap_or_default();
+    #[allow(clippy::cast_possible_truncation)] // at most 64
+    Evicted {
+        rank: rank as u32,
+        is_share,
+        tokens,
+        share,
+        sinks: sinks as u64,
+        window: window as u32,
+        pool: pool as u32,
+        since: evicting.since as u64,
+        n_slots: n_slots as u64,
+    }
+}
+
+fn policy_of(evicted: &Evicted) -> Result<Evict, Error> {
+    let &Evicted { rank, is_share, tokens, share, sinks, window, pool, .. } = evicted;
+    let Some(&(rank, _)) = Rank::ALL.get(rank as usize) else {
+        let expected = format!("less than {}", Rank::ALL.len());
+        return Err(mismatch("eviction policy", rank.to_string(), expected));
+    };
+    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let keep = match is_share {
+        0 => Keep::Tokens(count(tokens)),
+        1 => Keep::Share(share),
+        found => return Err(mismatch("flag of a share", found.to_string(), "0 or 1".into())),
+    };
+    Ok(Evict { rank, keep, sinks: count(sinks), window: window as usize, pool: pool as usize })
+}
+
+/// Fails where a caller asks for something else than was saved.
+fn agree<T: PartialEq + std::fmt::Debug>(
+    field: &'static str,
+    saved: &Option<T>,
+    asked: &Option<T>,
+) -> Result<(), Error> {
+    let show = |policy: &Option<T>| policy.as_ref().map_or("none".into(), |p| format!("{p:?}"));
+    match asked.is_some() && asked != saved {
+        true => Err(mismatch(field, show(saved), show(asked))),
+        false => Ok(()),
+    }
+}
+
+fn unsound(field: &'static str, e: &Error) -> Error {
+    mismatch(field, e.to_string(), "one that the model can follow".into())
+}
+
+/// A count that is no more than `max`.
+fn at_most(field: &'static str, found: u64, max: u64) -> Result<usize, Error> {
+    let refuse = || mismatch(field, found.to_string(), format!("at most {max}"));
+    usize::try_from(found).ok().filter(|_| found <= max).ok_or_else(refuse)
+}
+
 /// The slots of segment `idx` must hold each token that has gone through it once, and no other; slots that
 /// were given up may be among them, but not at the end.
 fn check_slots(idx: usize, positions: &[u32], depth: &[u8]) -> Result<(), Error> {
@@ -508,8 +721,7 @@ fn schedule_of(lazy: &Lazy) -> (Schedule, Vec<Point>) {
 }
 
 fn read_schedule(from: &mut Summed<&mut dyn Read>, n_points: usize) -> Result<Lazy, Error> {
-    let mut schedule: Schedule = bytemuck::Zeroable::zeroed();
-    read(from, bytemuck::bytes_of_mut(&mut schedule), "schedule")?;
+    let schedule: Schedule = read_pod(from, "schedule")?;
     let mut points: Vec<Point> = memory::zeros(n_points, "prune points")?;
     read(from, bytemuck::cast_slice_mut(&mut points), "prune points")?;
     let Schedule { sinks, min_len, max_revived, window, revives, order, seed, pool, reserved } =
@@ -557,7 +769,7 @@ fn expected_header(model: &Model) -> Header {
         vocab_size: small(model.config().vocab_size),
         n_tokens: 0,
         n_shareable: 0,
-        has_logits: 0,
+        flags: 0,
         n_points: 0,
     }
 }
@@ -635,6 +847,15 @@ fn read(
         }
         Err(e) => Err(io_error(e)),
     }
+}
+
+fn read_pod<T: bytemuck::Pod>(
+    from: &mut Summed<&mut dyn Read>,
+    field: &'static str,
+) -> Result<T, Error> {
+    let mut value = T::zeroed();
+    read(from, bytemuck::bytes_of_mut(&mut value), field)?;
+    Ok(value)
 }
 
 fn buffer(n: usize, bytes: usize) -> Result<Vec<u8>, Error> {

@@ -238,11 +238,12 @@ impl LayeredCache {
         }
     }
 
-    /// Takes what a saved session held, all of it waiting between calls: how many segments each token has gone
-    /// through, and the positions of each segment's slots. What was taken before an error is released with the
+    /// Takes what a saved session of `len` tokens held, all of it waiting between calls: how many segments each token has
+    /// gone through, where there is more than one, and the positions of each segment's slots. What was taken before an error is released with the
     /// rest.
     pub fn restore(
         &mut self,
+        len: usize,
         depth: Vec<u8>,
         slots: &[Vec<u32>],
         layout: &PageLayout,
@@ -258,8 +259,7 @@ impl LayeredCache {
         for (position, row) in waiting.into_iter().zip(rows) {
             self.aux.put(position, row);
         }
-        self.len = depth.len();
-        self.depth = depth;
+        (self.len, self.depth) = (len, depth);
         Ok(())
     }
 

@@ -52,14 +52,17 @@ pub enum Rank {
     Random,
 }
 
-const RANKS: [(Rank, &str); 6] = [
-    (Rank::Window, "window"),
-    (Rank::H2o, "h2o"),
-    (Rank::SnapKv, "snapkv"),
-    (Rank::Tova, "tova"),
-    (Rank::KNorm, "knorm"),
-    (Rank::Random, "random"),
-];
+impl Rank {
+    /// All of them, and their names.
+    pub const ALL: [(Self, &str); 6] = [
+        (Self::Window, "window"),
+        (Self::H2o, "h2o"),
+        (Self::SnapKv, "snapkv"),
+        (Self::Tova, "tova"),
+        (Self::KNorm, "knorm"),
+        (Self::Random, "random"),
+    ];
+}
 
 /// How many tokens of a layer stay.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -85,7 +88,7 @@ impl Evict {
     /// `pool=N` and `sinks=N`.
     pub fn parse(spec: &str) -> Result<Self, Error> {
         let refuse = || {
-            let names = RANKS.map(|(_, name)| name).join(", ");
+            let names = Rank::ALL.map(|(_, name)| name).join(", ");
             let expected = format!(
                 "POLICY:TOKENS or POLICY:PERCENT%, with one of {names}, at least {MIN_KEEP} tokens, or 1 to 100 percent; then, \
                  if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}; snapkv), sinks=N"
@@ -94,7 +97,7 @@ impl Evict {
         };
         let mut words = spec.split(',').map(str::trim);
         let (name, keep) = words.next().and_then(|word| word.split_once(':')).ok_or_else(refuse)?;
-        let &(rank, _) = RANKS.iter().find(|(_, n)| *n == name).ok_or_else(refuse)?;
+        let &(rank, _) = Rank::ALL.iter().find(|(_, n)| *n == name).ok_or_else(refuse)?;
         let keep = match keep.strip_suffix('%') {
             Some(percent) => Keep::Share(percent.parse::<f64>().map_err(|_| refuse())? / 100.0),
             None => Keep::Tokens(keep.parse().map_err(|_| refuse())?),

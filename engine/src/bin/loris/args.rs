@@ -85,11 +85,11 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) raw: bool,
     /// Write the session to a file after the answer
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["window", "evict"])]
+    #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
     /// Start from a saved session: what the prompt has in common with it is not computed again; without
     /// a prompt, the saved answer goes on
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["window", "evict"])]
+    #[arg(long, value_name = "FILE")]
     pub(crate) load_state: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) generate: GenerateArgs,

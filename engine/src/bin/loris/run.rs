@@ -105,7 +105,10 @@ fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     model.restore_file(path, &options).map_err(|e| match e {
         Error::SavedState { .. } => Failure::new(
             RUN_TIME,
-            format!("{}: {e}; save it again with this model, --kv and --lazy", path.display()),
+            format!(
+                "{}: {e}; save it again with this model, --kv, --lazy, --window or --evict",
+                path.display()
+            ),
         ),
         Error::Io { source, .. } => {
             let path = path.display();
