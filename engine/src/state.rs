@@ -201,9 +201,13 @@ impl Session {
         let header = Header {
             n_tokens: self.tokens.len() as u64,
             n_shareable: self.n_shareable as u64,
-            flags: u32::from(self.logits_ready) * HAS_LOGITS
-                | u32::from(self.stream.is_some()) * IS_STREAM
-                | u32::from(self.evicting.is_some()) * EVICTS,
+            flags: [
+                (self.logits_ready, HAS_LOGITS),
+                (self.stream.is_some(), IS_STREAM),
+                (self.evicting.is_some(), EVICTS),
+            ]
+            .into_iter()
+            .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
             n_points: self.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };

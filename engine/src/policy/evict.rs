@@ -127,7 +127,7 @@ impl Evict {
                     format!("at least {MIN_KEEP} tokens, and more than sinks"),
                 );
             }
-            Keep::Share(share) if !(share >= 0.01 && share <= 1.0) => {
+            Keep::Share(share) if !(0.01..=1.0).contains(&share) => {
                 return refuse(format!("{}%", share * 100.0), "1% to 100%".into());
             }
             _ => {}

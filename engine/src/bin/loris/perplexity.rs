@@ -144,7 +144,7 @@ fn score(
             in_span.n += 1;
         }
         let to = idx + 1;
-        if (to % span == 0 || to == window.len()) && in_span.n > 0 {
+        if (to.is_multiple_of(span) || to == window.len()) && in_span.n > 0 {
             all.spans.push(json!({
                 "to": to, "mean_nll": in_span.mean(), "seconds": rounded(since.elapsed().as_secs_f64()),
                 "resident_bytes": resident_bytes(),
