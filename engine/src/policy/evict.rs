@@ -146,12 +146,12 @@ impl Evict {
     pub fn n_keep(&self, n_held: usize, n_new: Option<usize>, page_len: usize) -> Option<usize> {
         let n_keep = match (self.keep, n_new) {
             (Keep::Tokens(n), Some(_)) => n,
-            (Keep::Tokens(n), None) if n_held >= n + page_len => n,
+            (Keep::Tokens(n), None) if n_held >= n.saturating_add(page_len) => n,
             (Keep::Share(share), Some(n_new)) => {
                 #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
                 #[allow(clippy::cast_sign_loss)] // counts of tokens, far below 2^52
                 let n_kept = (n_new as f64 * share).ceil() as usize;
-                (n_held - n_new + n_kept).max(MIN_KEEP).max(self.sinks + 1)
+                (n_held - n_new + n_kept).max(MIN_KEEP).max(self.sinks.saturating_add(1))
             }
             _ => return None,
         };
@@ -252,6 +252,10 @@ mod tests {
         assert_eq!(share.n_keep(100, Some(100), 16), Some(25));
         assert_eq!(share.n_keep(131, Some(101), 16), Some(30 + 26));
         assert_eq!(share.n_keep(131, None, 16), None);
+        for all in ["window:25%,sinks=18446744073709551615", "window:18446744073709551615"] {
+            assert_eq!(evict(all).n_keep(100, Some(100), 16), None, "{all}");
+            assert_eq!(evict(all).n_keep(100, None, 16), None, "{all}");
+        }
         assert_eq!(share.n_keep(17, Some(17), 16), Some(MIN_KEEP));
         assert_eq!(share.n_keep(MIN_KEEP, Some(MIN_KEEP), 16), None);
     }
