@@ -313,7 +313,7 @@ impl Bench {
         if !self.wants(&name.to_lowercase()) {
             return;
         }
-        let layout = PageLayout { n_kv_heads, page_len: 64, head_dim, kv: kv.into() };
+        let layout = PageLayout::new(n_kv_heads, 64, head_dim, kv.into());
         let n_pages = layout.n_pages(n + 1);
         let mut pages: CpuPages = self.backend.pages(layout, n_pages).unwrap();
         for page in 0..n_pages {
@@ -334,6 +334,7 @@ impl Bench {
             n_layers: 1,
             inv_freq: &freq,
             rope_scale: 1.0,
+            n_sealed: 0,
             rolling: None,
         });
         let width = n_q_heads * head_dim;

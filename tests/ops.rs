@@ -77,6 +77,15 @@ fn cases() -> Vec<Case> {
     for (format, page_len) in [("int8", 16), ("int4", 16), ("int4", 128), ("fp8", 256)] {
         cases.push(Case { kv: kv(format), page_len, window: Some(70), ..BASE });
     }
+    for (format, page_len, shape) in [
+        ("int4-channel", 16, BASE.shape),
+        ("int2", 16, shape(3, 1, 64)),
+        ("int2:int8", 32, shape(3, 1, 64)),
+        ("bf16:int2", 16, shape(1, 1, 64)),
+        ("int2:int4-channel", 16, shape(2, 1, 128)),
+    ] {
+        cases.push(Case { kv: kv(format), page_len, shape, extras: page_len == 32, ..BASE });
+    }
     for (format, d) in [("int8", 6), ("fp8", 80), ("int4", 96), ("int4", 128), ("int8", 256)] {
         cases.push(Case { kv: kv(format), shape: shape(4, 2, d), ..BASE });
     }
@@ -140,8 +149,16 @@ fn masks_follow_positions() {
 }
 
 fn check_long<B: Backend>(target: &Target<B>) {
-    for (kv, window) in [(BF16, None), (F32, Some(600)), (kv("int4"), None), (kv("int8"), None)] {
-        let case = Case { kv, window, dtype: Dtype::F32, ..BASE };
+    let wide = AttentionShape { n_q_heads: 3, n_kv_heads: 1, head_dim: 64 };
+    for (kv, window, shape) in [
+        (BF16, None, BASE.shape),
+        (F32, Some(600), BASE.shape),
+        (kv("int4"), None, BASE.shape),
+        (kv("int8"), None, BASE.shape),
+        (kv("int2"), None, wide),
+        (kv("int4-channel"), Some(300), wide),
+    ] {
+        let case = Case { kv, window, shape, dtype: Dtype::F32, ..BASE };
         if !(target.runs)(&case) {
             continue;
         }
@@ -401,6 +418,7 @@ fn check_gather<B: Backend>(target: &Target<B>) {
         n_layers: 2,
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
+        n_sealed: 0,
         rolling: None,
     };
     let batch = Batch {
@@ -439,6 +457,7 @@ fn check_copies<B: Backend>(target: &Target<B>) {
         n_layers: 2,
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
+        n_sealed: 0,
         rolling: None,
     };
     let (positions, logit_rows) = (positions.clone(), Vec::new());

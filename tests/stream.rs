@@ -54,7 +54,7 @@ fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_stream_that_is_not_full_is_a_sequence_as_any() {
-    for kv in KvFormat::ALL {
+    for kv in KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed()) {
         let model = open(2, &ModelOptions { kv: kv.into(), page_len: 16, ..options(1_024) });
         let turns = [(40, 10), (10, 4)];
         let want = run(&mut model.session(&SessionOptions::default()).unwrap(), &turns);
@@ -84,7 +84,7 @@ fn as_many_sinks_as_there_may_be() {
 #[test]
 fn bits_do_not_depend_on_when_pages_go() {
     let turns = [(300, 90), (1, 3), (170, 140)];
-    for kv in KvFormat::ALL {
+    for kv in KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed()) {
         let options = ModelOptions { kv: kv.into(), ..options(2_048) };
         let want = run(&mut session(&open(2, &options), STREAM), &turns);
         for (chunk, page_len, threads) in

@@ -291,6 +291,10 @@ impl Model {
                 "none on CUDA, whose kernels lack it; use the CPU",
             );
         }
+        if plan.layout.kv.are_sealed() {
+            let expected = "none with a KV cache of sealed pages; take int4 or int8";
+            return refuse("window", window.to_string(), expected);
+        }
         if matches!(config.rope.scaling, RopeScaling::Dynamic { .. }) {
             return refuse(
                 "window",
@@ -332,6 +336,9 @@ impl Model {
         if self.config().windows.iter().any(Option::is_some) {
             return refuse("none with layers that see a window of their own".into());
         }
+        if plan.layout.kv.are_sealed() {
+            return refuse("none with a KV cache of sealed pages; take int4 or int8".into());
+        }
         let n_wide = plan.layout.first_len();
         if plan.layout.skew() > 0 && evict.sinks < n_wide {
             return refuse(format!("sinks={n_wide} or more, the first tokens of a coded cache"));
@@ -348,6 +355,10 @@ impl Model {
         lazy.check(plan.n_layers)?;
         if lazy.window > plan.chunk {
             let expected = format!("at most the chunk, {}", plan.chunk);
+            return Err(Error::option("lazy window", lazy.window, expected));
+        }
+        if plan.layout.kv.are_sealed() && lazy.window > 1 {
+            let expected = "1 with a KV cache of sealed pages, whose rows come page by page";
             return Err(Error::option("lazy window", lazy.window, expected));
         }
         if plan.n_aux_pages == 0 {

@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use loris_loader::ModelConfig;
 
 use crate::backend::{Backend, Batch, Draw, Phase, RowUse, Score, Stop, Table};
-use crate::cache::{AuxRow, PageId, Store};
+use crate::cache::{AuxRow, PageId, Seal, Store};
 use crate::error::Error;
 use crate::memory;
 use crate::model::{self, ModelWeights, Progress, Source};
@@ -66,6 +66,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) batch: Batch<'a>,
     /// Pages to copy first.
     pub(crate) copies: Vec<(PageId, PageId)>,
+    /// Pages to code then.
+    pub(crate) seals: Vec<Seal>,
     /// Hidden states to move first, from the store in transit to the one that waits.
     pub(crate) parks: Vec<(AuxRow, AuxRow)>,
     pub(crate) layers: Range<usize>,
@@ -334,6 +336,9 @@ impl<B: Backend> Execute for Executor<B> {
         self.n_runs += 1;
         if !pass.copies.is_empty() {
             self.backend.copy_pages(&mut self.pages, &pass.copies)?;
+        }
+        if !pass.seals.is_empty() {
+            self.backend.seal_pages(&mut self.pages, &pass.seals)?;
         }
         self.park(&pass.parks, stop)?;
         self.forward(pass, stop)

@@ -7,7 +7,7 @@
 use loris_loader::{LoadMode, ModelConfig};
 
 use crate::backend::AttentionShape;
-use crate::cache::{KvFormat, KvFormats, PageLayout};
+use crate::cache::{KvFormat, KvFormats, PageLayout, Part};
 use crate::error::Error;
 
 /// How a model is opened.
@@ -115,24 +115,20 @@ impl Plan {
             n_kv_heads: config.n_kv_heads,
             head_dim: config.head_dim,
         };
-        let layout = PageLayout {
-            n_kv_heads: config.n_kv_heads,
-            page_len: options.page_len,
-            head_dim: config.head_dim,
-            kv: options.kv,
-        };
         options.kv.check(config.head_dim)?;
+        let (n_kv_heads, head_dim) = (config.n_kv_heads, config.head_dim);
+        let too_large = |what| move || Error::OutOfMemory { what, bytes: usize::MAX };
+        // In f32, the widest format; what follows on pages cannot overflow then.
+        product(&[2, n_kv_heads, options.page_len, head_dim, 4])
+            .ok_or_else(too_large("a KV page"))?;
+        let layout = PageLayout::new(n_kv_heads, options.page_len, head_dim, options.kv);
         if options.keep_prefixes && layout.skew() > 0 {
             let expected = "false with a coded KV cache: their pages do not hold the same tokens";
             return Err(Error::option("keep-prefixes", true, expected));
         }
-        let too_large = |what| move || Error::OutOfMemory { what, bytes: usize::MAX };
-        // In f32, the widest format; what follows on pages cannot overflow then.
-        product(&[2, config.n_kv_heads, options.page_len, config.head_dim, 4])
-            .ok_or_else(too_large("a KV page"))?;
         let page_bytes = layout.bytes();
         let n_pages = layout
-            .n_pages(kv_tokens)
+            .n_pages_at_most(kv_tokens)
             .checked_mul(config.n_layers)
             .filter(|&n| u32::try_from(n).is_ok())
             .ok_or_else(too_large("the KV page pool"))?;
@@ -177,7 +173,7 @@ impl Plan {
             batch: options.batch,
             ctx_len: config.ctx_len,
             weight_bytes,
-            kv_bytes_per_token: layout.form(1).slot_bytes() * config.n_layers,
+            kv_bytes_per_token: layout.form_of(Part::Body).slot_bytes() * config.n_layers,
             kv_bytes,
             activation_bytes,
             logits_bytes,
@@ -241,7 +237,8 @@ impl Plan {
 
     /// Bytes of KV that a session of `len` tokens holds, whole pages counted.
     pub fn kv_bytes_of(&self, len: usize) -> usize {
-        self.layout.n_pages(len) * self.n_layers * self.layout.bytes()
+        let n_sealed = len.checked_sub(1).map_or(0, |last| self.layout.n_due(last));
+        self.layout.with_sealed(n_sealed).n_pages(len) * self.n_layers * self.layout.bytes()
     }
 }
 

@@ -491,6 +491,8 @@ impl Session {
     /// whom to leave behind and whom to take up again, that stands, and no number depends on them otherwise, because a token
     /// sees none behind it. A slot between others stays, without a token, until those behind it go.
     ///
+    /// What a cache of sealed pages has coded stays so, although a session that never went further would still hold it in 16 bits.
+    ///
     /// A stream that has left behind what the next token would see from `len` on forgets everything, and so does a session that
     /// has evicted some of its tokens since then: [`len`](Self::len) says what is left.
     pub fn truncate(&mut self, len: usize) {
@@ -565,6 +567,7 @@ impl Session {
         if !matches!(self.pending, Pending::Prompt { .. })
             || (prunes && !plan.keep_prefixes)
             || has_rolled
+            || plan.layout.kv.are_sealed()
         {
             return;
         }
@@ -593,9 +596,11 @@ impl Session {
         let shared = &*self.model.shared;
         let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
         // Dynamic scaling rotates a key by the length of the prompt it came with.
+        // What a row sees of a table with sealed pages depends on where it stands.
+        let seals = shared.plan.layout.kv.are_sealed();
         // Pages do not say what attention their tokens got.
         let counts_all = self.evicting.as_ref().is_some_and(Evicting::counts_all);
-        if !self.tokens.is_empty() || dynamic || counts_all {
+        if !self.tokens.is_empty() || dynamic || seals || counts_all {
             return false;
         }
         let layout = &shared.plan.layout;

@@ -2,14 +2,15 @@
 //!
 //! A blob is, in this order, with what only a session that prunes has in brackets: a header, [the schedule and
 //! its points], of a stream what it sees and what it has left behind, of a session that evicts its policy and what
-//! that goes by, the tokens, the last logits if there are any, [how many segments of the layers each token has
-//! gone through, and for each segment but the first the number of its slots and their positions], the KV of
+//! that goes by, of a cache of sealed pages how many each segment has, the tokens, the last logits if there are any, [how many segments of the layers each token has
+//! gone through], [for each segment but the first the number of its slots and their positions], the KV of
 //! every layer as `[layer][K|V][kv_head]`, a head's codes of all slots before its params, which does not depend
-//! on the page length, [the
+//! on the page length, but where pages are sealed, [the
 //! hidden states that wait, `[hidden_dim]` each in the format of KV that is not coded, by position]; then a checksum
 //! (XXH3, 64 bits) of all that. In the first segment slot i holds token i, but for
-//! streams, whose tokens behind the first page are later ones, and where tokens were evicted. A slot whose token was forgotten
-//! stays, because the order of slots decides the bits of attention; what it held does not. Numbers are
+//! streams, whose tokens behind the first page are later ones, where tokens were evicted, and where pages are sealed: then the
+//! positions of the first segment's slots are written too. A slot whose token was forgotten
+//! stays, because the order of slots decides the bits of attention; what it held does not, unless pages are sealed. Numbers are
 //! little-endian. Version 2 had no streams and no eviction, version 1 also lacked what is in brackets.
 //!
 //! A blob is parsed as untrusted: every field is
@@ -44,7 +45,7 @@ const VERSION: u32 = 3;
 struct Header {
     magic: [u8; 8],
     version: u32,
-    /// Of keys, 0: bf16, 1: f32, 2: fp8, 3: int8, 4: int4, 5: int4-plain; and from bit 8 on that of values, xor
+    /// Of keys, 0: bf16, 1: f32, 2: fp8, 3: int8, 4: int4, 5: int4-plain, 6: int4-channel, 7: int2; and from bit 8 on that of values, xor
     /// that of keys.
     kv_format: u32,
     /// Of the weights that made the cache.
@@ -57,7 +58,7 @@ struct Header {
     n_tokens: u64,
     /// Leading tokens that prefill wrote.
     n_shareable: u64,
-    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`].
+    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`].
     flags: u32,
     /// Prune points; 0 in a session that does not prune, and in version 1.
     n_points: u32,
@@ -69,6 +70,8 @@ const HAS_LOGITS: u32 = 1;
 const IS_STREAM: u32 = 2;
 /// [`Evicted`] does, and for `h2o` the attention that each slot has got, `[layer][slot]`, f32.
 const EVICTS: u32 = 4;
+/// [`Sealed`] does, and the number of sealed pages of each segment, 64 bits each.
+const IS_SEALED: u32 = 8;
 
 /// What a stream sees, and has left behind.
 #[repr(C)]
@@ -78,6 +81,14 @@ struct Streamed {
     window: u32,
     n_gone: u64,
     /// Pages go as a whole, so they must be as long again.
+    page_len: u64,
+}
+
+/// Of a cache whose pages are coded as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Sealed {
+    /// Which must be as long again.
     page_len: u64,
 }
 
@@ -152,32 +163,38 @@ impl Session {
         let plan = self.model.plan();
         let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
         let kv_bytes = |s: &Segment| {
-            let n_first = s.len().min(plan.layout.first_len());
-            let slots = [(0, n_first), (1, s.len() - n_first)];
-            s.n_layers
-                * slots.map(|(idx, n)| n * plan.layout.form(idx).slot_bytes()).iter().sum::<usize>()
+            s.n_layers * runs(s.layout(&plan.layout), s.len()).map(|run| run.len()).sum::<usize>()
         };
         let kv: usize = self.cache.segments.iter().map(kv_bytes).sum();
         let tokens = self.tokens.len() * size_of::<u32>();
         let pruned = match &self.lazy {
             None => 0,
             Some(lazy) => {
-                let behind = &self.cache.segments[1..];
-                let slots = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
                 size_of::<Schedule>()
                     + lazy.points.len() * size_of::<Point>()
                     + self.len()
-                    + behind.iter().map(slots).sum::<usize>()
                     + self.cache.aux.len() * self.model.hidden_bytes()
             }
+        };
+        let slots = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
+        let slots: usize = self.segments_with_slots().iter().map(slots).sum();
+        let sealed = match plan.layout.kv.are_sealed() {
+            true => size_of::<Sealed>() + self.cache.segments.len() * size_of::<u64>(),
+            false => 0,
         };
         let streamed = if self.stream.is_some() { size_of::<Streamed>() } else { 0 };
         let evicted = self.evicting.as_ref().map_or(0, |evicting| {
             let sums = evicting.sums().iter().map(Vec::len).sum::<usize>();
             size_of::<Evicted>() + sums * size_of::<f32>()
         });
-        let policies = pruned + streamed + evicted;
+        let policies = pruned + slots + streamed + evicted + sealed;
         Ok(size_of::<Header>() + tokens + logits + policies + kv + size_of::<u64>())
+    }
+
+    /// Segments whose slots do not follow from the number of tokens.
+    fn segments_with_slots(&self) -> &[Segment] {
+        let first = usize::from(!self.model.plan().layout.kv.are_sealed());
+        &self.cache.segments[first..]
     }
 
     /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
@@ -205,6 +222,7 @@ impl Session {
                 (self.logits_ready, HAS_LOGITS),
                 (self.stream.is_some(), IS_STREAM),
                 (self.evicting.is_some(), EVICTS),
+                (self.model.plan().layout.kv.are_sealed(), IS_SEALED),
             ]
             .into_iter()
             .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
@@ -230,16 +248,23 @@ impl Session {
                 out.write_all(bytemuck::cast_slice(sums)).map_err(io_error)?;
             }
         }
+        if header.flags & IS_SEALED != 0 {
+            let sealed = Sealed { page_len: self.model.plan().layout.page_len as u64 };
+            out.write_all(bytemuck::bytes_of(&sealed)).map_err(io_error)?;
+            for segment in &self.cache.segments {
+                out.write_all(&(segment.n_sealed as u64).to_le_bytes()).map_err(io_error)?;
+            }
+        }
         out.write_all(bytemuck::cast_slice(&self.tokens)).map_err(io_error)?;
         if self.logits_ready {
             out.write_all(bytemuck::cast_slice(&self.logits)).map_err(io_error)?;
         }
         if self.lazy.is_some() {
             out.write_all(self.cache.depths()).map_err(io_error)?;
-            for segment in &self.cache.segments[1..] {
-                out.write_all(&(segment.len() as u64).to_le_bytes()).map_err(io_error)?;
-                out.write_all(bytemuck::cast_slice(&segment.positions)).map_err(io_error)?;
-            }
+        }
+        for segment in self.segments_with_slots() {
+            out.write_all(&(segment.len() as u64).to_le_bytes()).map_err(io_error)?;
+            out.write_all(bytemuck::cast_slice(&segment.positions)).map_err(io_error)?;
         }
         for segment in &self.cache.segments {
             self.write_pages(out, segment)?;
@@ -253,8 +278,10 @@ impl Session {
         segment: &Segment,
     ) -> Result<(), Error> {
         let shared = &*self.model.shared;
-        let layout = shared.plan.layout;
-        let given_up = || (0..).zip(&segment.positions).filter(|&(_, &p)| p == GIVEN_UP);
+        let layout = segment.layout(&shared.plan.layout);
+        // What they hold means nothing, unless it is about to be sealed with the others.
+        let is_void = |&(_, &p): &(usize, &u32)| p == GIVEN_UP && !layout.kv.are_sealed();
+        let given_up = || (0..).zip(&segment.positions).filter(is_void);
         let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             let mut device = shared.device();
@@ -355,6 +382,9 @@ impl Model {
             _ => Positions { first: n_tokens, then: n_tokens, n_slots: n_tokens },
         };
 
+        if header.flags & IS_SEALED != 0 {
+            self.read_sealed(&mut from, &mut session)?;
+        }
         // Before memory is taken for as many tokens as a header may claim.
         self.check_room(&session.cache.segments[0], positions.n_slots)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
@@ -424,13 +454,17 @@ impl Model {
         check("vocabulary", header.vocab_size.into(), want.vocab_size.into())?;
         let flags = match header.version {
             1 | 2 => HAS_LOGITS,
-            _ => HAS_LOGITS | IS_STREAM | EVICTS,
+            _ => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED,
         };
         if header.flags & !flags != 0 {
             return Err(mismatch("flags", header.flags.to_string(), format!("some of {flags}")));
         }
         if header.flags & HAS_LOGITS != 0 && header.n_tokens == 0 {
             return Err(mismatch("tokens", "0".into(), "1 or more, as there are logits".into()));
+        }
+        if (header.flags & IS_SEALED != 0) != self.plan().layout.kv.are_sealed() {
+            let expected = "sealed pages where the KV format has them".into();
+            return Err(mismatch("flags", header.flags.to_string(), expected));
         }
         if header.flags & IS_STREAM != 0 && header.flags & EVICTS != 0 {
             return Err(mismatch(
@@ -506,10 +540,29 @@ impl Model {
         Ok(Positions { first: n_slots - n_new, then: since, n_slots })
     }
 
+    /// How many pages of each segment are sealed.
+    fn read_sealed(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        session: &mut Session,
+    ) -> Result<(), Error> {
+        let page_len = self.plan().layout.page_len;
+        let sealed: Sealed = read_pod(from, "sealed pages")?;
+        if sealed.page_len != page_len as u64 {
+            let (found, expected) = (sealed.page_len.to_string(), page_len.to_string());
+            return Err(mismatch("page length of sealed pages", found, expected));
+        }
+        for segment in &mut session.cache.segments {
+            let n_sealed: u64 = read_pod(from, "sealed pages")?;
+            segment.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
+        }
+        Ok(())
+    }
+
     /// Refuses more slots of a segment than the page pool has room for, free or not.
     fn check_room(&self, segment: &Segment, n_slots: usize) -> Result<(), Error> {
         let plan = self.plan();
-        let needed = plan.layout.n_pages(n_slots).saturating_mul(segment.n_layers);
+        let needed = segment.layout(&plan.layout).n_pages(n_slots).saturating_mul(segment.n_layers);
         match needed <= plan.n_pages {
             true => Ok(()),
             false => Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() }),
@@ -535,14 +588,24 @@ impl Model {
         if let Some(found) = depth.iter().find(|depth| !is_depth(depth)) {
             return Err(mismatch("depths", found.to_string(), format!("1 to {n_segments}")));
         }
-        for (idx, segment) in session.cache.segments.iter().enumerate().skip(1) {
-            let mut n_slots = [0; 8];
-            read(from, &mut n_slots, "slots")?;
-            let n_slots = usize::try_from(u64::from_le_bytes(n_slots)).unwrap_or(usize::MAX);
+        let are_sealed = self.plan().layout.kv.are_sealed();
+        if are_sealed {
+            slots.clear();
+        }
+        let all = vec![1; if session.lazy.is_some() { 0 } else { tokens.len() }];
+        let of_tokens = if session.lazy.is_some() { &depth } else { &all };
+        for (idx, segment) in session.cache.segments.iter().enumerate().skip(slots.len()) {
+            let n_slots: u64 = read_pod(from, "slots")?;
+            let n_slots = usize::try_from(n_slots).unwrap_or(usize::MAX);
             self.check_room(segment, n_slots)?;
             let mut positions = memory::zeros::<u32>(n_slots, "the positions of slots")?;
             read(from, bytemuck::cast_slice_mut(&mut positions), "positions")?;
-            check_slots(idx, &positions, &depth)?;
+            let n_coded = segment.layout(&self.plan().layout).n_before_tail();
+            if are_sealed && segment.n_sealed > 0 && n_coded > n_slots {
+                let expected = format!("at most the {n_slots} slots of the segment");
+                return Err(mismatch("slots of sealed pages", n_coded.to_string(), expected));
+            }
+            check_slots(idx, &positions, of_tokens, are_sealed.then_some(n_coded))?;
             slots.push(positions);
         }
         let mut pool = self.shared.pool();
@@ -553,7 +616,7 @@ impl Model {
     }
 
     fn read_pages(&self, from: &mut Summed<&mut dyn Read>, segment: &Segment) -> Result<(), Error> {
-        let layout = self.plan().layout;
+        let layout = segment.layout(&self.plan().layout);
         let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             for run in runs(layout, segment.len()) {
@@ -678,8 +741,13 @@ fn at_most(field: &'static str, found: u64, max: u64) -> Result<usize, Error> {
 }
 
 /// The slots of segment `idx` must hold each token that has gone through it once, and no other; slots that
-/// were given up may be among them, but not at the end.
-fn check_slots(idx: usize, positions: &[u32], depth: &[u8]) -> Result<(), Error> {
+/// were given up may be among them, but not at the end, unless that is the one of the `n_coded` slots of sealed pages.
+fn check_slots(
+    idx: usize,
+    positions: &[u32],
+    depth: &[u8],
+    n_coded: Option<usize>,
+) -> Result<(), Error> {
     let mut is_missing: Vec<bool> = depth.iter().map(|&depth| usize::from(depth) > idx).collect();
     let unsound = |position: &u32| match is_missing.get_mut(*position as usize) {
         Some(is_missing) => !std::mem::take(is_missing),
@@ -693,7 +761,7 @@ fn check_slots(idx: usize, positions: &[u32], depth: &[u8]) -> Result<(), Error>
         return Err(mismatch("positions", "no slot".into(), format!("a slot of {position}")));
     }
     match positions.last() {
-        Some(&GIVEN_UP) => {
+        Some(&GIVEN_UP) if n_coded != Some(positions.len()) => {
             let found = "a slot without a token at the end".into();
             Err(mismatch("positions", found, "a token".into()))
         }
@@ -787,6 +855,8 @@ fn kv_format(KvFormats { k, v }: KvFormats) -> u32 {
         KvFormat::Int8 => 3,
         KvFormat::Int4 => 4,
         KvFormat::Int4Plain => 5,
+        KvFormat::Int4Channel => 6,
+        KvFormat::Int2 => 7,
     };
     code(k) | (code(k) ^ code(v)) << 8
 }
@@ -807,7 +877,11 @@ fn slots_of(
     let (form, last) = (layout.form(page_idx), first + slots.len());
     let base = page_idx * layout.bytes();
     let range = |at: &dyn Fn(usize) -> usize| base + at(first)..base + at(last);
-    [range(&|slot| form.codes(side, head, slot)), range(&|slot| form.params(side, head, slot))]
+    let params = |slot: usize| match form.format(side).is_by_channel(side) && first > 0 {
+        true => form.params(side, head, 0), // they come with the first slot
+        false => form.params(side, head, slot),
+    };
+    [range(&|slot| form.codes(side, head, slot)), range(&params)]
 }
 
 /// Byte ranges of the used slots of one layer's pages laid end to end, in the order of a blob.

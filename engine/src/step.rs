@@ -233,8 +233,8 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let (copies, parks, from, to, scores, observed) = Default::default();
-    let mut pass = Pass { batch, copies, parks, layers: 0..0, from, to, scores, observed };
+    let (copies, seals, parks, from, to, scores, observed) = Default::default();
+    let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, scores, observed };
     for job in jobs {
         let Job { session, work, taken: Some(taken), .. } = job else { continue };
         let segment = &session.cache.segments[work.segment];
@@ -262,6 +262,7 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             slot_positions: &segment.positions,
             page_table: &taken.growth.page_table,
             n_layers: segment.n_layers,
+            n_sealed: taken.growth.n_sealed,
             inv_freq: &session.rope.inv_freq,
             rope_scale: session.rope.scale,
             rolling: session.stream.map(|stream| Rolling {
@@ -272,6 +273,7 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         });
         pass.layers = segment.layers();
         pass.copies.extend_from_slice(&taken.growth.copies);
+        pass.seals.extend_from_slice(&taken.growth.seals);
         pass.parks.extend_from_slice(&taken.parks);
         pass.from.extend_from_slice(&taken.from);
         pass.to.extend_from_slice(&taken.to);
@@ -374,7 +376,7 @@ impl<'s> Job<'s> {
         let shared = &*model.shared;
         let mut pool = shared.pool();
         if let Some(taken) = taken.take() {
-            session.cache.commit(taken, &mut pool);
+            session.cache.commit(taken, &shared.plan.layout, &mut pool);
             session.stage.parked.clear();
         }
         let n = work.tokens.len();

@@ -8,7 +8,7 @@ use std::slice::from_ref;
 use loris::backend::{
     AttentionShape, Backend, Batch, LayerWeights, Phase, Rolling, RowUse, Score, Seq,
 };
-use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Side};
+use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris::policy::Stream;
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -184,6 +184,7 @@ pub(crate) struct Sequence {
     pub(crate) table: Vec<PageId>,
     /// Slots behind the first page that were given back.
     pub(crate) n_gone: usize,
+    pub(crate) n_sealed: usize,
 }
 
 impl Sequence {
@@ -197,6 +198,7 @@ impl Sequence {
             len: 0,
             table: Vec::new(),
             n_gone: 0,
+            n_sealed: 0,
         }
     }
 }
@@ -219,16 +221,19 @@ impl Row {
     }
 }
 
-pub(crate) const N_PAGES: usize = 400;
+/// Pages of a pool: where they are sealed, many hold few tokens.
+fn n_pages(case: &Case) -> usize {
+    if case.kv.are_sealed() { 1_600 } else { 400 }
+}
 
 impl<'a, B: Backend> World<'a, B> {
     pub(crate) fn new(model: &'a Model, target: &'a Target<B>, threads: usize) -> Self {
         let (mut backend, case) = ((target.make)(threads), model.case);
         let b = &mut backend;
         let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
-        let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, kv: case.kv };
-        let mut pages = b.pages(layout, N_PAGES).unwrap();
-        for page in 0..N_PAGES as PageId {
+        let layout = PageLayout::new(n_kv_heads, case.page_len, head_dim, case.kv);
+        let mut pages = b.pages(layout, n_pages(&case)).unwrap();
+        for page in 0..n_pages(&case) as PageId {
             b.write_page(&mut pages, page, &vec![0xff; layout.bytes()]).unwrap();
         }
         let weights = LayerWeights {
@@ -265,11 +270,88 @@ impl<'a, B: Backend> World<'a, B> {
 
     /// Pages for `n` more tokens, out of order and with gaps: page ids must not matter.
     pub(crate) fn grow(&mut self, seq: &mut Sequence, n: usize) {
-        let needed = self.layout.n_pages(seq.len + n) * N_LAYERS;
+        let needed = self.layout_of(seq.n_sealed).n_pages(seq.len + n) * N_LAYERS;
         while seq.table.len() < needed {
-            seq.table.push((self.next_page * 7 + 3) % N_PAGES as PageId);
-            self.next_page += 1;
-            assert!((self.next_page as usize) < N_PAGES, "the test needs a larger pool");
+            let page = self.take_page();
+            seq.table.push(page);
+        }
+    }
+
+    fn take_page(&mut self) -> PageId {
+        let n_pages = n_pages(&self.model.case) as PageId;
+        self.next_page += 1;
+        assert!(self.next_page < n_pages, "the test needs a larger pool");
+        ((self.next_page - 1) * 7 + 3) % n_pages
+    }
+
+    fn layout_of(&self, n_sealed: usize) -> PageLayout {
+        self.layout.with_sealed(n_sealed)
+    }
+
+    /// Seals the pages that are due before the next row, and compares what they hold then with what it was made from.
+    fn seal(&mut self, seq: &mut Sequence) {
+        while self.layout.kv.are_sealed() && seq.n_sealed < self.layout.n_due(seq.len) {
+            let layout = self.layout_of(seq.n_sealed);
+            let slots = layout.n_before_tail()..layout.n_before_tail() + layout.page_len;
+            let columns = 1 + seq.n_sealed..1 + seq.n_sealed + layout.n_to_seal();
+            let before = self.slots(seq, LAYER);
+            let mut seals = Vec::new();
+            for layer in 0..N_LAYERS {
+                let from = columns.clone().map(|c| seq.table[c * N_LAYERS + layer]).collect();
+                seals.push(Seal { from, to: self.take_page() });
+            }
+            self.backend.seal_pages(&mut self.pages, &seals).unwrap();
+            let column = seals.iter().map(|seal| seal.to);
+            seq.table.splice(columns.start * N_LAYERS..columns.end * N_LAYERS, column);
+            seq.n_sealed += 1;
+            let after = self.slots(seq, LAYER);
+            for (slot, (before, after)) in before.iter().zip(&after).enumerate() {
+                assert!(before == after || slots.contains(&slot), "slot {slot} is another's");
+            }
+            self.check_sealed(&before[slots.clone()], &after[slots]);
+        }
+    }
+
+    /// Numbers of a sealed page, `[slot][side][kv head]`, beside those that they stand for.
+    fn check_sealed(&self, before: &[[Vec<Vec<f64>>; 2]], after: &[[Vec<Vec<f64>>; 2]]) {
+        let d = self.layout.head_dim;
+        for (side, format) in [self.layout.kv.k, self.layout.kv.v].into_iter().enumerate() {
+            for head in 0..self.layout.n_kv_heads {
+                let number =
+                    |of: &[[Vec<Vec<f64>>; 2]], slot: usize, i: usize| of[slot][side][head][i];
+                let group = if d.is_multiple_of(64) { 64 } else { 32 };
+                // Numbers that share a scale and a zero.
+                let series: Vec<Vec<(usize, usize)>> = match format.is_sealed() && side == 0 {
+                    true => {
+                        (0..d).map(|i| (0..before.len()).map(|slot| (slot, i)).collect()).collect()
+                    }
+                    false => (0..before.len())
+                        .flat_map(|slot| {
+                            (0..d).step_by(group).map(move |first| {
+                                (first..first + group).map(|i| (slot, i)).collect()
+                            })
+                        })
+                        .collect(),
+                };
+                for series in series {
+                    let of = |of| {
+                        series.iter().map(|&(slot, i)| number(of, slot, i)).collect::<Vec<f64>>()
+                    };
+                    let what = format!("{} {format} side {side} head {head}", self.target);
+                    match format {
+                        KvFormat::Int2 => check_series(&of(before), &of(after), 3.0, &what),
+                        KvFormat::Int4Channel => check_series(&of(before), &of(after), 15.0, &what),
+                        KvFormat::Bf16 => assert_eq!(of(before), of(after), "{what}"),
+                        _ => {
+                            let largest =
+                                of(before).iter().fold(0.0_f64, |max, x| max.max(x.abs()));
+                            for (x, y) in of(before).iter().zip(of(after)) {
+                                assert!((x - y).abs() <= largest / 25.0, "{what}: {x} {y}");
+                            }
+                        }
+                    }
+                }
+            }
         }
     }
 
@@ -283,6 +365,7 @@ impl<'a, B: Backend> World<'a, B> {
         let model = self.model;
         let case = model.case;
         for (seq, n) in seqs.iter_mut() {
+            self.seal(seq);
             self.grow(seq, *n);
         }
         let (mut tokens, mut positions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
@@ -296,6 +379,7 @@ impl<'a, B: Backend> World<'a, B> {
                 n_layers: N_LAYERS,
                 inv_freq: &model.inv_freq,
                 rope_scale: model.rope_scale(),
+                n_sealed: seq.n_sealed,
                 rolling: case.stream.map(|stream| Rolling {
                     stream,
                     n_pinned: self.layout.first_len(),
@@ -364,7 +448,7 @@ impl<'a, B: Backend> World<'a, B> {
 
     /// A head of K or V of every slot in use, as stored: rotated, where the format says so.
     fn as_stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Stored> {
-        let layout = self.layout;
+        let layout = self.layout_of(seq.n_sealed);
         let mut bytes = vec![0; layout.bytes()];
         let mut slots = Vec::new();
         for slot in 0..seq.kv_len() {
@@ -375,14 +459,15 @@ impl<'a, B: Backend> World<'a, B> {
             }
             let codes = &bytes[form.codes(side, kv_head, slot)..];
             let params = &bytes[form.params(side, kv_head, slot)..];
-            slots.push(stored(form.format(side), codes, params, layout.head_dim));
+            let format = form.format(side);
+            slots.push(stored(format, format.is_by_channel(side), codes, params, layout.head_dim));
         }
         slots
     }
 
     /// The same as it was before it was rotated.
     pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
-        let is_rotated = self.layout.form(1).format(side).is_rotated(side);
+        let is_rotated = self.layout.form_of(Part::Body).format(side).is_rotated(side);
         let slots = self.as_stored(seq, side, kv_head).into_iter();
         slots.map(|slot| plain(&slot.values, is_rotated)).collect()
     }
@@ -390,17 +475,22 @@ impl<'a, B: Backend> World<'a, B> {
     /// What all slots of a layer hold, `[slot][side][kv head]`.
     pub(crate) fn slots(&mut self, seq: &Sequence, layer: usize) -> Vec<[Vec<Vec<f64>>; 2]> {
         let d = self.model.case.shape.head_dim;
-        let mut bytes = vec![0; self.layout.bytes()];
+        let layout = self.layout_of(seq.n_sealed);
+        let mut bytes = vec![0; layout.bytes()];
         let mut slots = Vec::new();
         for slot in 0..seq.len {
-            let (page_idx, place) = self.layout.place(slot);
-            let page = seq.table[page_idx * N_LAYERS + layer];
-            self.backend.read_page(&self.pages, page, &mut bytes).unwrap();
-            let form = self.layout.form(page_idx);
+            let (page_idx, place) = layout.place(slot);
+            if place == 0 {
+                let page = seq.table[page_idx * N_LAYERS + layer];
+                self.backend.read_page(&self.pages, page, &mut bytes).unwrap();
+            }
+            let form = layout.form(page_idx);
             let head = |side, head| {
                 let (codes, params) =
                     (form.codes(side, head, place), form.params(side, head, place));
-                stored(form.format(side), &bytes[codes..], &bytes[params..], d).values
+                let format = form.format(side);
+                let is_by_channel = format.is_by_channel(side);
+                stored(format, is_by_channel, &bytes[codes..], &bytes[params..], d).values
             };
             slots.push(
                 [Side::K, Side::V]
@@ -576,7 +666,7 @@ struct Stored {
 }
 
 /// What the bytes of a head stand for, by the definition of the format.
-fn stored(format: KvFormat, codes: &[u8], params: &[u8], d: usize) -> Stored {
+fn stored(format: KvFormat, is_by_channel: bool, codes: &[u8], params: &[u8], d: usize) -> Stored {
     let f16 = |i: usize| half::f16::from_le_bytes([params[2 * i], params[2 * i + 1]]).to_f64();
     let bf16 = |i: usize| half::bf16::from_le_bytes([codes[2 * i], codes[2 * i + 1]]).to_f64();
     let f32 = |i: usize| f32::from_le_bytes(codes[4 * i..4 * i + 4].try_into().unwrap());
@@ -590,6 +680,7 @@ fn stored(format: KvFormat, codes: &[u8], params: &[u8], d: usize) -> Stored {
     };
     let group = if d.is_multiple_of(64) { 64 } else { 32 };
     let u4 = |i: usize| codes[i / 32 * 16 + i % 16] >> (i % 32 / 16 * 4) & 15;
+    let u2 = |i: usize| codes[i / 64 * 16 + i % 16] >> (i % 64 / 16 * 2) & 3;
     let of = |value: &dyn Fn(usize) -> f64| (0..d).map(value).collect::<Vec<f64>>();
     // Scales are rounded to f16, 2^-12 of the largest number with 127 and 448 steps, of the range with 15.
     match format {
@@ -603,12 +694,46 @@ fn stored(format: KvFormat, codes: &[u8], params: &[u8], d: usize) -> Stored {
             let values = of(&|i| e4m3(codes[i]) * f16(0));
             Stored { values, step: f16(0) / 512.0, rounding: 1.01 / 16.0 }
         }
-        KvFormat::Int4 | KvFormat::Int4Plain => {
+        KvFormat::Int4Channel | KvFormat::Int2 if is_by_channel => {
+            let code = |i| if format == KvFormat::Int2 { u2(i) } else { u4(i) };
+            let values = of(&|i| f64::from(code(i)) * f16(i) + f16(d + i));
+            Stored { values, step: f64::NAN, rounding: 0.0 }
+        }
+        KvFormat::Int2 => {
+            let values = of(&|i| f64::from(u2(i)) * f16(i / group * 2) + f16(i / group * 2 + 1));
+            Stored { values, step: f64::NAN, rounding: 0.0 }
+        }
+        KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => {
             let values = of(&|i| f64::from(u4(i)) * f16(i / group * 2) + f16(i / group * 2 + 1));
             let step = (0..d / group).map(|group| f16(2 * group)).fold(0.0, f64::max);
             Stored { values, step: step * 1.05, rounding: 0.0 }
         }
     }
+}
+
+/// What numbers that share a scale and a zero have become: of all ranges that are tried, the one that loses least, and in
+/// that the nearest.
+fn check_series(before: &[f64], after: &[f64], most: f64, what: &str) {
+    let (min, max) = before.iter().fold((f64::MAX, f64::MIN), |(a, b), &x| (a.min(x), b.max(x)));
+    let nearest = |share: f64, x: f64| {
+        let (middle, half) = ((min + max) / 2.0, (max - min) / 2.0 * share);
+        let step = (2.0 * half / most).max(1e-30);
+        middle - half + step * ((x - middle + half) / step).round().clamp(0.0, most)
+    };
+    let loss = |share: f64| before.iter().map(|&x| (x - nearest(share, x)).powi(2)).sum::<f64>();
+    let shares = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5];
+    let best = shares.into_iter().map(loss).fold(f64::MAX, f64::min);
+    let got: f64 = before.iter().zip(after).map(|(x, y)| (x - y).powi(2)).sum();
+    // Scales and zeros are rounded to f16.
+    let rounding = 2_f64.powi(-10) * min.abs().max(max.abs());
+    let n = before.len() as f64;
+    let allowed = (best.sqrt() + n.sqrt() * rounding).powi(2);
+    assert!(got <= allowed, "{what}: loses {got}, not {best}");
+    // As many numbers as there are codes.
+    let mut different: Vec<f64> = after.to_vec();
+    different.sort_by(f64::total_cmp);
+    different.dedup();
+    assert!(different.len() <= most as usize + 1, "{what}: {different:?}");
 }
 
 /// Rotated back, or as it is.

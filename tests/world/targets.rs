@@ -108,7 +108,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
 pub(crate) fn assert_refused<B: Backend>(target: &Target<B>, case: &Case) {
     let mut backend = (target.make)(1);
     let AttentionShape { n_kv_heads, head_dim, .. } = case.shape;
-    let layout = PageLayout { n_kv_heads, page_len: case.page_len, head_dim, kv: case.kv };
+    let layout = PageLayout::new(n_kv_heads, case.page_len, head_dim, case.kv);
     let errors = [
         backend.pages(layout, 1).err(),
         backend.rows(1, case.hidden, RowUse::Residual).err(),

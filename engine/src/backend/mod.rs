@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{KvFormat, PageId, PageLayout};
+use crate::cache::{KvFormat, PageId, PageLayout, Seal};
 use crate::error::Error;
 use crate::policy::Stream;
 use crate::sync::Arc;
@@ -91,6 +91,8 @@ pub struct Seq<'a> {
     pub page_table: &'a [PageId],
     /// Layers in the segment: the stride of `page_table`.
     pub n_layers: usize,
+    /// Sealed pages of the table, in a cache that has such.
+    pub n_sealed: usize,
     /// Rotation frequencies, `[head_dim / 2]`, radians a position.
     pub inv_freq: &'a [f64],
     /// Factor on cosine and sine (YaRN's attention factor; 1 elsewhere).
@@ -419,6 +421,8 @@ pub trait Backend: Send + 'static {
         pages: &mut Self::Pages,
         pairs: &[(PageId, PageId)],
     ) -> Result<(), Error>;
+    /// Codes pages: each of `seals` holds afterwards what those it is made from hold in 16 bits.
+    fn seal_pages(&mut self, pages: &mut Self::Pages, seals: &[Seal]) -> Result<(), Error>;
     /// The length of each slot's key in a layer, the mean over the key heads, for the first slots of a page table: as many
     /// as `out` has room for.
     fn key_norms(

@@ -4,7 +4,7 @@
 //! `[K|V][kv_head]`, and a head's part is one contiguous run: the codes of all slots, `[slot][head_dim]`, and
 //! behind them what the codes are multiplied with, `[slot][params]`, where the format has that.
 //!
-//! Formats of less than 16 bits a number hold each token by itself, so that a token is coded once, when it is
+//! Most formats of less than 16 bits a number hold each token by itself, so that a token is coded once, when it is
 //! appended, and alike whoever else is in the page:
 //!
 //! | format | codes | params of a token and head |
@@ -16,6 +16,13 @@
 //! Params are f16. Heads are multiplied with a Hadamard matrix first where [`KvFormat::is_rotated`]. The first tokens of a sequence, which attention sinks into (StreamingLLM, section 3.1) and
 //! whose keys are unlike all others, are never coded: the first page of a table holds [`N_WIDE`] tokens in
 //! 16 bits in the same number of bytes.
+//!
+//! The others (KIVI, Liu et al. 2024, section 3) code values as `int4` does, in 4 bits or in 2, but keys channel by channel: a
+//! number shares its scale and min with the same channel of the other tokens of its page, because the channels of keys differ
+//! more than their tokens do. That takes a whole page, so tokens wait in 16 bits until theirs is full, and longer, because the last
+//! tokens matter most: a table of such a cache is its first page, coded pages, which are said to be *sealed*, and a
+//! tail of pages that hold few tokens each, in 16 bits. [`PageLayout::n_due`] says when a page is sealed. A head's
+//! run of keys has the scales of all channels and then their mins behind its codes.
 
 use std::fmt;
 use std::str::FromStr;
@@ -41,16 +48,38 @@ pub enum KvFormat {
     Int4,
     /// `Int4` without the rotation: to see what that is worth.
     Int4Plain,
+    /// 4-bit integers; of keys with a scale and a zero for each channel of a page, of values as `Int4Plain`.
+    Int4Channel,
+    /// 2-bit integers with scales and zeros as those of `Int4Channel`.
+    Int2,
 }
 
 impl KvFormat {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Bf16, Self::F32, Self::Fp8, Self::Int8, Self::Int4, Self::Int4Plain];
+    pub const ALL: [Self; 8] = [
+        Self::Bf16,
+        Self::F32,
+        Self::Fp8,
+        Self::Int8,
+        Self::Int4,
+        Self::Int4Plain,
+        Self::Int4Channel,
+        Self::Int2,
+    ];
 
     /// Numbers are kept as codes that params belong to.
     pub fn is_coded(self) -> bool {
         !matches!(self, Self::Bf16 | Self::F32)
+    }
+
+    /// Pages are coded as a whole, long after their tokens were appended.
+    pub fn is_sealed(self) -> bool {
+        matches!(self, Self::Int4Channel | Self::Int2)
+    }
+
+    /// The numbers of a channel share their params, in all tokens of a page.
+    pub fn is_by_channel(self, side: Side) -> bool {
+        self.is_sealed() && side == Side::K
     }
 
     /// Heads of this side are rotated before they are coded (QuaRot, Ashkboos et al. 2024, section 4): keys have a
@@ -59,16 +88,17 @@ impl KvFormat {
         match self {
             Self::Fp8 | Self::Int8 => side == Side::K,
             Self::Int4 => true,
+            Self::Int2 => side == Side::V,
             _ => false,
         }
     }
 
-    /// Numbers that share their params.
+    /// Numbers of a token and head that share their params, but for those of channels.
     pub fn group(self, head_dim: usize) -> usize {
         match self {
-            Self::Int4 | Self::Int4Plain if head_dim.is_multiple_of(64) => 64,
-            Self::Int4 | Self::Int4Plain => 32,
-            _ => head_dim,
+            Self::Bf16 | Self::F32 | Self::Fp8 | Self::Int8 => head_dim,
+            _ if head_dim.is_multiple_of(64) => 64,
+            _ => 32,
         }
     }
 
@@ -78,16 +108,17 @@ impl KvFormat {
             Self::Bf16 => 2 * head_dim,
             Self::F32 => 4 * head_dim,
             Self::Fp8 | Self::Int8 => head_dim,
-            Self::Int4 | Self::Int4Plain => head_dim / 2,
+            Self::Int4 | Self::Int4Plain | Self::Int4Channel => head_dim / 2,
+            Self::Int2 => head_dim / 4,
         }
     }
 
-    /// Bytes of the params of a head of one token.
+    /// Bytes of the params of a head of one token, where they are a token's.
     pub fn param_bytes(self, head_dim: usize) -> usize {
         match self {
             Self::Bf16 | Self::F32 => 0,
             Self::Fp8 | Self::Int8 => 2,
-            Self::Int4 | Self::Int4Plain => 4 * (head_dim / self.group(head_dim)),
+            _ => 4 * (head_dim / self.group(head_dim)),
         }
     }
 
@@ -99,6 +130,8 @@ impl KvFormat {
             Self::Int8 => "int8",
             Self::Int4 => "int4",
             Self::Int4Plain => "int4-plain",
+            Self::Int4Channel => "int4-channel",
+            Self::Int2 => "int2",
         }
     }
 }
@@ -125,12 +158,25 @@ impl KvFormats {
         if (k == KvFormat::F32) != (v == KvFormat::F32) {
             return Err(Error::option("kv", self, "f32 for both keys and values, or for neither"));
         }
-        let is_int4 = |format| matches!(format, KvFormat::Int4 | KvFormat::Int4Plain);
-        if (is_int4(k) || is_int4(v)) && !head_dim.is_multiple_of(32) {
-            let expected = format!("8 bits or more: heads are {head_dim} wide, no multiple of 32");
+        // So many numbers have their codes in the same bytes.
+        let unit = |format| match format {
+            KvFormat::Bf16 | KvFormat::F32 | KvFormat::Fp8 | KvFormat::Int8 => 1,
+            KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => 32,
+            KvFormat::Int2 => 64,
+        };
+        let unit = unit(k).max(unit(v));
+        if !head_dim.is_multiple_of(unit) {
+            let more = if unit == 64 { "4 bits" } else { "8 bits" };
+            let expected =
+                format!("{more} or more: heads are {head_dim} wide, no multiple of {unit}");
             return Err(Error::option("kv", self, expected));
         }
         Ok(())
+    }
+
+    /// Pages are coded as a whole, long after their tokens were appended.
+    pub fn are_sealed(self) -> bool {
+        self.k.is_sealed() || self.v.is_sealed()
     }
 
     /// The format of tokens that are not coded, and of hidden states that wait.
@@ -178,23 +224,53 @@ pub enum Side {
     V = 1,
 }
 
+/// Full pages that stay in 16 bits in front of the one that a row is appended to, where pages are sealed.
+const N_OPEN: usize = 2;
+
 /// Shape of the pages of a pool, and which slots are in which page of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageLayout {
     /// Key and value heads.
     pub n_kv_heads: usize,
-    /// Tokens a page holds, but for the first of a table where the others are coded.
+    /// Tokens a page holds, but for the first of a table where the others are coded, and for those of its tail.
     pub page_len: usize,
     /// Width of a head.
     pub head_dim: usize,
     /// Number formats.
     pub kv: KvFormats,
+    /// Pages of the table between its first and its tail; `usize::MAX` where no page is sealed and none has a tail.
+    n_sealed: usize,
+}
+
+/// The parts of a table, whose pages look alike.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Its first page.
+    First,
+    /// The pages behind that: all the others, unless pages are sealed.
+    Body,
+    /// Those that are not sealed yet.
+    Tail,
 }
 
 impl PageLayout {
+    /// The layout of an empty table.
+    pub fn new(n_kv_heads: usize, page_len: usize, head_dim: usize, kv: KvFormats) -> Self {
+        let n_sealed = if kv.are_sealed() { 0 } else { usize::MAX };
+        Self { n_kv_heads, page_len, head_dim, kv, n_sealed }
+    }
+
+    /// The layout of a table with so many sealed pages; all are the same where none is sealed.
+    pub fn with_sealed(self, n_sealed: usize) -> Self {
+        match self.kv.are_sealed() {
+            true => Self { n_sealed, ..self },
+            false => self,
+        }
+    }
+
     /// Bytes a page takes.
     pub fn bytes(&self) -> usize {
-        self.coded().bytes().next_multiple_of(16)
+        self.coded().bytes().max(self.form_of(Part::First).bytes()).next_multiple_of(16)
     }
 
     /// Slots of the first page of a table.
@@ -204,9 +280,40 @@ impl PageLayout {
     }
 
     /// How many slots fewer than the others the first page has. Counted from this number on instead of from 0,
-    /// slot `s` is in page `s / page_len`.
+    /// slot `s` is in page `s / page_len`, if that is no page of the tail.
     pub fn skew(&self) -> usize {
         self.page_len - self.first_len()
+    }
+
+    /// Slots of a page of the tail: a power of two, so that a page has been filled when the last of its tail's is.
+    pub fn tail_len(&self) -> usize {
+        let wide = PageForm { len: 1, kv: self.kv.wide().into(), ..self.coded() };
+        let n = (self.bytes() / wide.bytes()).clamp(1, self.page_len);
+        1 << n.ilog2()
+    }
+
+    /// Pages of a tail that make one when they are sealed.
+    pub fn n_to_seal(&self) -> usize {
+        self.page_len / self.tail_len()
+    }
+
+    /// Slots in front of the tail.
+    pub fn n_before_tail(&self) -> usize {
+        self.first_len().saturating_add(self.n_sealed.saturating_mul(self.page_len))
+    }
+
+    /// Pages that are to be sealed in all before a row is appended to `slot`: a row of page `p`, counted as if none had
+    /// a tail, sees those in front of page `p - 2` coded, whatever it came with.
+    pub fn n_due(&self, slot: usize) -> usize {
+        ((slot + self.skew()) / self.page_len).saturating_sub(N_OPEN + 1)
+    }
+
+    /// Rows that may be appended to `slot` and behind it before more pages are to be sealed.
+    pub fn n_alike(&self, slot: usize) -> usize {
+        match self.kv.are_sealed() {
+            true => self.page_len - (slot + self.skew()) % self.page_len,
+            false => usize::MAX,
+        }
     }
 
     /// The page of a slot, and the slot's index in that page.
@@ -215,35 +322,84 @@ impl PageLayout {
         let skewed = slot + self.skew();
         match skewed / self.page_len {
             0 => (0, slot),
-            page_idx => (page_idx, skewed % self.page_len),
+            page_idx if page_idx <= self.n_sealed => (page_idx, skewed % self.page_len),
+            _ => {
+                let in_tail = slot - self.n_before_tail();
+                (1 + self.n_sealed + in_tail / self.tail_len(), in_tail % self.tail_len())
+            }
         }
     }
 
     /// Pages that hold `n_slots` slots of one layer.
     pub fn n_pages(&self, n_slots: usize) -> usize {
-        if n_slots == 0 { 0 } else { (n_slots + self.skew()).div_ceil(self.page_len) }
+        match n_slots.checked_sub(1) {
+            None => 0,
+            Some(last) => self.place(last).0 + 1,
+        }
     }
 
     /// Slots that `n_pages` pages of one layer hold.
     pub fn n_slots(&self, n_pages: usize) -> usize {
-        (n_pages * self.page_len).saturating_sub(self.skew())
+        match n_pages.saturating_sub(1).checked_sub(self.n_sealed) {
+            Some(n) if n > 0 => self.n_before_tail() + n * self.tail_len(),
+            _ => (n_pages * self.page_len).saturating_sub(self.skew()),
+        }
+    }
+
+    /// Pages of one layer that a session of `n_slots` tokens needs at most, wherever its calls begin and end.
+    pub fn n_pages_at_most(&self, n_slots: usize) -> usize {
+        if !self.kv.are_sealed() {
+            return self.n_pages(n_slots);
+        }
+        // A page that is being sealed, the tail, and what a call keeps of the tail that it found.
+        let tail = (N_OPEN + 1) * self.n_to_seal();
+        let in_tail = |n: usize| n.div_ceil(self.tail_len()).min(2 * tail);
+        self.with_sealed(usize::MAX).n_pages(n_slots) + in_tail(n_slots) + 1
+    }
+
+    /// Tokens that a session can hold in so many pages of one layer.
+    pub fn capacity(&self, n_pages: usize) -> usize {
+        let (mut least, mut most) = (0, n_pages.saturating_mul(self.page_len) + 1);
+        while most - least > 1 {
+            let middle = least + (most - least) / 2;
+            match self.n_pages_at_most(middle) <= n_pages {
+                true => least = middle,
+                false => most = middle,
+            }
+        }
+        least
+    }
+
+    /// The part of a table that the page with this index is in.
+    #[inline]
+    pub fn part(&self, page_idx: usize) -> Part {
+        match page_idx {
+            0 => Part::First,
+            _ if page_idx <= self.n_sealed => Part::Body,
+            _ => Part::Tail,
+        }
     }
 
     /// What the page with this index in a table looks like.
     #[inline]
     pub fn form(&self, page_idx: usize) -> PageForm {
-        match page_idx {
-            0 => PageForm { len: self.first_len(), kv: self.first(), ..self.coded() },
-            _ => self.coded(),
+        self.form_of(self.part(page_idx))
+    }
+
+    /// What the pages of a part look like.
+    pub fn form_of(&self, part: Part) -> PageForm {
+        let wide = self.kv.wide().into();
+        match part {
+            Part::First if self.skew() > 0 => {
+                PageForm { len: self.first_len(), kv: wide, ..self.coded() }
+            }
+            Part::First | Part::Body => self.coded(),
+            Part::Tail => PageForm { len: self.tail_len(), kv: wide, ..self.coded() },
         }
     }
 
-    fn first(&self) -> KvFormats {
-        if self.skew() == 0 { self.kv } else { self.kv.wide().into() }
-    }
-
     fn coded(&self) -> PageForm {
-        let Self { n_kv_heads, page_len, head_dim, kv } = *self;
+        let Self { n_kv_heads, page_len, head_dim, kv, .. } = *self;
         PageForm { n_kv_heads, len: page_len, head_dim, kv }
     }
 
@@ -281,15 +437,23 @@ impl PageForm {
     /// Bytes of a head's run.
     #[inline]
     fn run_bytes(&self, side: Side) -> usize {
-        let format = self.format(side);
-        self.len * (format.code_bytes(self.head_dim) + format.param_bytes(self.head_dim))
+        self.len * self.format(side).code_bytes(self.head_dim) + self.params_before(side, self.len)
     }
 
-    /// Bytes of a token.
+    /// Bytes of the params of a head in front of those of a slot; all of them, where they are the channels'.
+    #[inline]
+    fn params_before(&self, side: Side, slot: usize) -> usize {
+        let format = self.format(side);
+        match format.is_by_channel(side) {
+            true if slot < self.len => 0,
+            true => 4 * self.head_dim,
+            false => slot * format.param_bytes(self.head_dim),
+        }
+    }
+
+    /// Bytes of a token, its share of what all tokens of a page have in common counted.
     pub fn slot_bytes(&self) -> usize {
-        let of =
-            |format: KvFormat| format.code_bytes(self.head_dim) + format.param_bytes(self.head_dim);
-        self.n_kv_heads * (of(self.kv.k) + of(self.kv.v))
+        self.bytes().div_ceil(self.len)
     }
 
     fn bytes(&self) -> usize {
@@ -304,11 +468,10 @@ impl PageForm {
         before + kv_head * self.run_bytes(side) + slot * code_bytes
     }
 
-    /// First byte of the params of a head's slot.
+    /// First byte of the params of a head's slot: for all slots the same one, where they are the channels'.
     #[inline]
     pub fn params(&self, side: Side, kv_head: usize, slot: usize) -> usize {
-        let param_bytes = self.format(side).param_bytes(self.head_dim);
-        self.codes(side, kv_head, self.len) + slot * param_bytes
+        self.codes(side, kv_head, self.len) + self.params_before(side, slot)
     }
 }
 
@@ -319,7 +482,7 @@ mod tests {
     use super::*;
 
     fn layout(kv: &str, page_len: usize, head_dim: usize) -> PageLayout {
-        PageLayout { n_kv_heads: 3, page_len, head_dim, kv: kv.parse().unwrap() }
+        PageLayout::new(3, page_len, head_dim, kv.parse().unwrap())
     }
 
     /// Every byte of a page belongs to one number or param, and nothing lies outside.

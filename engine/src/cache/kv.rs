@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::aux::AuxPool;
-use super::format::PageLayout;
+use super::format::{PageLayout, Part};
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
@@ -69,6 +69,8 @@ pub struct Segment {
     pub positions: Vec<u32>,
     /// Slots behind the first page that were given back: [`Segment::roll`].
     pub n_gone: usize,
+    /// Sealed pages of its table, in a cache that has such.
+    pub n_sealed: usize,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says.
     pub page_table: Vec<PageId>,
 }
@@ -83,14 +85,33 @@ pub struct Gone {
     column: Vec<PageId>,
 }
 
+/// The pages of one layer that are coded into one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// In 16 bits, in the order of their slots.
+    pub from: Vec<PageId>,
+    /// A page of the same bytes.
+    pub to: PageId,
+}
+
+/// Columns of the tail of a table whose slots are in sealed pages now.
+#[derive(Debug, Default)]
+pub struct Unsealed(Vec<PageId>);
+
 /// Pages taken for slots that a step is about to write.
 #[derive(Debug)]
 pub struct Growth {
     /// The page table with room for the new slots.
     pub page_table: Vec<PageId>,
+    /// The sealed pages of that table.
+    pub n_sealed: usize,
     /// Pages to copy before the step, `(from, to)`: the shared tail that the step would write.
     pub copies: Vec<(PageId, PageId)>,
+    /// Pages to seal before the step.
+    pub seals: Vec<Seal>,
     taken: Vec<PageId>,
+    /// Columns whose slots are sealed then.
+    unsealed: Vec<PageId>,
 }
 
 impl Segment {
@@ -114,12 +135,27 @@ impl Segment {
         self.positions.is_empty()
     }
 
-    /// Pages that `n_new` more slots need, the copy of a shared tail counted.
+    /// The layout of its table.
+    pub fn layout(&self, layout: &PageLayout) -> PageLayout {
+        layout.with_sealed(self.n_sealed)
+    }
+
+    /// How many pages are to be sealed before `n_new` slots are added.
+    fn n_to_seal(&self, n_new: usize, layout: &PageLayout) -> usize {
+        match layout.kv.are_sealed() && n_new > 0 {
+            true => layout.n_due(self.len()).saturating_sub(self.n_sealed),
+            false => 0,
+        }
+    }
+
+    /// Pages that `n_new` more slots need: the copy of a shared tail counted, and those that others are sealed into,
+    /// which are there until the step is done.
     pub fn pages_needed(&self, n_new: usize, layout: &PageLayout, pool: &Pool) -> usize {
+        let layout = self.layout(layout);
         let n_columns = layout.n_pages(self.len() + n_new);
         let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
-        let copied = usize::from(n_new > 0 && self.tail_is_shared(layout, pool));
-        (fresh + copied) * self.n_layers
+        let copied = usize::from(n_new > 0 && self.tail_is_shared(&layout, pool));
+        (fresh + copied + self.n_to_seal(n_new, &layout)) * self.n_layers
     }
 
     /// Takes the pages that slots for `positions` need, all or none, and adds the positions.
@@ -130,13 +166,15 @@ impl Segment {
         pool: &mut Pool,
     ) -> Result<Growth, Error> {
         let n_needed = self.pages_needed(positions.len(), layout, pool);
+        let n_to_seal = self.n_to_seal(positions.len(), layout);
         let taken = pool.pages.take(n_needed)?;
+        let layout = self.layout(layout);
         let mut page_table = self.page_table.clone();
         let mut copies = Vec::new();
-        let mut fresh = taken.as_slice();
-        if let Some(tail) = self.tail(layout).filter(|_| !positions.is_empty()) {
-            if self.tail_is_shared(layout, pool) {
-                let (copy, rest) = taken.split_at(self.n_layers);
+        let (sealed, mut fresh) = taken.split_at(n_to_seal * self.n_layers);
+        if let Some(tail) = self.tail(&layout).filter(|_| !positions.is_empty()) {
+            if self.tail_is_shared(&layout, pool) {
+                let (copy, rest) = fresh.split_at(self.n_layers);
                 copies =
                     page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
                 page_table[tail].copy_from_slice(copy);
@@ -147,20 +185,82 @@ impl Segment {
             }
         }
         page_table.extend_from_slice(fresh);
+        // The first pages of the tail make room for what they are sealed into.
+        let first = (1 + self.n_sealed) * self.n_layers;
+        let unsealed = first..first + sealed.len() * layout.n_to_seal();
+        let seals = match n_to_seal {
+            0 => Vec::new(),
+            _ => self.seals(&page_table[unsealed.clone()], sealed, &layout),
+        };
+        let unsealed = match n_to_seal {
+            0 => Vec::new(),
+            _ => page_table.splice(unsealed, sealed.iter().copied()).collect(),
+        };
         self.positions.extend_from_slice(positions);
-        Ok(Growth { page_table, copies, taken })
+        let n_sealed = self.n_sealed + n_to_seal;
+        Ok(Growth { page_table, n_sealed, copies, seals, taken, unsealed })
+    }
+
+    /// What becomes what when the columns `from` are sealed into the columns `to`.
+    fn seals(&self, from: &[PageId], to: &[PageId], layout: &PageLayout) -> Vec<Seal> {
+        let n = self.n_layers;
+        let columns = from.chunks(n * layout.n_to_seal()).zip(to.chunks(n));
+        let of_layers = columns.flat_map(|(from, to)| {
+            let seal = move |(layer, &to)| {
+                let from = from.iter().skip(layer).step_by(n).copied().collect();
+                Seal { from, to }
+            };
+            to.iter().enumerate().map(seal)
+        });
+        of_layers.collect()
+    }
+
+    /// Puts back what was sealed since the table had `n_sealed` such pages, out of the columns that it had then; slots
+    /// that these lack have come since and go.
+    pub fn unseal(
+        &mut self,
+        n_sealed: usize,
+        Unsealed(columns): Unsealed,
+        layout: &PageLayout,
+        pool: &mut Pool,
+    ) {
+        let n_back = self.n_sealed.saturating_sub(n_sealed);
+        if n_back == 0 {
+            return;
+        }
+        let sealed = (1 + n_sealed) * self.n_layers..(1 + self.n_sealed) * self.n_layers;
+        let n_columns = columns.len() / self.n_layers;
+        self.n_sealed = n_sealed;
+        let released: Vec<PageId> = self.page_table.splice(sealed, columns).collect();
+        pool.release(&released, self.n_layers);
+        if n_columns < n_back * layout.n_to_seal() {
+            // What is behind them does not follow.
+            let n_kept = (1 + n_sealed + n_columns) * self.n_layers;
+            pool.release(&self.page_table[n_kept..], self.n_layers);
+            self.page_table.truncate(n_kept);
+            let n_slots = self.layout(layout).n_slots(1 + n_sealed + n_columns);
+            self.positions.truncate(n_slots);
+        }
     }
 
     /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
-    /// slot between others stays where it is, without a token.
+    /// slot between others stays where it is, without a token, and so do those behind it in a sealed page.
     pub fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for position in &mut self.positions {
             if *position as usize >= len {
                 *position = GIVEN_UP;
             }
         }
-        let last = self.positions.iter().rposition(|&position| position != GIVEN_UP);
-        self.truncate(last.map_or(0, |last| last + 1), layout, pool);
+        let Some(last) = self.positions.iter().rposition(|&position| position != GIVEN_UP) else {
+            return self.truncate(0, layout, pool);
+        };
+        let of_segment = self.layout(layout);
+        let (page_idx, _) = of_segment.place(last);
+        let n_slots = match layout.kv.are_sealed() && of_segment.part(page_idx) == Part::Body {
+            true => of_segment.n_slots(page_idx + 1),
+            false => last + 1,
+        };
+        self.truncate(n_slots, layout, pool);
     }
 
     /// Takes out the pages, from the second on, that hold no position from `first_seen` on.
@@ -229,15 +329,17 @@ impl Segment {
         self.positions.iter_mut().zip(0..).for_each(|(position, slot)| *position = slot);
     }
 
-    /// Gives up the slots from `n_slots` on, and the pages that only they needed.
+    /// Gives up the slots from `n_slots` on, all those of a sealed page or none, and the pages that only they needed.
     pub fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {
             return;
         }
         self.positions.truncate(n_slots);
-        let n_kept = layout.n_pages(n_slots) * self.n_layers;
+        let n_columns = self.layout(layout).n_pages(n_slots);
+        let n_kept = n_columns * self.n_layers;
         pool.release(&self.page_table[n_kept..], self.n_layers);
         self.page_table.truncate(n_kept);
+        self.n_sealed = self.n_sealed.min(n_columns.saturating_sub(1));
     }
 
     /// Entries of the partly filled last column, if there is one.
@@ -252,6 +354,18 @@ impl Segment {
     }
 }
 
+impl Unsealed {
+    /// Its pages, to be released.
+    pub fn columns(&self) -> &[PageId] {
+        &self.0
+    }
+
+    /// Those that were sealed later join it.
+    pub fn extend(&mut self, later: Self) {
+        self.0.extend(later.0);
+    }
+}
+
 impl Gone {
     /// Its pages, to be released.
     pub fn column(&self) -> &[PageId] {
@@ -260,11 +374,16 @@ impl Gone {
 }
 
 impl Growth {
-    /// The step was done: the segment takes the new table, and copied pages lose a holder.
-    pub fn commit(self, segment: &mut Segment, pool: &mut Pool) {
-        segment.page_table = self.page_table;
+    /// The step was done: the segment takes the new table, and copied pages lose a holder. What was sealed does too, but for
+    /// the first `n_kept` columns.
+    pub fn commit(self, segment: &mut Segment, n_kept: usize, pool: &mut Pool) -> Unsealed {
+        (segment.page_table, segment.n_sealed) = (self.page_table, self.n_sealed);
         let copied: Vec<PageId> = self.copies.iter().map(|&(from, _)| from).collect();
         pool.release(&copied, segment.n_layers);
+        let mut kept = self.unsealed;
+        let released = kept.split_off(kept.len().min(n_kept * segment.n_layers));
+        pool.release(&released, segment.n_layers);
+        Unsealed(kept)
     }
 
     /// The step failed: the segment is as it was before [`Segment::grow`].

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::aux::{Aux, AuxRow, Store};
 use super::format::PageLayout;
-use super::kv::{Gone, Growth, Pool, Segment};
+use super::kv::{Gone, Growth, Pool, Segment, Unsealed};
 use super::prefix::Found;
 use crate::error::Error;
 
@@ -34,12 +34,20 @@ pub struct LayeredCache {
 #[derive(Debug)]
 struct Checkpoint {
     len: usize,
-    n_slots: Vec<usize>,
+    segments: Vec<Extent>,
     /// Slots that the first segment had given back, and the pages that it has since then.
     n_gone: usize,
     gone: Vec<Gone>,
     /// Earlier tokens that have moved on since: how deep they were, and where they waited.
     moved: BTreeMap<u32, (u8, AuxRow)>,
+}
+
+/// How far a segment went, and columns of its tail that have been sealed since.
+#[derive(Debug)]
+struct Extent {
+    n_slots: usize,
+    n_sealed: usize,
+    unsealed: Unsealed,
 }
 
 /// Pages and rows taken for tokens that are about to go through a segment.
@@ -77,15 +85,24 @@ impl LayeredCache {
     pub fn n_pages(&self) -> usize {
         let gone = self.since.iter().flat_map(|since| &since.gone);
         let n_gone: usize = gone.map(|page| page.column().len()).sum();
-        n_gone + self.segments.iter().map(|segment| segment.page_table.len()).sum::<usize>()
+        let unsealed = self.since.iter().flat_map(|since| &since.segments);
+        let n_unsealed: usize = unsealed.map(|extent| extent.unsealed.columns().len()).sum();
+        n_gone
+            + n_unsealed
+            + self.segments.iter().map(|segment| segment.page_table.len()).sum::<usize>()
     }
 
     /// A call begins that can be undone.
     pub fn begin(&mut self) {
-        let n_slots = self.segments.iter().map(Segment::len).collect();
+        let extent = |segment: &Segment| Extent {
+            n_slots: segment.len(),
+            n_sealed: segment.n_sealed,
+            unsealed: Unsealed::default(),
+        };
+        let segments = self.segments.iter().map(extent).collect();
         let (len, n_gone) = (self.len, self.segments[0].n_gone);
         let (moved, gone) = (BTreeMap::new(), Vec::new());
-        self.since = Some(Checkpoint { len, n_slots, n_gone, gone, moved });
+        self.since = Some(Checkpoint { len, segments, n_gone, gone, moved });
     }
 
     /// The call is done: nothing can be undone any more.
@@ -96,6 +113,9 @@ impl LayeredCache {
             for page in since.gone {
                 pool.release(page.column(), self.segments[0].n_layers);
             }
+            for (segment, extent) in self.segments.iter().zip(since.segments) {
+                pool.release(extent.unsealed.columns(), segment.n_layers);
+            }
         }
     }
 
@@ -105,7 +125,7 @@ impl LayeredCache {
         let segment = &mut self.segments[0];
         for page in segment.roll(first_seen, layout) {
             match &mut self.since {
-                Some(since) if layout.n_slots(1 + since.gone.len()) < since.n_slots[0] => {
+                Some(since) if layout.n_slots(1 + since.gone.len()) < since.segments[0].n_slots => {
                     since.gone.push(page);
                 }
                 _ => pool.release(page.column(), segment.n_layers),
@@ -132,8 +152,9 @@ impl LayeredCache {
             }
             first.roll_back(since.gone, layout);
         }
-        for (segment, n_slots) in self.segments.iter_mut().zip(since.n_slots) {
-            segment.truncate(n_slots, layout, pool);
+        for (segment, extent) in self.segments.iter_mut().zip(since.segments) {
+            segment.unseal(extent.n_sealed, extent.unsealed, layout, pool);
+            segment.truncate(extent.n_slots, layout, pool);
         }
         self.forget(since.len, layout, pool);
         self.begin();
@@ -176,9 +197,19 @@ impl LayeredCache {
     }
 
     /// The tokens have gone through.
-    pub fn commit(&mut self, taken: Taken, pool: &mut Pool) {
+    pub fn commit(&mut self, taken: Taken, layout: &PageLayout, pool: &mut Pool) {
         let Taken { segment, growth, to, parks, positions, parked, .. } = taken;
-        growth.commit(&mut self.segments[segment], pool);
+        let first = self.segments[segment].layout(layout).n_before_tail();
+        match &mut self.since {
+            Some(Checkpoint { segments, .. }) => {
+                let Extent { n_slots, unsealed, .. } = &mut segments[segment];
+                let n_kept = n_slots.saturating_sub(first).div_ceil(layout.tail_len());
+                unsealed.extend(growth.commit(&mut self.segments[segment], n_kept, pool));
+            }
+            None => {
+                growth.commit(&mut self.segments[segment], 0, pool);
+            }
+        }
         for (position, (from, to)) in parked.into_iter().zip(parks) {
             self.aux.put(position, to);
             self.aux.give(&[from], &mut pool.aux); // in transit: no earlier call's
@@ -239,8 +270,8 @@ impl LayeredCache {
     }
 
     /// Takes what a saved session of `len` tokens held, all of it waiting between calls: how many segments each token has
-    /// gone through, where there is more than one, and the positions of each segment's slots. What was taken before an error is released with the
-    /// rest.
+    /// gone through, where there is more than one, and the positions of each segment's slots, whose sealed pages it knows.
+    /// What was taken before an error is released with the rest.
     pub fn restore(
         &mut self,
         len: usize,
@@ -250,7 +281,7 @@ impl LayeredCache {
         pool: &mut Pool,
     ) -> Result<(), Error> {
         for (segment, positions) in self.segments.iter_mut().zip(slots) {
-            segment.grow(positions, layout, pool)?.commit(segment, pool);
+            segment.grow(positions, layout, pool)?.commit(segment, 0, pool);
         }
         let waits = |&(_, &depth): &(u32, &u8)| usize::from(depth) < self.segments.len();
         let waiting: Vec<u32> =

@@ -8,6 +8,7 @@ use super::simd::{Simd, bf16_value, f16_value};
 use crate::cache::KvFormat;
 
 /// Codes a head. Numbers that are not finite make its scale so, and what is decoded NaN.
+#[inline(always)]
 pub(super) fn encode(format: KvFormat, values: &[f32], codes: &mut [u8], params: &mut [u8]) {
     match format {
         KvFormat::Bf16 | KvFormat::F32 => unreachable!("not coded"),
@@ -23,16 +24,25 @@ pub(super) fn encode(format: KvFormat, values: &[f32], codes: &mut [u8], params:
                 *code = e4m3(x * inverse);
             }
         }
-        KvFormat::Int4 | KvFormat::Int4Plain => {
+        KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel | KvFormat::Int2 => {
+            let bits = bits(format);
             let group = format.group(values.len());
-            let codes = codes.chunks_exact_mut(group / 2);
+            let codes = codes.chunks_exact_mut(group * bits / 8);
             for ((values, codes), params) in
                 values.chunks_exact(group).zip(codes).zip(params.chunks_exact_mut(4))
             {
-                encode_int4(values, codes, params);
+                let steps = Steps::whole(bits, values);
+                steps.store(params);
+                pack(bits, codes, |i| steps.code(values[i]));
             }
         }
     }
+}
+
+/// Bits of a code with a scale and a zero.
+#[inline(always)]
+fn bits(format: KvFormat) -> usize {
+    if format == KvFormat::Int2 { 2 } else { 4 }
 }
 
 /// Stores a scale as f16, and gives the inverse of what it was rounded to: 0 where there is none.
@@ -51,23 +61,266 @@ fn largest(values: &[f32]) -> f32 {
     max + values.iter().fold(0.0_f32, |sum, x| sum + x * 0.0)
 }
 
-/// One group. In a run of 32 numbers byte `i` has number `i` in its low half and number `16 + i` in the other:
-/// vectors of 8 and of 16 lanes find their neighbours side by side.
-#[inline(always)]
-fn encode_int4(values: &[f32], codes: &mut [u8], params: &mut [u8]) {
-    let (mut min, mut max, mut poison) = (f32::INFINITY, f32::NEG_INFINITY, 0.0);
-    for x in values {
-        (min, max, poison) = (min.min(*x), max.max(*x), poison + x * 0.0);
+/// What codes that share a scale and a zero stand for: `zero + scale * code`.
+#[derive(Clone, Copy, Debug)]
+struct Steps {
+    scale: f16,
+    zero: f16,
+    /// The zero that is stored, and the inverse of the scale that is: 0 where there is none.
+    from: f32,
+    inverse: f32,
+    most: f32,
+}
+
+impl Steps {
+    /// From `min` to `max`, both rounded.
+    #[inline(always)]
+    fn new(bits: usize, min: f32, max: f32) -> Self {
+        let most = ((1 << bits) - 1) as f32;
+        let (scale, zero) = (f16::from_f32((max - min) / most), f16::from_f32(min));
+        let stored = f16_value(scale.to_bits());
+        let inverse = if stored > 0.0 { 1.0 / stored } else { 0.0 };
+        Self { scale, zero, from: f16_value(zero.to_bits()), inverse, most }
     }
-    let inverse = put_scale((max - min) / 15.0 + poison, params);
-    let zero = f16::from_f32(min);
-    params[2..].copy_from_slice(&zero.to_le_bytes());
-    let zero = f16_value(zero.to_bits());
-    let code = |x: f32| ((x - zero) * inverse).round_ties_even().clamp(0.0, 15.0) as u8;
-    for (values, codes) in values.chunks_exact(32).zip(codes.chunks_exact_mut(16)) {
-        let (low, high) = values.split_at(16);
-        for ((low, high), byte) in low.iter().zip(high).zip(codes) {
-            *byte = code(*low) | code(*high) << 4;
+
+    /// From the least of some numbers to the largest; NaN where one is not finite.
+    #[inline(always)]
+    fn whole(bits: usize, values: &[f32]) -> Self {
+        let (mut min, mut max, mut poison) = (f32::INFINITY, f32::NEG_INFINITY, 0.0);
+        for x in values {
+            (min, max, poison) = (min.min(*x), max.max(*x), poison + x * 0.0);
+        }
+        Self::new(bits, min, max + poison)
+    }
+
+    /// Where they are kept: the scale, then the zero.
+    #[inline(always)]
+    fn store(self, params: &mut [u8]) {
+        params[..2].copy_from_slice(&self.scale.to_le_bytes());
+        params[2..].copy_from_slice(&self.zero.to_le_bytes());
+    }
+
+    #[inline(always)]
+    fn code(self, x: f32) -> u8 {
+        ((x - self.from) * self.inverse).round_ties_even().clamp(0.0, self.most) as u8
+    }
+}
+
+/// Packs codes so that vectors of 8 and of 16 lanes find neighbours side by side: 16 bytes hold 16 codes in their lowest
+/// bits, the next 16 in the bits above these, and so on.
+#[inline(always)]
+fn pack(bits: usize, codes: &mut [u8], code: impl Fn(usize) -> u8) {
+    let n_parts = 8 / bits;
+    for (block, codes) in codes.chunks_exact_mut(16).enumerate() {
+        for (j, byte) in codes.iter_mut().enumerate() {
+            let of = |part: usize| code((block * n_parts + part) * 16 + j) << (part * bits);
+            *byte = (0..n_parts).map(of).fold(0, |byte, code| byte | code);
+        }
+    }
+}
+
+/// Columns that are fitted side by side.
+const COLUMNS: usize = 16;
+
+/// Ranges that are tried, as shares of the whole one about its middle: with few codes, numbers far out are better cut
+/// off than all others told apart more coarsely.
+const SHARES: [f32; 6] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5];
+
+/// For each column of rows of `n` numbers, a multiple of 16, the steps that lose least of it, in the sum of squares; the
+/// widest of those that lose alike.
+#[inline(always)]
+fn fit(bits: usize, values: &[f32], n: usize) -> Vec<Steps> {
+    (0..n).step_by(COLUMNS).flat_map(|first| fit_columns(bits, values, n, first)).collect()
+}
+
+/// [`fit`] for the columns from `first` on.
+#[inline(always)]
+fn fit_columns(bits: usize, values: &[f32], n: usize, first: usize) -> [Steps; COLUMNS] {
+    let rows = || values.chunks_exact(n).map(|row| &row[first..first + COLUMNS]);
+    let (mut min, mut max) = ([f32::INFINITY; COLUMNS], [f32::NEG_INFINITY; COLUMNS]);
+    let mut poison = [0.0; COLUMNS];
+    for row in rows() {
+        for c in 0..COLUMNS {
+            (min[c], max[c]) = (min[c].min(row[c]), max[c].max(row[c]));
+            poison[c] += row[c] * 0.0;
+        }
+    }
+    let most = ((1 << bits) - 1) as f32;
+    let mut best = [(f32::INFINITY, 0.0, f32::NAN); COLUMNS];
+    for share in SHARES {
+        let (mut low, mut scale, mut inverse) = ([0.0; COLUMNS], [0.0; COLUMNS], [0.0; COLUMNS]);
+        for c in 0..COLUMNS {
+            let half = (max[c] - min[c]) * (0.5 * share);
+            low[c] = (max[c] + min[c]) * 0.5 - half;
+            scale[c] = 2.0 * half / most;
+            inverse[c] = if scale[c] > 0.0 { 1.0 / scale[c] } else { 0.0 };
+        }
+        let mut losses = [0.0; COLUMNS];
+        for row in rows() {
+            for c in 0..COLUMNS {
+                let code = ((row[c] - low[c]) * inverse[c]).round_ties_even().clamp(0.0, most);
+                let loss = row[c] - (low[c] + scale[c] * code);
+                losses[c] += loss * loss;
+            }
+        }
+        for c in 0..COLUMNS {
+            if losses[c] < best[c].0 {
+                best[c] = (losses[c], low[c], low[c] + scale[c] * most);
+            }
+        }
+    }
+    std::array::from_fn(|c| Steps::new(bits, best[c].1, best[c].2 + poison[c]))
+}
+
+/// Codes a head of all slots of a page, `[slot][n]`: channel by channel, or group by group of each slot.
+#[inline(always)]
+pub(super) fn encode_page(
+    format: KvFormat,
+    is_by_channel: bool,
+    values: &[f32],
+    n: usize,
+    codes: &mut [u8],
+    params: &mut [u8],
+) {
+    let (bits, group, code_bytes) = (bits(format), format.group(n), format.code_bytes(n));
+    let rows = || values.chunks_exact(n);
+    if is_by_channel {
+        let steps = fit(bits, values, n);
+        let (scales, zeros) = params.split_at_mut(2 * n);
+        let params = scales.chunks_exact_mut(2).zip(zeros.chunks_exact_mut(2));
+        for (steps, (scale, zero)) in steps.iter().zip(params) {
+            scale.copy_from_slice(&steps.scale.to_le_bytes());
+            zero.copy_from_slice(&steps.zero.to_le_bytes());
+        }
+        for (row, codes) in rows().zip(codes.chunks_exact_mut(code_bytes)) {
+            pack(bits, codes, |i| steps[i].code(row[i]));
+        }
+        return;
+    }
+    // A slot's group as a column.
+    let n_slots = values.len() / n;
+    let mut turned = vec![0.0; group * n_slots];
+    for (idx, first) in (0..n).step_by(group).enumerate() {
+        for (slot, row) in rows().enumerate() {
+            for (i, x) in row[first..first + group].iter().enumerate() {
+                turned[i * n_slots + slot] = *x;
+            }
+        }
+        let steps = fit(bits, &turned, n_slots);
+        for (slot, (row, steps)) in rows().zip(&steps).enumerate() {
+            let codes = &mut codes[slot * code_bytes + first * bits / 8..][..group * bits / 8];
+            pack(bits, codes, |i| steps.code(row[first + i]));
+            steps.store(&mut params[slot * format.param_bytes(n) + 4 * idx..][..4]);
+        }
+    }
+}
+
+/// The codes of part `part` of some of the 16 bytes of [`pack`].
+///
+/// # Safety
+/// As [`Simd`]: `LANES` bytes at `p`.
+#[inline(always)]
+unsafe fn unpack<S: Simd, const BITS: usize>(p: *const u8, part: usize) -> S::V {
+    // SAFETY: the caller's.
+    unsafe {
+        match (BITS, part) {
+            (4, 0) => S::load_codes::<0, 15>(p),
+            (4, _) => S::load_codes::<4, 15>(p),
+            (_, 0) => S::load_codes::<0, 3>(p),
+            (_, 1) => S::load_codes::<2, 3>(p),
+            (_, 2) => S::load_codes::<4, 3>(p),
+            _ => S::load_codes::<6, 3>(p),
+        }
+    }
+}
+
+/// Heads of slots that follow one another in a page, whose channels have their params in common.
+///
+/// # Safety
+/// As [`decode`].
+#[inline(always)]
+pub(super) unsafe fn decode_channels<S: Simd>(
+    format: KvFormat,
+    from: (*const u8, *const u8),
+    n_rows: usize,
+    n: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        match bits(format) {
+            2 => channels::<S, 2>(from, n_rows, n, to, stride),
+            _ => channels::<S, 4>(from, n_rows, n, to, stride),
+        }
+    }
+}
+
+/// [`decode_channels`] of a width.
+///
+/// # Safety
+/// As [`decode`].
+#[inline(always)]
+unsafe fn channels<S: Simd, const BITS: usize>(
+    (codes, params): (*const u8, *const u8),
+    n_rows: usize,
+    n: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let (n_parts, code_bytes) = (8 / BITS, n * BITS / 8);
+    // SAFETY: blocks of 16 bytes make up the codes of n numbers; params are 2 n of 16 bits.
+    unsafe {
+        let (scales, zeros) = (params.cast::<u16>(), params.cast::<u16>().add(n));
+        for block in (0..code_bytes).step_by(16) {
+            for part in 0..n_parts {
+                for j in (0..16).step_by(S::LANES) {
+                    let channel = block * n_parts + part * 16 + j;
+                    let scale = S::load_f16(scales.add(channel));
+                    let zero = S::load_f16(zeros.add(channel));
+                    for row in 0..n_rows {
+                        let codes =
+                            unpack::<S, BITS>(codes.add(row * code_bytes + block + j), part);
+                        S::store(to.add(row * stride + channel), S::fma(codes, scale, zero));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Heads whose groups have their own params.
+///
+/// # Safety
+/// As [`decode`].
+#[inline(always)]
+unsafe fn groups<S: Simd, const BITS: usize>(
+    (codes, params): (*const u8, *const u8),
+    (n_rows, group): (usize, usize),
+    n: usize,
+    to: *mut f32,
+    stride: usize,
+) {
+    let (n_parts, code_bytes) = (8 / BITS, n * BITS / 8);
+    // SAFETY: blocks of 16 bytes make up the codes of a group; every group has a scale and a zero.
+    unsafe {
+        for row in 0..n_rows {
+            let params = params.add(row * (n / group * 4)).cast::<u16>();
+            for first in (0..n).step_by(group) {
+                let param =
+                    |idx| S::splat(S::f16(params.add(first / group * 2 + idx).read_unaligned()));
+                let (scale, zero) = (param(0), param(1));
+                for i in (first..first + group).step_by(16 * n_parts) {
+                    for j in (0..16).step_by(S::LANES) {
+                        let codes = codes.add(row * code_bytes + i * BITS / 8 + j);
+                        let to = to.add(row * stride + i + j);
+                        for part in 0..n_parts {
+                            let codes = unpack::<S, BITS>(codes, part);
+                            S::store(to.add(16 * part), S::fma(codes, scale, zero));
+                        }
+                    }
+                }
+            }
         }
     }
 }
@@ -209,23 +462,11 @@ pub(super) unsafe fn decode<S: Simd>(
                     }
                 }
             }
-            KvFormat::Int4 | KvFormat::Int4Plain => {
-                let group = format.group(n);
-                for row in 0..n_rows {
-                    for first in (0..n).step_by(group) {
-                        let at = first / group * 2;
-                        let scale = S::splat(param(row, at));
-                        let zero = S::splat(param(row, at + 1));
-                        for i in (first..first + group).step_by(32) {
-                            for j in (0..16).step_by(S::LANES) {
-                                let codes = codes(row).add(i / 2 + j);
-                                let to = to.add(row * stride + i + j);
-                                S::store(to, S::fma(S::load_low_u4(codes), scale, zero));
-                                S::store(to.add(16), S::fma(S::load_high_u4(codes), scale, zero));
-                            }
-                        }
-                    }
-                }
+            KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => {
+                groups::<S, 4>((codes(0), params), (n_rows, format.group(n)), n, to, stride);
+            }
+            KvFormat::Int2 => {
+                groups::<S, 2>((codes(0), params), (n_rows, format.group(n)), n, to, stride);
             }
         }
     }
@@ -315,7 +556,12 @@ mod tests {
     fn codes_are_the_nearest() {
         for format in KvFormat::ALL.into_iter().filter(|format| format.is_coded()) {
             for n in [32, 64, 96, 128, 6, 80] {
-                if n % 32 != 0 && format.code_bytes(2) == 1 {
+                let unit = match format {
+                    KvFormat::Int8 | KvFormat::Fp8 => 1,
+                    KvFormat::Int2 => 64,
+                    _ => 32,
+                };
+                if n % unit != 0 {
                     continue;
                 }
                 let values: Vec<f32> =
@@ -333,6 +579,7 @@ mod tests {
                         let step = match format {
                             KvFormat::Int8 => scale,
                             KvFormat::Fp8 => (x.abs() / 8.0).max(scale / 512.0),
+                            KvFormat::Int2 => 7.0 / 3.0,
                             _ => 7.0 / 15.0, // no group spans more than 6
                         };
                         // The scale is rounded too: 2^-11 of the largest.
@@ -351,20 +598,20 @@ mod tests {
     #[test]
     fn edges() {
         for format in KvFormat::ALL.into_iter().filter(|format| format.is_coded()) {
-            let code = |values: [f32; 32]| {
-                let mut codes = vec![0; format.code_bytes(32)];
-                let mut params = vec![0; format.param_bytes(32)];
+            let code = |values: [f32; 64]| {
+                let mut codes = vec![0; format.code_bytes(64)];
+                let mut params = vec![0; format.param_bytes(64)];
                 encode(format, &values, &mut codes, &mut params);
-                let mut back = vec![7.0; 32];
+                let mut back = vec![7.0; 64];
                 // SAFETY: slices of the format's lengths.
                 unsafe { Isa::Portable.run(Decode(format, &codes, &params, &mut back)) };
                 back
             };
-            assert_eq!(code([0.0; 32]), [0.0; 32], "{format}");
-            let same = code([1.5; 32]);
+            assert_eq!(code([0.0; 64]), [0.0; 64], "{format}");
+            let same = code([1.5; 64]);
             assert!(same.iter().all(|x| (x - 1.5).abs() < 2e-3), "{format}: {same:?}");
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut values = [1.0; 32];
+                let mut values = [1.0; 64];
                 values[9] = bad;
                 assert!(code(values).iter().all(|x| x.is_nan()), "{format}: {bad}");
             }

@@ -25,7 +25,8 @@ impl Kernel for KeyNorms<'_> {
         let mut key = vec![0.0_f32; d];
         for slot in 0..self.n_slots {
             let (page_idx, place) = layout.place(slot);
-            let (form, page) = (self.pages.form(page_idx), self.table.page(page_idx, self.layer));
+            let form = self.pages.form(layout.part(page_idx));
+            let page = self.table.page(page_idx, self.layer);
             let page = self.pages.page(page).as_ptr();
             let mut sum = 0.0;
             for head in 0..n_heads {
@@ -46,8 +47,8 @@ impl CpuPages {
     pub(super) fn keep_slots(&mut self, table: Table<'_>, layer: usize, keep: &[u32]) {
         for (to, &from) in keep.iter().enumerate().filter(|&(to, &from)| to != from as usize) {
             let (from, to) = (self.layout.place(from as usize), self.layout.place(to));
-            let form = *self.form(from.0);
-            assert!(form == *self.form(to.0), "slots of pages that look alike");
+            let form = *self.form(self.layout.part(from.0));
+            assert!(form == self.layout.form(to.0), "slots of pages that look alike");
             let pages = (table.page(from.0, layer), table.page(to.0, layer));
             for (side, head) in [Side::K, Side::V]
                 .into_iter()

@@ -12,6 +12,7 @@
 //! | `attention/` | attention over pages, for both phases |
 //! | `norm`, `heads` | row-wise arithmetic |
 //! | `matrix`, `pages`, `codec`, `mem` | weights, KV pages and their formats, big buffers |
+//! | `seal` | pages that are coded as a whole |
 //! | `evict` | what eviction asks of pages |
 //!
 //! `unsafe` is at home here: kernels work on raw pointers, and threads write disjoint parts of shared
@@ -32,6 +33,7 @@ mod pack;
 mod pages;
 mod prefill;
 mod run;
+mod seal;
 mod simd;
 mod team;
 
@@ -49,8 +51,9 @@ use self::norm::{Norm, Rotation};
 use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
+use self::seal::SealPages;
 use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop, Table};
-use crate::cache::{KvFormat, PageId, PageLayout, Side};
+use crate::cache::{KvFormat, PageId, PageLayout, Seal, Side};
 use crate::error::Error;
 use crate::memory;
 use crate::model::synthetic;
@@ -518,6 +521,14 @@ impl Backend for CpuBackend {
         pairs: &[(PageId, PageId)],
     ) -> Result<(), Error> {
         pairs.iter().for_each(|&(from, to)| pages.copy(from, to));
+        Ok(())
+    }
+
+    fn seal_pages(&mut self, pages: &mut CpuPages, seals: &[Seal]) -> Result<(), Error> {
+        let tasks = &self.runner.unordered(seal::n_tasks(seals, pages));
+        let pages = pages.writer();
+        let seal = |thread_idx, _| SealPages { pages, seals, tasks, thread_idx };
+        self.runner.region(self.isa.f32(), seal);
         Ok(())
     }
 

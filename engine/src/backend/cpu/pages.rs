@@ -4,22 +4,24 @@ use super::codec;
 use super::mem::{Buf, Shared};
 use super::simd::{Simd, bf16_bits};
 use crate::backend::Batch;
-use crate::cache::{KvFormat, PageForm, PageId, PageLayout, Side};
+use crate::cache::{KvFormat, PageForm, PageId, PageLayout, Part, Side};
 use crate::error::Error;
+
+/// What the pages of each [`Part`] of a table look like.
+type Forms = [PageForm; 3];
 
 /// Storage of a pool of pages.
 #[derive(Debug)]
 pub struct CpuPages {
     pub(super) layout: PageLayout,
-    /// Of the first page of a table, and of the others.
-    forms: [PageForm; 2],
+    forms: Forms,
     pub(super) bytes: Buf<u8>,
 }
 
 impl CpuPages {
     pub(super) fn new(layout: PageLayout, n_pages: usize) -> Result<Self, Error> {
         let n_bytes = layout.bytes().saturating_mul(n_pages);
-        let forms = [layout.form(0), layout.form(1)];
+        let forms = [Part::First, Part::Body, Part::Tail].map(|part| layout.form_of(part));
         Ok(Self { layout, forms, bytes: Buf::zeroed(n_bytes, "the KV page pool")? })
     }
 
@@ -48,10 +50,10 @@ impl CpuPages {
         Writer { base: Shared(self.bytes.as_mut_ptr()), forms, page_bytes }
     }
 
-    /// What a page looks like.
+    /// What the pages of a part look like.
     #[inline(always)]
-    pub(super) fn form(&self, page_idx: usize) -> &PageForm {
-        &self.forms[page_idx.min(1)]
+    pub(super) fn form(&self, part: Part) -> &PageForm {
+        &self.forms[part as usize]
     }
 }
 
@@ -59,8 +61,9 @@ impl CpuPages {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     pub(super) format: KvFormat,
+    is_by_channel: bool,
     pub(super) codes: *const u8,
-    pub(super) params: *const u8,
+    params: *const u8,
 }
 
 impl Row {
@@ -73,11 +76,19 @@ impl Row {
         side: Side,
         head: usize,
     ) -> Self {
+        let format = form.format(side);
         Self {
-            format: form.format(side),
+            format,
+            is_by_channel: format.is_by_channel(side),
             codes: page.wrapping_add(form.codes(side, head, slot)),
             params: page.wrapping_add(form.params(side, head, slot)),
         }
+    }
+
+    /// Its numbers, once they have been [read](Self::read).
+    #[inline(always)]
+    pub(super) fn decoded(self, numbers: *const f32) -> Self {
+        Self { format: KvFormat::F32, codes: numbers.cast(), ..self }
     }
 
     /// It and the slots behind it in the page: `n_rows` heads of `n` numbers, `stride` apart, each to be multiplied
@@ -95,7 +106,13 @@ impl Row {
     ) {
         let from = (self.codes, self.params);
         // SAFETY: the caller's.
-        unsafe { codec::decode_scaled::<S>(self.format, from, n_rows, n, to, stride) }
+        unsafe {
+            if self.is_by_channel {
+                (0..n_rows).for_each(|row| to.1.add(row).write(1.0));
+                return codec::decode_channels::<S>(self.format, from, n_rows, n, to.0, stride);
+            }
+            codec::decode_scaled::<S>(self.format, from, n_rows, n, to, stride);
+        }
     }
 
     /// Its `n` numbers as f32.
@@ -104,8 +121,14 @@ impl Row {
     /// As [`Simd`]; the page has the slot, and `to` room for the numbers.
     #[inline(always)]
     pub(super) unsafe fn read<S: Simd>(self, n: usize, to: *mut f32) {
+        let from = (self.codes, self.params);
         // SAFETY: the caller's.
-        unsafe { codec::decode::<S>(self.format, (self.codes, self.params), 1, n, to, n) }
+        unsafe {
+            match self.is_by_channel {
+                true => codec::decode_channels::<S>(self.format, from, 1, n, to, n),
+                false => codec::decode::<S>(self.format, from, 1, n, to, n),
+            }
+        }
     }
 }
 
@@ -113,21 +136,21 @@ impl Row {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     page: PageId,
-    page_idx: usize,
+    part: Part,
     slot: usize,
 }
 
 /// The place of every row of a batch in a layer; panics on a page outside the pool.
 pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mut Vec<Place>) {
-    let layout = pages.layout;
-    let n_pages = pages.bytes.len() / layout.bytes().max(1);
+    let n_pages = pages.bytes.len() / pages.layout.bytes().max(1);
     out.clear();
     for seq in &batch.seqs {
+        let layout = pages.layout.with_sealed(seq.n_sealed);
         for slot in seq.kv_start..seq.kv_len() {
             let (page_idx, slot) = layout.place(slot);
             let page = seq.page(page_idx, layer);
             assert!((page as usize) < n_pages, "page {page} is out of range");
-            out.push(Place { page, page_idx, slot });
+            out.push(Place { page, part: layout.part(page_idx), slot });
         }
     }
 }
@@ -136,15 +159,27 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Writer {
     base: Shared<u8>,
-    forms: [PageForm; 2],
+    forms: Forms,
     page_bytes: usize,
 }
 
 impl Writer {
+    /// What the pages of a part look like.
+    #[inline(always)]
+    pub(super) fn form(&self, part: Part) -> &PageForm {
+        &self.forms[part as usize]
+    }
+
+    /// A page of the pool.
+    #[inline(always)]
+    pub(super) fn page(&self, page: PageId) -> *mut u8 {
+        self.base.get().wrapping_add(page as usize * self.page_bytes)
+    }
+
     /// The formats of coded pages.
     #[inline(always)]
     pub(super) fn format(&self, side: Side) -> KvFormat {
-        self.forms[1].format(side)
+        self.form(Part::Body).format(side)
     }
 
     /// Stores one head of one row.
@@ -154,11 +189,11 @@ impl Writer {
     /// this head of this slot.
     #[inline(always)]
     pub(super) unsafe fn write(&self, at: Place, side: Side, kv_head: usize, values: *const f32) {
-        let form = &self.forms[at.page_idx.min(1)];
+        let form = self.form(at.part);
         let (format, d) = (form.format(side), form.head_dim);
         // SAFETY: codes and params lie in the page and are this thread's; bf16 and f32 are aligned there.
         unsafe {
-            let page = self.base.get().add(at.page as usize * self.page_bytes);
+            let page = self.page(at.page);
             let codes = page.add(form.codes(side, kv_head, at.slot));
             match format {
                 KvFormat::Bf16 => {

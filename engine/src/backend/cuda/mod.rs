@@ -44,7 +44,7 @@ use self::rows::{Data, Gathered};
 use self::sample::Chooser;
 use self::score::Scorer;
 use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score, Table};
-use crate::cache::{KvFormat, PageId, PageLayout};
+use crate::cache::{KvFormat, PageId, PageLayout, Seal};
 use crate::error::Error;
 
 pub use self::passes::Passes;
@@ -196,7 +196,7 @@ impl Backend for CudaBackend {
     }
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
-        let PageLayout { n_kv_heads, page_len, head_dim, kv } = layout;
+        let PageLayout { n_kv_heads, page_len, head_dim, kv, .. } = layout;
         if kv != KvFormat::Bf16.into() {
             return Err(unsupported("--kv", kv, "bf16"));
         }
@@ -447,6 +447,10 @@ impl Backend for CudaBackend {
         _: &mut [f32],
     ) -> Result<(), Error> {
         Err(unsupported("eviction", "knorm", "none: its kernels are not there yet; use the CPU"))
+    }
+
+    fn seal_pages(&mut self, _pages: &mut KvPages, _seals: &[Seal]) -> Result<(), Error> {
+        Err(unsupported("--kv", "a format of sealed pages", "one that codes tokens by themselves"))
     }
 
     fn keep_slots(

@@ -44,7 +44,7 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
         let n = tensor.shape.iter().product::<usize>() as u64;
         *dtypes.entry(tensor.dtype.to_string().to_lowercase()).or_insert(0) += n;
     }
-    let pool = plan.layout.n_slots(plan.n_pages / plan.n_layers);
+    let pool = plan.layout.capacity(plan.n_pages / plan.n_layers);
     let tokenizer_file = std::fs::metadata(args.dir.join(TOKENIZER)).map_or(0, |file| file.len());
     let facts = Facts {
         tokenizer_bytes: usize::try_from(tokenizer_file).unwrap_or(0).saturating_mul(8),

@@ -88,7 +88,7 @@ pub(crate) fn session_options(
     args: &ContextArgs,
 ) -> Result<SessionOptions, Failure> {
     let plan = model.plan();
-    let pool = plan.layout.n_slots(plan.n_pages / plan.n_layers);
+    let pool = plan.layout.capacity(plan.n_pages / plan.n_layers);
     let lazy = args.lazy.as_deref().map(|spec| Lazy::parse(spec, plan.n_layers)).transpose()?;
     let stream = args.stream.options();
     let ctx_len = args.ctx.unwrap_or(plan.ctx_len.min(pool));

@@ -95,11 +95,12 @@ impl Attention<'_> {
         d: usize,
     ) {
         let (seq, head_dim) = (&self.batch.seqs[task.seq], self.shape.head_dim);
-        let (mut page_idx, mut first) = self.pages.layout.place(slots.start);
+        let layout = self.pages.layout.with_sealed(seq.n_sealed);
+        let (mut page_idx, mut first) = layout.place(slots.start);
         let mut done = 0;
         while done < slots.len() {
             let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
-            let form = self.pages.form(page_idx);
+            let form = self.pages.form(layout.part(page_idx));
             let n = (form.len - first).min(slots.len() - done);
             let [k_scales, v_scales] = scales.each_mut();
             for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {

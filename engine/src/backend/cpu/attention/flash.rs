@@ -14,7 +14,7 @@ use super::super::team::Tasks;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{AttentionShape, Batch, Phase, Seq};
-use crate::cache::{KvFormat, Side};
+use crate::cache::{Part, Side};
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {
@@ -268,7 +268,7 @@ impl Attention<'_> {
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
         // SAFETY: K, V and scores fit their parts; rows are the task's.
         unsafe {
-            let mut spots = [Spot { page: std::ptr::null(), slot: 0 }; TILE];
+            let mut spots = [Spot { page: std::ptr::null(), part: Part::First, slot: 0 }; TILE];
             let located = self.locate(seq, task.kv_head, slots.clone(), &mut spots);
             self.pack_keys::<S, D>(&located, parts);
             self.pack_values::<S, D>(&located, parts);
@@ -319,29 +319,27 @@ impl Attention<'_> {
         slots: Range<usize>,
         places: &'p mut [Spot; TILE],
     ) -> Located<'p> {
-        let layout = &self.pages.layout;
+        let layout = self.pages.layout.with_sealed(seq.n_sealed);
         let (mut page_idx, mut offset) = layout.place(slots.start);
         let n = slots.len();
         let mut done = 0;
         while done < n {
             let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
-            let run = (self.pages.form(page_idx).len - offset).min(n - done);
+            let part = layout.part(page_idx);
+            let run = (self.pages.form(part).len - offset).min(n - done);
             for (i, place) in places[done..done + run].iter_mut().enumerate() {
-                *place = Spot { page, slot: offset + i };
+                *place = Spot { page, part, slot: offset + i };
             }
             (done, page_idx, offset) = (done + run, page_idx + 1, 0);
         }
-        // With one form for all pages, that of the first is as good.
-        let n_first = self.pages.form(0).len.saturating_sub(slots.start).min(n);
-        Located { spots: &places[..n], n_first, kv_head }
+        Located { spots: &places[..n], kv_head }
     }
 
     /// A slot of a tile.
     #[inline(always)]
     fn slot(&self, tile: &Located<'_>, idx: usize, side: Side) -> Row {
-        let Spot { page, slot } = tile.spots[idx];
-        let form = self.pages.form(usize::from(idx >= tile.n_first));
-        Row::new(form, page, slot, side, tile.kv_head)
+        let Spot { page, part, slot } = tile.spots[idx];
+        Row::new(self.pages.form(part), page, slot, side, tile.kv_head)
     }
 
     /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
@@ -356,8 +354,9 @@ impl Attention<'_> {
                 let to = parts.k.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
                 let dest = Dest { to, stride: panel, n: S::LANES };
                 let steps = 0..n_steps;
-                // The last lane's: a coded slot is never followed by one that is not.
-                if let Some(format) = Format::of(slot(S::LANES - 1).format) {
+                // Between two slots that are not coded there is none that is: pages have as many slots as lanes.
+                let ends = [slot(0), slot(S::LANES - 1)].map(|slot| Format::of(slot.format));
+                if let [Some(format), Some(_)] = ends {
                     let rows: RowPtrs = std::array::from_fn(|lane| slot(lane).codes);
                     S::enter::<D, _>(Pack { rows: &rows, format, k: head_dim, steps, dest });
                     continue;
@@ -393,7 +392,7 @@ impl Attention<'_> {
                     unsafe {
                         let to = parts.rows.add(idx * head_dim);
                         row.read::<S>(head_dim, to);
-                        *row = Row { format: KvFormat::F32, codes: to.cast(), ..*row };
+                        *row = row.decoded(to);
                     }
                 }
             }
@@ -452,14 +451,14 @@ impl Attention<'_> {
 #[derive(Clone, Copy)]
 struct Spot {
     page: *const u8,
+    /// Of its table.
+    part: Part,
     slot: usize,
 }
 
 /// The slots of a tile.
 struct Located<'a> {
     spots: &'a [Spot],
-    /// So many of them are in the first page of their table.
-    n_first: usize,
     kv_head: usize,
 }
 

@@ -117,9 +117,11 @@ impl TokenScore<'_> {
     unsafe fn read_keys<S: Simd>(&self, kv_head: usize, slots: Range<usize>, keys: &mut [f32]) {
         let seq = &self.batch.seqs[self.score.seq_idx];
         let (width, d) = (keys.len() / S::LANES, self.shape.head_dim);
+        let layout = self.pages.layout.with_sealed(seq.n_sealed);
         for (slot, key) in slots.zip(keys.chunks_exact_mut(width)) {
-            let (page_idx, place) = self.pages.layout.place(slot);
-            let (form, page) = (self.pages.form(page_idx), seq.page(page_idx, self.layer));
+            let (page_idx, place) = layout.place(slot);
+            let form = self.pages.form(layout.part(page_idx));
+            let page = seq.page(page_idx, self.layer);
             let row = Row::new(form, self.pages.page(page).as_ptr(), place, Side::K, kv_head);
             // SAFETY: a slot in use; room for its d numbers.
             unsafe { row.read::<S>(d, key.as_mut_ptr()) };

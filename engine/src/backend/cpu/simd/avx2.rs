@@ -92,18 +92,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_low_u4(p: *const u8) -> __m256 {
+    unsafe fn load_codes<const SHIFT: i32, const MASK: i32>(p: *const u8) -> __m256 {
         unsafe {
             let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            _mm256_cvtepi32_ps(_mm256_and_si256(wide, _mm256_set1_epi32(15)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_high_u4(p: *const u8) -> __m256 {
-        unsafe {
-            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            _mm256_cvtepi32_ps(_mm256_srli_epi32::<4>(wide))
+            let code = _mm256_srli_epi32::<SHIFT>(wide);
+            _mm256_cvtepi32_ps(_mm256_and_si256(code, _mm256_set1_epi32(MASK)))
         }
     }
 

@@ -110,18 +110,11 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_low_u4(p: *const u8) -> __m512 {
+    unsafe fn load_codes<const SHIFT: i32, const MASK: i32>(p: *const u8) -> __m512 {
         unsafe {
             let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            _mm512_cvtepi32_ps(_mm512_and_si512(wide, _mm512_set1_epi32(15)))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_high_u4(p: *const u8) -> __m512 {
-        unsafe {
-            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            _mm512_cvtepi32_ps(_mm512_srli_epi32::<4>(wide))
+            let code = _mm512_srlv_epi32(wide, _mm512_set1_epi32(SHIFT));
+            _mm512_cvtepi32_ps(_mm512_and_si512(code, _mm512_set1_epi32(MASK)))
         }
     }
 

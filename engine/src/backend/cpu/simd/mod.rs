@@ -178,10 +178,8 @@ pub(super) trait Simd: Copy + 'static {
     unsafe fn load_i8(p: *const u8) -> Self::V;
     /// `LANES` e4m3 numbers, divided by 256.
     unsafe fn load_e4m3(p: *const u8) -> Self::V;
-    /// The low halves of `LANES` bytes.
-    unsafe fn load_low_u4(p: *const u8) -> Self::V;
-    /// The high halves of `LANES` bytes.
-    unsafe fn load_high_u4(p: *const u8) -> Self::V;
+    /// `(byte >> SHIFT) & MASK` of `LANES` bytes.
+    unsafe fn load_codes<const SHIFT: i32, const MASK: i32>(p: *const u8) -> Self::V;
 
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;

@@ -81,15 +81,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_low_u4(p: *const u8) -> [f32; N] {
+    unsafe fn load_codes<const SHIFT: i32, const MASK: i32>(p: *const u8) -> [f32; N] {
         // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|byte| f32::from(byte & 15))
-    }
-
-    #[inline(always)]
-    unsafe fn load_high_u4(p: *const u8) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|byte| f32::from(byte >> 4))
+        let bytes = unsafe { p.cast::<[u8; N]>().read_unaligned() };
+        bytes.map(|byte| ((i32::from(byte) >> SHIFT) & MASK) as f32)
     }
 
     #[inline(always)]

@@ -1,0 +1,90 @@
+//! Sealing: tokens that waited in 16 bits are coded into one page.
+
+use super::codec;
+use super::pages::{CpuPages, Row, Writer};
+use super::simd::{Dot, Kernel, Simd, bf16_bits};
+use super::team::Tasks;
+use crate::cache::{PageForm, Part, Seal, Side};
+
+/// Codes pages: a task for each of them and key head.
+#[derive(Clone, Copy)]
+pub(super) struct SealPages<'a> {
+    pub(super) pages: Writer,
+    pub(super) seals: &'a [Seal],
+    pub(super) tasks: &'a Tasks,
+    pub(super) thread_idx: usize,
+}
+
+/// Tasks for some pages; panics on a page outside the pool, and where there are too few for a whole one.
+pub(super) fn n_tasks(seals: &[Seal], pages: &CpuPages) -> usize {
+    let n_pages = pages.bytes.len() / pages.layout.bytes().max(1);
+    for Seal { from, to } in seals {
+        let is_inside = from.iter().chain([to]).all(|&page| (page as usize) < n_pages);
+        let n_slots = from.len() * pages.layout.tail_len();
+        assert!(is_inside && n_slots == pages.layout.page_len, "{from:?} cannot become {to}");
+    }
+    seals.len() * pages.layout.n_kv_heads
+}
+
+impl Kernel for SealPages<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        let [tail, body] = [Part::Tail, Part::Body].map(|part| *self.pages.form(part));
+        let d = body.head_dim;
+        let mut values = vec![0.0_f32; body.len * d];
+        while let Some(task) = self.tasks.next(self.thread_idx) {
+            let (seal, head) = (&self.seals[task / body.n_kv_heads], task % body.n_kv_heads);
+            for side in [Side::K, Side::V] {
+                // SAFETY: pages of the pool; this head of this side of the new page is the task's.
+                unsafe {
+                    for (&page, values) in
+                        seal.from.iter().zip(values.chunks_exact_mut(tail.len * d))
+                    {
+                        for (slot, values) in values.chunks_exact_mut(d).enumerate() {
+                            let row = Row::new(&tail, self.pages.page(page), slot, side, head);
+                            row.read::<S>(d, values.as_mut_ptr());
+                        }
+                    }
+                    encode(&body, self.pages.page(seal.to), (side, head), &values);
+                }
+            }
+        }
+    }
+}
+
+/// Stores a head of all slots of a page.
+///
+/// # Safety
+/// The page has the form, and no other thread touches this head.
+#[inline(always)]
+unsafe fn encode(form: &PageForm, page: *mut u8, (side, head): (Side, usize), values: &[f32]) {
+    let (format, d) = (form.format(side), form.head_dim);
+    let [codes, params, end] =
+        [form.codes(side, head, 0), form.params(side, head, 0), form.params(side, head, form.len)];
+    // SAFETY: the head's run, codes and then params.
+    let (codes, params) = unsafe {
+        (
+            std::slice::from_raw_parts_mut(page.add(codes), params - codes),
+            std::slice::from_raw_parts_mut(page.add(params), end - params),
+        )
+    };
+    if format.is_sealed() {
+        let is_by_channel = format.is_by_channel(side);
+        return codec::encode_page(format, is_by_channel, values, d, codes, params);
+    }
+    if !format.is_coded() {
+        // One side is coded, this one is not.
+        let bits = values.iter().map(|&x| bf16_bits(x));
+        codes
+            .chunks_exact_mut(2)
+            .zip(bits)
+            .for_each(|(code, x)| code.copy_from_slice(&x.to_le_bytes()));
+        return;
+    }
+    let (code_bytes, param_bytes) = (format.code_bytes(d), format.param_bytes(d));
+    for (slot, values) in values.chunks_exact(d).enumerate() {
+        let codes = &mut codes[slot * code_bytes..][..code_bytes];
+        let params = &mut params[slot * param_bytes..][..param_bytes];
+        codec::encode(format, values, codes, params);
+    }
+}
