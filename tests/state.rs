@@ -611,3 +611,59 @@ fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
         assert!(n_refused > 500 && n_restored > 200, "{n_refused} refused, {n_restored} restored");
     }
 }
+
+#[test]
+fn sealed_pages_that_contradict_themselves_are_refused_by_name() {
+    let sizes = ModelOptions { kv: "int2".parse().unwrap(), page_len: 16, ..options(512) };
+    let model = model(&sizes);
+    let (s, blob) = saved(&model, 100, 0);
+    drop(s);
+    // The header, the page length and the number of sealed pages; 100 tokens and their logits.
+    let slots = 64 + 8 + 8 + 400 + 512;
+    assert_eq!(blob[slots..slots + 8], 100_u64.to_le_bytes());
+    let restore_forged = |at: usize, bytes: &[u8]| {
+        let mut blob = blob.clone();
+        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
+        blob[at..at + bytes.len()].copy_from_slice(bytes);
+        seal(&mut blob);
+        restore(&model, &blob)
+    };
+    let refusal = |at: usize, bytes: &[u8]| match restore_forged(at, bytes) {
+        Err(Error::SavedState { field, .. }) => field,
+        other => panic!("at {at}: {other:?}"),
+    };
+    let long = |n: u64| n.to_le_bytes();
+    assert_eq!(blob[72..80], long(3), "pages in front of the last two and the row's own");
+    assert_eq!(refusal(56, &1_u32.to_le_bytes()), "flags");
+    assert_eq!(refusal(64, &long(64)), "page length of sealed pages");
+    assert_eq!(refusal(72, &long(u64::MAX)), "sealed pages");
+    assert_eq!(refusal(72, &long(7)), "slots of sealed pages");
+    assert_eq!(refusal(slots, &long(99)), "positions", "a token without a slot");
+    assert!(matches!(restore_forged(slots, &long(1 << 40)), Err(Error::KvFull { .. })));
+    assert_eq!(refusal(slots + 8, &7_u32.to_le_bytes()), "positions", "one twice");
+    assert_eq!(refusal(slots + 8 + 4 * 99, &u32::MAX.to_le_bytes()), "positions");
+
+    let mut random = random();
+    let (mut n_refused, mut n_restored) = (0, 0);
+    for i in 0..1_500 {
+        let front = if i % 2 == 0 { slots + 420 } else { blob.len() };
+        let mut bad = mutate(&blob, front, &mut random);
+        if bad.len() >= 8 {
+            seal(&mut bad);
+        }
+        match restore(&model, &bad) {
+            Ok(mut s) => {
+                assert_eq!(save(&s).len(), bad.len());
+                let len = s.len();
+                if s.prefill(&prompt(2, 30)).is_err() {
+                    assert_eq!(s.len(), len); // a damaged number may be none
+                }
+                s.truncate(len / 2);
+                n_restored += 1;
+            }
+            Err(_) => n_refused += 1,
+        }
+        assert_eq!(model.pool_usage().n_used, 0);
+    }
+    assert!(n_refused > 400 && n_restored > 300, "{n_refused} refused, {n_restored} restored");
+}

@@ -187,8 +187,8 @@ typedef struct loris_model_params {
     // "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
     // which would end a process that maps them. NULL: "mmap".
     const char *load;
-    // Number format of the KV cache: "bf16", "f32", "fp8", "int8" or "int4", or one for keys and one for values, as in
-    // "int8:int4". NULL: "bf16".
+    // Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
+    // one for values, as in "int8:int4". NULL: "bf16".
     const char *kv;
     // Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072.
     uint64_t kv_tokens;

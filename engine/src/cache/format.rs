@@ -488,11 +488,14 @@ mod tests {
     /// Every byte of a page belongs to one number or param, and nothing lies outside.
     #[test]
     fn runs_fill_a_page() {
-        for kv in ["bf16", "f32", "fp8", "int8", "int4", "int8:int4", "bf16:int4", "int4:bf16"] {
-            for (page_len, head_dim) in [(16, 32), (64, 64), (64, 128), (256, 96)] {
+        let by_token =
+            ["bf16", "f32", "fp8", "int8", "int4", "int8:int4", "bf16:int4", "int4:bf16"];
+        let sealed = ["int4-channel", "int2", "int2:int8", "bf16:int2"];
+        for kv in by_token.into_iter().chain(sealed) {
+            for (page_len, head_dim) in [(16, 64), (64, 64), (64, 128), (256, 192)] {
                 let layout = layout(kv, page_len, head_dim);
-                for page_idx in [0, 1, 7] {
-                    let form = layout.form(page_idx);
+                for part in [Part::First, Part::Body, Part::Tail] {
+                    let form = layout.form_of(part);
                     let mut used = vec![0; layout.bytes()];
                     for side in [Side::K, Side::V] {
                         let format = form.format(side);
@@ -502,13 +505,18 @@ mod tests {
                             let params = form.params(side, head, slot);
                             let code_bytes = format.code_bytes(head_dim);
                             used[codes..codes + code_bytes].iter_mut().for_each(|n| *n += 1);
-                            let param_bytes = format.param_bytes(head_dim);
+                            let param_bytes = match format.is_by_channel(side) {
+                                true if slot > 0 => 0,
+                                true => 4 * head_dim,
+                                false => format.param_bytes(head_dim),
+                            };
                             used[params..params + param_bytes].iter_mut().for_each(|n| *n += 1);
                         }
                     }
                     assert!(used.iter().all(|&n| n <= 1), "{kv} {page_len}: bytes used twice");
                     let n_used: usize = used.iter().sum();
-                    if page_idx > 0 {
+                    let is_largest = form.bytes() + 16 > layout.bytes();
+                    if part == Part::Body && is_largest {
                         assert!(layout.bytes() - n_used < 16, "{kv} {page_len}: {n_used} bytes");
                     }
                 }
@@ -518,9 +526,10 @@ mod tests {
 
     #[test]
     fn slots_fill_pages_in_order() {
-        for kv in ["bf16", "int8", "int4"] {
+        for kv in ["bf16", "int8", "int4", "int2"] {
             for page_len in [16, 64, 256] {
-                let layout = layout(kv, page_len, 64);
+                // With all pages sealed a table is as that of any coded cache.
+                let layout = layout(kv, page_len, 64).with_sealed(usize::MAX);
                 let (mut page_idx, mut slot_in_page) = (0, 0);
                 for slot in 0..3 * page_len {
                     if slot_in_page == layout.form(page_idx).len {
@@ -543,5 +552,47 @@ mod tests {
         }
         assert_eq!(layout("bf16", 64, 64).n_pages(0), 0);
         assert_eq!(layout("int8", 64, 64).n_pages(0), 0);
+    }
+    /// Tables whose pages are sealed one after another, as tokens come.
+    #[test]
+    fn tails_are_sealed_page_by_page() {
+        for (kv, page_len, head_dim) in
+            [("int2", 64, 64), ("int4-channel", 64, 32), ("int2", 16, 128), ("bf16:int2", 256, 64)]
+        {
+            let empty = layout(kv, page_len, head_dim);
+            assert_eq!(empty.tail_len() * empty.n_to_seal(), page_len);
+            assert!(empty.form_of(Part::Tail).bytes() <= empty.bytes(), "{kv}");
+            let (mut n_sealed, mut most) = (0, 0);
+            for len in 0..8 * page_len {
+                let is_first_of_page = (len + empty.skew()).is_multiple_of(page_len);
+                assert_eq!(empty.n_alike(len) == page_len, is_first_of_page);
+                assert_eq!(empty.n_due(len), empty.n_due(len + empty.n_alike(len) - 1));
+                n_sealed = n_sealed.max(empty.n_due(len));
+                let layout = empty.with_sealed(n_sealed);
+                // The row and the two pages in front of its own are in the tail, and no page more.
+                let n_wide = len + 1 - layout.n_before_tail().min(len + 1);
+                let least = (2 * page_len + 1).min((len + 1).saturating_sub(N_WIDE));
+                assert!((least..=3 * page_len).contains(&n_wide), "{kv} {len}: {n_wide}");
+                let (mut slot, mut page_idx) = (0, 0);
+                while slot <= len {
+                    let form = layout.form(page_idx);
+                    assert_eq!(layout.n_slots(page_idx), slot);
+                    for (in_page, slot) in (slot..=len).take(form.len).enumerate() {
+                        assert_eq!(layout.place(slot), (page_idx, in_page), "{kv} {slot}");
+                    }
+                    (slot, page_idx) = (slot + form.len, page_idx + 1);
+                }
+                assert_eq!(layout.n_pages(len + 1), page_idx);
+                most = most.max(page_idx + usize::from(n_sealed > 0));
+                assert!(empty.n_pages_at_most(len + 1) >= most, "{kv} {len}");
+            }
+            for n_pages in [0, 1, 5, 20, 100] {
+                let n = empty.capacity(n_pages);
+                assert!(empty.n_pages_at_most(n) <= n_pages || n == 0, "{kv} {n_pages}");
+                assert!(empty.n_pages_at_most(n + 1) > n_pages, "{kv} {n_pages}");
+            }
+        }
+        let dense = layout("int8", 64, 64);
+        assert_eq!(dense.capacity(3), dense.n_slots(3));
     }
 }

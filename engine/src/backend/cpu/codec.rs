@@ -122,9 +122,12 @@ fn pack(bits: usize, codes: &mut [u8], code: impl Fn(usize) -> u8) {
 /// Columns that are fitted side by side.
 const COLUMNS: usize = 16;
 
-/// Ranges that are tried, as shares of the whole one about its middle: with few codes, numbers far out are better cut
+/// Ranges that are tried, as shares of the whole one about its middle: with four codes, numbers far out are better cut
 /// off than all others told apart more coarsely.
-const SHARES: [f32; 6] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5];
+#[inline(always)]
+fn shares(bits: usize) -> &'static [f32] {
+    if bits == 2 { &[1.0, 0.9, 0.8, 0.7] } else { &[1.0] }
+}
 
 /// For each column of rows of `n` numbers, a multiple of 16, the steps that lose least of it, in the sum of squares; the
 /// widest of those that lose alike.
@@ -147,7 +150,7 @@ fn fit_columns(bits: usize, values: &[f32], n: usize, first: usize) -> [Steps; C
     }
     let most = ((1 << bits) - 1) as f32;
     let mut best = [(f32::INFINITY, 0.0, f32::NAN); COLUMNS];
-    for share in SHARES {
+    for &share in shares(bits) {
         let (mut low, mut scale, mut inverse) = ([0.0; COLUMNS], [0.0; COLUMNS], [0.0; COLUMNS]);
         for c in 0..COLUMNS {
             let half = (max[c] - min[c]) * (0.5 * share);
@@ -402,9 +405,13 @@ pub(super) unsafe fn decode_scaled<S: Simd>(
                 return decode::<S>(format, (codes, params), n_rows, n, to, stride);
             }
         };
-        for row in 0..n_rows {
-            let scale = S::f16(params.cast::<u16>().add(row).read_unaligned());
-            scales.add(row).write(scale * unit);
+        let params = params.cast::<u16>();
+        let whole = n_rows - n_rows % S::LANES;
+        for row in (0..whole).step_by(S::LANES) {
+            S::store(scales.add(row), S::mul(S::load_f16(params.add(row)), S::splat(unit)));
+        }
+        for row in whole..n_rows {
+            scales.add(row).write(S::f16(params.add(row).read_unaligned()) * unit);
         }
         decode_codes::<S>(format, codes, n_rows, n, to, stride);
     }

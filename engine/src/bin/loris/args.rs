@@ -213,8 +213,9 @@ const MAX_DEFAULT_CTX: usize = 131_072;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory")]
 pub(crate) struct SizeArgs {
-    /// Number format of the KV cache: bf16, f32, fp8, int8, int4, int4-plain (without rotation), or one for keys
-    /// and one for values, as in int8:int4. Less than 16 bits hold more context in the same memory
+    /// Number format of the KV cache: bf16, f32, fp8, int8, int4, int4-plain (without rotation), int4-channel and
+    /// int2 (whole pages, keys channel by channel; the last tokens stay in 16 bits), or one for keys and one for
+    /// values, as in int8:int4. Less than 16 bits hold more context in the same memory
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     pub(crate) kv: KvFormats,
     /// Prompt tokens that go through the layers together
@@ -367,8 +368,8 @@ pub(crate) struct EvalArgs {
     /// Folder of a Hugging Face model
     #[arg(value_name = "DIR")]
     pub(crate) dir: PathBuf,
-    /// What to compare with `dense`: `lazy=SPEC` prunes as --lazy of `run` does, `kv=FORMAT` is dense with
-    /// another cache format; may be repeated
+    /// What to compare with `dense`: `lazy=SPEC` and `evict=SPEC` prune and evict as those options of `run` do,
+    /// `kv=FORMAT` is dense with another cache format; may be repeated
     #[arg(long = "policy", value_name = "NAME[=SPEC]")]
     pub(crate) policies: Vec<String>,
     /// Tasks [default: all; `prose` only with --text]

@@ -84,10 +84,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m256 {
         unsafe {
-            let wide = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
-            let sign = _mm_slli_epi16::<8>(_mm_and_si128(wide, _mm_set1_epi16(0x80)));
-            let rest = _mm_slli_epi16::<7>(_mm_and_si128(wide, _mm_set1_epi16(0x7f)));
-            _mm256_cvtph_ps(_mm_or_si128(sign, rest))
+            let wide = _mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast()));
+            let mask = _mm_set1_epi16(0xbf80_u16 as i16);
+            _mm256_cvtph_ps(_mm_and_si128(_mm_slli_epi16::<7>(wide), mask))
         }
     }
 

@@ -102,10 +102,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> __m512 {
         unsafe {
-            let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
-            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)));
-            let rest = _mm256_slli_epi16::<7>(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)));
-            _mm512_cvtph_ps(_mm256_or_si256(sign, rest))
+            // The sign to bit 15, and away from bit 14, where its extension is too.
+            let wide = _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            let mask = _mm256_set1_epi16(0xbf80_u16 as i16);
+            _mm512_cvtph_ps(_mm256_and_si256(_mm256_slli_epi16::<7>(wide), mask))
         }
     }
 

@@ -58,6 +58,8 @@ const MAX_SAMPLES: usize = 100_000;
 const MAX_ANSWER: usize = 4_096;
 /// Tokens that a later turn's question may take.
 const TURN_ROOM: usize = 256;
+/// What the tail of a session's tables takes at most where pages are sealed, in pages.
+const N_TAIL_PAGES: usize = 64;
 
 /// All that a run needs.
 struct Bench<'a> {
@@ -405,7 +407,9 @@ fn open_models(
         let rows = if has_prose { prose::ROWS } else { variant.model.batch };
         // A page of its own at either end of each.
         let page_len = args.size.page_len.max(1);
-        let n_tokens = (longest.next_multiple_of(page_len) + page_len).saturating_mul(n_sessions);
+        let tail = if variant.model.kv.are_sealed() { N_TAIL_PAGES * page_len } else { 0 };
+        let n_tokens =
+            (longest.next_multiple_of(page_len) + page_len + tail).saturating_mul(n_sessions);
         let options = ModelOptions {
             kv_tokens: Some(n_tokens),
             aux_tokens: if variants.iter().any(Variant::prunes) { n_tokens } else { 0 },
