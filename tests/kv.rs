@@ -221,6 +221,24 @@ fn what_is_taken_back_is_not_sealed() {
     }
 }
 
+/// A pool for so many tokens holds them, in calls and chunks of any length.
+#[test]
+fn a_pool_holds_what_it_was_made_for() {
+    for (kv, n_tokens) in sealed().flat_map(|kv| [1, 20, 70, 150, 300].map(|n| (kv, n))) {
+        for (call, chunk) in [(1, 16), (29, 7), (64, 512), (100, 16), (300, 512)] {
+            let sizes = ModelOptions { kv, page_len: 16, chunk, ..options(n_tokens) };
+            let model = open(2, 1, &sizes);
+            let mut s = session(&model);
+            for tokens in prompt(8, n_tokens).chunks(call) {
+                s.prefill(tokens).unwrap_or_else(|e| panic!("{kv} {n_tokens} {call} {chunk}: {e}"));
+            }
+            assert_eq!(s.len(), n_tokens);
+            let capacity = model.plan().layout.capacity(model.plan().n_pages / 2);
+            assert!((n_tokens..n_tokens + 16).contains(&capacity), "{kv} {n_tokens}: {capacity}");
+        }
+    }
+}
+
 /// What is coded stays so: a session that goes back goes on from there, as its fork and its copy from a file do.
 #[test]
 fn sessions_go_back_to_where_pages_are_sealed() {

@@ -32,9 +32,9 @@ impl Session {
             _ => return None,
         };
         let n_left = if *segment == 0 { new.len() } else { chosen.len() - done };
-        // Rows of a pass see the same pages sealed.
-        let n_alike = self.model.plan().layout.n_alike(self.cache.segments[*segment].len());
-        let n = self.n_rows(n_left, max_rows.min(n_alike))?;
+        let layout = &self.model.plan().layout;
+        let n_together = layout.n_together(self.cache.segments[*segment].len());
+        let n = self.n_rows(n_left, max_rows.min(n_together))?;
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         let len = self.len() as u32;
         let (tokens, positions) = match segment {

@@ -559,6 +559,20 @@ impl Model {
         Ok(())
     }
 
+    /// Refuses sealed pages that are not full, and fewer than are due.
+    fn check_sealed(&self, n_sealed: usize, n_slots: usize) -> Result<(), Error> {
+        let layout = self.plan().layout.with_sealed(n_sealed);
+        let n_due = n_slots.checked_sub(1).map_or(0, |last| layout.n_due(last));
+        let are_full = n_sealed == 0 || layout.n_before_tail() <= n_slots;
+        match are_full && n_sealed >= n_due {
+            true => Ok(()),
+            false => {
+                let expected = format!("{n_due} or more that {n_slots} slots fill");
+                Err(mismatch("sealed pages", n_sealed.to_string(), expected))
+            }
+        }
+    }
+
     /// Refuses more slots of a segment than the page pool has room for, free or not.
     fn check_room(&self, segment: &Segment, n_slots: usize) -> Result<(), Error> {
         let plan = self.plan();
@@ -601,9 +615,8 @@ impl Model {
             let mut positions = memory::zeros::<u32>(n_slots, "the positions of slots")?;
             read(from, bytemuck::cast_slice_mut(&mut positions), "positions")?;
             let n_coded = segment.layout(&self.plan().layout).n_before_tail();
-            if are_sealed && segment.n_sealed > 0 && n_coded > n_slots {
-                let expected = format!("at most the {n_slots} slots of the segment");
-                return Err(mismatch("slots of sealed pages", n_coded.to_string(), expected));
+            if are_sealed {
+                self.check_sealed(segment.n_sealed, n_slots)?;
             }
             check_slots(idx, &positions, of_tokens, are_sealed.then_some(n_coded))?;
             slots.push(positions);

@@ -247,8 +247,9 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             (false, true) => batch.logit_rows.push(rows.end - 1),
             (false, false) => {}
         }
+        let parts = &taken.growth.parts;
         let score = |of: Range<usize>| Score {
-            seq_idx: batch.seqs.len(),
+            seq_idx: batch.seqs.len() + parts.len() - 1,
             first_row: rows.start + of.start,
             n_rows: of.len(),
         };
@@ -256,21 +257,26 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         let so_far = session.evicting.as_ref().map_or(&[][..], Evicting::sums);
         let observed = session.observed(work).map(|of| Observed { rows: score(of), so_far });
         pass.observed.extend(observed);
-        batch.seqs.push(Seq {
-            rows,
-            kv_start: segment.len() - work.tokens.len(),
-            slot_positions: &segment.positions,
-            page_table: &taken.growth.page_table,
-            n_layers: segment.n_layers,
-            n_sealed: taken.growth.n_sealed,
-            inv_freq: &session.rope.inv_freq,
-            rope_scale: session.rope.scale,
-            rolling: session.stream.map(|stream| Rolling {
-                stream,
-                n_pinned: session.model.plan().layout.n_slots(1),
-                n_gone: segment.n_gone,
-            }),
-        });
+        let (mut row, mut slot) = (rows.start, segment.len() - rows.len());
+        for part in parts {
+            let (first_row, kv_start) = (row, slot);
+            (row, slot) = (row + part.n_slots, slot + part.n_slots);
+            batch.seqs.push(Seq {
+                rows: first_row..row,
+                kv_start,
+                slot_positions: &segment.positions[..slot],
+                page_table: &part.page_table,
+                n_layers: segment.n_layers,
+                n_sealed: part.n_sealed,
+                inv_freq: &session.rope.inv_freq,
+                rope_scale: session.rope.scale,
+                rolling: session.stream.map(|stream| Rolling {
+                    stream,
+                    n_pinned: session.model.plan().layout.n_slots(1),
+                    n_gone: segment.n_gone,
+                }),
+            });
+        }
         pass.layers = segment.layers();
         pass.copies.extend_from_slice(&taken.growth.copies);
         pass.seals.extend_from_slice(&taken.growth.seals);

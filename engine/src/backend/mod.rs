@@ -41,7 +41,8 @@ pub struct Batch<'a> {
     pub tokens: Vec<u32>,
     /// Absolute position of each row.
     pub positions: Vec<u32>,
-    /// The sequences that the rows belong to, in row order, without gaps.
+    /// The sequences that the rows belong to, in row order, without gaps. One whose rows see different pages sealed is here
+    /// several times, part by part.
     pub seqs: Vec<Seq<'a>>,
     /// Rows whose logits are wanted, ascending.
     pub logit_rows: Vec<usize>,

@@ -308,12 +308,17 @@ impl PageLayout {
         ((slot + self.skew()) / self.page_len).saturating_sub(N_OPEN + 1)
     }
 
-    /// Rows that may be appended to `slot` and behind it before more pages are to be sealed.
+    /// Rows from `slot` on that see the same pages sealed.
     pub fn n_alike(&self, slot: usize) -> usize {
         match self.kv.are_sealed() {
             true => self.page_len - (slot + self.skew()) % self.page_len,
             false => usize::MAX,
         }
+    }
+
+    /// Rows from `slot` on that can be appended together: what any of them sees sealed was there before the first.
+    pub fn n_together(&self, slot: usize) -> usize {
+        self.n_alike(slot).saturating_add(N_OPEN * self.page_len)
     }
 
     /// The page of a slot, and the slot's index in that page.
@@ -351,10 +356,10 @@ impl PageLayout {
         if !self.kv.are_sealed() {
             return self.n_pages(n_slots);
         }
-        // A page that is being sealed, the tail, and what a call keeps of the tail that it found.
-        let tail = (N_OPEN + 1) * self.n_to_seal();
-        let in_tail = |n: usize| n.div_ceil(self.tail_len()).min(2 * tail);
-        self.with_sealed(usize::MAX).n_pages(n_slots) + in_tail(n_slots) + 1
+        // The tail with the rows of a pass, and what a call keeps of the tail that it found.
+        let n_wide = 2 * (N_OPEN + 1) + (N_OPEN + 1);
+        let in_tail = n_slots.div_ceil(self.tail_len()).min(n_wide * self.n_to_seal());
+        self.with_sealed(usize::MAX).n_pages(n_slots) + in_tail
     }
 
     /// Tokens that a session can hold in so many pages of one layer.
@@ -583,8 +588,11 @@ mod tests {
                     (slot, page_idx) = (slot + form.len, page_idx + 1);
                 }
                 assert_eq!(layout.n_pages(len + 1), page_idx);
-                most = most.max(page_idx + usize::from(n_sealed > 0));
+                most = most.max(page_idx);
                 assert!(empty.n_pages_at_most(len + 1) >= most, "{kv} {len}");
+                // Rows that come together see nothing sealed that they bring along.
+                let last = len + empty.n_together(len) - 1;
+                assert!(empty.with_sealed(empty.n_due(last)).n_before_tail() <= len.max(N_WIDE));
             }
             for n_pages in [0, 1, 5, 20, 100] {
                 let n = empty.capacity(n_pages);

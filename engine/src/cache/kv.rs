@@ -101,17 +101,26 @@ pub struct Unsealed(Vec<PageId>);
 /// Pages taken for slots that a step is about to write.
 #[derive(Debug)]
 pub struct Growth {
-    /// The page table with room for the new slots.
-    pub page_table: Vec<PageId>,
-    /// The sealed pages of that table.
-    pub n_sealed: usize,
+    /// The new slots, in order: all of them, unless some see more pages sealed than others.
+    pub parts: Vec<Grown>,
     /// Pages to copy before the step, `(from, to)`: the shared tail that the step would write.
     pub copies: Vec<(PageId, PageId)>,
     /// Pages to seal before the step.
     pub seals: Vec<Seal>,
     taken: Vec<PageId>,
-    /// Columns whose slots are sealed then.
+    /// Columns whose slots are sealed for the last part.
     unsealed: Vec<PageId>,
+}
+
+/// Slots that a step is about to write, and the table that they see.
+#[derive(Debug)]
+pub struct Grown {
+    /// How many.
+    pub n_slots: usize,
+    /// The page table with room for all new slots.
+    pub page_table: Vec<PageId>,
+    /// The sealed pages of that table.
+    pub n_sealed: usize,
 }
 
 impl Segment {
@@ -140,12 +149,19 @@ impl Segment {
         layout.with_sealed(self.n_sealed)
     }
 
-    /// How many pages are to be sealed before `n_new` slots are added.
-    fn n_to_seal(&self, n_new: usize, layout: &PageLayout) -> usize {
-        match layout.kv.are_sealed() && n_new > 0 {
-            true => layout.n_due(self.len()).saturating_sub(self.n_sealed),
-            false => 0,
+    /// The new slots by how many pages are to be sealed for them: their number, and that of pages besides those that are.
+    fn parts(&self, n_new: usize, layout: &PageLayout) -> Vec<(usize, usize)> {
+        if !layout.kv.are_sealed() {
+            return vec![(n_new, 0)];
         }
+        let (mut slot, end) = (self.len(), self.len() + n_new);
+        let mut parts = Vec::new();
+        while slot < end {
+            let n = layout.n_alike(slot).min(end - slot);
+            parts.push((n, layout.n_due(slot).saturating_sub(self.n_sealed)));
+            slot += n;
+        }
+        parts
     }
 
     /// Pages that `n_new` more slots need: the copy of a shared tail counted, and those that others are sealed into,
@@ -155,7 +171,8 @@ impl Segment {
         let n_columns = layout.n_pages(self.len() + n_new);
         let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
         let copied = usize::from(n_new > 0 && self.tail_is_shared(&layout, pool));
-        (fresh + copied + self.n_to_seal(n_new, &layout)) * self.n_layers
+        let n_to_seal = self.parts(n_new, &layout).last().map_or(0, |&(_, n)| n);
+        (fresh + copied + n_to_seal) * self.n_layers
     }
 
     /// Takes the pages that slots for `positions` need, all or none, and adds the positions.
@@ -166,7 +183,8 @@ impl Segment {
         pool: &mut Pool,
     ) -> Result<Growth, Error> {
         let n_needed = self.pages_needed(positions.len(), layout, pool);
-        let n_to_seal = self.n_to_seal(positions.len(), layout);
+        let parts = self.parts(positions.len(), layout);
+        let n_to_seal = parts.last().map_or(0, |&(_, n)| n);
         let taken = pool.pages.take(n_needed)?;
         let layout = self.layout(layout);
         let mut page_table = self.page_table.clone();
@@ -187,18 +205,23 @@ impl Segment {
         page_table.extend_from_slice(fresh);
         // The first pages of the tail make room for what they are sealed into.
         let first = (1 + self.n_sealed) * self.n_layers;
-        let unsealed = first..first + sealed.len() * layout.n_to_seal();
-        let seals = match n_to_seal {
-            0 => Vec::new(),
-            _ => self.seals(&page_table[unsealed.clone()], sealed, &layout),
-        };
+        let column_of = |n: usize| n * self.n_layers * layout.n_to_seal();
         let unsealed = match n_to_seal {
             0 => Vec::new(),
-            _ => page_table.splice(unsealed, sealed.iter().copied()).collect(),
+            n => page_table[first..first + column_of(n)].to_vec(),
         };
+        let seals = self.seals(&unsealed, sealed, &layout);
+        let grown = |(n_slots, n): (usize, usize)| {
+            let mut page_table = page_table.clone();
+            if n > 0 {
+                let sealed = sealed[..n * self.n_layers].iter().copied();
+                page_table.splice(first..first + column_of(n), sealed);
+            }
+            Grown { n_slots, page_table, n_sealed: self.n_sealed + n }
+        };
+        let parts = parts.into_iter().map(grown).collect();
         self.positions.extend_from_slice(positions);
-        let n_sealed = self.n_sealed + n_to_seal;
-        Ok(Growth { page_table, n_sealed, copies, seals, taken, unsealed })
+        Ok(Growth { parts, copies, seals, taken, unsealed })
     }
 
     /// What becomes what when the columns `from` are sealed into the columns `to`.
@@ -377,7 +400,9 @@ impl Growth {
     /// The step was done: the segment takes the new table, and copied pages lose a holder. What was sealed does too, but for
     /// the first `n_kept` columns.
     pub fn commit(self, segment: &mut Segment, n_kept: usize, pool: &mut Pool) -> Unsealed {
-        (segment.page_table, segment.n_sealed) = (self.page_table, self.n_sealed);
+        if let Some(last) = self.parts.into_iter().next_back() {
+            (segment.page_table, segment.n_sealed) = (last.page_table, last.n_sealed);
+        }
         let copied: Vec<PageId> = self.copies.iter().map(|&(from, _)| from).collect();
         pool.release(&copied, segment.n_layers);
         let mut kept = self.unsealed;

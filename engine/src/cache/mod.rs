@@ -9,7 +9,7 @@ pub mod prefix;
 
 pub use aux::{Aux, AuxPool, AuxRow, Store};
 pub use format::{KvFormat, KvFormats, PageForm, PageLayout, Part, Side};
-pub use kv::{GIVEN_UP, Gone, Growth, Pool, Seal, Segment, Unsealed};
+pub use kv::{GIVEN_UP, Gone, Grown, Growth, Pool, Seal, Segment, Unsealed};
 pub use layered::{LayeredCache, Taken};
 pub use pages::{PageId, PagePool};
 pub use prefix::{Filled, Found, ROOT};
