@@ -55,6 +55,24 @@ constexpr int STAGE_BYTES = BLOCK_KV * D * 2;
 template <int D>
 constexpr int Q_BYTES = BLOCK_Q * D * 2;
 
+// What scores of a slot with INT4 keys are multiplied with, and what is added for each group of Q's
+// sum. Where there are two groups, scores of the first are multiplied with `ratio`, so that those
+// of the second can be added and both be multiplied with `scale`. A group of scale 0 has codes 0.
+template <int GROUPS>
+struct SlotParams;
+template <>
+struct SlotParams<1> {
+    float scale, zero[1];
+};
+template <>
+struct SlotParams<2> {
+    float scale, zero[2], ratio;
+};
+
+// Bytes a slot of what the scores need of K.
+template <uint32_t K, int D>
+constexpr int KEPT_BYTES = K == INT4 ? 8 * N_GROUPS<INT4, D> : PARAM_BYTES<K, D>;
+
 // Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
 // Mirrored by `ops/attention.rs`.
 template <int D, uint32_t K, uint32_t V>
@@ -65,7 +83,7 @@ struct Smem {
     static constexpr int V_TILE = STAGE_BYTES<D>;
     static constexpr int CODES = IS_CODED ? 2 * STAGE_BYTES<D> : N_STAGES * STAGE_BYTES<D>;
     static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_RUN + V_RUN) : 0);
-    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * PARAM_BYTES<K, D>;
+    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K, D>;
     static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * N_GROUPS<K, D> * 4 : 0);
     // Q, what is behind it, the end of what each row sees, and the views.
     static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
@@ -245,12 +263,28 @@ DEV void spread_wide_run(unsigned char *tile_smem, int row0, const unsigned char
 // (warp) The params of a run of K to where the scores find them; those of bf16 rows are 1 and 0.
 template <int D, uint32_t K>
 DEV void keep_params(unsigned char *params_smem, const unsigned char *run_smem, bool is_wide) {
-    constexpr int N_WORDS = RUN_SLOTS * PARAM_BYTES<K, D> / 4;
-    const uint32_t one = K == INT4 ? F16_ONE : F16_ONE * 0x10001u;
-    for (int i = prim::lane(); i < N_WORDS; i += 32) {
-        const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<K, D>;
-        reinterpret_cast<uint32_t *>(params_smem)[i] =
-            is_wide ? one : reinterpret_cast<const uint32_t *>(params)[i];
+    constexpr int GROUPS = N_GROUPS<K, D>;
+    const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<K, D>;
+    const int slot = prim::lane();
+    if (slot >= RUN_SLOTS) return;
+    if constexpr (K == INT4) {
+        SlotParams<GROUPS> kept = {};
+        Params of[GROUPS];
+        for (int g = 0; g < GROUPS; g++) {
+            of[g] = {1.0f, 0.0f};
+            if (!is_wide) of[g] = params_of<K, D>(params, slot, g);
+            kept.zero[g] = of[g].zero;
+        }
+        kept.scale = of[0].scale;
+        if constexpr (GROUPS == 2) {
+            const bool has_second = of[1].scale != 0.0f;
+            kept.ratio = has_second ? of[0].scale / of[1].scale : 1.0f;
+            kept.scale = has_second ? of[1].scale : of[0].scale;
+        }
+        reinterpret_cast<SlotParams<GROUPS> *>(params_smem)[slot] = kept;
+    } else {
+        reinterpret_cast<uint16_t *>(params_smem)[slot] =
+            is_wide ? F16_ONE : reinterpret_cast<const uint16_t *>(params)[slot];
     }
 }
 
@@ -270,26 +304,14 @@ DEV void sum_rows(const unsigned char *q_smem, float *sums_smem) {
     }
 }
 
-// Where the codes of a head of INT4 keys have two groups: scores of the first are multiplied with
-// this, so that those of the second can be added and both be multiplied with `last`. A group whose
-// scale is 0 has codes 0.
-struct TwoScales {
-    float ratio, last;
-
-    DEV TwoScales(float first, float second)
-        : ratio(second == 0.0f ? 1.0f : first / second), last(second == 0.0f ? first : second) {}
-};
-
-// Multiplies the scores of the first group with their ratio.
-template <int D>
+// Multiplies the scores of the first of two groups with their ratio.
 DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *params_smem) {
+    const auto *params = reinterpret_cast<const SlotParams<2> *>(params_smem);
 #pragma unroll
     for (int n = 0; n < N_KV; n++)
         for (int e = 0; e < 2; e++) {
-            const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
-            const TwoScales scales(params_of<INT4, D>(params_smem, slot, 0).scale,
-                                   params_of<INT4, D>(params_smem, slot, 1).scale);
-            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= scales.ratio;
+            const float ratio = params[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
+            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= ratio;
         }
 }
 
@@ -300,21 +322,26 @@ DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *params_smem
     constexpr int GROUPS = N_GROUPS<K, D>;
     const float *q_sums = q_sums_smem + (prim::warp() * WARP_Q + prim::lane() / 4) * GROUPS;
 #pragma unroll
-    for (int n = 0; n < N_KV; n++)
+    for (int n = 0; n < N_KV; n++) {
         for (int e = 0; e < 2; e++) {
             const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
-            Params of[GROUPS];
-            for (int g = 0; g < GROUPS; g++) of[g] = params_of<K, D>(params_smem, slot, g);
-            float scale = of[0].scale;
-            if constexpr (GROUPS == 2) scale = TwoScales(of[0].scale, of[1].scale).last;
+            SlotParams<GROUPS> of = {};
+            if constexpr (K == INT4) {
+                of = reinterpret_cast<const SlotParams<GROUPS> *>(params_smem)[slot];
+            } else {
+                of.scale = params_of<K, D>(params_smem, slot, 0).scale;
+            }
             for (int r = 0; r < N_ROWS; r++) {
                 float &x = s[r / 2][n][r % 2 * 2 + e];
-                x *= scale;
+                x *= of.scale;
                 if (K == INT4)
                     for (int g = 0; g < GROUPS; g++)
-                        x = fmaf(q_sums[r * 8 * GROUPS + g], of[g].zero, x);
+                        x = fmaf(q_sums[r * 8 * GROUPS + g], of.zero[g], x);
             }
         }
+        // Or the compiler reads more than it has registers for before it uses any of it.
+        if (K == INT4 && n % 2 == 1) prim::warp_sync();
+    }
 }
 
 // Multiplies the rows of O, a row in four lanes, with the Hadamard matrix over sqrt(D).
@@ -443,7 +470,7 @@ DEV void body(const AttentionPrefillArgs &args) {
                 prim::warp_sync();
                 const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
                 unsigned char *params =
-                    ring_smem + At::K_PARAMS + warp * RUN_SLOTS * PARAM_BYTES<K, D>;
+                    ring_smem + At::K_PARAMS + warp * RUN_SLOTS * KEPT_BYTES<K, D>;
                 const bool is_wide = kv.is_wide(run_slot(tile));
                 if (is_wide) {
                     spread_wide_run<D>(ring_smem, warp * RUN_SLOTS, codes);
@@ -505,7 +532,7 @@ DEV void body(const AttentionPrefillArgs &args) {
 #pragma unroll
             for (int k = 0; k < N_K; k++) {
                 if constexpr (N_GROUPS<K, D> == 2) {
-                    if (k == N_K / 2) scale_first_group<D>(s, ring_smem + At::K_PARAMS);
+                    if (k == N_K / 2) scale_first_group(s, ring_smem + At::K_PARAMS);
                 }
                 uint32_t a[N_M][4];
                 for (int m = 0; m < N_M; m++)

@@ -192,9 +192,10 @@ fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
             // A tile of each, codes of each, the params of K, and sums of each group of Q.
             let of = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
             let k_codes = if kv.k == KvFormat::Bf16 { 0 } else { of(kv.k) };
-            let codes = BLOCK_KV * (k_codes + of(kv.v) + kv.k.param_bytes(head_dim));
-            let q_sums = if kv.k == KvFormat::Int4 { BLOCK_Q * kv.k.param_bytes(head_dim) } else { 0 };
-            2 * BLOCK_KV * row_bytes + codes + q_sums
+            let is_int4 = kv.k == KvFormat::Int4; // whose params are kept as f32
+            let k_params = kv.k.param_bytes(head_dim) * if is_int4 { 2 } else { 1 };
+            let q_sums = if is_int4 { BLOCK_Q * kv.k.param_bytes(head_dim) } else { 0 };
+            2 * BLOCK_KV * row_bytes + BLOCK_KV * (k_codes + of(kv.v) + k_params) + q_sums
         }
     };
     BLOCK_Q * row_bytes + tiles + BLOCK_Q * 4 + 4 * 32
