@@ -123,6 +123,24 @@ fn cuda_agrees_with_transformers_and_with_the_cpu() {
     }
 }
 
+/// With a coded cache the kernels follow the CPU, whose codes are the same for the same numbers.
+#[test]
+fn cuda_agrees_with_the_cpu_where_the_cache_is_coded() {
+    for (name, kv) in [("llama3-rope", "int8"), ("qwen3", "int8"), ("mistral-window", "int8")] {
+        let r = reference(name);
+        let options = ModelOptions { kv: kv.parse().unwrap(), batch: 150, ..options(192) };
+        let on_cuda = open_cuda(rounded(name, Dtype::BF16), &options);
+        let on_cpu = open_cpu(rounded(name, Dtype::BF16), &options);
+        for n in splits(name, r.tokens.len()) {
+            let rows = logits(&on_cuda, &r.tokens, n);
+            let d = compare(name, &rows, &logits(&on_cpu, &r.tokens, n).concat());
+            assert!(d.overall <= 2e-2, "{name} {kv}: CUDA and CPU: {:e} (prefill {n})", d.overall);
+            let d = compare(name, &rows, &r.logits_bf16_weights);
+            assert!(d.overall <= 2e-2, "{name} {kv} on CUDA: {:e} (prefill {n})", d.overall);
+        }
+    }
+}
+
 #[test]
 fn float16_weights_are_accepted() {
     // Rounding to 11 bits costs less than rounding to 8: the bound of bfloat16 holds against float32.

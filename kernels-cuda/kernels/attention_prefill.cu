@@ -55,23 +55,21 @@ constexpr int STAGE_BYTES = BLOCK_KV * D * 2;
 template <int D>
 constexpr int Q_BYTES = BLOCK_Q * D * 2;
 
-// What scores of a slot with INT4 keys are multiplied with, and what is added for each group of Q's
-// sum. Where there are two groups, scores of the first are multiplied with `ratio`, so that those
-// of the second can be added and both be multiplied with `scale`. A group of scale 0 has codes 0.
-template <int GROUPS>
-struct SlotParams;
-template <>
-struct SlotParams<1> {
-    float scale, zero[1];
+// What is kept of the params of INT4 keys while scores are made. Where there are two groups, scores
+// of the first are multiplied with `ratio`, so that those of the second can be added and both be
+// multiplied with `scale`; a group of scale 0 has codes 0. The zeros add sum(q of a group) * zero:
+// one more step of the product, whose factors are split into bf16, [slot][16] and [row of Q][16]:
+//
+//   zero = high + low             high low high low high low   the other group's   0 0 0 0
+//   sum  = high + middle + low    high high mid mid  low low
+struct SlotScales {
+    float scale, ratio;
 };
-template <>
-struct SlotParams<2> {
-    float scale, zero[2], ratio;
-};
+constexpr int SPLIT_BYTES = 32;
 
 // Bytes a slot of what the scores need of K.
 template <uint32_t K, int D>
-constexpr int KEPT_BYTES = K == INT4 ? 8 * N_GROUPS<INT4, D> : PARAM_BYTES<K, D>;
+constexpr int KEPT_BYTES = K == INT4 ? sizeof(SlotScales) + SPLIT_BYTES : PARAM_BYTES<K, D>;
 
 // Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
 // Mirrored by `ops/attention.rs`.
@@ -84,7 +82,7 @@ struct Smem {
     static constexpr int CODES = IS_CODED ? 2 * STAGE_BYTES<D> : N_STAGES * STAGE_BYTES<D>;
     static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_RUN + V_RUN) : 0);
     static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K, D>;
-    static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * N_GROUPS<K, D> * 4 : 0);
+    static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * SPLIT_BYTES : 0);
     // Q, what is behind it, the end of what each row sees, and the views.
     static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
     static_assert(2 * (BYTES + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
@@ -260,38 +258,53 @@ DEV void spread_wide_run(unsigned char *tile_smem, int row0, const unsigned char
     }
 }
 
-// (warp) The params of a run of K to where the scores find them; those of bf16 rows are 1 and 0.
+// Three bf16 that add up to a float, each in both halves of a word.
+struct Split {
+    uint32_t x, y, z;
+};
+DEV Split split_sum(float x) {
+    const uint32_t high = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(high);
+    const uint32_t middle = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(middle);
+    return {high, middle, prim::pack_bf16(x, x)};
+}
+
+// (warp) The params of a run of K, slots `first` and on of the tile, to where the scores find them;
+// those of bf16 rows are 1 and 0.
 template <int D, uint32_t K>
-DEV void keep_params(unsigned char *params_smem, const unsigned char *run_smem, bool is_wide) {
-    constexpr int GROUPS = N_GROUPS<K, D>;
+DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *run_smem,
+                     bool is_wide) {
     const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<K, D>;
     const int slot = prim::lane();
     if (slot >= RUN_SLOTS) return;
     if constexpr (K == INT4) {
-        SlotParams<GROUPS> kept = {};
-        Params of[GROUPS];
+        constexpr int GROUPS = N_GROUPS<K, D>;
+        Params of[2] = {{1.0f, 0.0f}, {1.0f, 0.0f}};
+        uint32_t zeros[2] = {};
         for (int g = 0; g < GROUPS; g++) {
-            of[g] = {1.0f, 0.0f};
             if (!is_wide) of[g] = params_of<K, D>(params, slot, g);
-            kept.zero[g] = of[g].zero;
+            const float low = of[g].zero - prim::bf16_to_float(prim::to_bf16(of[g].zero));
+            zeros[g] = prim::pack_bf16(of[g].zero, low);
         }
-        kept.scale = of[0].scale;
-        if constexpr (GROUPS == 2) {
-            const bool has_second = of[1].scale != 0.0f;
-            kept.ratio = has_second ? of[0].scale / of[1].scale : 1.0f;
-            kept.scale = has_second ? of[1].scale : of[0].scale;
-        }
-        reinterpret_cast<SlotParams<GROUPS> *>(params_smem)[slot] = kept;
+        SlotScales kept = {of[0].scale, 1.0f};
+        if (GROUPS == 2 && of[1].scale != 0.0f) kept = {of[1].scale, of[0].scale / of[1].scale};
+        reinterpret_cast<SlotScales *>(kept_smem)[first + slot] = kept;
+        unsigned char *split_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 0),
+                   {zeros[0], zeros[0], zeros[0], zeros[1]});
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 1), {zeros[1], zeros[1], 0, 0});
     } else {
-        reinterpret_cast<uint16_t *>(params_smem)[slot] =
+        reinterpret_cast<uint16_t *>(kept_smem)[first + slot] =
             is_wide ? F16_ONE : reinterpret_cast<const uint16_t *>(params)[slot];
     }
 }
 
-// Sums of the groups of each row of Q, for the zeros of K: a thread has the row that it stands for.
+// (warp) Sums of the groups of each row of Q, split; a thread has the row that it stands for.
 template <int D>
-DEV void sum_rows(const unsigned char *q_smem, float *sums_smem) {
+DEV void sum_rows(const unsigned char *q_smem, unsigned char *split_smem) {
     constexpr int GROUPS = N_GROUPS<INT4, D>, CHUNKS = D / 8 / GROUPS;
+    Split parts[2] = {};
     for (int g = 0; g < GROUPS; g++) {
         float sum = 0.0f;
         for (int c = 0; c < CHUNKS; c++) {
@@ -300,47 +313,58 @@ DEV void sum_rows(const unsigned char *q_smem, float *sums_smem) {
                    prim::bf16_hi(x.y) + prim::bf16_lo(x.z) + prim::bf16_hi(x.z) +
                    prim::bf16_lo(x.w) + prim::bf16_hi(x.w);
         }
-        sums_smem[threadIdx.x * GROUPS + g] = sum;
+        parts[g] = split_sum(sum);
     }
+    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 0),
+               {parts[0].x, parts[0].y, parts[0].z, parts[1].x});
+    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 1), {parts[1].y, parts[1].z, 0, 0});
 }
 
 // Multiplies the scores of the first of two groups with their ratio.
-DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *params_smem) {
-    const auto *params = reinterpret_cast<const SlotParams<2> *>(params_smem);
+DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem) {
+    const auto *kept = reinterpret_cast<const SlotScales *>(kept_smem);
 #pragma unroll
     for (int n = 0; n < N_KV; n++)
         for (int e = 0; e < 2; e++) {
-            const float ratio = params[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
+            const float ratio = kept[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
             for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= ratio;
         }
 }
 
-// Products with codes become scores.
+// (warp) Products with codes become scores.
 template <int D, uint32_t K>
-DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *params_smem,
-                      const float *q_sums_smem) {
-    constexpr int GROUPS = N_GROUPS<K, D>;
-    const float *q_sums = q_sums_smem + (prim::warp() * WARP_Q + prim::lane() / 4) * GROUPS;
+DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
+                      const unsigned char *q_sums_smem) {
 #pragma unroll
-    for (int n = 0; n < N_KV; n++) {
+    for (int n = 0; n < N_KV; n++)
         for (int e = 0; e < 2; e++) {
             const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
-            SlotParams<GROUPS> of = {};
+            float scale;
             if constexpr (K == INT4) {
-                of = reinterpret_cast<const SlotParams<GROUPS> *>(params_smem)[slot];
+                scale = reinterpret_cast<const SlotScales *>(kept_smem)[slot].scale;
             } else {
-                of.scale = params_of<K, D>(params_smem, slot, 0).scale;
+                scale = params_of<K, D>(kept_smem, slot, 0).scale;
             }
-            for (int r = 0; r < N_ROWS; r++) {
-                float &x = s[r / 2][n][r % 2 * 2 + e];
-                x *= of.scale;
-                if (K == INT4)
-                    for (int g = 0; g < GROUPS; g++)
-                        x = fmaf(q_sums[r * 8 * GROUPS + g], of.zero[g], x);
+            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
+            // Or the compiler reads more than it has registers for before it uses any of it.
+            if (K == INT4 && e == 1) prim::warp_sync();
+        }
+    if constexpr (K == INT4) {
+        const unsigned char *zeros_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
+        const unsigned char *sums_smem = q_sums_smem + prim::warp() * WARP_Q * SPLIT_BYTES;
+        uint32_t a[N_M][4];
+        for (int m = 0; m < N_M; m++)
+            prim::ldsm_x4(a[m], sums_smem + m * 16 * SPLIT_BYTES + row_offset_mk<SPLIT_BYTES>());
+#pragma unroll
+        for (int n = 0; n < N_KV; n += 2) {
+            uint32_t b[4];
+            prim::ldsm_x4(b, zeros_smem + n * 8 * SPLIT_BYTES + row_offset_nk<SPLIT_BYTES>());
+#pragma unroll
+            for (int m = 0; m < N_M; m++) {
+                prim::mma_bf16(s[m][n], a[m], b[0], b[1]);
+                prim::mma_bf16(s[m][n + 1], a[m], b[2], b[3]);
             }
         }
-        // Or the compiler reads more than it has registers for before it uses any of it.
-        if (K == INT4 && n % 2 == 1) prim::warp_sync();
     }
 }
 
@@ -389,7 +413,7 @@ DEV void body(const AttentionPrefillArgs &args) {
     unsigned char *q_smem = prim::smem() + warp * WARP_Q * ROW_BYTES;  // of this warp
     unsigned char *ring_smem = prim::smem() + Q_BYTES<D>;
     uint32_t *hi_smem = reinterpret_cast<uint32_t *>(ring_smem + At::END);
-    float *q_sums_smem = reinterpret_cast<float *>(ring_smem + At::Q_SUMS);
+    unsigned char *q_sums_smem = ring_smem + At::Q_SUMS;
 
     load_rows<D>(args, q_smem, hi_smem);
     if constexpr (K == INT4) {
@@ -469,15 +493,13 @@ DEV void body(const AttentionPrefillArgs &args) {
             if constexpr (K != BF16) {
                 prim::warp_sync();
                 const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
-                unsigned char *params =
-                    ring_smem + At::K_PARAMS + warp * RUN_SLOTS * KEPT_BYTES<K, D>;
                 const bool is_wide = kv.is_wide(run_slot(tile));
                 if (is_wide) {
                     spread_wide_run<D>(ring_smem, warp * RUN_SLOTS, codes);
                 } else {
                     spread_run<D, K, false>(ring_smem, warp * RUN_SLOTS, codes, n_valid(tile));
                 }
-                keep_params<D, K>(params, codes, is_wide);
+                keep_params<D, K>(ring_smem + At::K_PARAMS, warp * RUN_SLOTS, codes, is_wide);
                 prim::warp_sync();
                 copy_k(next, next_page, 0);
             }

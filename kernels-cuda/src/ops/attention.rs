@@ -189,12 +189,13 @@ fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
     let tiles = match kv.is_coded() {
         false => 3 * BLOCK_KV * row_bytes, // three half tiles of K or V
         true => {
-            // A tile of each, codes of each, the params of K, and sums of each group of Q.
+            // A tile of each, codes of each, what is kept of the params of K, and sums of each row of Q.
             let of = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
             let k_codes = if kv.k == KvFormat::Bf16 { 0 } else { of(kv.k) };
-            let is_int4 = kv.k == KvFormat::Int4; // whose params are kept as f32
-            let k_params = kv.k.param_bytes(head_dim) * if is_int4 { 2 } else { 1 };
-            let q_sums = if is_int4 { BLOCK_Q * kv.k.param_bytes(head_dim) } else { 0 };
+            let (k_params, q_sums) = match kv.k {
+                KvFormat::Int4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
+                k => (k.param_bytes(head_dim), 0),
+            };
             2 * BLOCK_KV * row_bytes + BLOCK_KV * (k_codes + of(kv.v) + k_params) + q_sums
         }
     };
