@@ -23,7 +23,8 @@ use loris::policy::Stream;
 use loris_loader::{Dtype, Weights};
 
 use world::{
-    BASE, BF16, Both, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas,
+    BASE, BF16, Both, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus,
+    cudas,
 };
 
 /// Runs a check that is generic over the backend on every target.
@@ -525,7 +526,8 @@ fn a_token_out_of_range_is_an_error() {
 fn exact_model(case: Case) -> Model {
     let mut state = 11_u64;
     let mut random = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 33) as usize
     };
     let mut model = Model::new(case);
@@ -594,9 +596,10 @@ fn appended<B: Backend>(target: &Target<B>, model: &Model, phase: Phase) -> Vec<
 /// The same numbers become the same bytes on every device and instruction set.
 #[test]
 fn codes_are_the_same_on_every_target() {
-    for (format, head_dim) in ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"]
-        .into_iter()
-        .flat_map(|format| [32, 64, 128].map(|d| (format, d)))
+    for (format, head_dim) in
+        ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"]
+            .into_iter()
+            .flat_map(|format| [32, 64, 128].map(|d| (format, d)))
     {
         let shape = AttentionShape { n_q_heads: 2, n_kv_heads: 2, head_dim };
         let model = exact_model(Case { kv: kv(format), shape, page_len: 16, ..BASE });

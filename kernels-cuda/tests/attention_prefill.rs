@@ -205,7 +205,8 @@ fn cost_counts_the_triangle() {
     let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + 14 * 64 * 4);
-    let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], Some(2));
+    let cost =
+        attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], Some(2));
     assert_eq!(cost.flops, (1 + 2 + 2 + 2 + 2) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + (4 + 2) * 64 * 4);
     let cost = attention_cost(shape(2, 1, 64), both(KvFormat::Int8), &[seq(1, 9)], None);

@@ -68,7 +68,8 @@ fn page_copy_copies_whole_pages() {
         let words = random_words(&mut random, 6 * page_words);
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let data = Buffer::from_slice(&device, &bytes, "pages").unwrap();
-        let mut pages = KvPages { data, n_pages: 6, n_kv_heads, page_len, head_dim, kv: KvFormats::default() };
+        let mut pages =
+            KvPages { data, n_pages: 6, n_kv_heads, page_len, head_dim, kv: KvFormats::default() };
         let pairs = Buffer::from_slice(&device, &[0_u32, 5, 3, 1, 0, 2], "pairs").unwrap();
         for (n_pairs, from_of) in [(0, [0, 1, 2, 3, 4, 5]), (3, [0, 3, 0, 3, 4, 0])] {
             page_copy::page_copy(&device, &mut pages, &pairs, n_pairs).unwrap();

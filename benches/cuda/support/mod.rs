@@ -9,9 +9,7 @@ use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{fill_random, page_copy};
-use loris_kernels::{
-    Buffer, Cost, Device, DeviceOptions, Error, KvFormats, KvPages, Matrix, Rows,
-};
+use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvFormats, KvPages, Matrix, Rows};
 
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;

@@ -8,8 +8,8 @@ use crate::abi::{
     AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
     LORIS_SPLIT_LEN, LorisQTile, LorisSeq,
 };
-use crate::ops::batch::DeviceBatch;
 use crate::kv::ATTENTION;
+use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvFormat, KvFormats, KvPages, Launch, Rows};
 
 /// Packed rows of a block and slots of a tile of the prefill kernels.

@@ -72,12 +72,7 @@ pub fn token_score(
 }
 
 /// What scoring `kv_len` slots by `n_rows` rows must do: K, of this format, read once.
-pub fn token_score_cost(
-    shape: AttentionShape,
-    k: KvFormat,
-    kv_len: usize,
-    n_rows: usize,
-) -> Cost {
+pub fn token_score_cost(shape: AttentionShape, k: KvFormat, kv_len: usize, n_rows: usize) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let head_bytes = k.code_bytes(head_dim) + k.param_bytes(head_dim);
     let bytes = kv_len * (n_kv_heads * head_bytes + 4) + n_rows * n_q_heads * (2 * head_dim + 4);
