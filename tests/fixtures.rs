@@ -123,6 +123,32 @@ fn cuda_agrees_with_transformers_and_with_the_cpu() {
     }
 }
 
+/// With a coded cache the kernels follow the CPU. Their keys and values are a rounding to bf16 apart, which makes some codes
+/// fall to the other side: that is off by one step, where coding is by half of one, so it costs no more than coding does.
+#[test]
+fn cuda_agrees_with_the_cpu_where_the_cache_is_coded() {
+    for (name, kv) in [
+        ("llama3-rope", "int8"),
+        ("qwen3", "int4"),
+        ("mistral-window", "int8"),
+        ("mistral-window", "fp8"),
+    ] {
+        let r = reference(name);
+        let coded = ModelOptions { kv: kv.parse().unwrap(), batch: 150, ..options(192) };
+        let dense = ModelOptions { batch: 150, ..options(192) };
+        let run = |model: Model| logits(&model, &r.tokens, 70);
+        let on_cpu = run(open_cpu(rounded(name, Dtype::BF16), &coded));
+        let exact = run(open_cpu(rounded(name, Dtype::BF16), &dense)).concat();
+        let cost = compare(name, &on_cpu, &exact).overall;
+        let on_cuda = run(open_cuda(rounded(name, Dtype::BF16), &coded));
+        let from_cpu = compare(name, &on_cuda, &on_cpu.concat()).overall;
+        let from_reference = compare(name, &on_cuda, &r.logits_bf16_weights).overall;
+        let what = format!("{name} {kv}: coding costs {cost:e}");
+        assert!(from_cpu <= 2e-2 + cost, "{what}, CUDA and CPU: {from_cpu:e}");
+        assert!(from_reference <= 2e-2 + cost, "{what}, CUDA: {from_reference:e}");
+    }
+}
+
 #[test]
 fn float16_weights_are_accepted() {
     // Rounding to 11 bits costs less than rounding to 8: the bound of bfloat16 holds against float32.

@@ -20,10 +20,11 @@ use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
 use loris::cache::{KvFormat, KvFormats};
 use loris::policy::Stream;
-use loris_loader::Dtype;
+use loris_loader::{Dtype, Weights};
 
 use world::{
-    BASE, BF16, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus, cudas,
+    BASE, BF16, Both, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus,
+    cudas,
 };
 
 /// Runs a check that is generic over the backend on every target.
@@ -518,4 +519,98 @@ fn check_token<B: Backend>(target: &Target<B>) {
 #[test]
 fn a_token_out_of_range_is_an_error() {
     on_every_target!(check_token);
+}
+
+/// Weights of which each row has four numbers, of eight bits each, 2^-5 of one another; embeddings of 1 and -1. All
+/// sums are exact in f32, in any order and with bf16 factors.
+fn exact_model(case: Case) -> Model {
+    let mut state = 11_u64;
+    let mut random = || {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize
+    };
+    let mut model = Model::new(case);
+    let both = |values: Vec<f32>, shape: Vec<usize>| {
+        let bf16 = values.iter().map(|&x| half::bf16::from_f32(x));
+        let bytes: Vec<u8> = bf16.clone().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(values.iter().zip(bf16).all(|(&x, y)| x == y.to_f32()));
+        let tensor = vec![("t".into(), Dtype::BF16, shape, bytes)];
+        let view = Weights::from_memory(tensor).unwrap().get("t").unwrap();
+        Both { view, values: values.into_iter().map(f64::from).collect() }
+    };
+    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = case.shape;
+    for (i, n_heads) in [n_q_heads, n_kv_heads, n_kv_heads].into_iter().enumerate() {
+        let n = n_heads * head_dim;
+        let mut values = vec![0.0; n * case.hidden];
+        for row in values.chunks_exact_mut(case.hidden) {
+            for part in 0..4 {
+                let bits = 128 + random() % 128;
+                let column = random() % (case.hidden / 4) * 4 + part;
+                row[column] = bits as f32 / 256.0 / (1 << (5 * part)) as f32;
+            }
+        }
+        model.qkv[i] = both(values, vec![n, case.hidden]);
+    }
+    let signs = (0..case.vocab * case.hidden).map(|_| if random() % 2 == 0 { -1.0 } else { 1.0 });
+    model.embed = both(signs.collect(), vec![case.vocab, case.hidden]);
+    model.attn_norm = both(vec![1.0; case.hidden], vec![case.hidden]);
+    model
+}
+
+/// The pages of a layer once some tokens are appended to them, all at position 0, where nothing is rotated.
+fn appended<B: Backend>(target: &Target<B>, model: &Model, phase: Phase) -> Vec<u8> {
+    const N: usize = 40;
+    let mut world = World::new(model, target, 1);
+    let mut seq = Sequence::new(1, N, |_| 0);
+    world.grow(&mut seq, N);
+    let seqs = vec![Seq {
+        rows: 0..N,
+        kv_start: 0,
+        slot_positions: &seq.positions,
+        page_table: &seq.table,
+        n_layers: world::N_LAYERS,
+        inv_freq: &model.inv_freq,
+        rope_scale: 1.0,
+        rolling: None,
+        n_sealed: 0,
+    }];
+    let (tokens, positions) = (seq.tokens.clone(), seq.positions.clone());
+    let batch = Batch { phase, tokens, positions, seqs, logit_rows: Vec::new() };
+    let (b, shape) = (&mut world.backend, model.case.shape);
+    let mut x = b.rows(N, model.case.hidden, RowUse::Residual).unwrap();
+    let mut q = b.rows(N, shape.n_q_heads * shape.head_dim, RowUse::Operand).unwrap();
+    b.begin(&batch, shape).unwrap();
+    b.embed(&world.embed, &batch, &mut x).unwrap();
+    let (weights, pages) = (&world.weights, &mut world.pages);
+    b.norm_qkv_rope_append(weights, 0.0, &batch, LAYER, &x, &mut q, pages).unwrap();
+    let mut bytes = Vec::new();
+    for page in seq.table.chunks_exact(world::N_LAYERS) {
+        let mut page_bytes = vec![0; world.layout.bytes()];
+        b.read_page(&world.pages, page[LAYER], &mut page_bytes).unwrap();
+        bytes.extend(page_bytes);
+    }
+    bytes
+}
+
+/// The same numbers become the same bytes on every device and instruction set.
+#[test]
+fn codes_are_the_same_on_every_target() {
+    for (format, head_dim) in
+        ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"]
+            .into_iter()
+            .flat_map(|format| [32, 64, 128].map(|d| (format, d)))
+    {
+        let shape = AttentionShape { n_q_heads: 2, n_kv_heads: 2, head_dim };
+        let model = exact_model(Case { kv: kv(format), shape, page_len: 16, ..BASE });
+        for phase in [Phase::Prefill, Phase::Decode] {
+            let want = appended(&cpus()[0], &model, phase);
+            let same = |name: &str, got: Vec<u8>| {
+                let first = want.iter().zip(&got).position(|(a, b)| a != b);
+                assert!(first.is_none(), "{name} {format} {head_dim} {phase:?}: byte {first:?}");
+            };
+            cpus().iter().for_each(|target| same(&target.name, appended(target, &model, phase)));
+            cudas().iter().for_each(|target| same(&target.name, appended(target, &model, phase)));
+        }
+    }
 }

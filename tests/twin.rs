@@ -334,8 +334,6 @@ fn pages_are_shared_copied_and_cut() {
 
 #[test]
 fn a_saved_session_goes_on_on_another_device() {
-    let on_cpu = open_cpu(rounded(NAME, Dtype::BF16), &small());
-    let on_cuda = model();
     let restore = |model: &Model, blob: &Vec<u8>| {
         model.restore(&mut blob.as_slice(), &SessionOptions::default()).unwrap()
     };
@@ -344,17 +342,44 @@ fn a_saved_session_goes_on_on_another_device() {
         session.save(&mut blob).unwrap();
         blob
     };
-    for (from, to) in [(&on_cpu, &on_cuda), (&on_cuda, &on_cpu)] {
-        let mut first = session(from);
-        first.prefill(&prompt(1, 37)).unwrap();
-        let blob = saved(&first);
-        let mut moved = restore(to, &blob);
-        assert!(saved(&moved) == blob, "the bytes are the same wherever they are");
-        first.decode(5).unwrap();
-        moved.decode(5).unwrap();
-        let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
-        let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
-        assert!((d / n).sqrt() < 2e-2, "{}", (d / n).sqrt());
+    for kv in ["bf16", "int8", "int4"] {
+        let options = ModelOptions { kv: kv.parse().unwrap(), ..small() };
+        let on_cpu = open_cpu(rounded(NAME, Dtype::BF16), &options);
+        let on_cuda = open_cuda(rounded(NAME, Dtype::BF16), &options);
+        for (from, to) in [(&on_cpu, &on_cuda), (&on_cuda, &on_cpu)] {
+            let mut first = session(from);
+            first.prefill(&prompt(1, 37)).unwrap();
+            let blob = saved(&first);
+            let mut moved = restore(to, &blob);
+            assert!(saved(&moved) == blob, "the bytes are the same wherever they are");
+            first.decode(5).unwrap();
+            moved.decode(5).unwrap();
+            let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
+            let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
+            assert!((d / n).sqrt() < 2e-2, "{kv}: {}", (d / n).sqrt());
+        }
+    }
+}
+
+/// In coded pages too a row's bits do not depend on chunks, pages, company, replays or what was there before.
+#[test]
+fn coded_pages_in_sessions() {
+    for kv in ["int8", "int4", "int8:int4"] {
+        let options = ModelOptions { kv: kv.parse().unwrap(), ..small() };
+        let open = |options: &ModelOptions| open_cuda(rounded(NAME, Dtype::BF16), options);
+        let model = open(&options);
+        let want = run(&model, &prompt(1, 40), 6);
+        let others = ModelOptions { chunk: 7, page_len: 64, ..options.clone() };
+        assert!(run(&open(&others), &prompt(1, 40), 6) == want, "{kv}: chunks and pages");
+        let mut first = session(&model);
+        first.prefill(&prompt(1, 38)).unwrap();
+        let mut fork = first.fork().unwrap();
+        first.decode(3).unwrap();
+        for s in [&mut first, &mut fork] {
+            s.truncate(21);
+            s.prefill(&prompt(1, 40)[21..]).unwrap();
+            assert!(logits(s) == want[0], "{kv}: forked, cut and continued");
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use loris_kernels::ops::{
     embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy, qkv_decode,
     rmsnorm, row_copy, sample, token_score, token_select,
 };
-use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, Rows};
+use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, Rows};
 use support::{
     Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages,
     random_rows, random_x, seqs_of, sequences,
@@ -53,6 +53,22 @@ const LLAMA_3_1B: Model = model("llama-3.2-1b", [2048, 8192, 128_256], [32, 8, 6
 const SMOLLM2: Model = model("smollm2-135m", [576, 1536, 49_152], [9, 3, 64]);
 const TINY: Model = model("tiny", [64, 96, 128], [4, 2, 32]);
 
+/// Formats of the KV cache, and how a case is called.
+type Kv = (&'static str, KvFormats);
+const BF16: KvFormats = kv(KvFormat::Bf16, KvFormat::Bf16);
+const KV: [Kv; 6] = [
+    ("", BF16),
+    (" kv=fp8", kv(KvFormat::Fp8, KvFormat::Fp8)),
+    (" kv=int8", kv(KvFormat::Int8, KvFormat::Int8)),
+    (" kv=int4", kv(KvFormat::Int4, KvFormat::Int4)),
+    (" kv=int8:int4", kv(KvFormat::Int8, KvFormat::Int4)),
+    (" kv=bf16:int4", kv(KvFormat::Bf16, KvFormat::Int4)),
+];
+
+const fn kv(k: KvFormat, v: KvFormat) -> KvFormats {
+    KvFormats { k, v, k_rotated: false, v_rotated: matches!(v, KvFormat::Int4) }
+}
+
 fn main() -> Result<(), Error> {
     let args: Vec<String> = std::env::args().collect();
     if args.iter().any(|arg| arg == "--list") {
@@ -78,7 +94,9 @@ fn main() -> Result<(), Error> {
     for &model in &models {
         for n_slots in pick(&[1 << 10, 8 << 10, 32 << 10, 128 << 10], &[70]) {
             for n_seqs in pick(&[1, 16], &[2]) {
-                attention_decode(&mut bench, model, n_seqs, n_slots);
+                for kv in KV {
+                    attention_decode(&mut bench, model, kv, n_seqs, n_slots);
+                }
             }
         }
     }
@@ -87,10 +105,14 @@ fn main() -> Result<(), Error> {
             prefill_products(&mut bench, model, n_rows);
         }
         for n_rows in pick(&[2 << 10, 8 << 10, 16 << 10, 32 << 10], &[70]) {
-            attention_prefill(&mut bench, model, n_rows);
+            for kv in KV {
+                attention_prefill(&mut bench, model, kv, n_rows);
+            }
         }
         for n_slots in pick(&[32 << 10, 128 << 10], &[70]) {
-            token_scores(&mut bench, model, n_slots);
+            for kv in KV {
+                token_scores(&mut bench, model, kv, n_slots);
+            }
         }
     }
     for n in pick(&[32 << 10, 128 << 10], &[100]) {
@@ -177,7 +199,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
         &format!("{name} rows={n_rows} n={} k={hidden_dim}", q_dim + 2 * kv_dim),
         qkv_decode::qkv_decode_cost(n_rows, q_dim + 2 * kv_dim, hidden_dim),
         |d, seed| {
-            let (batch, pages) = sequences(d, heads, &vec![(PAGE_LEN, 1); n_rows], seed)?;
+            let (batch, pages) = sequences(d, heads, BF16, &vec![(PAGE_LEN, 1); n_rows], seed)?;
             let (norm, x) = normed(d, n_rows, hidden_dim, seed)?;
             let raw = Rows::new(d, n_rows, q_dim + 2 * kv_dim, "raw")?;
             let q = Rows::new(d, n_rows, q_dim, "q")?;
@@ -192,7 +214,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
         &format!("{name} rows={n_rows} n={vocab_size} k={hidden_dim}"),
         lm_head::lm_head_cost(n_rows, vocab_size, hidden_dim),
         |d, seed| {
-            let (batch, _) = sequences(d, heads, &vec![(0, 1); n_rows], seed)?;
+            let (batch, _) = sequences(d, heads, BF16, &vec![(0, 1); n_rows], seed)?;
             let (norm, x) = normed(d, n_rows, hidden_dim, seed)?;
             let logits = Rows::new(d, n_rows, vocab_size, "logits")?;
             Ok((random_matrix(d, vocab_size, hidden_dim, seed)?, norm, x, batch, logits))
@@ -202,18 +224,18 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
 }
 
 /// One token for each of `n_seqs` sequences of `n_slots` slots.
-fn attention_decode(bench: &mut Bench, model: Model, n_seqs: usize, n_slots: usize) {
+fn attention_decode(bench: &mut Bench, model: Model, (tag, kv): Kv, n_seqs: usize, n_slots: usize) {
     let Model { name, heads, .. } = model;
     let q_dim = heads.n_q_heads * heads.head_dim;
     let seqs = vec![(n_slots - 1, 1); n_seqs];
     bench.case(
         ["attention", "decode"],
-        &format!("{name} rows={n_seqs} context={n_slots}"),
-        attention::attention_cost(heads, &seqs_of(&seqs), None),
+        &format!("{name} rows={n_seqs} context={n_slots}{tag}"),
+        attention::attention_cost(heads, kv, &seqs_of(&seqs), None),
         |d, seed| {
-            let (batch, pages) = sequences(d, heads, &seqs, seed)?;
+            let (batch, pages) = sequences(d, heads, kv, &seqs, seed)?;
             let q = random_rows(d, n_seqs, q_dim, seed)?;
-            let partial = Partial::new(d, heads, n_seqs, attention::n_splits(n_slots))?;
+            let partial = Partial::new(d, heads, n_seqs, attention::n_splits(kv, n_slots))?;
             Ok((batch, pages, q, partial, Rows::new(d, n_seqs, q_dim, "out")?))
         },
         |d, (batch, pages, q, partial, out)| {
@@ -247,7 +269,7 @@ fn prefill_products(bench: &mut Bench, model: Model, n_rows: usize) {
         &format!("{name} rows={n_rows} n={} k={hidden_dim}", q_dim + 2 * kv_dim),
         qkv::qkv_cost(n_rows, q_dim + 2 * kv_dim, hidden_dim),
         |d, seed| {
-            let (batch, pages) = sequences(d, heads, &[(0, n_rows)], seed)?;
+            let (batch, pages) = sequences(d, heads, BF16, &[(0, n_rows)], seed)?;
             let a = random_rows(d, n_rows, hidden_dim, seed)?;
             Ok((Qkv::new(d, model, seed)?, a, batch, Rows::new(d, n_rows, q_dim, "q")?, pages))
         },
@@ -269,15 +291,15 @@ fn linear_prefill(bench: &mut Bench, name: &str, n_rows: usize, n: usize, k: usi
 }
 
 /// A prompt of `n_rows` tokens, causal.
-fn attention_prefill(bench: &mut Bench, model: Model, n_rows: usize) {
+fn attention_prefill(bench: &mut Bench, model: Model, (tag, kv): Kv, n_rows: usize) {
     let Model { name, heads, .. } = model;
     let q_dim = heads.n_q_heads * heads.head_dim;
     bench.case(
         ["attention", "prefill"],
-        &format!("{name} rows={n_rows}"),
-        attention::attention_cost(heads, &seqs_of(&[(0, n_rows)]), None),
+        &format!("{name} rows={n_rows}{tag}"),
+        attention::attention_cost(heads, kv, &seqs_of(&[(0, n_rows)]), None),
         |d, seed| {
-            let (batch, pages) = sequences(d, heads, &[(0, n_rows)], seed)?;
+            let (batch, pages) = sequences(d, heads, kv, &[(0, n_rows)], seed)?;
             let q = random_rows(d, n_rows, q_dim, seed)?;
             Ok((batch, pages, q, Rows::new(d, n_rows, q_dim, "out")?))
         },
@@ -288,14 +310,14 @@ fn attention_prefill(bench: &mut Bench, model: Model, n_rows: usize) {
 }
 
 /// Scores of all slots by the last row.
-fn token_scores(bench: &mut Bench, model: Model, n_slots: usize) {
+fn token_scores(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
     let Model { name, heads, .. } = model;
     bench.case(
         ["token_score", "prefill"],
-        &format!("{name} rows=1 context={n_slots}"),
-        token_score::token_score_cost(heads, n_slots, 1),
+        &format!("{name} rows=1 context={n_slots}{tag}"),
+        token_score::token_score_cost(heads, kv.k, n_slots, 1),
         |d, seed| {
-            let (batch, pages) = sequences(d, heads, &[(n_slots - 1, 1)], seed)?;
+            let (batch, pages) = sequences(d, heads, kv, &[(n_slots - 1, 1)], seed)?;
             let q = random_rows(d, 1, heads.n_q_heads * heads.head_dim, seed)?;
             let lse = Buffer::from_slice(d, &vec![20.0; heads.n_q_heads], "lse")?;
             Ok((batch, pages, q, lse, Buffer::new(d, n_slots, "scores")?))
@@ -362,7 +384,7 @@ fn rows(bench: &mut Bench, model: Model, n_rows: usize) {
         embed::embed_cost(hidden_dim, n_rows),
         |d, seed| {
             let table = random_matrix(d, vocab_size.min(8192), hidden_dim, seed)?;
-            let (batch, _) = sequences(d, heads, &[(0, n_rows)], seed)?;
+            let (batch, _) = sequences(d, heads, BF16, &[(0, n_rows)], seed)?;
             Ok((table, batch, Rows::new(d, n_rows, hidden_dim, "x")?))
         },
         |d, (table, batch, x)| embed::embed(d, table, batch, x),
@@ -408,7 +430,7 @@ fn page_copies(bench: &mut Bench, model: Model, n_pairs: usize) {
         &format!("{name} pages={n_pairs} bytes={page_bytes}"),
         page_copy::page_copy_cost(page_bytes as u64, n_pairs),
         |d, seed| {
-            let pages: KvPages = random_pages(d, heads, 2 * n_pairs, seed)?;
+            let pages: KvPages = random_pages(d, heads, BF16, 2 * n_pairs, seed)?;
             let pairs: Vec<u32> =
                 (0..n_pairs as u32).flat_map(|i| [i, i + n_pairs as u32]).collect();
             Ok((pages, Buffer::from_slice(d, &pairs, "pairs")?))

@@ -6,7 +6,7 @@
 
 use loris_loader::{LoadMode, ModelConfig};
 
-use crate::backend::AttentionShape;
+use crate::backend::{AttentionShape, cuda};
 use crate::cache::{KvFormat, KvFormats, PageLayout, Part};
 use crate::error::Error;
 
@@ -211,9 +211,9 @@ impl Plan {
                 return Err(limit(what, width.to_string(), "a multiple of 8"));
             }
         }
-        match self.layout.kv {
-            KvFormats { k: KvFormat::Bf16, v: KvFormat::Bf16 } => Ok(()),
-            other => Err(limit("--kv", other.to_string(), "bf16")),
+        match cuda::kernel_formats(self.layout.kv) {
+            Some(_) => Ok(()),
+            None => Err(limit("--kv", self.layout.kv.to_string(), cuda::KV_FORMATS)),
         }
     }
 

@@ -21,6 +21,16 @@
 #define LORIS_DENSE UINT32_MAX
 /* `window` of a layer that sees everything. */
 #define LORIS_NO_WINDOW UINT32_MAX
+/* Number formats of keys and of values in pages. */
+#define LORIS_KV_BF16 0
+#define LORIS_KV_FP8 1
+#define LORIS_KV_INT8 2
+#define LORIS_KV_INT4 3
+/* Slots of the first page of a table whose other pages hold codes: they are bf16. */
+#define LORIS_KV_WIDE 4
+/* Where pages hold codes, attention counts slots from this number: 16 slots from a multiple of 16
+ * then lie in one page, and tiles and splits do not depend on the length of pages. */
+#define LORIS_KV_SKEW 12
 
 /* One sequence of a batch. */
 typedef struct LorisSeq {
@@ -44,13 +54,19 @@ typedef struct LorisBatch {
     uint32_t n_layers; /* stride of a page table */
 } LorisBatch;
 
-/* A pool of KV pages: page p begins at base + p * page_bytes and holds
- * [K|V][n_kv_heads][page_len][head_dim]. */
+/* A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
+ * run of [page_len][head_dim] numbers and behind it what they are multiplied with,
+ * [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
+ * a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16. */
 typedef struct LorisPages {
     void *base;
-    uint64_t page_bytes;
+    uint64_t page_bytes;    /* multiple of 16 */
     uint32_t page_len_log2; /* page_len is a power of two, 16 to 256 */
     uint32_t n_kv_heads;
+    uint32_t k_format; /* LORIS_KV_* */
+    uint32_t v_format;
+    uint32_t k_rotated; /* queries and keys are multiplied with a Hadamard matrix */
+    uint32_t v_rotated; /* values are, and what attention gives is rotated back */
 } LorisPages;
 
 /* x[r] = table[tokens[r]] */
@@ -148,7 +164,7 @@ typedef struct GateUpDecodeArgs {
     uint32_t n;
 } GateUpDecodeArgs;
 
-/* Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the
+/* Q, K, V of few rows. They go where they belong at once; with a q/k norm and to coded pages the
  * projections go to `raw` and qkv_finish takes them from there. */
 typedef struct QkvDecodeArgs {
     LorisDecodeInput in;
@@ -209,6 +225,8 @@ typedef struct AttentionMergeArgs {
     LorisBatch batch;
     uint32_t n_q_heads;
     uint32_t max_splits;
+    uint32_t skew;    /* LORIS_KV_SKEW where pages hold codes, else 0 */
+    uint32_t rotated; /* the values were: rotate back */
 } AttentionMergeArgs;
 
 /* score[slot] = mean over query heads and score rows of exp(q . k * scale - lse) */

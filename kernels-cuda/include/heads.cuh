@@ -1,5 +1,6 @@
 // What happens to one head of one row between its projection and attention: bias, q/k norm,
-// rotation, rounding to bf16, and the way to `heads.q` (Q) or to its slot of a page (K and V).
+// rotation to its position, the other rotation where the cache has one (kv_encode.cuh), rounding to
+// bf16 or coding, and the way to `heads.q` (Q) or to its slot of a page (K and V).
 //
 // A head of D elements belongs to D / 8 lanes: lane l of them holds the rotation pairs (i, i + D/2)
 // of i = 4 l .. 4 l + 3, so that the rotation stays inside a lane, projections are read 16 bytes at
@@ -7,7 +8,7 @@
 // 2, 4 or 8.
 #pragma once
 
-#include "paged_kv.cuh"
+#include "kv_encode.cuh"
 
 template <int D>
 struct HeadGroup {
@@ -24,11 +25,32 @@ DEV void load4(float (&to)[4], const float *from) {
     to[2] = prim::as_float(v.z), to[3] = prim::as_float(v.w);
 }
 
-// The slot that a row is appended to: its key of kv head 0.
-DEV uint16_t *append_slot(const LorisHeads &heads, uint32_t row) {
-    LorisSeq seq = heads.batch.seqs[heads.batch.row_seq[row]];
-    PagedKv kv(heads.pages, heads.batch, seq, heads.layer);
-    return kv.at(0, 0, seq.kv_start + (row - seq.row_start), heads.head_dim);
+// The slot that a row is appended to.
+struct AppendSlot {
+    unsigned char *page;
+    uint32_t idx;  // in the page, and FIRST in a first page of bf16 where others are coded
+    static constexpr uint32_t FIRST = 1u << 31;
+
+    DEV bool is_first() const { return (idx & FIRST) != 0; }
+};
+
+DEV bool is_coded(const LorisPages &pages) {
+    return pages.k_format != BF16 || pages.v_format != BF16;
+}
+
+DEV AppendSlot append_slot(const LorisHeads &heads, uint32_t row) {
+    const LorisPages &pages = heads.pages;
+    const LorisSeq seq = heads.batch.seqs[heads.batch.row_seq[row]];
+    const uint32_t page_len = 1u << pages.page_len_log2;
+    uint32_t slot = seq.kv_start + (row - seq.row_start), idx = slot & (page_len - 1);
+    if (is_coded(pages)) {
+        const bool is_first = slot < LORIS_KV_WIDE;
+        idx = is_first ? slot | AppendSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
+        slot += page_len - LORIS_KV_WIDE;
+    }
+    const uint32_t *table = heads.batch.page_tables + seq.page_table_start;
+    const uint64_t page = table[(slot >> pages.page_len_log2) * heads.batch.n_layers + heads.layer];
+    return {static_cast<unsigned char *>(pages.base) + page * pages.page_bytes, idx};
 }
 
 // Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
@@ -53,7 +75,7 @@ struct Rotation {
 // `active` only keep the warp together. `rotation` is the row's, not read for a v head.
 template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
-                     uint16_t *slot, bool active, const Rotation<D> &rotation) {
+                     const AppendSlot &slot, bool active, const Rotation<D> &rotation) {
     constexpr int LANES = HeadGroup<D>::LANES;
     uint32_t n_kv_heads = heads.pages.n_kv_heads, n_q_heads = heads.n_q_heads;
     bool is_q = head < n_q_heads, is_v = head >= n_q_heads + n_kv_heads;
@@ -85,8 +107,6 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
                 lo[i] *= inv_rms * norm_lo[i], hi[i] *= inv_rms * norm_hi[i];
         }
     }
-    if (!active) return;
-
     if (!is_v) {
         for (int i = 0; i < 4; i++) {
             float x = lo[i], y = hi[i];
@@ -94,11 +114,39 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
             hi[i] = y * rotation.cos[i] + x * rotation.sin[i];
         }
     }
+    const LorisPages &pages = heads.pages;
+    if (pages.k_rotated || pages.v_rotated) {
+        float rotated_lo[4], rotated_hi[4];
+        for (int i = 0; i < 4; i++) rotated_lo[i] = lo[i], rotated_hi[i] = hi[i];
+        rotate<D>(rotated_lo, rotated_hi);
+        const bool is_rotated = is_v ? pages.v_rotated : pages.k_rotated;
+        for (int i = 0; i < 4; i++) {
+            lo[i] = is_rotated ? rotated_lo[i] : lo[i];
+            hi[i] = is_rotated ? rotated_hi[i] : hi[i];
+        }
+    }
 
-    // K of kv head h is h strips of page_len slots further in the page; V follows behind all of K.
-    uint16_t *out =
-        is_q ? heads.q + (static_cast<uint64_t>(row) * n_q_heads + head) * D
-             : slot + (static_cast<uint64_t>(head - n_q_heads) << heads.pages.page_len_log2) * D;
+    // Where it goes.
+    uint16_t *out = heads.q + (static_cast<uint64_t>(row) * n_q_heads + head) * D;
+    bool is_bf16 = true;
+    if (is_coded(pages)) {
+        const bool is_first = slot.is_first();
+        const uint32_t k_format = is_first ? BF16 : pages.k_format;
+        const uint32_t format = is_first ? BF16 : is_v ? pages.v_format : pages.k_format;
+        const uint32_t len = is_first ? LORIS_KV_WIDE : 1u << pages.page_len_log2;
+        const uint32_t kv_head = head - n_q_heads - (is_v ? n_kv_heads : 0);
+        const HeadPlace place = head_place<D>(k_format, format, n_kv_heads, len, is_v, kv_head,
+                                              slot.idx & ~AppendSlot::FIRST);
+        is_bf16 = is_q || format == BF16;
+        encode<D>(format, lo, hi, slot.page + place.codes, slot.page + place.params,
+                  active && !is_bf16);
+        if (!is_q) out = reinterpret_cast<uint16_t *>(slot.page + place.codes);
+    } else if (!is_q) {
+        // K of kv head h is h strips of page_len slots further in the page; V is behind all of K.
+        const uint64_t strip = static_cast<uint64_t>(head - n_q_heads) << pages.page_len_log2;
+        out = reinterpret_cast<uint16_t *>(slot.page) + (strip + slot.idx) * D;
+    }
+    if (!active || !is_bf16) return;
     *reinterpret_cast<uint2 *>(out + first) =
         make_uint2(prim::pack_bf16(lo[0], lo[1]), prim::pack_bf16(lo[2], lo[3]));
     *reinterpret_cast<uint2 *>(out + first + D / 2) =
@@ -108,7 +156,7 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
 // (warp) The same with the rotation loaded on the way.
 template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
-                     uint16_t *slot, bool active) {
+                     const AppendSlot &slot, bool active) {
     Rotation<D> rotation = {};
     if (active) rotation.load(heads, row);
     finish_head<D>(heads, proj, head, row, slot, active, rotation);

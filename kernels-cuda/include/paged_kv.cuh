@@ -3,7 +3,13 @@
 
 #include "prim.cuh"
 
-// The cache of one sequence in one layer.
+// The cache of one sequence in one layer, as attention walks over it: slots are counted from SKEW,
+// which is 0 where all pages hold bf16 and LORIS_KV_SKEW where they hold codes (abi.h). Numbers
+// below SKEW are slots that nobody sees.
+//
+//   bf16   page 0: 0 .. page_len            page 1: page_len .. 2 page_len
+//   coded  page 0: 12 .. 16, bf16           page 1: 16 .. 16 + page_len
+template <uint32_t SKEW>
 struct PagedKv {
     const uint32_t *page_table;      // [page_idx][n_layers]
     const uint32_t *slot_positions;  // [kv_len], or NULL where slot i holds position i
@@ -25,29 +31,35 @@ struct PagedKv {
           n_kv_heads(pages.n_kv_heads),
           kv_len(seq.kv_start + seq.n_rows) {}
 
+    // Behind the last slot in use.
+    DEV uint32_t end() const { return kv_len + SKEW; }
+
+    // Counted so that pages begin at multiples of their length.
+    DEV uint32_t in_pages(uint32_t slot) const {
+        return SKEW == 0 ? slot : slot - (SKEW + LORIS_KV_WIDE) + (1u << page_len_log2);
+    }
+
     DEV uint32_t page(uint32_t slot) const {
-        return page_table[(slot >> page_len_log2) * table_stride + layer];
+        return page_table[(in_pages(slot) >> page_len_log2) * table_stride + layer];
     }
 
-    // Element offset of a slot inside its page; side 0 is K, 1 is V.
-    DEV uint32_t offset(uint32_t side, uint32_t kv_head, uint32_t slot, uint32_t head_dim) const {
-        uint32_t in_page = slot & ((1u << page_len_log2) - 1);
-        return (((side * n_kv_heads + kv_head) << page_len_log2) + in_page) * head_dim;
+    // The slot's index in its page, the first page of coded ones excepted.
+    DEV uint32_t in_page(uint32_t slot) const {
+        return in_pages(slot) & ((1u << page_len_log2) - 1);
     }
 
-    // The head_dim bf16 values of a slot.
-    DEV uint16_t *at(uint32_t side, uint32_t kv_head, uint32_t slot, uint32_t head_dim) const {
-        unsigned char *page_base = const_cast<unsigned char *>(base) + page(slot) * page_bytes;
-        return reinterpret_cast<uint16_t *>(page_base) + offset(side, kv_head, slot, head_dim);
-    }
+    // Whether the 16 slots from `slot`, a multiple of 16, end with the bf16 slots of a first page.
+    DEV bool is_wide(uint32_t slot) const { return SKEW != 0 && slot == 0; }
 
     DEV uint32_t position(uint32_t slot) const {
-        return slot_positions == nullptr ? slot : slot_positions[slot];
+        return slot_positions == nullptr ? slot - SKEW : slot_positions[slot - SKEW];
     }
+
+    DEV bool is_used(uint32_t slot) const { return slot - SKEW < kv_len; }
 
     // A row sees a slot in use whose position is at most its own and inside the window.
     DEV bool sees(uint32_t row_position, uint32_t slot, uint32_t window) const {
-        if (slot >= kv_len) return false;
+        if (!is_used(slot)) return false;
         uint32_t p = position(slot);
         return p <= row_position && row_position - p < window;
     }

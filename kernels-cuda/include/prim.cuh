@@ -166,6 +166,29 @@ DEV uint32_t pack_bf16(float lo, float hi) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
     return r;
 }
+// a b + c of two pairs of bf16, each rounded once; subnormals are kept (fma.rn.bf16x2).
+DEV uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t d;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+// A float rounded to f16, nearest even, and back (cvt.rn.f16.f32, cvt.f32.f16).
+DEV uint16_t to_f16(float x) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+DEV float f16_to_float(uint16_t bits) {
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+    return x;
+}
+// A product that is rounded, whatever it is added to (mul.rn).
+DEV float mul_rn(float a, float b) { return __fmul_rn(a, b); }
+// Four of the eight bytes of hi:lo, one for each digit of `selector` from the right (prmt).
+DEV uint32_t byte_perm(uint32_t lo, uint32_t hi, uint32_t selector) {
+    return __byte_perm(lo, hi, selector);
+}
 DEV float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEV uint32_t as_bits(float x) { return __float_as_uint(x); }
 

@@ -10,9 +10,15 @@
 //
 //   slots of a split:  | w0 | w1 | w2 | w3 | w0 | w1 | w2 | w3 | ...    step 0, step 1, ...
 //
-// Memory-bound: 4 * head_dim bytes a slot and kv head. Each warp has N_STAGES runs of K and V on
-// the way, 64 KiB a block at head_dim 128, and three blocks an SM. Only runs in which the row sees
-// something are read.
+// Memory-bound: the bytes of K and V of a slot and kv head, 4 * head_dim in bf16. Each warp has
+// N_STAGES runs of K and V on the way, 64 KiB a block at head_dim 128, and three blocks an SM. Only
+// runs in which the row sees something are read.
+//
+// Codes are read as they are, and become bf16 on their way from shared memory into fragments: the
+// four dimensions 4 t + i of each 16 that lane % 4 = t finds in a word of codes are its four places
+// in the fragment of K, and Q is read in that order. In the transposed codes of V a lane finds two
+// slots of dimensions 2 c and 2 c + 1, c = lane / 4: even dimensions of each 16 are one tile of O,
+// odd ones the next.
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -22,20 +28,222 @@ constexpr int STEP_SLOTS = N_WARPS * RUN_SLOTS;
 constexpr int N_STEPS = LORIS_SPLIT_LEN / STEP_SLOTS;
 static_assert(N_STEPS == 4 && RUN_SLOTS * 2 == 32, "visibility is two words a warp");
 
-template <int D>
-constexpr int N_STAGES = D == 128 ? 2 : 4;
-template <int D>
-constexpr int RUN_BYTES = RUN_SLOTS * D * 2;
 // Runs of K and V on the way; afterwards the warps' sums, their rows padded against bank conflicts.
-template <int D>
-constexpr int RING_BYTES = N_WARPS * N_STAGES<D> * 2 * RUN_BYTES<D>;
+template <int D, uint32_t K, uint32_t V>
+constexpr int STAGE_BYTES = RUN_BYTES<K, D> + RUN_BYTES<V, D>;
+template <int D, uint32_t K, uint32_t V>
+constexpr int N_STAGES = N_WARPS * 4 * STAGE_BYTES<D, K, V> <= 68 * 1024 ? 4 : 2;
+template <int D, uint32_t K, uint32_t V>
+constexpr int RING_BYTES = N_WARPS * N_STAGES<D, K, V> * STAGE_BYTES<D, K, V>;
 template <int D>
 constexpr int SUM_STRIDE = D + 8;
-static_assert(N_WARPS * N_HEADS * SUM_STRIDE<32> * 4 <= RING_BYTES<32>, "the sums fit");
-static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128>, "the sums fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<32> * 4 <= RING_BYTES<32, INT4, INT4>, "they fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<64> * 4 <= RING_BYTES<64, INT4, INT4>, "they fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128, INT4, INT4>, "they fit");
 // Q, the ring, and row_max and row_sum of each warp: mirrored by `ops/attention.rs`.
-template <int D>
-constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D> + N_WARPS * N_HEADS * 8;
+template <int D, uint32_t K, uint32_t V>
+constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D, K, V> + N_WARPS * N_HEADS * 8;
+
+// Q as fragments: in the order of dimensions of K's fragments.
+template <int D, uint32_t K>
+DEV void load_q(uint32_t (&q)[D / 16][4], const unsigned char *q_smem) {
+    const int lane = prim::lane();
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        if constexpr (K == BF16) {
+            prim::ldsm_x4(q[k], q_smem + (lane_offset_mk<D>() ^ k << 5));
+        } else {
+            for (int r = 0; r < 2; r++) {  // rows lane / 4 and 8 further
+                const int at = swizzle<D * 2>(lane / 4 + r * 8, 2 * k + (lane & 3) / 2);
+                const uint2 dims = *reinterpret_cast<const uint2 *>(q_smem + at + (lane & 1) * 8);
+                q[k][r] = low_halves(dims.x, dims.y);
+                q[k][r + 2] = high_halves(dims.x, dims.y);
+            }
+        }
+    }
+}
+
+// (warp) S = Q K^T of a run; q_sum are the sums of each group of Q's rows lane / 4 and lane / 4
+// + 8.
+template <int D, uint32_t K>
+DEV void scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
+                const float (&q_sum)[N_GROUPS<K, D>][2], const unsigned char *k_smem) {
+    constexpr int ROW_BYTES = CODE_BYTES<K, D>;
+    if constexpr (K == BF16) {
+#pragma unroll
+        for (int k = 0; k < D / 16; k++) {
+            uint32_t b[4];
+            prim::ldsm_x4(b, k_smem + (lane_offset_nk<D>() ^ k << 5));
+            prim::mma_bf16(s[0], q[k], b[0], b[1]);
+            prim::mma_bf16(s[1], q[k], b[2], b[3]);
+        }
+    } else {
+        constexpr int N_CHUNKS = ROW_BYTES / 16, GROUP = D / N_GROUPS<K, D>;
+        float sum[N_GROUPS<K, D>][2][4] = {};
+#pragma unroll
+        for (int c = 0; c < N_CHUNKS; c += 2) {
+            uint32_t codes[4];  // [slots 0.., 8..][chunk c, c + 1]
+            prim::ldsm_x4(codes, k_smem + (row_offset_nk<ROW_BYTES>() ^ c << 4));
+#pragma unroll
+            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2); i++) {
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    const uint32_t w = codes[2 * n + i];
+                    if constexpr (K == INT4) {
+                        const int k = 2 * (c + i);
+                        float (&to)[4] = sum[k * 16 / GROUP][n];
+                        prim::mma_bf16(to, q[k], pair<K>(w), pair<K>(w >> 8));
+                        prim::mma_bf16(to, q[k + 1], pair<K>(w >> 4), pair<K>(w >> 12));
+                    } else {
+                        prim::mma_bf16(sum[0][n], q[c + i], pair<K>(w), pair<K>(w >> 8));
+                    }
+                }
+            }
+        }
+        const unsigned char *params = k_smem + RUN_SLOTS * ROW_BYTES;
+#pragma unroll
+        for (int n = 0; n < 2; n++)
+            for (int e = 0; e < 2; e++)
+                for (int g = 0; g < N_GROUPS<K, D>; g++) {
+                    const Params p = params_of<K, D>(params, n * 8 + (prim::lane() & 3) * 2 + e, g);
+                    for (int r = 0; r < 2; r++) {
+                        float &to = s[n][r * 2 + e];
+                        to = fmaf(sum[g][n][r * 2 + e], p.scale, to);
+                        if (K == INT4) to = fmaf(q_sum[g][r], p.zero, to);
+                    }
+                }
+    }
+}
+
+// (warp) The same of the bf16 rows of a first page, which are slots WIDE_ROW.. of the run.
+template <int D, uint32_t K>
+DEV void wide_scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
+                     const unsigned char *k_smem) {
+    const int row = prim::lane() / 4 + 8 - WIDE_ROW, t = prim::lane() & 3;
+#pragma unroll
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t b[2] = {};
+        if (row >= 0) {
+            const unsigned char *dims = k_smem + row * D * 2 + k * 32;
+            if constexpr (K == BF16) {
+                b[0] = *reinterpret_cast<const uint32_t *>(dims + t * 4);
+                b[1] = *reinterpret_cast<const uint32_t *>(dims + t * 4 + 16);
+            } else {
+                const uint2 four = *reinterpret_cast<const uint2 *>(dims + t * 8);
+                b[0] = low_halves(four.x, four.y);
+                b[1] = high_halves(four.x, four.y);
+            }
+        }
+        prim::mma_bf16(s[1], q[k], b[0], b[1]);
+    }
+}
+
+// What a warp has summed: O, in the order of dimensions of V's fragments, and what V's zeros add to
+// all dimensions of a group, of rows lane / 4 and lane / 4 + 8.
+template <int D, uint32_t V>
+struct Sums {
+    float o[D / 8][4] = {};
+    float zero[N_GROUPS<V, D>][2] = {};
+
+    DEV void scale(int r, float factor) {
+        for (int n = 0; n < D / 8; n++)
+            for (int e = 0; e < 2; e++) o[n][r * 2 + e] *= factor;
+        if (V == INT4)
+            for (int g = 0; g < N_GROUPS<V, D>; g++) zero[g][r] *= factor;
+    }
+
+    // (warp) O += P V with the bf16 slots of a run.
+    DEV void add(const float (&p)[2][4], const unsigned char *v_smem) {
+        uint32_t a[4];
+        for (int i = 0; i < 4; i++)
+            a[i] = prim::pack_bf16(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            uint32_t b[4];
+            prim::ldsm_x4_t(b, v_smem + (lane_offset_mk<D>() ^ n << 4));
+            prim::mma_bf16(o[n], a, b[0], b[1]);
+            prim::mma_bf16(o[n + 1], a, b[2], b[3]);
+        }
+    }
+
+    // (warp) The same of the bf16 rows of a first page.
+    DEV void add_wide(const float (&p)[2][4], const unsigned char *v_smem) {
+        const int row = (prim::lane() & 3) * 2 + 8 - WIDE_ROW;
+        uint32_t a[4];
+        for (int i = 0; i < 4; i++)
+            a[i] = prim::pack_bf16(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
+#pragma unroll
+        for (int n = 0; n < D / 8; n += 2) {
+            uint32_t w[2] = {};
+            for (int i = 0; i < 2 && row >= 0; i++)
+                w[i] = *reinterpret_cast<const uint32_t *>(v_smem + (row + i) * D * 2 + n * 16 +
+                                                           prim::lane() / 4 * 4);
+            prim::mma_bf16(o[n], a, 0, low_halves(w[0], w[1]));
+            prim::mma_bf16(o[n + 1], a, 0, high_halves(w[0], w[1]));
+        }
+    }
+
+    // (warp) The same with codes, of slots that are seen: `seen` is a bit for each, from this
+    // lane's first. The params of others may be anything.
+    DEV void add_coded(const float (&p)[2][4], uint32_t seen, const unsigned char *v_smem) {
+        constexpr int ROW_BYTES = CODE_BYTES<V, D>, N_CHUNKS = ROW_BYTES / 16;
+        constexpr int CENTRE = V == INT4 ? 8 : 0;
+        constexpr float centre = CENTRE;
+        const unsigned char *params = v_smem + RUN_SLOTS * ROW_BYTES;
+        uint32_t a[N_GROUPS<V, D>][4];
+#pragma unroll
+        for (int g = 0; g < N_GROUPS<V, D>; g++)
+            for (int n = 0; n < 2; n++) {
+                Params of[2];
+                for (int e = 0; e < 2; e++) {
+                    of[e] = params_of<V, D>(params, n * 8 + (prim::lane() & 3) * 2 + e, g);
+                    if ((seen >> (n * 8 + e) & 1) == 0) of[e] = {0.0f, 0.0f};
+                }
+                for (int r = 0; r < 2; r++) {
+                    const float p0 = p[n][r * 2], p1 = p[n][r * 2 + 1];
+                    a[g][2 * n + r] = prim::pack_bf16(p0 * of[0].scale, p1 * of[1].scale);
+                    if (V == INT4) {
+                        zero[g][r] = fmaf(p0, fmaf(of[0].scale, centre, of[0].zero), zero[g][r]);
+                        zero[g][r] = fmaf(p1, fmaf(of[1].scale, centre, of[1].zero), zero[g][r]);
+                    }
+                }
+            }
+#pragma unroll
+        for (int c = 0; c < N_CHUNKS; c += 2) {
+            uint32_t codes[4];  // [chunk c, c + 1][slots 0.., 8..]
+            prim::ldsm_x4_t(codes, v_smem + (row_offset_mk<ROW_BYTES>() ^ c << 4));
+#pragma unroll
+            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2); i++) {
+                const uint32_t w0 = codes[2 * i], w1 = codes[2 * i + 1];
+                constexpr int N_TILES = V == INT4 ? 4 : 2;  // of 16 bytes
+#pragma unroll
+                for (int j = 0; j < N_TILES; j++) {
+                    const int n = (c + i) * N_TILES + j, shift = j % 2 * 8 + j / 2 * 4;
+                    prim::mma_bf16(o[n], a[n * 8 / (D / N_GROUPS<V, D>)],
+                                   pair<V, CENTRE>(w0 >> shift), pair<V, CENTRE>(w1 >> shift));
+                }
+            }
+        }
+    }
+
+    // Row r of O to shared memory.
+    DEV void store(int r, float *row_smem) {
+        const int t = prim::lane() & 3;
+        if constexpr (V == BF16) {
+            for (int n = 0; n < D / 8; n++)
+                *reinterpret_cast<float2 *>(row_smem + n * 8 + t * 2) =
+                    float2{o[n][r * 2], o[n][r * 2 + 1]};
+        } else {
+#pragma unroll
+            for (int n = 0; n < D / 8; n += 2) {
+                const float z = zero[n * 8 / (D / N_GROUPS<V, D>)][r];
+                *reinterpret_cast<float4 *>(row_smem + n * 8 + t * 4) =
+                    float4{o[n][r * 2] + z, o[n + 1][r * 2] + z, o[n][r * 2 + 1] + z,
+                           o[n + 1][r * 2 + 1] + z};
+            }
+        }
+    }
+};
 
 // All warps' sums, in order, to global memory: [head][max_splits][D] and [head][max_splits][2].
 template <int D>
@@ -68,17 +276,18 @@ DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, cons
     }
 }
 
-template <int D>
+template <int D, uint32_t K, uint32_t V>
 DEV void body(const AttentionDecodeArgs &args) {
-    constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16;
+    constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16, STAGES = N_STAGES<D, K, V>;
+    constexpr bool IS_CODED = SKEW<K, V> != 0;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
     const uint32_t split = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z;
     const LorisSeq seq = args.batch.seqs[args.batch.row_seq[row]];
-    const PagedKv kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW<K, V>> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t first_slot = split * LORIS_SPLIT_LEN;
-    if (first_slot >= kv.kv_len) return;
+    if (first_slot >= kv.end()) return;
     const uint32_t position = args.batch.positions[row];
     const int group_size = args.n_q_heads / args.pages.n_kv_heads;
     const uint32_t row_head = row * args.n_q_heads + kv_head * group_size;
@@ -89,8 +298,8 @@ DEV void body(const AttentionDecodeArgs &args) {
 
     // Where slots are positions, a split behind the row or before its window is known at once.
     if (kv.slot_positions == nullptr &&
-        (first_slot > position ||
-         position - min(first_slot + LORIS_SPLIT_LEN - 1, position) >= args.window)) {
+        (first_slot > position + SKEW<K, V> ||
+         position - min(first_slot + LORIS_SPLIT_LEN - 1 - SKEW<K, V>, position) >= args.window)) {
         if (threadIdx.x < group_size) {
             ml_gmem[threadIdx.x * args.max_splits * 2] = SoftmaxState::NOTHING;
             ml_gmem[threadIdx.x * args.max_splits * 2 + 1] = 0.0f;
@@ -100,10 +309,10 @@ DEV void body(const AttentionDecodeArgs &args) {
 
     unsigned char *q_smem = prim::smem();
     unsigned char *ring_smem = q_smem + N_HEADS * ROW_BYTES;
-    unsigned char *warp_smem = ring_smem + warp * N_STAGES<D> * 2 * RUN_BYTES<D>;
+    unsigned char *warp_smem = ring_smem + warp * STAGES * STAGE_BYTES<D, K, V>;
     float *sum_smem =
         reinterpret_cast<float *>(ring_smem);  // [warp][head][SUM_STRIDE], once the ring is done
-    float *ml_smem = reinterpret_cast<float *>(ring_smem + RING_BYTES<D>);  // [warp][head][2]
+    float *ml_smem = reinterpret_cast<float *>(ring_smem + RING_BYTES<D, K, V>);  // [warp][head][2]
 
     for (int i = threadIdx.x; i < N_HEADS * CHUNKS; i += N_THREADS) {
         int head = i / CHUNKS, chunk = i % CHUNKS;
@@ -116,53 +325,68 @@ DEV void body(const AttentionDecodeArgs &args) {
     // Which of the warp's slots the row sees, one bit each, and the pages of its runs, one a lane.
     auto run_slot = [&](int step) { return first_slot + step * STEP_SLOTS + warp * RUN_SLOTS; };
     const uint32_t page =
-        run_slot(lane % N_STEPS) < kv.kv_len ? kv.page(run_slot(lane % N_STEPS)) : 0;
+        run_slot(lane % N_STEPS) < kv.end() ? kv.page(run_slot(lane % N_STEPS)) : 0;
     uint32_t visible[N_STEPS / 2];
     for (int i = 0; i < N_STEPS / 2; i++) {
         uint32_t slot = run_slot(2 * i + lane / RUN_SLOTS) + lane % RUN_SLOTS;
         visible[i] = prim::ballot(kv.sees(position, slot, args.window));
     }
     auto seen = [&](int step) { return visible[step / 2] >> (step % 2 * RUN_SLOTS) & 0xffffu; };
-    const uint32_t k_to_v = (kv.n_kv_heads << kv.page_len_log2) * D;
+    auto is_wide = [&](int step) { return IS_CODED && step == 0 && kv.is_wide(run_slot(0)); };
+    auto k_stage = [&](int step) { return warp_smem + step % STAGES * STAGE_BYTES<D, K, V>; };
+    auto v_stage = [&](int step) { return k_stage(step) + RUN_BYTES<K, D>; };
     auto copy = [&](int step) {
         if (step < N_STEPS && seen(step) != 0) {
-            unsigned char *stage_smem = warp_smem + step % N_STAGES<D> * 2 * RUN_BYTES<D>;
-            const int n_valid = kv.kv_len - run_slot(step);
-            const uint16_t *from = reinterpret_cast<const uint16_t *>(
-                                       kv.base + prim::shfl(page, step) * kv.page_bytes) +
-                                   kv.offset(0, kv_head, run_slot(step), D);
-            copy_run<D>(stage_smem, 0, from, n_valid);
-            copy_run<D>(stage_smem + RUN_BYTES<D>, 0, from + k_to_v, n_valid);
+            const int n_valid = kv.end() - run_slot(step);
+            const CodedRun run =
+                coded_run<D, K, V>(kv, prim::shfl(page, step), kv_head, run_slot(step));
+            if (is_wide(step)) {
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(k_stage(step), run.page + run.k.codes,
+                                                    n_valid - WIDE_ROW);
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(v_stage(step), run.page + run.v.codes,
+                                                    n_valid - WIDE_ROW);
+            } else {
+                constexpr int K_ROW = CODE_BYTES<K, D>, V_ROW = CODE_BYTES<V, D>;
+                copy_run<K_ROW>(k_stage(step), 0, run.page + run.k.codes, n_valid);
+                copy_params<K, D>(k_stage(step) + RUN_SLOTS * K_ROW, run.page + run.k.params);
+                copy_run<V_ROW>(v_stage(step), 0, run.page + run.v.codes, n_valid);
+                copy_params<V, D>(v_stage(step) + RUN_SLOTS * V_ROW, run.page + run.v.params);
+            }
         }
         prim::cp_commit();
     };
 #pragma unroll
-    for (int step = 0; step < N_STAGES<D>; step++) copy(step);
+    for (int step = 0; step < STAGES; step++) copy(step);
 
-    prim::cp_wait<N_STAGES<D>>();
+    prim::cp_wait<STAGES>();
     prim::block_sync();
     uint32_t q[N_K][4];
+    load_q<D, K>(q, q_smem);
+    float q_sum[N_GROUPS<K, D>][2] = {};
+    if (K == INT4) {
 #pragma unroll
-    for (int k = 0; k < N_K; k++) prim::ldsm_x4(q[k], q_smem + (lane_offset_mk<D>() ^ k << 5));
+        for (int g = 0; g < N_GROUPS<K, D>; g++) {
+            float sum[4] = {};
+            for (int k = 0; k < N_K / N_GROUPS<K, D>; k++)
+                prim::mma_bf16(sum, q[g * (N_K / N_GROUPS<K, D>)+k], BF16_ONES, BF16_ONES);
+            q_sum[g][0] = sum[0], q_sum[g][1] = sum[2];
+        }
+    }
 
     const float scale = args.scale * LOG2_E;
     SoftmaxState state[2];  // of rows lane / 4 and lane / 4 + 8
-    float o[D / 8][4] = {};
+    Sums<D, V> sums;
 #pragma unroll
     for (int step = 0; step < N_STEPS; step++) {
-        prim::cp_wait<N_STAGES<D> - 1>();
+        prim::cp_wait<STAGES - 1>();
         prim::warp_sync();
-        const unsigned char *k_smem = warp_smem + step % N_STAGES<D> * 2 * RUN_BYTES<D>;
-        const unsigned char *v_smem = k_smem + RUN_BYTES<D>;
         if (seen(step) != 0) {
             // S = Q K^T, and -inf for slots that the row does not see.
             float s[2][4] = {};
-#pragma unroll
-            for (int k = 0; k < N_K; k++) {
-                uint32_t b[4];
-                prim::ldsm_x4(b, k_smem + (lane_offset_nk<D>() ^ k << 5));
-                prim::mma_bf16(s[0], q[k], b[0], b[1]);
-                prim::mma_bf16(s[1], q[k], b[2], b[3]);
+            if (is_wide(step)) {
+                wide_scores<D, K>(s, q, k_stage(step));
+            } else {
+                scores<D, K>(s, q, q_sum, k_stage(step));
             }
             const uint32_t mine = seen(step) >> (lane & 3) * 2;
             float tile_max[2] = {-INFINITY, -INFINITY};
@@ -179,31 +403,28 @@ DEV void body(const AttentionDecodeArgs &args) {
                 for (int r = 0; r < 2; r++) {
                     tile_max[r] = fmaxf(tile_max[r], prim::shfl_xor(tile_max[r], 1));
                     tile_max[r] = fmaxf(tile_max[r], prim::shfl_xor(tile_max[r], 2));
-                    const float factor = state[r].raise(tile_max[r]);
-                    for (int n = 0; n < D / 8; n++)
-                        for (int e = 0; e < 2; e++) o[n][r * 2 + e] *= factor;
+                    sums.scale(r, state[r].raise(tile_max[r]));
                 }
             }
 
             // O += P V
-            uint32_t p[4];
             for (int i = 0; i < 4; i++) {
-                const int n = i / 2, r = i % 2;
-                const float p0 = prim::exp2_fast(s[n][r * 2] - state[r].row_max);
-                const float p1 = prim::exp2_fast(s[n][r * 2 + 1] - state[r].row_max);
-                state[r].row_sum += p0 + p1;
-                p[i] = prim::pack_bf16(p0, p1);
+                const int r = i % 2;
+                float *p = &s[i / 2][r * 2];
+                p[0] = prim::exp2_fast(p[0] - state[r].row_max);
+                p[1] = prim::exp2_fast(p[1] - state[r].row_max);
+                state[r].row_sum += p[0] + p[1];
             }
-#pragma unroll
-            for (int n = 0; n < D / 8; n += 2) {
-                uint32_t b[4];
-                prim::ldsm_x4_t(b, v_smem + (lane_offset_mk<D>() ^ n << 4));
-                prim::mma_bf16(o[n], p, b[0], b[1]);
-                prim::mma_bf16(o[n + 1], p, b[2], b[3]);
+            if (is_wide(step)) {
+                sums.add_wide(s, v_stage(step));
+            } else if constexpr (V == BF16) {
+                sums.add(s, v_stage(step));
+            } else {
+                sums.add_coded(s, mine, v_stage(step));
             }
         }
         prim::warp_sync();
-        copy(step + N_STAGES<D>);
+        copy(step + STAGES);
     }
     prim::cp_wait<0>();
     prim::block_sync();
@@ -213,11 +434,14 @@ DEV void body(const AttentionDecodeArgs &args) {
     for (int r = 0; r < 2; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 2);
+        if (V == INT4)
+            for (int g = 0; g < N_GROUPS<V, D>; g++) {
+                sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 1);
+                sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 2);
+            }
         const int head = lane / 4 + r * 8;
         if (head < group_size) {
-            float *to = sum_smem + (warp * N_HEADS + head) * SUM_STRIDE<D> + (lane & 3) * 2;
-            for (int n = 0; n < D / 8; n++)
-                *reinterpret_cast<float2 *>(to + n * 8) = float2{o[n][r * 2], o[n][r * 2 + 1]};
+            sums.store(r, sum_smem + (warp * N_HEADS + head) * SUM_STRIDE<D>);
             if ((lane & 3) == 0) {
                 ml_smem[(warp * N_HEADS + head) * 2] = state[r].row_max;
                 ml_smem[(warp * N_HEADS + head) * 2 + 1] = state[r].row_sum;
@@ -229,6 +453,57 @@ DEV void body(const AttentionDecodeArgs &args) {
     store_sums<D>(args, sum_smem, ml_smem, out_gmem, ml_gmem);
 }
 
-KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) { body<32>(args); }    // <= 128 registers
-KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) { body<64>(args); }    // <= 168 registers
-KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) { body<128>(args); }  // <= 168 registers
+KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, BF16, BF16>(args);
+}
+KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, BF16, BF16>(args);
+}
+KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, BF16, BF16>(args);
+}
+KERNEL(attention_decode_d32_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, FP8, FP8>(args);
+}
+KERNEL(attention_decode_d64_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, FP8, FP8>(args);
+}
+KERNEL(attention_decode_d128_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, FP8, FP8>(args);
+}
+KERNEL(attention_decode_d32_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, INT8, INT8>(args);
+}
+KERNEL(attention_decode_d64_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, INT8, INT8>(args);
+}
+KERNEL(attention_decode_d128_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, INT8, INT8>(args);
+}
+KERNEL(attention_decode_d32_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, INT4, INT4>(args);
+}
+KERNEL(attention_decode_d64_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, INT4, INT4>(args);
+}
+KERNEL(attention_decode_d128_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, INT4, INT4>(args);
+}
+KERNEL(attention_decode_d32_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, INT8, INT4>(args);
+}
+KERNEL(attention_decode_d64_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, INT8, INT4>(args);
+}
+KERNEL(attention_decode_d128_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, INT8, INT4>(args);
+}
+KERNEL(attention_decode_d32_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, BF16, INT4>(args);
+}
+KERNEL(attention_decode_d64_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, BF16, INT4>(args);
+}
+KERNEL(attention_decode_d128_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, BF16, INT4>(args);
+}

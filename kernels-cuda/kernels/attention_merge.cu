@@ -22,7 +22,8 @@ DEV void body(const AttentionMergeArgs &args) {
     const int lane = prim::lane(), warp = prim::warp();
     const uint32_t row = blockIdx.y, row_head = row * args.n_q_heads + blockIdx.x;
     const LorisSeq seq = args.batch.seqs[args.batch.row_seq[row]];
-    const uint32_t n_splits = (seq.kv_start + seq.n_rows + LORIS_SPLIT_LEN - 1) / LORIS_SPLIT_LEN;
+    const uint32_t end = seq.kv_start + seq.n_rows + args.skew;
+    const uint32_t n_splits = (end + LORIS_SPLIT_LEN - 1) / LORIS_SPLIT_LEN;
     const float *ml = args.partial_ml + static_cast<uint64_t>(row_head) * args.max_splits * 2;
     const float *part = args.partial_out + static_cast<uint64_t>(row_head) * args.max_splits * D;
 
@@ -57,10 +58,37 @@ DEV void body(const AttentionMergeArgs &args) {
             total += sum_smem[w * D + threadIdx.x];
             whole.row_sum += row_sum_smem[w];
         }
-        args.out[static_cast<uint64_t>(row_head) * D + threadIdx.x] =
-            prim::to_bf16(total * whole.normaliser());
+        total *= whole.normaliser();
+        if (args.rotated) {
+            sum_smem[threadIdx.x] = total;  // nobody else reads this column
+        } else {
+            args.out[static_cast<uint64_t>(row_head) * D + threadIdx.x] = prim::to_bf16(total);
+        }
         if (args.lse != nullptr && threadIdx.x == 0) args.lse[row_head] = whole.lse();
     }
+
+    // Values were multiplied with a Hadamard matrix over sqrt(D), which is its own inverse.
+    if (!args.rotated) return;
+    prim::block_sync();
+    if (warp != 0) return;
+    float x[N_DIMS];
+    for (int i = 0; i < N_DIMS; i++) x[i] = sum_smem[i * 32 + lane];
+#pragma unroll
+    for (int mask = 1; mask < D; mask *= 2) {
+        for (int i = 0; i < N_DIMS; i++) {
+            if (mask < 32) {
+                const float other = prim::shfl_xor(x[i], mask);
+                x[i] = (lane & mask) != 0 ? other - x[i] : x[i] + other;
+            } else if ((i & mask / 32) == 0) {
+                const float a = x[i], b = x[i + mask / 32];
+                x[i] = a + b, x[i + mask / 32] = a - b;
+            }
+        }
+    }
+    const float factor = 1.0f / sqrtf(static_cast<float>(D));
+    for (int i = 0; i < N_DIMS; i++)
+        args.out[static_cast<uint64_t>(row_head) * D + i * 32 + lane] =
+            prim::to_bf16(x[i] * factor);
 }
 
 KERNEL(attention_merge_d32, AttentionMergeArgs, 256, 4) { body<32>(args); }    // <= 64 registers

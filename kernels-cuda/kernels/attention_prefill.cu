@@ -16,6 +16,13 @@
 // A row's bits do not depend on what else is in its tile: tiles begin at slot 0, and a tile that a
 // row does not see leaves it as it is. Each K and V element is read ceil(n_rows * group_size /
 // BLOCK_Q) times at most (causal: half of that), mostly from L2.
+//
+// Where pages hold codes, each warp copies the codes of its runs to a place of its own, K and V
+// half a tile ahead, and spreads them into a tile of bf16 before everyone multiplies by it:
+//
+//   codes of K   codes of V   [warp][RUN_BYTES]      in place of the ring
+//   tile of K    tile of V    [BLOCK_KV][D] bf16     V is finished; K is codes,
+//   params of K               [BLOCK_KV]             whose scale and zero go into the scores in f32
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -47,11 +54,39 @@ template <int D>
 constexpr int STAGE_BYTES = BLOCK_KV * D * 2;
 template <int D>
 constexpr int Q_BYTES = BLOCK_Q * D * 2;
-// Q, the ring, the end of what each row sees, and the views: mirrored by `ops/attention.rs`.
-template <int D>
-constexpr int SMEM_BYTES =
-    Q_BYTES<D> + N_STAGES * STAGE_BYTES<D> + BLOCK_Q * 4 + N_WARPS * sizeof(View);
-static_assert(2 * (SMEM_BYTES<128> + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
+
+// What is kept of the params of INT4 keys while scores are made. Where there are two groups, scores
+// of the first are multiplied with `ratio`, so that those of the second can be added and both be
+// multiplied with `scale`; a group of scale 0 has codes 0. The zeros add sum(q of a group) * zero:
+// one more step of the product, whose factors are split into bf16, [slot][16] and [row of Q][16]:
+//
+//   zero = high + low             high low high low high low   the other group's   0 0 0 0
+//   sum  = high + middle + low    high high mid mid  low low
+struct SlotScales {
+    float scale, ratio;
+};
+constexpr int SPLIT_BYTES = 32;
+
+// Bytes a slot of what the scores need of K.
+template <uint32_t K, int D>
+constexpr int KEPT_BYTES = K == INT4 ? sizeof(SlotScales) + SPLIT_BYTES : PARAM_BYTES<K, D>;
+
+// Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
+// Mirrored by `ops/attention.rs`.
+template <int D, uint32_t K, uint32_t V>
+struct Smem {
+    static constexpr bool IS_CODED = SKEW<K, V> != 0;
+    // Keys of bf16 go to their tile at once.
+    static constexpr int K_RUN = K == BF16 ? 0 : RUN_BYTES<K, D>, V_RUN = RUN_BYTES<V, D>;
+    static constexpr int V_TILE = STAGE_BYTES<D>;
+    static constexpr int CODES = IS_CODED ? 2 * STAGE_BYTES<D> : N_STAGES * STAGE_BYTES<D>;
+    static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_RUN + V_RUN) : 0);
+    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K, D>;
+    static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * SPLIT_BYTES : 0);
+    // Q, what is behind it, the end of what each row sees, and the views.
+    static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
+    static_assert(2 * (BYTES + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
+};
 
 // The stage behind one in the ring, as byte offsets: the smaller of x and x - size, which wraps
 // below zero.
@@ -73,17 +108,20 @@ DEV uint32_t warp_max(uint32_t v) {
 }
 
 // Position of a slot; none that a row could see where the slot is not in use.
-DEV uint32_t position_or_none(const PagedKv &kv, uint32_t slot) {
-    return slot < kv.kv_len ? kv.position(slot) : UINT32_MAX;
+template <class Kv>
+DEV uint32_t position_or_none(const Kv &kv, uint32_t slot) {
+    return kv.is_used(slot) ? kv.position(slot) : UINT32_MAX;
 }
 
 // (warp) Whether some slot, and whether every slot, of a tile has its position in a range.
-DEV bool tile_has_any(const PagedKv &kv, uint32_t tile, Range range) {
+template <class Kv>
+DEV bool tile_has_any(const Kv &kv, uint32_t tile, Range range) {
     uint32_t slot = tile * BLOCK_KV + prim::lane();
     return prim::any(range.has(position_or_none(kv, slot)) |
                      range.has(position_or_none(kv, slot + 32)));
 }
-DEV bool tile_has_all(const PagedKv &kv, uint32_t tile, Range range) {
+template <class Kv>
+DEV bool tile_has_all(const Kv &kv, uint32_t tile, Range range) {
     uint32_t slot = tile * BLOCK_KV + prim::lane();
     return prim::all(range.has(position_or_none(kv, slot)) &
                      range.has(position_or_none(kv, slot + 32)));
@@ -91,7 +129,8 @@ DEV bool tile_has_all(const PagedKv &kv, uint32_t tile, Range range) {
 
 // (warp) What the warp looks at, from what each row sees. Where slots are positions, the tiles are
 // those from the first that is seen to the last.
-DEV void set_view(const PagedKv &kv, uint32_t window, const uint32_t *hi_smem, View *view) {
+template <class Kv>
+DEV void set_view(const Kv &kv, uint32_t window, const uint32_t *hi_smem, View *view) {
     uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
     for (int w = 0; w < N_WARPS; w++) {
         hi_min = min(hi_min, hi_smem[w * WARP_Q + prim::lane()]);
@@ -102,9 +141,10 @@ DEV void set_view(const PagedKv &kv, uint32_t window, const uint32_t *hi_smem, V
     const Range last_row = seen_by(warp_any.hi, window);
     const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
     const bool is_dense = kv.slot_positions == nullptr;
-    const uint32_t slot_end = is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len;
+    const uint32_t skew = kv.end() - kv.kv_len;
+    const uint32_t slot_end = (is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len) + skew;
     const uint32_t tile_end = window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
-    const uint32_t tile_start = is_dense ? block_any.lo / BLOCK_KV : 0;
+    const uint32_t tile_start = is_dense ? (block_any.lo + skew) / BLOCK_KV : 0;
     if (prim::lane() == 0) *view = {block_any, warp_any, warp_all, tile_start, tile_end};
     prim::warp_sync();
 }
@@ -161,21 +201,227 @@ DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_sme
         args.lse[packed.row_head] = prim::as_float(hi_smem[threadIdx.x]);
 }
 
+// Eight numbers as bf16.
+DEV uint4 eight(uint2 a, uint2 b) { return uint4{a.x, a.y, b.x, b.y}; }
+
+// Four codes as the numbers they stand for, rounded to bf16.
+template <uint32_t FORMAT>
+DEV uint2 four_values(uint32_t codes, Params of) {
+    uint2 x = four<FORMAT>(codes);
+    auto value = [&](float code) { return fmaf(code, of.scale, of.zero); };
+    return uint2{prim::pack_bf16(value(prim::bf16_lo(x.x)), value(prim::bf16_hi(x.x))),
+                 prim::pack_bf16(value(prim::bf16_lo(x.y)), value(prim::bf16_hi(x.y)))};
+}
+
+// (warp) Spreads a run that has come to `run_smem` over 16 rows of a tile: codes as bf16, or what
+// they stand for, IS_VALUE. Rows from n_valid on become zeros.
+template <int D, uint32_t FORMAT, bool IS_VALUE>
+DEV void spread_run(unsigned char *tile_smem, int row0, const unsigned char *run_smem,
+                    int n_valid) {
+    constexpr int CHUNKS = CODE_BYTES<FORMAT, D> / 16;  // of a row
+    const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<FORMAT, D>;
+#pragma unroll
+    for (int i = 0; i < RUN_SLOTS * CHUNKS; i += 32) {
+        const int row = (i + prim::lane()) / CHUNKS, c = (i + prim::lane()) % CHUNKS;
+        if (row >= RUN_SLOTS) break;
+        const uint4 codes = prim::ld16(run_smem + (i + prim::lane()) * 16);
+        Params of = {};
+        if (IS_VALUE) of = params_of<FORMAT, D>(params, row, c * N_GROUPS<FORMAT, D> / CHUNKS);
+        auto store = [&](int chunk, uint32_t w0, uint32_t w1) {
+            uint4 x = {};
+            if (row < n_valid)
+                x = IS_VALUE ? eight(four_values<FORMAT>(w0, of), four_values<FORMAT>(w1, of))
+                             : eight(four<FORMAT>(w0), four<FORMAT>(w1));
+            prim::st16(tile_smem + swizzle<D * 2>(row0 + row, chunk), x);
+        };
+        if constexpr (FORMAT == INT4) {  // low halves of bytes, and behind them the high ones
+            store(4 * c, codes.x, codes.y);
+            store(4 * c + 1, codes.z, codes.w);
+            store(4 * c + 2, codes.x >> 4, codes.y >> 4);
+            store(4 * c + 3, codes.z >> 4, codes.w >> 4);
+        } else {
+            store(2 * c, codes.x, codes.y);
+            store(2 * c + 1, codes.z, codes.w);
+        }
+    }
+}
+
+// (warp) The same with the bf16 rows of a first page, the last of 16 slots.
 template <int D>
+DEV void spread_wide_run(unsigned char *tile_smem, int row0, const unsigned char *run_smem) {
+    constexpr int CHUNKS = D / 8;
+    for (int i = prim::lane(); i < RUN_SLOTS * CHUNKS; i += 32) {
+        const int row = i / CHUNKS;
+        uint4 x = {};
+        if (row >= WIDE_ROW) x = prim::ld16(run_smem + (i - WIDE_ROW * CHUNKS) * 16);
+        prim::st16(tile_smem + swizzle<D * 2>(row0 + row, i % CHUNKS), x);
+    }
+}
+
+// Three bf16 that add up to a float, each in both halves of a word.
+struct Split {
+    uint32_t x, y, z;
+};
+DEV Split split_sum(float x) {
+    const uint32_t high = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(high);
+    const uint32_t middle = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(middle);
+    return {high, middle, prim::pack_bf16(x, x)};
+}
+
+// (warp) The params of a run of K, slots `first` and on of the tile, to where the scores find them;
+// those of bf16 rows are 1 and 0.
+template <int D, uint32_t K>
+DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *run_smem,
+                     bool is_wide) {
+    const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<K, D>;
+    const int slot = prim::lane();
+    if (slot >= RUN_SLOTS) return;
+    if constexpr (K == INT4) {
+        constexpr int GROUPS = N_GROUPS<K, D>;
+        Params of[2] = {{1.0f, 0.0f}, {1.0f, 0.0f}};
+        uint32_t zeros[2] = {};
+        for (int g = 0; g < GROUPS; g++) {
+            if (!is_wide) of[g] = params_of<K, D>(params, slot, g);
+            const float low = of[g].zero - prim::bf16_to_float(prim::to_bf16(of[g].zero));
+            zeros[g] = prim::pack_bf16(of[g].zero, low);
+        }
+        SlotScales kept = {of[0].scale, 1.0f};
+        if (GROUPS == 2 && of[1].scale != 0.0f) kept = {of[1].scale, of[0].scale / of[1].scale};
+        reinterpret_cast<SlotScales *>(kept_smem)[first + slot] = kept;
+        unsigned char *split_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 0),
+                   {zeros[0], zeros[0], zeros[0], zeros[1]});
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 1), {zeros[1], zeros[1], 0, 0});
+    } else {
+        reinterpret_cast<uint16_t *>(kept_smem)[first + slot] =
+            is_wide ? F16_ONE : reinterpret_cast<const uint16_t *>(params)[slot];
+    }
+}
+
+// (warp) Sums of the groups of each row of Q, split; a thread has the row that it stands for.
+template <int D>
+DEV void sum_rows(const unsigned char *q_smem, unsigned char *split_smem) {
+    constexpr int GROUPS = N_GROUPS<INT4, D>, CHUNKS = D / 8 / GROUPS;
+    Split parts[2] = {};
+    for (int g = 0; g < GROUPS; g++) {
+        float sum = 0.0f;
+        for (int c = 0; c < CHUNKS; c++) {
+            const uint4 x = prim::ld16(q_smem + swizzle<D * 2>(prim::lane(), g * CHUNKS + c));
+            sum += prim::bf16_lo(x.x) + prim::bf16_hi(x.x) + prim::bf16_lo(x.y) +
+                   prim::bf16_hi(x.y) + prim::bf16_lo(x.z) + prim::bf16_hi(x.z) +
+                   prim::bf16_lo(x.w) + prim::bf16_hi(x.w);
+        }
+        parts[g] = split_sum(sum);
+    }
+    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 0),
+               {parts[0].x, parts[0].y, parts[0].z, parts[1].x});
+    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 1), {parts[1].y, parts[1].z, 0, 0});
+}
+
+// Multiplies the scores of the first of two groups with their ratio.
+DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem) {
+    const auto *kept = reinterpret_cast<const SlotScales *>(kept_smem);
+#pragma unroll
+    for (int n = 0; n < N_KV; n++)
+        for (int e = 0; e < 2; e++) {
+            const float ratio = kept[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
+            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= ratio;
+        }
+}
+
+// (warp) Products with codes become scores.
+template <int D, uint32_t K>
+DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
+                      const unsigned char *q_sums_smem) {
+#pragma unroll
+    for (int n = 0; n < N_KV; n++)
+        for (int e = 0; e < 2; e++) {
+            const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
+            float scale;
+            if constexpr (K == INT4) {
+                scale = reinterpret_cast<const SlotScales *>(kept_smem)[slot].scale;
+            } else {
+                scale = params_of<K, D>(kept_smem, slot, 0).scale;
+            }
+            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
+            // Or the compiler reads more than it has registers for before it uses any of it.
+            if (K == INT4 && e == 1) prim::warp_sync();
+        }
+    if constexpr (K == INT4) {
+        const unsigned char *zeros_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
+        const unsigned char *sums_smem = q_sums_smem + prim::warp() * WARP_Q * SPLIT_BYTES;
+        uint32_t a[N_M][4];
+        for (int m = 0; m < N_M; m++)
+            prim::ldsm_x4(a[m], sums_smem + m * 16 * SPLIT_BYTES + row_offset_mk<SPLIT_BYTES>());
+#pragma unroll
+        for (int n = 0; n < N_KV; n += 2) {
+            uint32_t b[4];
+            prim::ldsm_x4(b, zeros_smem + n * 8 * SPLIT_BYTES + row_offset_nk<SPLIT_BYTES>());
+#pragma unroll
+            for (int m = 0; m < N_M; m++) {
+                prim::mma_bf16(s[m][n], a[m], b[0], b[1]);
+                prim::mma_bf16(s[m][n + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// Multiplies the rows of O, a row in four lanes, with the Hadamard matrix over sqrt(D).
+template <int D>
+DEV void rotate_rows(float (&o)[N_M][D / 8][4]) {
+    const float factor = 1.0f / sqrtf(static_cast<float>(D));
+#pragma unroll
+    for (int r = 0; r < N_ROWS; r++) {
+        const int m = r / 2, first = r % 2 * 2;
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+            const float a = o[m][n][first], b = o[m][n][first + 1];
+            float pair[2] = {(a + b) * factor, (a - b) * factor};
+            for (int e = 0; e < 2; e++) {
+                for (int mask = 1; mask <= 2; mask++) {
+                    const float other = prim::shfl_xor(pair[e], mask);
+                    pair[e] = (prim::lane() & mask) != 0 ? other - pair[e] : pair[e] + other;
+                }
+                o[m][n][first + e] = pair[e];
+            }
+        }
+#pragma unroll
+        for (int step = 1; step < D / 8; step *= 2)
+#pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                for (int e = first; e < first + 2; e++)
+                    if ((n & step) == 0) {
+                        const float a = o[m][n][e], b = o[m][n + step][e];
+                        o[m][n][e] = a + b, o[m][n + step][e] = a - b;
+                    }
+    }
+}
+
+template <int D, uint32_t K, uint32_t V>
 DEV void body(const AttentionPrefillArgs &args) {
+    using At = Smem<D, K, V>;
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
     const LorisSeq seq = args.batch.seqs[args.tiles[blockIdx.x].seq_idx];
-    const PagedKv kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW<K, V>> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t kv_head = blockIdx.y;
 
     unsigned char *q_smem = prim::smem() + warp * WARP_Q * ROW_BYTES;  // of this warp
     unsigned char *ring_smem = prim::smem() + Q_BYTES<D>;
-    uint32_t *hi_smem = reinterpret_cast<uint32_t *>(ring_smem + N_STAGES * STAGE_BYTES<D>);
+    uint32_t *hi_smem = reinterpret_cast<uint32_t *>(ring_smem + At::END);
+    unsigned char *q_sums_smem = ring_smem + At::Q_SUMS;
 
     load_rows<D>(args, q_smem, hi_smem);
+    if constexpr (K == INT4) {
+        prim::cp_commit();
+        prim::cp_wait<0>();
+        prim::warp_sync();
+        sum_rows<D>(q_smem, q_sums_smem);
+    }
     prim::block_sync();
 
     View *view = reinterpret_cast<View *>(hi_smem + BLOCK_Q) + warp;
@@ -190,27 +436,105 @@ DEV void body(const AttentionPrefillArgs &args) {
     // before.
     auto run_slot = [&](uint32_t tile) { return tile * BLOCK_KV + warp * RUN_SLOTS; };
     auto run_page = [&](uint32_t tile) {
-        return tile != NO_TILE && run_slot(tile) < kv.kv_len ? kv.page(run_slot(tile)) : 0;
+        return tile != NO_TILE && run_slot(tile) < kv.end() ? kv.page(run_slot(tile)) : 0;
     };
-    auto run_gmem = [&](uint32_t page, uint32_t tile) {
-        return reinterpret_cast<const uint16_t *>(kv.base + page * kv.page_bytes) +
-               kv.offset(0, kv_head, run_slot(tile), D);
+    auto n_valid = [&](uint32_t tile) { return static_cast<int>(kv.end() - run_slot(tile)); };
+    auto copy_k = [&](uint32_t tile, uint32_t page, uint32_t stage) {
+        if (tile != NO_TILE) {
+            const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
+            const unsigned char *from = run.page + run.k.codes;
+            unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
+            if constexpr (K == BF16) {
+                const int row = run.is_wide ? WIDE_ROW : 0;
+                copy_run<ROW_BYTES>(ring_smem + stage, warp * RUN_SLOTS, from - row * ROW_BYTES,
+                                    n_valid(tile), row);
+            } else if (run.is_wide) {
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
+            } else {
+                copy_rows<RUN_SLOTS, CODE_BYTES<K, D>>(codes, from, n_valid(tile));
+                copy_params<K, D>(codes + RUN_SLOTS * CODE_BYTES<K, D>, run.page + run.k.params);
+            }
+        }
+        prim::cp_commit();
     };
-    auto copy = [&](uint32_t tile, uint32_t stage, const uint16_t *from) {
-        if (tile != NO_TILE)
-            copy_run<D>(ring_smem + stage, warp * RUN_SLOTS, from,
-                        static_cast<int>(kv.kv_len - run_slot(tile)));
+    auto copy_v = [&](uint32_t tile, uint32_t page, uint32_t stage) {
+        if (tile != NO_TILE) {
+            const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
+            const unsigned char *from = run.page + run.v.codes;
+            unsigned char *codes = ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
+            if constexpr (V == BF16) {
+                copy_run<ROW_BYTES>(ring_smem + stage, warp * RUN_SLOTS, from, n_valid(tile));
+            } else if (run.is_wide) {
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
+            } else {
+                copy_rows<RUN_SLOTS, CODE_BYTES<V, D>>(codes, from, n_valid(tile));
+                copy_params<V, D>(codes + RUN_SLOTS * CODE_BYTES<V, D>, run.page + run.v.params);
+            }
+        }
         prim::cp_commit();
     };
 
     // Two half tiles ahead.
     uint32_t tile = next_seen(view->tile_start);
-    const uint32_t k_to_v = (kv.n_kv_heads << kv.page_len_log2) * D;
     uint32_t k_stage = 0, next_page = run_page(tile);
-    copy(tile, 0, run_gmem(next_page, tile));
-    copy(tile, STAGE_BYTES<D>, run_gmem(next_page, tile) + k_to_v);
+    copy_k(tile, next_page, 0);
+    copy_v(tile, next_page, STAGE_BYTES<D>);
     uint32_t next = next_seen(tile + 1);
     next_page = run_page(next);
+
+    // Makes K of this tile ready, and that of the next one come.
+    auto take_k = [&](uint32_t v_stage) {
+        prim::cp_wait<1>();
+        if constexpr (!At::IS_CODED) {
+            // K of the next tile takes the stage of the V that everyone is done with.
+            prim::block_sync();
+            copy_k(next, next_page, next_stage<D>(v_stage));
+        } else {
+            if constexpr (K != BF16) {
+                prim::warp_sync();
+                const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
+                const bool is_wide = kv.is_wide(run_slot(tile));
+                if (is_wide) {
+                    spread_wide_run<D>(ring_smem, warp * RUN_SLOTS, codes);
+                } else {
+                    spread_run<D, K, false>(ring_smem, warp * RUN_SLOTS, codes, n_valid(tile));
+                }
+                keep_params<D, K>(ring_smem + At::K_PARAMS, warp * RUN_SLOTS, codes, is_wide);
+                prim::warp_sync();
+                copy_k(next, next_page, 0);
+            }
+            prim::block_sync();
+        }
+    };
+    // The same of V.
+    auto take_v = [&] {
+        if constexpr (!At::IS_CODED) {
+            // V of the next tile takes the stage of this tile's K.
+            prim::cp_wait<1>();
+            prim::block_sync();
+            copy_v(next, next_page, k_stage);
+        } else {
+            prim::cp_wait<K == BF16 ? 0 : 1>();
+            prim::warp_sync();
+            const unsigned char *codes =
+                ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
+            unsigned char *v_tile = ring_smem + At::V_TILE;
+            if (kv.is_wide(run_slot(tile))) {
+                spread_wide_run<D>(v_tile, warp * RUN_SLOTS, codes);
+            } else {
+                spread_run<D, V, true>(v_tile, warp * RUN_SLOTS, codes, n_valid(tile));
+            }
+            prim::warp_sync();
+            if constexpr (K != BF16) {
+                copy_v(next, next_page, 0);
+                prim::block_sync();
+            } else {  // the tile of K is free now
+                prim::block_sync();
+                copy_k(next, next_page, 0);
+                copy_v(next, next_page, 0);
+            }
+        }
+    };
 
     const float scale = args.scale * LOG2_E;
     const int mk_lane = lane_offset_mk<D>(), nk_lane = lane_offset_nk<D>();
@@ -218,12 +542,8 @@ DEV void body(const AttentionPrefillArgs &args) {
     float o[N_M][D / 8][4] = {};
 
     while (tile != NO_TILE) {
-        // K of this tile has come; K of the next one takes the stage of the V that everyone is done
-        // with.
-        prim::cp_wait<1>();
-        prim::block_sync();
-        const uint32_t v_stage = next_stage<D>(k_stage);
-        copy(next, next_stage<D>(v_stage), run_gmem(next_page, next));
+        const uint32_t v_stage = At::IS_CODED ? STAGE_BYTES<D> : next_stage<D>(k_stage);
+        take_k(v_stage);
 
         const bool is_seen = tile_has_any(kv, tile, view->warp_any);
         float s[N_M][N_KV][4];
@@ -233,6 +553,9 @@ DEV void body(const AttentionPrefillArgs &args) {
             for (int i = 0; i < N_M * N_KV * 4; i++) (&s[0][0][0])[i] = 0.0f;
 #pragma unroll
             for (int k = 0; k < N_K; k++) {
+                if constexpr (N_GROUPS<K, D> == 2) {
+                    if (k == N_K / 2) scale_first_group(s, ring_smem + At::K_PARAMS);
+                }
                 uint32_t a[N_M][4];
                 for (int m = 0; m < N_M; m++)
                     prim::ldsm_x4(a[m], q_smem + m * 16 * ROW_BYTES + (mk_lane ^ k << 5));
@@ -247,6 +570,8 @@ DEV void body(const AttentionPrefillArgs &args) {
                     }
                 }
             }
+
+            if constexpr (K != BF16) scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
 
             // Scores of slots that a row does not see become -inf.
             if (!tile_has_all(kv, tile, view->warp_all)) {
@@ -289,10 +614,7 @@ DEV void body(const AttentionPrefillArgs &args) {
             }
         }
 
-        // V of this tile has come; V of the next one takes the stage of this tile's K.
-        prim::cp_wait<1>();
-        prim::block_sync();
-        copy(next, k_stage, run_gmem(next_page, next) + k_to_v);
+        take_v();
         tile = next;
         next = next_seen(next + 1);
         next_page = run_page(next);
@@ -325,9 +647,12 @@ DEV void body(const AttentionPrefillArgs &args) {
                 }
             }
         }
-        k_stage = next_stage<D>(v_stage);
+        if constexpr (!At::IS_CODED) k_stage = next_stage<D>(v_stage);
     }
     prim::cp_wait<0>();
+    if constexpr (V == INT4) {
+        if (args.pages.v_rotated) rotate_rows<D>(o);
+    }
 
     // Normalise, and put the rows where Q was and their lse in place of what they saw.
     prim::block_sync();
@@ -349,8 +674,57 @@ DEV void body(const AttentionPrefillArgs &args) {
     store_rows<D>(args, q_smem, hi_smem);
 }
 
-KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) { body<32>(args); }  // <= 255 registers
-KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) { body<64>(args); }  // <= 255 registers
-KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) {
-    body<128>(args);
-}  // <= 255 registers
+KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, BF16, BF16>(args);
+}
+KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, BF16, BF16>(args);
+}
+KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, BF16, BF16>(args);
+}
+KERNEL(attention_prefill_d32_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, FP8, FP8>(args);
+}
+KERNEL(attention_prefill_d64_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, FP8, FP8>(args);
+}
+KERNEL(attention_prefill_d128_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, FP8, FP8>(args);
+}
+KERNEL(attention_prefill_d32_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, INT8, INT8>(args);
+}
+KERNEL(attention_prefill_d64_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, INT8, INT8>(args);
+}
+KERNEL(attention_prefill_d128_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, INT8, INT8>(args);
+}
+KERNEL(attention_prefill_d32_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, INT4, INT4>(args);
+}
+KERNEL(attention_prefill_d64_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, INT4, INT4>(args);
+}
+KERNEL(attention_prefill_d128_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, INT4, INT4>(args);
+}
+KERNEL(attention_prefill_d32_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, INT8, INT4>(args);
+}
+KERNEL(attention_prefill_d64_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, INT8, INT4>(args);
+}
+KERNEL(attention_prefill_d128_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, INT8, INT4>(args);
+}
+KERNEL(attention_prefill_d32_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, BF16, INT4>(args);
+}
+KERNEL(attention_prefill_d64_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, BF16, INT4>(args);
+}
+KERNEL(attention_prefill_d128_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, BF16, INT4>(args);
+}

@@ -11,10 +11,10 @@
 //
 // block (g, i): i-th such strip of all heads by batch rows 16 g .. 16 g + 16. The norm rides along:
 // 1 / rms scales the sums at the end. Then bias, rotation of Q and K, rounding to bf16, and the way
-// to `heads.q` or to the row's slot. Where there is a q/k norm a head must be complete before it is
-// rotated: the projections go to `raw`, and qkv_finish takes them from there, a head in D / 8
-// lanes.
-// Bytes: (n_q_heads + 2 n_kv_heads) d k 2 of weights; the rows (n_rows k 4) come from the L2 cache.
+// to `heads.q` or to the row's slot. Where there is a q/k norm, and where pages hold codes, a head
+// must be complete before it goes there: the projections go to `raw`, and qkv_finish takes them
+// from there, a head in D / 8 lanes. Bytes: (n_q_heads + 2 n_kv_heads) d k 2 of weights; the rows
+// (n_rows k 4) come from the L2 cache.
 #include "gemv_decode.cuh"
 #include "heads.cuh"
 
@@ -85,10 +85,12 @@ DEV void qkv(const QkvDecodeArgs &args) {
     }
     // K of kv head h is h strips of page_len slots further in the page; V follows behind all of K.
     uint32_t kv_head = strip.head - strip.n_q_heads;
-    uint16_t *out = strip.is_q()
-                        ? heads.q + (static_cast<uint64_t>(row) * strip.n_q_heads + strip.head) * d
-                        : append_slot(heads, row) +
-                              (static_cast<uint64_t>(kv_head) << heads.pages.page_len_log2) * d;
+    uint16_t *out = heads.q + (static_cast<uint64_t>(row) * strip.n_q_heads + strip.head) * d;
+    if (!strip.is_q()) {
+        const AppendSlot slot = append_slot(heads, row);
+        const uint64_t first = static_cast<uint64_t>(kv_head) << heads.pages.page_len_log2;
+        out = reinterpret_cast<uint16_t *>(slot.page) + (first + slot.idx) * d;
+    }
     out[i] = prim::to_bf16(lo);
     out[i + strip.half] = prim::to_bf16(hi);
 }
@@ -102,7 +104,8 @@ DEV void finish(const QkvFinishArgs &args) {
     const uint32_t head = warp * HeadGroup<D>::HEADS + HeadGroup<D>::idx();
     const float *proj = args.raw + (static_cast<uint64_t>(row) * n_heads + head) * D;
     const bool active = head < n_heads;
-    uint16_t *slot = active && head >= heads.n_q_heads ? append_slot(heads, row) : nullptr;
+    AppendSlot slot = {};
+    if (active && head >= heads.n_q_heads) slot = append_slot(heads, row);
     finish_head<D>(heads, proj, head, row, slot, active);
 }
 

@@ -63,9 +63,9 @@ DEV void body(const QkvPrefillArgs &args) {
                        BATCH = N_ROUNDS < 4 ? N_ROUNDS : 4;
     static_assert(WARP_ROWS <= 32 && N_ROUNDS % BATCH == 0, "a lane for each row, whole batches");
     uint32_t warp_row = prim::warp() * WARP_ROWS, lane = prim::lane();
-    uint64_t slot = 0;
+    AppendSlot slot = {};
     if (first_head > 0 && lane < WARP_ROWS && m_start + warp_row + lane < n_rows) {
-        slot = reinterpret_cast<uint64_t>(append_slot(heads, m_start + warp_row + lane));
+        slot = append_slot(heads, m_start + warp_row + lane);
     }
     // Rounds of a head a group; the angles of a batch of rounds are under way together.
     for (uint32_t start = 0; start < N_ROUNDS; start += BATCH) {
@@ -81,10 +81,12 @@ DEV void body(const QkvPrefillArgs &args) {
             uint32_t idx = (start + i) * GROUPS + HeadGroup<D>::idx();
             uint32_t in_warp = idx / TILE_HEADS, in_tile = idx % TILE_HEADS;
             uint32_t row = m_start + warp_row + in_warp, head = tile_n * TILE_HEADS + in_tile;
-            uint64_t row_slot = prim::shfl(slot, in_warp);
+            const uint64_t page = prim::shfl(reinterpret_cast<uint64_t>(slot.page), in_warp);
+            const AppendSlot row_slot = {reinterpret_cast<unsigned char *>(page),
+                                         prim::shfl(slot.idx, in_warp)};
             finish_head<D>(heads, product + (warp_row + in_warp) * STRIDE + in_tile * D,
-                           first_head + head, row, reinterpret_cast<uint16_t *>(row_slot),
-                           row < n_rows && head < n_heads, rotation[i]);
+                           first_head + head, row, row_slot, row < n_rows && head < n_heads,
+                           rotation[i]);
         }
     }
 }

@@ -5,6 +5,12 @@ pub const LORIS_SPLIT_LEN: u32 = 256;
 pub const LORIS_ROW_PAIRS: u32 = 256;
 pub const LORIS_DENSE: u32 = 4294967295;
 pub const LORIS_NO_WINDOW: u32 = 4294967295;
+pub const LORIS_KV_BF16: u32 = 0;
+pub const LORIS_KV_FP8: u32 = 1;
+pub const LORIS_KV_INT8: u32 = 2;
+pub const LORIS_KV_INT4: u32 = 3;
+pub const LORIS_KV_WIDE: u32 = 4;
+pub const LORIS_KV_SKEW: u32 = 12;
 /// One sequence of a batch.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -39,16 +45,26 @@ pub struct LorisBatch {
     /// stride of a page table
     pub n_layers: u32,
 }
-/** A pool of KV pages: page p begins at base + p * page_bytes and holds
- [K|V][n_kv_heads][page_len][head_dim].*/
+/** A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
+ run of [page_len][head_dim] numbers and behind it what they are multiplied with,
+ [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
+ a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LorisPages {
     pub base: *mut ::std::os::raw::c_void,
+    /// multiple of 16
     pub page_bytes: u64,
     /// page_len is a power of two, 16 to 256
     pub page_len_log2: u32,
     pub n_kv_heads: u32,
+    /// LORIS_KV_*
+    pub k_format: u32,
+    pub v_format: u32,
+    /// queries and keys are multiplied with a Hadamard matrix
+    pub k_rotated: u32,
+    /// values are, and what attention gives is rotated back
+    pub v_rotated: u32,
 }
 /// x[r] = table[tokens[r]]
 #[repr(C)]
@@ -194,7 +210,7 @@ pub struct GateUpDecodeArgs {
     pub h: *mut u16,
     pub n: u32,
 }
-/** Q, K, V of few rows. Without a q/k norm they go where they belong at once; with one the
+/** Q, K, V of few rows. They go where they belong at once; with a q/k norm and to coded pages the
  projections go to `raw` and qkv_finish takes them from there.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -281,6 +297,10 @@ pub struct AttentionMergeArgs {
     pub batch: LorisBatch,
     pub n_q_heads: u32,
     pub max_splits: u32,
+    /// LORIS_KV_SKEW where pages hold codes, else 0
+    pub skew: u32,
+    /// the values were: rotate back
+    pub rotated: u32,
 }
 /// score[slot] = mean over query heads and score rows of exp(q . k * scale - lse)
 #[repr(C)]

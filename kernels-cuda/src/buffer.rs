@@ -6,7 +6,6 @@ use std::sync::{Arc, PoisonError};
 pub use bytemuck::Pod;
 use cust::memory::{AsyncCopyDestination, DeviceBuffer};
 
-use crate::abi::LorisPages;
 use crate::device::Shared;
 use crate::driver_ext::fail;
 use crate::{Device, Error};
@@ -195,37 +194,5 @@ impl<T: Pod> Rows<T> {
         what: &'static str,
     ) -> Result<Self, Error> {
         Ok(Self { data: Buffer::new(device, n_rows.saturating_mul(width), what)?, n_rows, width })
-    }
-}
-
-/// A pool of KV pages.
-#[derive(Debug)]
-pub struct KvPages {
-    /// `[n_pages][K|V][n_kv_heads][page_len][head_dim]`
-    pub data: Buffer<u8>,
-    /// Pages in the pool.
-    pub n_pages: usize,
-    /// Key and value heads.
-    pub n_kv_heads: usize,
-    /// Slots of a page, a power of two.
-    pub page_len: usize,
-    /// Elements of a head.
-    pub head_dim: usize,
-}
-
-impl KvPages {
-    /// Bytes of a page of bf16 keys and values.
-    pub fn page_bytes(&self) -> usize {
-        2 * self.n_kv_heads * self.page_len * self.head_dim * size_of::<u16>()
-    }
-
-    /// As kernels take it.
-    pub fn abi(&self) -> LorisPages {
-        LorisPages {
-            base: self.data.ptr() as *mut _,
-            page_bytes: self.page_bytes() as u64,
-            page_len_log2: self.page_len.trailing_zeros(),
-            n_kv_heads: u32::try_from(self.n_kv_heads).unwrap_or(u32::MAX),
-        }
     }
 }

@@ -34,15 +34,17 @@ mod driver_ext;
 pub mod error;
 pub mod graph;
 pub mod images;
+pub mod kv;
 pub mod launch;
 pub mod ops;
 pub mod staging;
 
-pub use buffer::{Buffer, KvPages, Matrix, Pod, Rows};
+pub use buffer::{Buffer, Matrix, Pod, Rows};
 pub use device::{Device, DeviceInfo, DeviceOptions, probe};
 pub use error::Error;
 pub use graph::{Graph, Recording};
 pub use images::{Image, NO_IMAGES, RESOURCES, images};
+pub use kv::{KvFormat, KvFormats, KvPages};
 pub use launch::{Cost, Launch};
 pub use staging::Staging;
 

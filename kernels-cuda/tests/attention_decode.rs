@@ -5,14 +5,14 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
-use kv::{Given, LAYER, Part, Positions, Sequence, check, shape, upload};
+use kv::{CODED, Given, LAYER, Part, Positions, Sequence, check, shape, upload};
 use loris_kernels::ops::attention::{Partial, attention_decode, n_splits};
 use loris_kernels::{Device, Error};
 
 fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
     let mut up = upload(device, parts, page_len);
     let shape = parts[0].seq.shape;
-    let n_splits = n_splits(up.batch.max_kv_len());
+    let n_splits = n_splits(up.pages.kv, up.batch.max_kv_len());
     let mut partial = Partial::new(device, shape, up.batch.n_rows(), n_splits).unwrap();
     for buffer in [&mut partial.out, &mut partial.ml] {
         let poison = vec![f32::NAN; buffer.len()];
@@ -26,10 +26,18 @@ fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>
 }
 
 #[track_caller]
-fn run_and_check(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) {
-    let what = format!("{:?}, page_len {page_len}, window {window:?}", parts[0].seq.shape);
-    let (out, lse) = check(&what, parts, window, &run(device, parts, page_len, window));
+fn run_and_check(
+    device: &Device,
+    parts: &[Part<'_>],
+    page_len: usize,
+    window: Option<u32>,
+) -> Given {
+    let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
+    let what = format!("{shape:?}, {kv:?}, page_len {page_len}, window {window:?}");
+    let given = run(device, parts, page_len, window);
+    let (out, lse) = check(&what, parts, window, &given);
     println!("{what}: out {out:.1e}, lse {lse:.1e}");
+    given
 }
 
 #[test]
@@ -83,6 +91,45 @@ fn windows_and_positions() {
         for window in [None, Some(0), Some(1), Some(9), Some(70)] {
             run_and_check(&device, &[Part::last(&seq, 2)], 64, window);
         }
+    }
+}
+
+/// Lengths around the bf16 slots, the runs of 16 behind them, pages and splits; every format and width.
+#[test]
+fn coded_pages() {
+    let device = common::device();
+    let lens = [1, 3, 4, 5, 19, 20, 21, 67, 68, 69, 243, 244, 245, 260, 501];
+    for (kv, d) in CODED.into_iter().flat_map(|kv| [32, 64, 128].map(|d| (kv, d))) {
+        let shape = shape(4, 2, d);
+        let seqs: Vec<_> = (0..)
+            .zip(lens)
+            .map(|(i, len)| Sequence::coded(kv, shape, len, Positions::Dense, 6.0, i))
+            .collect();
+        let mut parts: Vec<_> = seqs.iter().map(|seq| Part::last(seq, 1)).collect();
+        parts.insert(3, Part { n_rows: 0, kv_start: 40, seq: &seqs[9] });
+        let given = [16, 256].map(|page_len| run_and_check(&device, &parts, page_len, None));
+        assert!(given[0] == given[1], "{kv:?}: pages change bits");
+    }
+}
+
+#[test]
+fn coded_pages_with_windows_positions_and_groups() {
+    let device = common::device();
+    for kv in CODED {
+        for kind in [Positions::Dense, Positions::Sparse, Positions::Permuted] {
+            let seq = Sequence::coded(kv, shape(7, 1, 64), 300, kind, 6.0, 4);
+            for window in [None, Some(0), Some(1), Some(70)] {
+                run_and_check(&device, &[Part::last(&seq, 2)], 64, window);
+            }
+        }
+        let shape = shape(6, 2, 32);
+        let seq = Sequence::coded(kv, shape, 300, Positions::Dense, 6.0, 6);
+        let other = Sequence::coded(kv, shape, 20, Positions::Sparse, 6.0, 7);
+        let alone = run(&device, &[Part::last(&seq, 1)], 64, Some(70));
+        let parts = [Part::last(&other, 2), Part::last(&seq, 1)];
+        assert_eq!(run(&device, &parts, 16, Some(70)).rows(2..3, shape), alone);
+        let stored = Sequence { is_dense: false, ..seq.clone() };
+        assert_eq!(run(&device, &[Part::last(&stored, 1)], 64, Some(70)), alone);
     }
 }
 

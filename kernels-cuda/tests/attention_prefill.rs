@@ -5,10 +5,10 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
-use kv::{Given, LAYER, Part, Positions, Sequence, check, shape, upload};
+use kv::{CODED, Given, LAYER, Part, Positions, Sequence, both, check, shape, upload};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{attention_cost, attention_prefill, q_tiles};
-use loris_kernels::{Device, Error};
+use loris_kernels::{Device, Error, KvFormat, KvFormats};
 
 fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
     let mut up = upload(device, parts, page_len);
@@ -21,11 +21,18 @@ fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>
 }
 
 #[track_caller]
-fn run_and_check(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) {
-    let seq = parts[0].seq;
-    let what = format!("{:?}, page_len {page_len}, window {window:?}", seq.shape);
-    let (out, lse) = check(&what, parts, window, &run(device, parts, page_len, window));
+fn run_and_check(
+    device: &Device,
+    parts: &[Part<'_>],
+    page_len: usize,
+    window: Option<u32>,
+) -> Given {
+    let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
+    let what = format!("{shape:?}, {kv:?}, page_len {page_len}, window {window:?}");
+    let given = run(device, parts, page_len, window);
+    let (out, lse) = check(&what, parts, window, &given);
     println!("{what}: out {out:.1e}, lse {lse:.1e}");
+    given
 }
 
 #[test]
@@ -79,6 +86,47 @@ fn positions_that_are_stored() {
         let dense = Sequence::new(shape(3, 1, 32), 70, Positions::Dense, 6.0, 5);
         for window in [None, Some(9)] {
             run_and_check(&device, &[Part::last(&dense, 5), Part::all(&seq)], 64, window);
+        }
+    }
+}
+
+/// Lengths around the bf16 slots, the runs of 16 behind them, pages and tiles; every format and width.
+#[test]
+fn coded_pages() {
+    let device = common::device();
+    let lens = [1, 3, 4, 5, 20, 21, 52, 53, 68, 117];
+    for (kv, d) in CODED.into_iter().flat_map(|kv| [32, 64, 128].map(|d| (kv, d))) {
+        let shape = shape(4, 2, d);
+        let seqs: Vec<_> = (0..)
+            .zip(lens)
+            .map(|(i, len)| Sequence::coded(kv, shape, len, Positions::Dense, 6.0, i))
+            .collect();
+        let mut parts: Vec<_> =
+            seqs.iter().map(|seq| Part::last(seq, seq.positions.len().min(3))).collect();
+        parts.insert(3, Part { n_rows: 0, kv_start: 0, seq: &seqs[9] });
+        parts.push(Part { n_rows: 0, kv_start: 40, seq: &seqs[9] });
+        let given = [16, 256].map(|page_len| run_and_check(&device, &parts, page_len, None));
+        assert!(given[0] == given[1], "{kv:?}: pages change bits");
+    }
+}
+
+#[test]
+fn coded_pages_with_windows_positions_and_groups() {
+    let device = common::device();
+    for kv in CODED {
+        for kind in [Positions::Dense, Positions::Sparse, Positions::Permuted] {
+            let seq = Sequence::coded(kv, shape(3, 1, 32), 150, kind, 6.0, 4);
+            for window in [None, Some(0), Some(1), Some(70)] {
+                run_and_check(&device, &[Part::all(&seq)], 16, window);
+            }
+        }
+        let shape = shape(6, 2, 128);
+        let seq = Sequence::coded(kv, shape, 90, Positions::Dense, 6.0, 6);
+        let whole = run(&device, &[Part::all(&seq)], 64, Some(40));
+        for (kv_start, n_rows) in [(0, 3), (3, 60), (63, 27)] {
+            let part = Part { seq: &seq, kv_start, n_rows };
+            let rows = kv_start..kv_start + n_rows;
+            assert_eq!(run(&device, &[part], 64, Some(40)), whole.rows(rows, shape));
         }
     }
 }
@@ -154,12 +202,15 @@ fn cost_counts_the_triangle() {
         page_table_start: 0,
         positions_start: LORIS_DENSE,
     };
-    let cost = attention_cost(shape(2, 1, 64), &[seq(4, 0), seq(1, 9)], None);
+    let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + 14 * 64 * 4);
-    let cost = attention_cost(shape(2, 1, 64), &[seq(4, 0), seq(1, 9)], Some(2));
+    let cost =
+        attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], Some(2));
     assert_eq!(cost.flops, (1 + 2 + 2 + 2 + 2) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + (4 + 2) * 64 * 4);
+    let cost = attention_cost(shape(2, 1, 64), both(KvFormat::Int8), &[seq(1, 9)], None);
+    assert_eq!(cost.bytes, 2 * 64 * 4 + 10 * (64 + 2) * 2);
 }
 
 #[test]

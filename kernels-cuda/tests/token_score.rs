@@ -5,7 +5,7 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
-use kv::{LAYER, Part, Positions, Sequence, shape, upload};
+use kv::{CODED, LAYER, Part, Positions, Sequence, shape, upload};
 use loris_kernels::ops::token_score::token_score;
 use loris_kernels::{Buffer, Device};
 
@@ -69,7 +69,8 @@ fn run_and_check(
     window: Option<u32>,
 ) {
     let (got, want) = run(device, parts, n_score_rows, page_len, window);
-    let what = format!("{:?}, {n_score_rows} rows, window {window:?}", parts[0].seq.shape);
+    let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
+    let what = format!("{shape:?}, {kv:?}, {n_score_rows} rows, window {window:?}");
     let worst = common::compare(&what, &got, &want, want.len(), 2e-5, 0.0);
     let sum: f32 = got.iter().sum();
     assert!(window == Some(0) || (sum - 1.0).abs() < 1e-4, "{what}: they sum to {sum}");
@@ -111,6 +112,23 @@ fn windows_positions_and_other_sequences() {
         for window in [None, Some(0), Some(9)] {
             let parts = [Part::last(&other, 2), Part::last(&seq, 4)];
             run_and_check(&device, &parts, 3, 16, window);
+        }
+    }
+}
+
+#[test]
+fn coded_pages() {
+    let device = common::device();
+    for (kv, d) in CODED.into_iter().flat_map(|kv| [32, 64, 128].map(|d| (kv, d))) {
+        for len in [1, 3, 4, 5, 19, 20, 21, 68, 69] {
+            let seq = Sequence::coded(kv, shape(4, 2, d), len, Positions::Dense, 6.0, 1);
+            for page_len in [16, 64, 256] {
+                run_and_check(&device, &[Part::last(&seq, 1)], 1, page_len, None);
+            }
+        }
+        let seq = Sequence::coded(kv, shape(3, 1, d), 100, Positions::Permuted, 6.0, 5);
+        for window in [None, Some(9)] {
+            run_and_check(&device, &[Part::last(&seq, 4)], 3, 16, window);
         }
     }
 }

@@ -267,6 +267,33 @@ DEV uint32_t pack_bf16(float lo, float hi) {
     return round(lo) | round(hi) << 16;
 }
 
+DEV uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    auto lo = [](uint32_t pair) { return as_float(pair << 16); };
+    auto hi = [](uint32_t pair) { return as_float(pair & 0xffff0000u); };
+    return pack_bf16(fmaf(lo(a), lo(b), lo(c)), fmaf(hi(a), hi(b), hi(c)));
+}
+DEV uint16_t to_f16(float x) {
+    const uint32_t sign = as_bits(x) >> 16 & 0x8000, bits = as_bits(x) & 0x7fffffff;
+    uint32_t magnitude = (bits + 0xfff + (bits >> 13 & 1) - (112u << 23)) >> 13;
+    if (bits < 0x38800000) magnitude = static_cast<uint32_t>(rintf(as_float(bits) * 0x1p24f));
+    if (bits >= 0x477ff000) magnitude = 0x7c00;
+    return static_cast<uint16_t>(bits > 0x7f800000 ? 0x7fff : sign | magnitude);
+}
+DEV float f16_to_float(uint16_t bits) {
+    const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
+    const uint32_t scaled = as_bits(as_float((bits & 0x7fffu) << 13) * 0x1p112f);
+    return as_float(sign | scaled | ((bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0));
+}
+DEV float mul_rn(float a, float b) { return a * b; }
+DEV uint32_t byte_perm(uint32_t lo, uint32_t hi, uint32_t selector) {
+    const uint64_t bytes = static_cast<uint64_t>(hi) << 32 | lo;
+    uint32_t out = 0;
+    for (int i = 0; i < 4; i++) {
+        out |= (static_cast<uint32_t>(bytes >> (selector >> 4 * i & 7) * 8) & 0xff) << 8 * i;
+    }
+    return out;
+}
+
 DEV void trap() { twin::trap(); }
 
 }  // namespace prim

@@ -6,7 +6,7 @@ use loris::backend::{AttentionShape, Backend, Phase, RowUse};
 use loris::cache::PageLayout;
 use loris_loader::Dtype;
 
-use super::{BF16, Case, F32};
+use super::{Case, F32};
 
 /// A backend under test.
 pub(crate) struct Target<B> {
@@ -82,6 +82,9 @@ pub(crate) fn cpus() -> Vec<Target<CpuBackend>> {
     Isa::available().into_iter().map(target).collect()
 }
 
+/// Formats that there are CUDA kernels for.
+const CUDA_KV: [&str; 7] = ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"];
+
 /// The twin, or with `LORIS_TEST_DRIVER=cuda` the real driver.
 pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
     let is_real = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda");
@@ -95,7 +98,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
             [32, 64, 128].contains(&case.shape.head_dim)
                 && case.shape.group_size() <= 16
                 && case.page_len.is_power_of_two()
-                && case.kv == BF16
+                && CUDA_KV.contains(&case.kv.to_string().as_str())
                 && case.stream.is_none()
                 && case.hidden % 8 == 0
                 && case.ffn % 8 == 0

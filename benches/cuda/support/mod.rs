@@ -9,7 +9,7 @@ use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{fill_random, page_copy};
-use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvPages, Matrix, Rows};
+use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvFormats, KvPages, Matrix, Rows};
 
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;
@@ -250,6 +250,7 @@ pub fn seqs_of(seqs: &[(usize, usize)]) -> Vec<LorisSeq> {
 pub fn sequences(
     device: &Device,
     shape: AttentionShape,
+    kv: KvFormats,
     seqs: &[(usize, usize)],
     seed: u64,
 ) -> Result<(DeviceBatch, KvPages), Error> {
@@ -257,7 +258,7 @@ pub fn sequences(
     for (seq_idx, &(kv_start, n_rows)) in seqs.iter().enumerate() {
         row_seq.extend(vec![seq_idx as u32; n_rows]);
         positions.extend(kv_start as u32..(kv_start + n_rows) as u32);
-        n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN);
+        n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN) + usize::from(kv.is_coded());
     }
     let seqs = seqs_of(seqs);
     let mut page_tables: Vec<u32> = (0..n_pages as u32).collect();
@@ -280,20 +281,21 @@ pub fn sequences(
         logit_rows: &rows,
     };
     batch.upload(device, &host)?;
-    Ok((batch, random_pages(device, shape, n_pages, seed)?))
+    Ok((batch, random_pages(device, shape, kv, n_pages, seed)?))
 }
 
 /// A pool of random contents: a few pages from the host, the others copies of them.
 pub fn random_pages(
     device: &Device,
     shape: AttentionShape,
+    kv: KvFormats,
     n_pages: usize,
     seed: u64,
 ) -> Result<KvPages, Error> {
     let AttentionShape { n_kv_heads, head_dim, .. } = shape;
-    let page_bytes = 2 * n_kv_heads * PAGE_LEN * head_dim * 2;
+    let page_bytes = kv.page_bytes(n_kv_heads, PAGE_LEN, head_dim);
     let data = Buffer::new(device, n_pages * page_bytes, "pages")?;
-    let mut pages = KvPages { data, n_pages, n_kv_heads, page_len: PAGE_LEN, head_dim };
+    let mut pages = KvPages { data, n_pages, n_kv_heads, page_len: PAGE_LEN, head_dim, kv };
     let n_first = n_pages.min(16);
     let words = (0..(n_first * page_bytes / 2) as u64).map(|i| fill_random::value(seed, i, 1.0));
     let bytes: Vec<u8> = words.flat_map(u16::to_le_bytes).collect();

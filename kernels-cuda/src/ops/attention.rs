@@ -8,15 +8,37 @@ use crate::abi::{
     AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
     LORIS_SPLIT_LEN, LorisQTile, LorisSeq,
 };
+use crate::kv::ATTENTION;
 use crate::ops::batch::DeviceBatch;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvFormat, KvFormats, KvPages, Launch, Rows};
 
 /// Packed rows of a block and slots of a tile of the prefill kernels.
 const BLOCK_Q: usize = 128;
 const BLOCK_KV: usize = 64;
-const PREFILL: [&str; 3] =
-    ["attention_prefill_d32", "attention_prefill_d64", "attention_prefill_d128"];
-const DECODE: [&str; 3] = ["attention_decode_d32", "attention_decode_d64", "attention_decode_d128"];
+/// The kernels of heads of 32, 64 and 128 for each pair of formats, in the order of [`ATTENTION`].
+type Kernels = [[&'static str; 3]; ATTENTION.len()];
+macro_rules! kernels {
+    (@ $name:literal $formats:literal) => {
+        [
+            concat!($name, "_d32", $formats),
+            concat!($name, "_d64", $formats),
+            concat!($name, "_d128", $formats),
+        ]
+    };
+    ($name:literal) => {
+        [
+            kernels!(@ $name ""),
+            kernels!(@ $name "_kvfp8"),
+            kernels!(@ $name "_kvint8"),
+            kernels!(@ $name "_kvint4"),
+            kernels!(@ $name "_kvint8_int4"),
+            kernels!(@ $name "_kvbf16_int4"),
+        ]
+    };
+}
+
+const PREFILL: Kernels = kernels!("attention_prefill");
+const DECODE: Kernels = kernels!("attention_decode");
 const MERGE: [&str; 3] = ["attention_merge_d32", "attention_merge_d64", "attention_merge_d128"];
 
 /// Heads of an attention layer.
@@ -140,11 +162,9 @@ pub fn attention_prefill(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(PREFILL)?;
+    let kernel = shape.variant(PREFILL[pages.kv.attention_variant()?])?;
     shape.check(batch, layer, q, pages, out, lse.as_deref())?;
-    let row_bytes = 2 * shape.head_dim;
-    // Q, three half tiles of K or V, a word a packed row, and what the four warps look at.
-    let smem_bytes = BLOCK_Q * row_bytes + 3 * BLOCK_KV * row_bytes + BLOCK_Q * 4 + 4 * 32;
+    let smem_bytes = prefill_smem(pages.kv, shape.head_dim);
     let grid = [to_u32(batch.n_tiles()), to_u32(shape.n_kv_heads), 1];
     let launch = Launch { kernel, grid, block: 128, smem_bytes: to_u32(smem_bytes) };
     let args = AttentionPrefillArgs {
@@ -161,6 +181,33 @@ pub fn attention_prefill(
     };
     // SAFETY: the buffers hold what the kernel reads and writes, as checked.
     unsafe { device.launch(&launch, &args) }
+}
+
+/// Q, tiles of K and V, a word a packed row, and what the four warps look at.
+fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
+    let row_bytes = 2 * head_dim;
+    let tiles = match kv.is_coded() {
+        false => 3 * BLOCK_KV * row_bytes, // three half tiles of K or V
+        true => {
+            // A tile of each, codes of each, what is kept of the params of K, and sums of each row of Q.
+            let of = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
+            let k_codes = if kv.k == KvFormat::Bf16 { 0 } else { of(kv.k) };
+            let (k_params, q_sums) = match kv.k {
+                KvFormat::Int4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
+                k => (k.param_bytes(head_dim), 0),
+            };
+            2 * BLOCK_KV * row_bytes + BLOCK_KV * (k_codes + of(kv.v) + k_params) + q_sums
+        }
+    };
+    BLOCK_Q * row_bytes + tiles + BLOCK_Q * 4 + 4 * 32
+}
+
+/// Q of 16 heads; four warps' runs of 16 slots of K and V; a `row_max` and `row_sum` for each warp and head.
+fn decode_smem(kv: KvFormats, head_dim: usize) -> usize {
+    let of = |format: KvFormat| 16 * (format.code_bytes(head_dim) + format.param_bytes(head_dim));
+    let stage = 4 * (of(kv.k) + of(kv.v));
+    let n_stages = if 4 * stage <= 68 << 10 { 4 } else { 2 };
+    16 * 2 * head_dim + n_stages * stage + 4 * 16 * 8
 }
 
 /// What the splits of decode attention give, before they are put together.
@@ -186,10 +233,10 @@ impl Partial {
     }
 }
 
-/// Splits that a launch for sequences of `max_kv_len` slots has: rounded up, so that a captured launch serves
-/// sequences that grow.
-pub fn n_splits(max_kv_len: usize) -> usize {
-    max_kv_len.div_ceil(LORIS_SPLIT_LEN as usize).next_power_of_two()
+/// Splits that a launch for sequences of `max_kv_len` slots in pages of these formats has: rounded up, so that a
+/// captured launch serves sequences that grow.
+pub fn n_splits(kv: KvFormats, max_kv_len: usize) -> usize {
+    (max_kv_len + kv.skew()).div_ceil(LORIS_SPLIT_LEN as usize).next_power_of_two()
 }
 
 /// Attention of few rows: every split of every row, then their sum.
@@ -206,9 +253,10 @@ pub fn attention_decode(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let (kernel, merge_kernel) = (shape.variant(DECODE)?, shape.variant(MERGE)?);
+    let kernel = shape.variant(DECODE[pages.kv.attention_variant()?])?;
+    let merge_kernel = shape.variant(MERGE)?;
     let (n_rows, group_size) = (batch.n_rows(), shape.group_size());
-    let n_splits = n_splits(batch.max_kv_len());
+    let n_splits = n_splits(pages.kv, batch.max_kv_len());
     Error::check_supported("attention_decode group_size", group_size, group_size <= 16, "1 to 16")?;
     Error::check_supported("attention_decode rows", n_rows, n_rows <= 65535, "up to 65535")?;
     shape.check(batch, layer, q, pages, out, lse.as_deref())?;
@@ -217,10 +265,7 @@ pub fn attention_decode(
     Error::check_room("attention_decode partial sums, at least", partial.out.len(), sums)?;
     Error::check_room("attention_decode partial maxima, at least", partial.ml.len(), n_parts * 2)?;
 
-    // Q of 16 heads; four warps' runs of 16 slots of K and V; a row_max and row_sum for each warp and head.
-    let row_bytes = 2 * shape.head_dim;
-    let n_stages = if shape.head_dim == 128 { 2 } else { 4 };
-    let smem_bytes = 16 * row_bytes + 4 * n_stages * 2 * 16 * row_bytes + 4 * 16 * 8;
+    let smem_bytes = decode_smem(pages.kv, shape.head_dim);
     let grid = [to_u32(n_splits), to_u32(shape.n_kv_heads), to_u32(n_rows)];
     let launch = Launch { kernel, grid, block: 128, smem_bytes: to_u32(smem_bytes) };
     let args = AttentionDecodeArgs {
@@ -249,6 +294,8 @@ pub fn attention_decode(
         batch: args.batch,
         n_q_heads: args.n_q_heads,
         max_splits: args.max_splits,
+        skew: to_u32(pages.kv.skew()),
+        rotated: pages.kv.v_rotated.into(),
     };
     // SAFETY: as above.
     unsafe { device.launch(&launch, &args) }
@@ -256,7 +303,12 @@ pub fn attention_decode(
 
 /// What attention of the rows of these sequences must do, their slots being positions: each visible slot's K and V
 /// read once a sequence, and two products for each pair of a row and a slot that it sees.
-pub fn attention_cost(shape: AttentionShape, seqs: &[LorisSeq], window: Option<u32>) -> Cost {
+pub fn attention_cost(
+    shape: AttentionShape,
+    kv: KvFormats,
+    seqs: &[LorisSeq],
+    window: Option<u32>,
+) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let window = window.map_or(u64::MAX, u64::from);
     let (mut n_rows, mut n_slots, mut n_pairs) = (0, 0, 0);
@@ -266,7 +318,8 @@ pub fn attention_cost(shape: AttentionShape, seqs: &[LorisSeq], window: Option<u
         n_slots += if start == end { 0 } else { end.min((end - start - 1).saturating_add(window)) };
         n_pairs += (start + 1..=end).map(|visible| visible.min(window)).sum::<u64>();
     }
-    let (rows, slots) = (4 * n_q_heads * head_dim, 4 * n_kv_heads * head_dim); // bytes: q and out; K and V
+    // Bytes: q and out; K and V.
+    let (rows, slots) = (4 * n_q_heads * head_dim, kv.slot_bytes(n_kv_heads, head_dim));
     let flops = (4 * n_q_heads * head_dim) as u64 * n_pairs;
     Cost { bytes: rows as u64 * n_rows + slots as u64 * n_slots, flops }
 }

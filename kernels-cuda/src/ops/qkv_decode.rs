@@ -11,8 +11,8 @@ use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
 
 /// Q of the batch's rows of `x`, normalised on the way, to `q`; K and V to their slots of `pages`.
 ///
-/// A head with a q/k norm must be complete before it is rotated, so its projections go through
-/// `raw`, `[n_rows][(n_q_heads + 2 n_kv_heads) * head_dim]`, which is not touched otherwise.
+/// A head with a q/k norm must be complete before it is rotated, and every head before it is coded: their projections
+/// go through `raw`, `[n_rows][(n_q_heads + 2 n_kv_heads) * head_dim]`, which is not touched otherwise.
 #[expect(clippy::too_many_arguments)]
 pub fn qkv_decode(
     device: &Device,
@@ -33,11 +33,12 @@ pub fn qkv_decode(
     Error::check_size("qkv_decode width of x", x.width, weights.q.k)?;
     Error::check_room("qkv_decode rows of x, at least", x.n_rows, n_rows)?;
     let n = weights.q.n + 2 * weights.k.n;
-    if weights.qk_norm.is_some() {
+    let is_finished_later = weights.qk_norm.is_some() || pages.kv.is_coded();
+    if is_finished_later {
         Error::check_size("qkv_decode width of raw", raw.width, n)?;
         Error::check_room("qkv_decode rows of raw, at least", raw.n_rows, n_rows)?;
     }
-    let raw = weights.qk_norm.map_or(ptr::null_mut(), |_| raw.data.ptr() as *mut f32);
+    let raw = if is_finished_later { raw.data.ptr() as *mut f32 } else { ptr::null_mut() };
     let args = QkvDecodeArgs {
         in_: norm_input(x, norm, weights.eps, None, n_rows)?,
         wq: weights.q.data.ptr() as *const u16,

@@ -5,9 +5,17 @@ use std::ops::Range;
 use crate::abi::{LORIS_NO_WINDOW, TokenScoreArgs};
 use crate::ops::attention::{AttentionShape, to_u32};
 use crate::ops::batch::DeviceBatch;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvFormat, KvPages, Launch, Rows};
 
-const KERNELS: [&str; 3] = ["token_score_d32", "token_score_d64", "token_score_d128"];
+const BF16: [&str; 3] = ["token_score_d32", "token_score_d64", "token_score_d128"];
+/// Keys where pages are coded.
+const CODED_BF16: [&str; 3] =
+    ["token_score_d32_kbf16", "token_score_d64_kbf16", "token_score_d128_kbf16"];
+const FP8: [&str; 3] = ["token_score_d32_kfp8", "token_score_d64_kfp8", "token_score_d128_kfp8"];
+const INT8: [&str; 3] =
+    ["token_score_d32_kint8", "token_score_d64_kint8", "token_score_d128_kint8"];
+const INT4: [&str; 3] =
+    ["token_score_d32_kint4", "token_score_d64_kint4", "token_score_d128_kint4"];
 /// Slots of a block.
 const BLOCK_SLOTS: usize = 64;
 
@@ -27,7 +35,13 @@ pub fn token_score(
     pages: &KvPages,
     scores: &mut Buffer<f32>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(KERNELS)?;
+    let kernel = shape.variant(match pages.kv.k {
+        KvFormat::Bf16 if pages.kv.is_coded() => CODED_BF16,
+        KvFormat::Bf16 => BF16,
+        KvFormat::Fp8 => FP8,
+        KvFormat::Int8 => INT8,
+        KvFormat::Int4 => INT4,
+    })?;
     let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
     shape.check_pages(batch, layer, pages)?;
     shape.check_rows(["token_score q width", "token_score q rows, at least"], n_rows, q)?;
@@ -37,7 +51,7 @@ pub fn token_score(
     Error::check_room("token_score lse, at least", lse.len(), n_rows * shape.n_q_heads)?;
     Error::check_room("token_score scores, at least", scores.len(), max_kv_len)?;
 
-    let grid = [to_u32(max_kv_len.div_ceil(BLOCK_SLOTS)), 1, 1];
+    let grid = [to_u32((max_kv_len + pages.kv.skew()).div_ceil(BLOCK_SLOTS)), 1, 1];
     let launch = Launch { kernel, grid, block: 128, smem_bytes: 0 };
     let args = TokenScoreArgs {
         q: q.data.ptr() as *const _,
@@ -57,9 +71,10 @@ pub fn token_score(
     unsafe { device.launch(&launch, &args) }
 }
 
-/// What scoring `kv_len` slots by `n_rows` rows must do: K read once.
-pub fn token_score_cost(shape: AttentionShape, kv_len: usize, n_rows: usize) -> Cost {
+/// What scoring `kv_len` slots by `n_rows` rows must do: K, of this format, read once.
+pub fn token_score_cost(shape: AttentionShape, k: KvFormat, kv_len: usize, n_rows: usize) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
-    let bytes = kv_len * (2 * n_kv_heads * head_dim + 4) + n_rows * n_q_heads * (2 * head_dim + 4);
+    let head_bytes = k.code_bytes(head_dim) + k.param_bytes(head_dim);
+    let bytes = kv_len * (n_kv_heads * head_bytes + 4) + n_rows * n_q_heads * (2 * head_dim + 4);
     Cost { bytes: bytes as u64, flops: (2 * n_q_heads * head_dim * kv_len * n_rows) as u64 }
 }

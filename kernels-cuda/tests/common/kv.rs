@@ -4,7 +4,7 @@
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
-use loris_kernels::{Buffer, Device, KvPages, Rows};
+use loris_kernels::{Buffer, Device, KvFormat, KvFormats, KvPages, Rows};
 
 use crate::common::{Random, from_bf16, from_bf16s};
 
@@ -29,6 +29,103 @@ pub enum Positions {
     Permuted,
 }
 
+/// Pages of both keys and values in a format.
+pub const fn both(format: KvFormat) -> KvFormats {
+    pair(format, format)
+}
+
+/// Pages of keys and of values; values are rotated as the engine does it.
+pub const fn pair(k: KvFormat, v: KvFormat) -> KvFormats {
+    KvFormats { k, v, k_rotated: false, v_rotated: matches!(v, KvFormat::Int4) }
+}
+
+/// Every pair that attention is compiled for where pages hold codes.
+pub const CODED: [KvFormats; 5] = [
+    both(KvFormat::Fp8),
+    both(KvFormat::Int8),
+    both(KvFormat::Int4),
+    pair(KvFormat::Int8, KvFormat::Int4),
+    pair(KvFormat::Bf16, KvFormat::Int4),
+];
+
+/// Slots of the first page of a table whose other pages hold codes.
+const N_WIDE: usize = 4;
+
+/// A head of a slot: its bytes, and the numbers that they stand for.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    pub codes: Vec<u8>,
+    pub params: Vec<u8>,
+    pub values: Vec<f64>,
+}
+
+impl Head {
+    /// Random codes of numbers from -max to max. What they stand for is written down here by the definition.
+    fn random(format: KvFormat, head_dim: usize, max: f32, random: &mut Random) -> Self {
+        let f16 = |x: f32| half::f16::from_f32(x);
+        let mut head = Self::default();
+        match format {
+            KvFormat::Bf16 => {
+                for bits in random.bf16(head_dim, max) {
+                    head.codes.extend(bits.to_le_bytes());
+                    head.values.push(from_bf16(bits).into());
+                }
+            }
+            KvFormat::Int8 => {
+                let scale = f16(random.uniform(0.2, max) / 127.0);
+                head.params.extend(scale.to_le_bytes());
+                for _ in 0..head_dim {
+                    let code = random.below(255) as i32 - 127;
+                    head.codes.push(code as i8 as u8);
+                    head.values.push(f64::from(code) * scale.to_f64());
+                }
+            }
+            KvFormat::Fp8 => {
+                let scale = f16(random.uniform(0.2, max) / 448.0);
+                head.params.extend(scale.to_le_bytes());
+                for _ in 0..head_dim {
+                    let (code, sign) = (random.below(0x7f) as u8, random.below(2) as u8);
+                    let (exponent, mantissa) = (i32::from(code >> 3), f64::from(code & 7) / 8.0);
+                    let magnitude = match exponent {
+                        0 => mantissa / 64.0,
+                        _ => (1.0 + mantissa) * 2.0f64.powi(exponent - 7),
+                    };
+                    head.codes.push(code | sign << 7);
+                    let value = if sign == 0 { magnitude } else { -magnitude };
+                    head.values.push(value * scale.to_f64());
+                }
+            }
+            KvFormat::Int4 => {
+                let group = if head_dim == 32 { 32 } else { 64 };
+                head.codes = vec![0; head_dim / 2];
+                for first in (0..head_dim).step_by(group) {
+                    // Some groups are constant: their scale is 0, and so are their codes.
+                    let spread = random.uniform(0.3, 1.5) * max;
+                    let range = if random.below(5) == 0 { 0.0 } else { spread };
+                    let scale = f16(range / 15.0);
+                    let zero = f16(random.uniform(-0.1, 0.1) * max - range / 2.0);
+                    head.params.extend([scale.to_le_bytes(), zero.to_le_bytes()].concat());
+                    for i in first..first + group {
+                        let code = if range == 0.0 { 0 } else { random.below(16) as u8 };
+                        // Byte i of 32 numbers has numbers i and 16 + i.
+                        head.codes[i / 32 * 16 + i % 16] |= code << (i % 32 / 16 * 4);
+                        head.values.push(f64::from(code) * scale.to_f64() + zero.to_f64());
+                    }
+                }
+            }
+        }
+        head
+    }
+}
+
+/// Multiplied with the Hadamard matrix over the square root of its size, element by element.
+fn hadamard(x: &[f64]) -> Vec<f64> {
+    let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+    let factor = 1.0 / (x.len() as f64).sqrt();
+    let row = |i| x.iter().enumerate().map(|(j, x)| sign(i, j) * x).sum::<f64>() * factor;
+    (0..x.len()).map(row).collect()
+}
+
 /// A sequence: what its slots hold, and for each the query of the row that was appended there.
 #[derive(Clone, Debug)]
 pub struct Sequence {
@@ -37,14 +134,26 @@ pub struct Sequence {
     pub positions: Vec<u32>,
     /// bf16 `[slot][n_q_heads][head_dim]`
     pub q: Vec<u16>,
-    /// bf16 `[slot][n_kv_heads][head_dim]`
-    pub k: Vec<u16>,
-    pub v: Vec<u16>,
+    pub kv: KvFormats,
+    /// Keys and values, `[slot][n_kv_heads]` each.
+    pub heads: [Vec<Head>; 2],
 }
 
 impl Sequence {
     /// `q_scale` says how sharp attention is.
     pub fn new(shape: AttentionShape, len: u32, kind: Positions, q_scale: f32, seed: u64) -> Self {
+        Self::coded(KvFormats::default(), shape, len, kind, q_scale, seed)
+    }
+
+    /// The same in pages of other formats.
+    pub fn coded(
+        kv: KvFormats,
+        shape: AttentionShape,
+        len: u32,
+        kind: Positions,
+        q_scale: f32,
+        seed: u64,
+    ) -> Self {
         let mut random = Random::new(seed);
         let mut positions: Vec<u32> = match kind {
             Positions::Dense | Positions::Permuted => (0..len).collect(),
@@ -57,15 +166,15 @@ impl Sequence {
                 positions.swap(i, random.below(i + 1));
             }
         }
-        let kv_len = len as usize * shape.n_kv_heads * shape.head_dim;
-        Self {
-            shape,
-            is_dense: kind == Positions::Dense,
-            positions,
-            q: random.bf16(len as usize * shape.n_q_heads * shape.head_dim, q_scale),
-            k: random.bf16(kv_len, 1.0),
-            v: random.bf16(kv_len, 1.0),
-        }
+        let q = random.bf16(len as usize * shape.n_q_heads * shape.head_dim, q_scale);
+        // Rotated values are such that what attention gives is up to 1 once they are rotated back.
+        let max_value = if kv.v_rotated { 0.4 } else { 1.0 };
+        let heads = [(kv.k, 1.0), (kv.v, max_value)].map(|(format, max)| {
+            let slots = (0..len as usize * shape.n_kv_heads).map(|i| i / shape.n_kv_heads);
+            let format = |slot| if slot < N_WIDE { KvFormat::Bf16 } else { format };
+            slots.map(|slot| Head::random(format(slot), shape.head_dim, max, &mut random)).collect()
+        });
+        Self { shape, is_dense: kind == Positions::Dense, positions, q, kv, heads }
     }
 
     /// The slots below `kv_len` that the row of a slot sees, and its scores of them, by head.
@@ -84,9 +193,8 @@ impl Sequence {
         let slots = (0..kv_len).filter(|&slot| sees(self.positions[slot]));
         slots
             .map(|slot| {
-                let k = &self.k[(slot * n_kv_heads + kv_head) * head_dim..][..head_dim];
-                let dot: f64 =
-                    q.iter().zip(k).map(|(&q, &k)| f64::from(q) * f64::from(from_bf16(k))).sum();
+                let k = &self.heads[0][slot * n_kv_heads + kv_head].values;
+                let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * k).sum();
                 (slot, dot / (head_dim as f64).sqrt())
             })
             .collect()
@@ -108,10 +216,13 @@ impl Sequence {
         let mut out = vec![0.0; head_dim];
         for (slot, score) in scores {
             let p = (score - largest).exp() / sum;
-            let v = &self.v[(slot * n_kv_heads + kv_head) * head_dim..][..head_dim];
+            let v = &self.heads[1][slot * n_kv_heads + kv_head].values;
             for (out, &v) in out.iter_mut().zip(v) {
-                *out += p * f64::from(from_bf16(v));
+                *out += p * v;
             }
+        }
+        if self.kv.v_rotated {
+            out = hadamard(&out);
         }
         (out, if sum > 0.0 { largest + sum.ln() } else { f64::NEG_INFINITY })
     }
@@ -150,10 +261,16 @@ pub struct Uploaded {
 pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded {
     let shape = parts[0].seq.shape;
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
-    let n_used: usize = parts.iter().map(|p| p.kv_len().div_ceil(page_len)).sum();
+    let kv = parts[0].seq.kv;
+    let first_len = if kv.is_coded() { N_WIDE } else { page_len };
+    let n_pages_of = |n_slots: usize| match n_slots {
+        0 => 0,
+        n => 1 + n.saturating_sub(first_len).div_ceil(page_len),
+    };
+    let n_used: usize = parts.iter().map(|p| n_pages_of(p.kv_len())).sum();
     let n_pages = n_used * N_LAYERS + 1;
-    let page_elems = 2 * n_kv_heads * page_len * head_dim;
-    let mut pool = vec![NAN; n_pages * page_elems];
+    let page_bytes = kv.page_bytes(n_kv_heads, page_len, head_dim);
+    let mut pool = vec![0xff; n_pages * page_bytes];
     let (mut seqs, mut row_seq, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut slot_positions, mut page_tables, mut q) = (vec![7; 3], vec![0; 5], Vec::new());
     for (seq_idx, part) in parts.iter().enumerate() {
@@ -171,17 +288,28 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
         row_seq.extend(std::iter::repeat_n(seq_idx as u32, part.n_rows));
         positions.extend(&seq.positions[part.kv_start..kv_len]);
         q.extend(&seq.q[part.kv_start * n_q_heads * head_dim..kv_len * n_q_heads * head_dim]);
-        for page_idx in 0..kv_len.div_ceil(page_len) {
+        for page_idx in 0..n_pages_of(kv_len) {
             // The pool is handed out from its end, so that a sequence's pages do not ascend.
             let first = n_pages - 1 - (page_tables.len() - 5);
             page_tables.extend([first as u32, first as u32 - 1]);
-            let page = &mut pool[(first - LAYER) * page_elems..][..page_elems];
-            let slots = page_idx * page_len..kv_len.min((page_idx + 1) * page_len);
-            for (slot, head) in slots.flat_map(|slot| (0..n_kv_heads).map(move |h| (slot, h))) {
-                let from = (slot * n_kv_heads + head) * head_dim;
-                for (side, values) in [&seq.k, &seq.v].into_iter().enumerate() {
-                    let row = (side * n_kv_heads + head) * page_len + slot % page_len;
-                    page[row * head_dim..][..head_dim].copy_from_slice(&values[from..][..head_dim]);
+            let page = &mut pool[(first - LAYER) * page_bytes..][..page_bytes];
+            // A head's run: the codes of all slots, and behind them their params.
+            let len = if page_idx == 0 { first_len } else { page_len };
+            let is_wide = page_idx == 0 && kv.is_coded();
+            let formats = if is_wide { [KvFormat::Bf16; 2] } else { [kv.k, kv.v] };
+            let sizes = formats.map(|f| [f.code_bytes(head_dim), f.param_bytes(head_dim)]);
+            let run_bytes = sizes.map(|size| len * (size[0] + size[1]));
+            let start = if page_idx == 0 { 0 } else { first_len + (page_idx - 1) * page_len };
+            for (slot, head) in (start..kv_len.min(start + len))
+                .flat_map(|slot| (0..n_kv_heads).map(move |h| (slot, h)))
+            {
+                for side in 0..2 {
+                    let Head { codes, params, .. } = &seq.heads[side][slot * n_kv_heads + head];
+                    let run = side * n_kv_heads * run_bytes[0] + head * run_bytes[side];
+                    let at = run + (slot - start) * sizes[side][0];
+                    page[at..at + codes.len()].copy_from_slice(codes);
+                    let at = run + len * sizes[side][0] + (slot - start) * sizes[side][1];
+                    page[at..at + params.len()].copy_from_slice(params);
                 }
             }
         }
@@ -200,13 +328,12 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
         ..HostBatch::default()
     };
     batch.upload(device, &host).unwrap();
-    let bytes: Vec<u8> = pool.iter().flat_map(|x| x.to_le_bytes()).collect();
-    let data = Buffer::from_slice(device, &bytes, "pages").unwrap();
+    let data = Buffer::from_slice(device, &pool, "pages").unwrap();
     let width = n_q_heads * head_dim;
     let poison = vec![NAN; n_rows * width];
     Uploaded {
         batch,
-        pages: KvPages { data, n_pages, n_kv_heads, page_len, head_dim },
+        pages: KvPages { data, n_pages, n_kv_heads, page_len, head_dim, kv },
         q: Rows { data: Buffer::from_slice(device, &q, "q").unwrap(), n_rows, width },
         out: Rows { data: Buffer::from_slice(device, &poison, "out").unwrap(), n_rows, width },
         lse: Buffer::from_slice(device, &vec![f32::NAN; n_rows * n_q_heads], "lse").unwrap(),

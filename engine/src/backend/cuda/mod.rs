@@ -44,7 +44,7 @@ use self::rows::{Data, Gathered};
 use self::sample::Chooser;
 use self::score::Scorer;
 use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score, Table};
-use crate::cache::{KvFormat, PageId, PageLayout, Seal};
+use crate::cache::{KvFormat, KvFormats, PageId, PageLayout, Seal, Side};
 use crate::error::Error;
 
 pub use self::passes::Passes;
@@ -71,6 +71,8 @@ pub struct CudaBackend {
     staging: Option<Staging>,
     arrays: Arrays,
     shape: Option<AttentionShape>,
+    /// What the pages hold.
+    kv: loris_kernels::KvFormats,
     batch: Option<DeviceBatch>,
     /// The most rows of activations that were asked for.
     max_rows: usize,
@@ -96,6 +98,30 @@ fn kernel_window(window: Option<usize>) -> Option<u32> {
     window.and_then(|window| u32::try_from(window).ok())
 }
 
+/// The formats of pages as kernels take them; `None` where there are no kernels: [`KV_FORMATS`] says for which.
+pub(crate) fn kernel_formats(kv: KvFormats) -> Option<loris_kernels::KvFormats> {
+    let format = |format| {
+        Some(match format {
+            KvFormat::Bf16 => loris_kernels::KvFormat::Bf16,
+            KvFormat::Fp8 => loris_kernels::KvFormat::Fp8,
+            KvFormat::Int8 => loris_kernels::KvFormat::Int8,
+            KvFormat::Int4 | KvFormat::Int4Plain => loris_kernels::KvFormat::Int4,
+            _ => return None,
+        })
+    };
+    let formats = loris_kernels::KvFormats {
+        k: format(kv.k)?,
+        v: format(kv.v)?,
+        k_rotated: kv.k.is_rotated(Side::K),
+        v_rotated: kv.v.is_rotated(Side::V),
+    };
+    formats.has_kernels().then_some(formats)
+}
+
+/// What [`kernel_formats`] takes.
+pub(crate) const KV_FORMATS: &str =
+    "bf16, fp8, int8, int4, int4-plain, int8:int4 or bf16:int4; other formats on the CPU";
+
 /// What `begin` and `rows` make room for.
 fn missing(what: &str) -> Error {
     Error::State { call: "layer op", reason: format!("{what}: begin was not called") }
@@ -113,6 +139,7 @@ impl CudaBackend {
             staging: None,
             arrays: Arrays::default(),
             shape: None,
+            kv: loris_kernels::KvFormats::default(),
             batch: None,
             max_rows: 0,
             normed: None,
@@ -197,9 +224,7 @@ impl Backend for CudaBackend {
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
         let PageLayout { n_kv_heads, page_len, head_dim, kv, .. } = layout;
-        if kv != KvFormat::Bf16.into() {
-            return Err(unsupported("--kv", kv, "bf16"));
-        }
+        let kernels = kernel_formats(kv).ok_or_else(|| unsupported("--kv", kv, KV_FORMATS))?;
         if ![32, 64, 128].contains(&head_dim) {
             return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
         }
@@ -208,7 +233,8 @@ impl Backend for CudaBackend {
         }
         let n_bytes = n_pages.saturating_mul(layout.bytes());
         let data = Buffer::new(&self.device, n_bytes, "the KV page pool")?;
-        Ok(KvPages { data, n_pages, n_kv_heads, page_len, head_dim })
+        self.kv = kernels;
+        Ok(KvPages { data, n_pages, n_kv_heads, page_len, head_dim, kv: kernels })
     }
 
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
@@ -218,7 +244,7 @@ impl Backend for CudaBackend {
         self.staging = None;
         self.shape = Some(shape);
         self.arrays.fill(batch, kernel_shape(shape));
-        let form = Form::new(batch, &self.arrays);
+        let form = Form::new(batch, &self.arrays, self.kv);
         if batch.phase == Phase::Decode {
             self.reserve_decode(&form, shape)?;
         }

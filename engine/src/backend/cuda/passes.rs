@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use loris_kernels::ops::attention;
 use loris_kernels::ops::batch::DeviceBatch;
-use loris_kernels::{Device, Graph, Recording};
+use loris_kernels::{Device, Graph, KvFormats, Recording};
 
 use super::batch::Arrays;
 use crate::backend::{Batch, Phase};
@@ -48,13 +48,13 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn new(batch: &Batch<'_>, arrays: &Arrays) -> Self {
+    pub(super) fn new(batch: &Batch<'_>, arrays: &Arrays, kv: KvFormats) -> Self {
         Self {
             n_rows: batch.n_rows(),
             n_seqs: batch.seqs.len(),
             n_logit_rows: batch.logit_rows.len(),
             layers: (0, 0),
-            n_splits: attention::n_splits(arrays.max_kv_len),
+            n_splits: attention::n_splits(kv, arrays.max_kv_len),
             generation: 0,
         }
     }

@@ -1,0 +1,146 @@
+//! Pools of KV pages, and the number formats that they hold.
+
+use crate::abi::{
+    LORIS_KV_BF16, LORIS_KV_FP8, LORIS_KV_INT4, LORIS_KV_INT8, LORIS_KV_SKEW, LorisPages,
+};
+use crate::{Buffer, Error};
+
+/// Number format of keys or of values in pages: `include/kv_format.cuh` says what the codes are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KvFormat {
+    /// bfloat16.
+    #[default]
+    Bf16,
+    /// e4m3 floats with a scale for each slot and head.
+    Fp8,
+    /// 8-bit integers with a scale for each slot and head.
+    Int8,
+    /// 4-bit integers with a scale and a zero for each group of 64 numbers, of 32 in heads of 32.
+    Int4,
+}
+
+impl KvFormat {
+    /// Bytes of the codes of a head of one slot.
+    pub fn code_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 2 * head_dim,
+            Self::Fp8 | Self::Int8 => head_dim,
+            Self::Int4 => head_dim / 2,
+        }
+    }
+
+    /// Bytes of what its codes are multiplied with.
+    pub fn param_bytes(self, head_dim: usize) -> usize {
+        match self {
+            Self::Bf16 => 0,
+            Self::Fp8 | Self::Int8 => 2,
+            Self::Int4 => 4 * (head_dim / 64).max(1),
+        }
+    }
+
+    fn abi(self) -> u32 {
+        match self {
+            Self::Bf16 => LORIS_KV_BF16,
+            Self::Fp8 => LORIS_KV_FP8,
+            Self::Int8 => LORIS_KV_INT8,
+            Self::Int4 => LORIS_KV_INT4,
+        }
+    }
+}
+
+/// What the pages of a pool hold. [`Default`] is bf16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KvFormats {
+    /// Of keys.
+    pub k: KvFormat,
+    /// Of values.
+    pub v: KvFormat,
+    /// Keys, and queries, are multiplied with a Hadamard matrix before they are coded.
+    pub k_rotated: bool,
+    /// Values are, and what attention gives is multiplied back.
+    pub v_rotated: bool,
+}
+
+impl KvFormats {
+    /// Pages hold codes, but for the first of a table.
+    pub fn is_coded(self) -> bool {
+        (self.k, self.v) != (KvFormat::Bf16, KvFormat::Bf16)
+    }
+
+    /// What attention counts slots from: see `LORIS_KV_SKEW`.
+    pub fn skew(self) -> usize {
+        if self.is_coded() { LORIS_KV_SKEW as usize } else { 0 }
+    }
+
+    /// Bytes of a slot, those that are not coded excepted.
+    pub fn slot_bytes(self, n_kv_heads: usize, head_dim: usize) -> usize {
+        let head = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
+        n_kv_heads * (head(self.k) + head(self.v))
+    }
+
+    /// Bytes of a page.
+    pub fn page_bytes(self, n_kv_heads: usize, page_len: usize, head_dim: usize) -> usize {
+        (page_len * self.slot_bytes(n_kv_heads, head_dim)).next_multiple_of(16)
+    }
+
+    /// Whether attention is compiled for them.
+    pub fn has_kernels(self) -> bool {
+        self.attention_variant().is_ok()
+    }
+
+    /// Which of [`ATTENTION`] this is.
+    pub(crate) fn attention_variant(self) -> Result<usize, Error> {
+        let is_rotated_back = !self.v_rotated || self.v == KvFormat::Int4;
+        let variant = ATTENTION.iter().position(|&pair| pair == (self.k, self.v));
+        variant.filter(|_| is_rotated_back).ok_or_else(|| Error::Unsupported {
+            what: "formats of the KV cache".into(),
+            found: format!("{self:?}"),
+            expected: "bf16, fp8, int8 or int4 of both sides, or int4 values with int8 or bf16 keys; rotated values \
+                       are int4",
+        })
+    }
+}
+
+/// The pairs that attention is compiled for, in the order in which launchers list their kernels.
+pub(crate) const ATTENTION: [(KvFormat, KvFormat); 6] = {
+    use KvFormat::{Bf16, Fp8, Int4, Int8};
+    [(Bf16, Bf16), (Fp8, Fp8), (Int8, Int8), (Int4, Int4), (Int8, Int4), (Bf16, Int4)]
+};
+
+/// A pool of KV pages.
+#[derive(Debug)]
+pub struct KvPages {
+    /// `[n_pages]` of [`page_bytes`](Self::page_bytes), as `LorisPages` in `abi.h` says.
+    pub data: Buffer<u8>,
+    /// Pages in the pool.
+    pub n_pages: usize,
+    /// Key and value heads.
+    pub n_kv_heads: usize,
+    /// Slots of a page, a power of two.
+    pub page_len: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// What it holds.
+    pub kv: KvFormats,
+}
+
+impl KvPages {
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.kv.page_bytes(self.n_kv_heads, self.page_len, self.head_dim)
+    }
+
+    /// As kernels take it.
+    pub fn abi(&self) -> LorisPages {
+        LorisPages {
+            base: self.data.ptr() as *mut _,
+            page_bytes: self.page_bytes() as u64,
+            page_len_log2: self.page_len.trailing_zeros(),
+            n_kv_heads: u32::try_from(self.n_kv_heads).unwrap_or(u32::MAX),
+            k_format: self.kv.k.abi(),
+            v_format: self.kv.v.abi(),
+            k_rotated: self.kv.k_rotated.into(),
+            v_rotated: self.kv.v_rotated.into(),
+        }
+    }
+}
