@@ -59,7 +59,7 @@ const MAX_ANSWER: usize = 4_096;
 /// Tokens that a later turn's question may take.
 const TURN_ROOM: usize = 256;
 /// What the tail of a session's tables takes at most where pages are sealed, in pages.
-const N_TAIL_PAGES: usize = 64;
+const N_TAIL_PAGES: usize = 72;
 
 /// All that a run needs.
 struct Bench<'a> {
