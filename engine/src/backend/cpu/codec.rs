@@ -223,7 +223,7 @@ pub(super) fn encode_page(
 /// # Safety
 /// As [`Simd`]: `LANES` bytes at `p`.
 #[inline(always)]
-unsafe fn unpack<S: Simd, const BITS: usize>(p: *const u8, part: usize) -> S::V {
+pub(super) unsafe fn unpack<S: Simd, const BITS: usize>(p: *const u8, part: usize) -> S::V {
     // SAFETY: the caller's.
     unsafe {
         match (BITS, part) {
@@ -349,7 +349,7 @@ fn e4m3(x: f32) -> u8 {
 /// # Safety
 /// As [`decode`].
 #[inline(always)]
-unsafe fn decode_codes<S: Simd>(
+pub(super) unsafe fn decode_codes<S: Simd>(
     format: KvFormat,
     codes: *const u8,
     n_rows: usize,
@@ -381,39 +381,22 @@ unsafe fn decode_codes<S: Simd>(
     }
 }
 
-/// As [`decode`], but what is the same for a whole head goes to `scales`, to be multiplied with the few
-/// products of the head instead of with its numbers.
+/// `n` numbers of f16 as f32, times `unit`.
 ///
 /// # Safety
-/// As [`decode`], with room for `n_rows` scales.
+/// As [`Simd`]: as many numbers, and room for them.
 #[inline(always)]
-pub(super) unsafe fn decode_scaled<S: Simd>(
-    format: KvFormat,
-    (codes, params): (*const u8, *const u8),
-    n_rows: usize,
-    n: usize,
-    (to, scales): (*mut f32, *mut f32),
-    stride: usize,
-) {
-    // SAFETY: the caller's.
+pub(super) unsafe fn params<S: Simd>(from: *const u8, n: usize, unit: f32, to: *mut f32) {
+    let from = from.cast::<u16>();
+    let whole = n - n % S::LANES;
+    // SAFETY: inside the n numbers.
     unsafe {
-        let unit = match format {
-            KvFormat::Int8 => 1.0,
-            KvFormat::Fp8 => E4M3_UNIT,
-            _ => {
-                (0..n_rows).for_each(|row| scales.add(row).write(1.0));
-                return decode::<S>(format, (codes, params), n_rows, n, to, stride);
-            }
-        };
-        let params = params.cast::<u16>();
-        let whole = n_rows - n_rows % S::LANES;
-        for row in (0..whole).step_by(S::LANES) {
-            S::store(scales.add(row), S::mul(S::load_f16(params.add(row)), S::splat(unit)));
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(to.add(i), S::mul(S::load_f16(from.add(i)), S::splat(unit)));
         }
-        for row in whole..n_rows {
-            scales.add(row).write(S::f16(params.add(row).read_unaligned()) * unit);
+        for i in whole..n {
+            to.add(i).write(S::f16(from.add(i).read_unaligned()) * unit);
         }
-        decode_codes::<S>(format, codes, n_rows, n, to, stride);
     }
 }
 
@@ -480,7 +463,7 @@ pub(super) unsafe fn decode<S: Simd>(
 }
 
 /// What e4m3 numbers are decoded in units of.
-const E4M3_UNIT: f32 = 256.0;
+pub(super) const E4M3_UNIT: f32 = 256.0;
 
 /// An e4m3 number, divided by 256: its bits are those of an f16 with a smaller exponent.
 #[inline(always)]

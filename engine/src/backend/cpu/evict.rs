@@ -32,7 +32,7 @@ impl Kernel for KeyNorms<'_> {
             for head in 0..n_heads {
                 let row = Row::new(form, page, place, Side::K, head);
                 // SAFETY: a slot in use; room for its d numbers.
-                unsafe { row.read::<S>(d, key.as_mut_ptr()) };
+                unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
                 sum += key.iter().map(|x| x * x).sum::<f32>().sqrt();
             }
             // SAFETY: room for n_slots.

@@ -61,9 +61,9 @@ impl CpuPages {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
     pub(super) format: KvFormat,
-    is_by_channel: bool,
+    pub(super) is_by_channel: bool,
     pub(super) codes: *const u8,
-    params: *const u8,
+    pub(super) params: *const u8,
 }
 
 impl Row {
@@ -91,42 +91,63 @@ impl Row {
         Self { format: KvFormat::F32, codes: numbers.cast(), ..self }
     }
 
-    /// It and the slots behind it in the page: `n_rows` heads of `n` numbers, `stride` apart, each to be multiplied
-    /// with its scale.
+    /// What the numbers of it and of the slots behind it are to be multiplied with, once [`read_run`](Self::read_run)
+    /// has them: 1 where there is nothing to do.
     ///
     /// # Safety
-    /// As [`Simd`]; the page has the slots, and `to` room for the numbers and the scales.
+    /// As [`Simd`]; the page has the slots, and `to` room for `n_rows` scales.
+    #[inline(always)]
+    pub(super) unsafe fn scales<S: Simd>(self, n_rows: usize, to: *mut f32) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.format {
+                KvFormat::Int8 => codec::params::<S>(self.params, n_rows, 1.0, to),
+                KvFormat::Fp8 => codec::params::<S>(self.params, n_rows, codec::E4M3_UNIT, to),
+                _ => (0..n_rows).for_each(|row| to.add(row).write(1.0)),
+            }
+        }
+    }
+
+    /// It and the slots behind it in the page: `n_rows` heads of `n` numbers, `stride` apart, each to be multiplied
+    /// with its [scale](Self::scales).
+    ///
+    /// # Safety
+    /// As [`Simd`]; the page has the slots, and `to` room for the numbers.
     #[inline(always)]
     pub(super) unsafe fn read_run<S: Simd>(
         self,
         n_rows: usize,
         n: usize,
-        to: (*mut f32, *mut f32),
+        to: *mut f32,
         stride: usize,
     ) {
         let from = (self.codes, self.params);
         // SAFETY: the caller's.
         unsafe {
-            if self.is_by_channel {
-                (0..n_rows).for_each(|row| to.1.add(row).write(1.0));
-                return codec::decode_channels::<S>(self.format, from, n_rows, n, to.0, stride);
+            match self.format {
+                _ if self.is_by_channel => {
+                    codec::decode_channels::<S>(self.format, from, n_rows, n, to, stride);
+                }
+                KvFormat::Int8 | KvFormat::Fp8 => {
+                    codec::decode_codes::<S>(self.format, self.codes, n_rows, n, to, stride);
+                }
+                _ => codec::decode::<S>(self.format, from, n_rows, n, to, stride),
             }
-            codec::decode_scaled::<S>(self.format, from, n_rows, n, to, stride);
         }
     }
 
-    /// Its `n` numbers as f32.
+    /// It and the slots behind it in the page as f32: `n_rows` heads of `n` numbers, one after another.
     ///
     /// # Safety
-    /// As [`Simd`]; the page has the slot, and `to` room for the numbers.
+    /// As [`Simd`]; the page has the slots, and `to` room for the numbers.
     #[inline(always)]
-    pub(super) unsafe fn read<S: Simd>(self, n: usize, to: *mut f32) {
+    pub(super) unsafe fn read<S: Simd>(self, n_rows: usize, n: usize, to: *mut f32) {
         let from = (self.codes, self.params);
         // SAFETY: the caller's.
         unsafe {
             match self.is_by_channel {
-                true => codec::decode_channels::<S>(self.format, from, 1, n, to, n),
-                false => codec::decode::<S>(self.format, from, 1, n, to, n),
+                true => codec::decode_channels::<S>(self.format, from, n_rows, n, to, n),
+                false => codec::decode::<S>(self.format, from, n_rows, n, to, n),
             }
         }
     }

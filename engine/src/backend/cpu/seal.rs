@@ -40,10 +40,8 @@ impl Kernel for SealPages<'_> {
                     for (&page, values) in
                         seal.from.iter().zip(values.chunks_exact_mut(tail.len * d))
                     {
-                        for (slot, values) in values.chunks_exact_mut(d).enumerate() {
-                            let row = Row::new(&tail, self.pages.page(page), slot, side, head);
-                            row.read::<S>(d, values.as_mut_ptr());
-                        }
+                        let row = Row::new(&tail, self.pages.page(page), 0, side, head);
+                        row.read::<S>(tail.len, d, values.as_mut_ptr());
                     }
                     encode(&body, self.pages.page(seal.to), (side, head), &values);
                 }

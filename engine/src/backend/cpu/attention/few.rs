@@ -1,17 +1,19 @@
 //! The walk over the slots in decode: a few rows, so that reading K and V is most of the work.
 //!
-//! Nothing is packed: the numbers of a tile go through the registers once on their way to f32, in the order in
-//! which they lie in the page, and every row takes its dot products, and then its weighted sum, from there.
-//! Rows go in blocks that share what is loaded; a row's bits do not depend on its block.
+//! Nothing is packed, and where all rows fit into one block nothing is even decoded to memory: every row takes its
+//! dot products, and then its weighted sum, from numbers that go from the page through the registers
+//! ([`numbers`](super::numbers)). More rows take them from a tile that is decoded once. Both give the same bits: a
+//! row's do not depend on its block, nor on who else is in the batch.
 
 use std::ops::Range;
 
 use super::super::pages::Row;
-use super::super::simd::{MAX_LANES, Simd};
+use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::flash::{Attention, Mask, Meets, Parts, View, exp2_each, weigh};
+use super::numbers::{self, CHUNK, Numbers, Walk};
 use super::work::Task;
 use super::{Fma, TILE};
-use crate::cache::Side;
+use crate::cache::{PageForm, Side};
 
 /// Rows of a block.
 const BLOCK: usize = 4;
@@ -31,6 +33,7 @@ impl Attention<'_> {
     ) {
         let (seq, group) = (&self.batch.seqs[task.seq], self.shape.group_size());
         let positions = &self.batch.positions[task.tokens.clone()];
+        let is_decoded = n_rows > BLOCK || d > self.shape.head_dim;
         // SAFETY: parts has room for the rows, a tile of K and of V, and a block of scores.
         unsafe {
             for step in self.steps(task) {
@@ -42,83 +45,43 @@ impl Attention<'_> {
                 if view == View::Nothing {
                     continue;
                 }
+                let tile = Tile { attention: self, task, slots: slots.clone(), is_decoded };
                 let mut scales = [[1.0_f32; TILE]; 2];
-                self.read_tile::<S>(task, slots.clone(), parts, &mut scales, d);
+                tile.read::<S>(parts, &mut scales, d);
                 let [k_scales, v_scales] = &scales;
                 let is_full = view == View::All && slots.len() == TILE;
-                let mask = Mask { slots: &seq.slot_positions[slots.clone()], is_full };
+                let mask = Mask { slots: &seq.slot_positions[slots], is_full };
                 for first in (0..n_rows).step_by(BLOCK) {
                     let rows = first..n_rows.min(first + BLOCK);
-                    let q = parts.q.add(first * d);
-                    match rows.len() {
-                        1 => dots::<S, 1>(q, parts.k, slots.len(), d, parts.scores),
-                        2 => dots::<S, 2>(q, parts.k, slots.len(), d, parts.scores),
-                        3 => dots::<S, 3>(q, parts.k, slots.len(), d, parts.scores),
-                        _ => dots::<S, BLOCK>(q, parts.k, slots.len(), d, parts.scores),
-                    }
+                    let (q, out) = (parts.q.add(first * d), parts.out.add(first * d));
+                    let (n_rows, scores) = (rows.len(), parts.scores);
+                    tile.walk::<S>(Side::K, parts.k, d, Dots { q, n_rows, d, scores });
                     let mut scale = [0.0; MAX_LANES];
                     let mut sums = [0.0; BLOCK];
                     for (i, row) in rows.clone().enumerate() {
-                        let (scores, max) =
-                            (parts.scores.add(i * TILE), &mut *parts.row_max.add(row));
+                        let (scores, max) = (scores.add(i * TILE), &mut *parts.row_max.add(row));
                         multiply::<S>(scores, k_scales);
                         let seen = self.seen(seq, step.meets, positions[row / group]);
                         (scale[i], sums[i]) = weigh::<S, Fma>(scores, mask, seen, max);
                         multiply::<S>(scores, v_scales);
                     }
                     exp2_each::<S>(&mut scale);
-                    for (i, row) in rows.clone().enumerate() {
+                    for (i, row) in rows.enumerate() {
                         let sum = parts.row_sum.add(row);
                         *sum = *sum * scale[i] + sums[i];
+                        for c in (0..d).step_by(S::LANES) {
+                            let out = out.add(i * d + c);
+                            S::store(out, S::mul(S::load(out), S::splat(scale[i])));
+                        }
                     }
-                    let (out, scale) = (parts.out.add(first * d), &scale);
-                    let (n, scores) = (slots.len(), parts.scores);
-                    match rows.len() {
-                        1 => add_values::<S, 1>(scores, parts.v, n, d, scale, out),
-                        2 => add_values::<S, 2>(scores, parts.v, n, d, scale, out),
-                        3 => add_values::<S, 3>(scores, parts.v, n, d, scale, out),
-                        _ => add_values::<S, BLOCK>(scores, parts.v, n, d, scale, out),
-                    }
-                }
-            }
-        }
-    }
-
-    /// K and V of a tile, page by page, and what each is still to be multiplied with.
-    #[inline(always)]
-    unsafe fn read_tile<S: Simd>(
-        &self,
-        task: &Task,
-        slots: Range<usize>,
-        parts: Parts,
-        scales: &mut [[f32; TILE]; 2],
-        d: usize,
-    ) {
-        let (seq, head_dim) = (&self.batch.seqs[task.seq], self.shape.head_dim);
-        let layout = self.pages.layout.with_sealed(seq.n_sealed);
-        let (mut page_idx, mut first) = layout.place(slots.start);
-        let mut done = 0;
-        while done < slots.len() {
-            let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
-            let form = self.pages.form(layout.part(page_idx));
-            let n = (form.len - first).min(slots.len() - done);
-            let [k_scales, v_scales] = scales.each_mut();
-            for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {
-                // SAFETY: n slots of the page, and their places in the tile.
-                unsafe {
-                    let (to, scales) = (to.add(done * d), scales.as_mut_ptr().add(done));
-                    Row::new(form, page, first, side, task.kv_head).read_run::<S>(
-                        n,
-                        head_dim,
-                        (to, scales),
+                    tile.walk::<S>(
+                        Side::V,
+                        parts.v,
                         d,
+                        AddValues { weights: scores, n_rows, d, out },
                     );
-                    if d > head_dim {
-                        (0..n).for_each(|i| to.add(i * d + head_dim).write_bytes(0, d - head_dim));
-                    }
                 }
             }
-            (done, page_idx, first) = (done + n, page_idx + 1, 0);
         }
     }
 
@@ -144,6 +107,86 @@ impl Attention<'_> {
     }
 }
 
+/// Slots that are weighed together, page by page.
+struct Tile<'a> {
+    attention: &'a Attention<'a>,
+    task: &'a Task,
+    slots: Range<usize>,
+    /// Their numbers are decoded to memory first.
+    is_decoded: bool,
+}
+
+/// Those of a tile that are in one page.
+struct Run<'a> {
+    form: &'a PageForm,
+    page: *const u8,
+    /// The first of them in the page, and in the tile.
+    first: usize,
+    at: usize,
+    n: usize,
+}
+
+impl<'a> Tile<'a> {
+    #[inline(always)]
+    fn runs(&self) -> impl Iterator<Item = Run<'a>> {
+        let Attention { batch, pages, layer, .. } = *self.attention;
+        let seq = &batch.seqs[self.task.seq];
+        let layout = pages.layout.with_sealed(seq.n_sealed);
+        let (mut page_idx, mut first) = layout.place(self.slots.start);
+        let (mut at, n_slots) = (0, self.slots.len());
+        std::iter::from_fn(move || {
+            let page = (at < n_slots).then(|| pages.page(seq.page(page_idx, layer)).as_ptr())?;
+            let form = pages.form(layout.part(page_idx));
+            let n = (form.len - first).min(n_slots - at);
+            let run = Run { form, page, first, at, n };
+            (at, page_idx, first) = (at + n, page_idx + 1, 0);
+            Some(run)
+        })
+    }
+
+    /// What each slot's K and V have yet to be multiplied with; and if they are to be decoded, K and V.
+    ///
+    /// # Safety
+    /// As [`Simd`]; `parts` has room for a tile.
+    #[inline(always)]
+    unsafe fn read<S: Simd>(&self, parts: Parts, scales: &mut [[f32; TILE]; 2], d: usize) {
+        let head_dim = self.attention.shape.head_dim;
+        for Run { form, page, first, at, n } in self.runs() {
+            let [k_scales, v_scales] = scales.each_mut();
+            for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {
+                let row = Row::new(form, page, first, side, self.task.kv_head);
+                // SAFETY: n slots of the page, and their places in the tile.
+                unsafe {
+                    row.scales::<S>(n, scales.as_mut_ptr().add(at));
+                    if self.is_decoded {
+                        let to = to.add(at * d);
+                        row.read_run::<S>(n, head_dim, to, d);
+                        (0..n).for_each(|i| to.add(i * d + head_dim).write_bytes(0, d - head_dim));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Walks over keys or values, which are in `decoded` if they were decoded; else it is scratch.
+    ///
+    /// # Safety
+    /// As [`Simd`]; room for a tile.
+    #[inline(always)]
+    unsafe fn walk<S: Simd>(&self, side: Side, decoded: *mut f32, d: usize, job: impl Walk) {
+        // SAFETY: the slots of a run, and their places in the tile.
+        unsafe {
+            if self.is_decoded {
+                return job.walk::<S>(numbers::decoded(decoded, d), 0, self.slots.len());
+            }
+            for Run { form, page, first, at, n } in self.runs() {
+                let row = Row::new(form, page, first, side, self.task.kv_head);
+                numbers::walk::<S>(row, at, n, d, decoded, job);
+            }
+        }
+    }
+}
+
 /// A row of scores, element by element.
 #[inline(always)]
 unsafe fn multiply<S: Simd>(scores: *mut f32, scales: &[f32; TILE]) {
@@ -157,130 +200,187 @@ unsafe fn multiply<S: Simd>(scores: *mut f32, scales: &[f32; TILE]) {
 }
 
 /// `scores[r][i] = q[r] . keys[i]`
-#[inline(always)]
-unsafe fn dots<S: Simd, const R: usize>(
+#[derive(Clone, Copy)]
+struct Dots {
+    /// `[row][d]`
     q: *const f32,
-    keys: *const f32,
-    n: usize,
+    n_rows: usize,
     d: usize,
+    /// `[row][TILE]`
     scores: *mut f32,
-) {
-    // SAFETY: R rows and n keys of d numbers, whole vectors; rows of TILE scores.
-    unsafe {
-        // Queries of the usual widths stay in registers.
-        match d / S::LANES {
-            2 => short_dots::<S, R, 2>(q, keys, n, scores),
-            4 => short_dots::<S, R, 4>(q, keys, n, scores),
-            _ => {
-                for i in 0..n {
-                    let key = keys.add(i * d);
-                    let mut sums = [S::splat(0.0); R];
-                    for c in (0..d).step_by(S::LANES) {
-                        let k = S::load(key.add(c));
-                        for (r, sum) in sums.iter_mut().enumerate() {
-                            *sum = S::fma(S::load(q.add(r * d + c)), k, *sum);
+}
+
+impl Walk for Dots {
+    #[inline(always)]
+    unsafe fn walk<S: Simd>(self, keys: impl Numbers, first: usize, n: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.n_rows {
+                1 => S::enter::<Fma, _>(Keys::<_, 1> { dots: self, keys, first, n }),
+                2 => S::enter::<Fma, _>(Keys::<_, 2> { dots: self, keys, first, n }),
+                3 => S::enter::<Fma, _>(Keys::<_, 3> { dots: self, keys, first, n }),
+                _ => S::enter::<Fma, _>(Keys::<_, BLOCK> { dots: self, keys, first, n }),
+            }
+        }
+    }
+}
+
+/// [`Dots`] of `R` rows with `n` keys, whose scores are those from `first` on: a function of its own for each kind of
+/// numbers.
+struct Keys<N, const R: usize> {
+    dots: Dots,
+    keys: N,
+    first: usize,
+    n: usize,
+}
+
+impl<N: Numbers, const R: usize> Kernel for Keys<N, R> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        // As many keys side by side as there are registers for: a query is loaded once for all of them.
+        let together = match R {
+            _ if S::LANES == MAX_LANES => 4,
+            1 | 2 => 4,
+            3 if !N::HAS_PARAMS => 3,
+            _ => 2,
+        };
+        let whole = self.n - self.n % together;
+        // SAFETY: R rows and n keys of d numbers; rows of TILE scores.
+        unsafe {
+            for i in (0..whole).step_by(together) {
+                match together {
+                    4 => self.keys::<S, 4>(i),
+                    3 => self.keys::<S, 3>(i),
+                    _ => self.keys::<S, 2>(i),
+                }
+            }
+            for i in whole..self.n {
+                self.keys::<S, 1>(i);
+            }
+        }
+    }
+}
+
+impl<N: Numbers, const R: usize> Keys<N, R> {
+    /// `T` keys from `slot` on. (Loops, not closures: these would not be compiled for the vectors.)
+    #[inline(always)]
+    unsafe fn keys<S: Simd, const T: usize>(&self, slot: usize) {
+        let Dots { q, d, scores, .. } = self.dots;
+        // SAFETY: the caller's.
+        unsafe {
+            let mut sums = [[S::splat(0.0); T]; R];
+            for idx in 0..d / CHUNK {
+                let mut chunks = [self.keys.chunk::<S>(slot, idx); T];
+                for (t, chunk) in chunks.iter_mut().enumerate().skip(1) {
+                    *chunk = self.keys.chunk::<S>(slot + t, idx);
+                }
+                for v in 0..CHUNK / S::LANES {
+                    let mut numbers = [S::splat(0.0); T];
+                    for (number, &chunk) in numbers.iter_mut().zip(&chunks) {
+                        *number = N::load::<S>(chunk, v);
+                    }
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let q = S::load(q.add(r * d + idx * CHUNK + v * S::LANES));
+                        for (sum, &k) in sums.iter_mut().zip(&numbers) {
+                            *sum = S::fma(q, k, *sum);
                         }
                     }
-                    for (r, &sum) in sums.iter().enumerate() {
-                        scores.add(r * TILE + i).write(S::sum(sum));
+                }
+            }
+            for (r, sums) in sums.iter().enumerate() {
+                for (t, &sum) in sums.iter().enumerate() {
+                    scores.add(r * TILE + self.first + slot + t).write(S::sum(sum));
+                }
+            }
+        }
+    }
+}
+
+/// `out[r] += sum over i of weights[r][i] * values[i]`
+#[derive(Clone, Copy)]
+struct AddValues {
+    /// `[row][TILE]`
+    weights: *const f32,
+    n_rows: usize,
+    d: usize,
+    /// `[row][d]`
+    out: *mut f32,
+}
+
+impl Walk for AddValues {
+    #[inline(always)]
+    unsafe fn walk<S: Simd>(self, values: impl Numbers, first: usize, n: usize) {
+        // SAFETY: the caller's.
+        unsafe {
+            match self.n_rows {
+                1 => S::enter::<Fma, _>(Values::<_, 1> { add: self, values, first, n }),
+                2 => S::enter::<Fma, _>(Values::<_, 2> { add: self, values, first, n }),
+                3 => S::enter::<Fma, _>(Values::<_, 3> { add: self, values, first, n }),
+                _ => S::enter::<Fma, _>(Values::<_, BLOCK> { add: self, values, first, n }),
+            }
+        }
+    }
+}
+
+/// [`AddValues`] of `R` rows and `n` values, whose weights are those from `first` on.
+struct Values<N, const R: usize> {
+    add: AddValues,
+    values: N,
+    first: usize,
+    n: usize,
+}
+
+impl<N: Numbers, const R: usize> Kernel for Values<N, R> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        // SAFETY: columns of d.
+        unsafe {
+            for idx in 0..self.add.d / CHUNK {
+                // As many sums as there are registers for.
+                if S::LANES == MAX_LANES {
+                    self.columns::<S, 2>(idx, 0);
+                } else if R <= 2 {
+                    self.columns::<S, 4>(idx, 0);
+                } else {
+                    self.columns::<S, 2>(idx, 0);
+                    self.columns::<S, 2>(idx, 2);
+                }
+            }
+        }
+    }
+}
+
+impl<N: Numbers, const R: usize> Values<N, R> {
+    /// `C` vectors of a chunk, from `v` on.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const C: usize>(&self, idx: usize, v: usize) {
+        let AddValues { weights, d, out, .. } = self.add;
+        // SAFETY: rows of d numbers, of which these columns are the task's.
+        unsafe {
+            let out = out.add(idx * CHUNK + v * S::LANES);
+            let mut sums = [[S::splat(0.0); C]; R];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                for (c, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::load(out.add(r * d + c * S::LANES));
+                }
+            }
+            for i in 0..self.n {
+                let chunk = self.values.chunk::<S>(i, idx);
+                let mut of_slot = [S::splat(0.0); R];
+                for (r, weight) in of_slot.iter_mut().enumerate() {
+                    *weight = S::splat(*weights.add(r * TILE + self.first + i));
+                }
+                for c in 0..C {
+                    let numbers = N::load::<S>(chunk, v + c);
+                    for (sums, &weight) in sums.iter_mut().zip(&of_slot) {
+                        sums[c] = S::fma(weight, numbers, sums[c]);
                     }
                 }
             }
-        }
-    }
-}
-
-/// [`dots`] of `C` vectors.
-#[inline(always)]
-unsafe fn short_dots<S: Simd, const R: usize, const C: usize>(
-    q: *const f32,
-    keys: *const f32,
-    n: usize,
-    scores: *mut f32,
-) {
-    let d = C * S::LANES;
-    // SAFETY: R rows and n keys of d numbers; rows of TILE scores.
-    unsafe {
-        let mut rows = [[S::splat(0.0); C]; R];
-        for (r, row) in rows.iter_mut().enumerate() {
-            for (c, v) in row.iter_mut().enumerate() {
-                *v = S::load(q.add(r * d + c * S::LANES));
-            }
-        }
-        for i in 0..n {
-            let mut sums = [S::splat(0.0); R];
-            for c in 0..C {
-                let k = S::load(keys.add(i * d + c * S::LANES));
-                for (row, sum) in rows.iter().zip(&mut sums) {
-                    *sum = S::fma(row[c], k, *sum);
+            for (r, sums) in sums.iter().enumerate() {
+                for (c, &sum) in sums.iter().enumerate() {
+                    S::store(out.add(r * d + c * S::LANES), sum);
                 }
-            }
-            for (r, &sum) in sums.iter().enumerate() {
-                scores.add(r * TILE + i).write(S::sum(sum));
-            }
-        }
-    }
-}
-
-/// `out[r] = out[r] * scale[r] + sum over i of weights[r][i] * values[i]`
-#[inline(always)]
-unsafe fn add_values<S: Simd, const R: usize>(
-    weights: *const f32,
-    values: *const f32,
-    n: usize,
-    d: usize,
-    scale: &[f32; MAX_LANES],
-    out: *mut f32,
-) {
-    // SAFETY: the columns are d, a multiple of two vectors.
-    unsafe {
-        let mut c = 0;
-        while c < d {
-            // As many sums as there are registers for.
-            if S::LANES == MAX_LANES && c + 4 * S::LANES <= d {
-                columns::<S, R, 4>(weights, values.add(c), n, d, scale, out.add(c));
-                c += 4 * S::LANES;
-            } else {
-                columns::<S, R, 2>(weights, values.add(c), n, d, scale, out.add(c));
-                c += 2 * S::LANES;
-            }
-        }
-    }
-}
-
-/// [`add_values`] in `C` vectors of columns.
-#[inline(always)]
-unsafe fn columns<S: Simd, const R: usize, const C: usize>(
-    weights: *const f32,
-    values: *const f32,
-    n: usize,
-    d: usize,
-    scale: &[f32; MAX_LANES],
-    out: *mut f32,
-) {
-    // SAFETY: rows of d numbers, of which these columns are the task's.
-    unsafe {
-        let mut sums = [[S::splat(0.0); C]; R];
-        for (r, sums) in sums.iter_mut().enumerate() {
-            for (c, sum) in sums.iter_mut().enumerate() {
-                *sum = S::mul(S::load(out.add(r * d + c * S::LANES)), S::splat(scale[r]));
-            }
-        }
-        for i in 0..n {
-            let mut v = [S::splat(0.0); C];
-            for (c, v) in v.iter_mut().enumerate() {
-                *v = S::load(values.add(i * d + c * S::LANES));
-            }
-            for (r, sums) in sums.iter_mut().enumerate() {
-                let weight = S::splat(*weights.add(r * TILE + i));
-                for (sum, &v) in sums.iter_mut().zip(&v) {
-                    *sum = S::fma(weight, v, *sum);
-                }
-            }
-        }
-        for (r, sums) in sums.iter().enumerate() {
-            for (c, &sum) in sums.iter().enumerate() {
-                S::store(out.add(r * d + c * S::LANES), sum);
             }
         }
     }

@@ -11,6 +11,7 @@ use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_
 use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
 use super::super::team::Tasks;
+use super::numbers::CHUNK;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{AttentionShape, Batch, Phase, Seq};
@@ -83,7 +84,11 @@ impl Kernel for Attention<'_> {
     unsafe fn run<S: Simd, D: Dot>(self) {
         while let Some(i) = self.tasks.next(self.thread_idx) {
             let task = &self.work.tasks[i];
-            let d = self.shape.head_dim.next_multiple_of(2 * S::LANES);
+            let padded = match self.batch.phase {
+                Phase::Prefill => 2 * S::LANES,
+                Phase::Decode => CHUNK,
+            };
+            let d = self.shape.head_dim.next_multiple_of(padded);
             let n_rows = task.tokens.len() * self.shape.group_size();
             // SAFETY: the scratch fits the largest task; results go to this task's rows and heads.
             unsafe {
@@ -363,10 +368,15 @@ impl Attention<'_> {
                 }
                 let rows: RowPtrs =
                     std::array::from_fn(|lane| parts.rows.add(lane * head_dim).cast_const().cast());
-                for (lane, row) in rows.iter().enumerate().take(S::LANES) {
-                    let row = row.cast_mut().cast();
-                    slot(lane).read::<S>(head_dim, row);
-                    if D::PAIRS {
+                let mut lane = 0;
+                while lane < S::LANES {
+                    let n = tile.run(first + lane).min(S::LANES - lane);
+                    slot(lane).read::<S>(n, head_dim, rows[lane].cast_mut().cast());
+                    lane += n;
+                }
+                if D::PAIRS {
+                    for row in rows.iter().take(S::LANES) {
+                        let row = row.cast_mut().cast();
                         to_pairs(row, row, head_dim);
                     }
                 }
@@ -391,7 +401,7 @@ impl Attention<'_> {
                     // SAFETY: a slot in use; the scratch has a row for each lane.
                     unsafe {
                         let to = parts.rows.add(idx * head_dim);
-                        row.read::<S>(head_dim, to);
+                        row.read::<S>(1, head_dim, to);
                         *row = row.decoded(to);
                     }
                 }
@@ -460,6 +470,15 @@ struct Spot {
 struct Located<'a> {
     spots: &'a [Spot],
     kv_head: usize,
+}
+
+impl Located<'_> {
+    /// How many slots from `idx` on are in one page; 1 behind the last.
+    #[inline(always)]
+    fn run(&self, idx: usize) -> usize {
+        let rest = self.spots.get(idx..).unwrap_or_default();
+        rest.iter().take_while(|spot| spot.page == rest[0].page).count().max(1)
+    }
 }
 
 /// Slots that a task weighs together.

@@ -16,6 +16,7 @@
 
 mod few;
 mod flash;
+mod numbers;
 mod score;
 mod work;
 

@@ -124,7 +124,7 @@ impl TokenScore<'_> {
             let page = seq.page(page_idx, self.layer);
             let row = Row::new(form, self.pages.page(page).as_ptr(), place, Side::K, kv_head);
             // SAFETY: a slot in use; room for its d numbers.
-            unsafe { row.read::<S>(d, key.as_mut_ptr()) };
+            unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
         }
     }
 
