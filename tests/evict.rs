@@ -10,13 +10,16 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use loris::loader::Dtype;
+use loris::loader::{Checkpoint, Dtype};
 use loris::policy::evict::{Keep, MIN_KEEP, Rank};
 use loris::policy::{Evict, Lazy, PrunePoint};
-use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
+use loris::{
+    Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Progress, Session,
+    SessionOptions, StreamOptions,
+};
 use naive::Naive;
 use reference::compare_to;
-use support::{bits, checkpoint, deep, open_cpu, open_cuda, open_with, rounded};
+use support::{bits, checkpoint, cuda_options, deep, open_cpu, open_cuda, open_with, rounded};
 
 const NAME: &str = "llama-tied";
 const N_LAYERS: usize = 4;
@@ -63,9 +66,9 @@ struct Reference {
 }
 
 impl Reference {
-    fn new(policy: Evict) -> Self {
-        let model = Naive::new(&deep(checkpoint(NAME), N_LAYERS));
-        let sums = vec![BTreeMap::new(); N_LAYERS];
+    fn new(policy: Evict, checkpoint: &Checkpoint) -> Self {
+        let model = Naive::new(checkpoint);
+        let sums = vec![BTreeMap::new(); model.kv.len()];
         Self { model, policy, len: 0, sums, n_evicted: 0, margin: f64::INFINITY }
     }
 
@@ -81,7 +84,7 @@ impl Reference {
             }
             _ => n_held,
         };
-        for l in 0..N_LAYERS {
+        for l in 0..self.sums.len() {
             let mut rows: Vec<(u32, &mut Vec<f64>)> = (self.len..).zip(&mut states).collect();
             let queries = self.model.layer(l, &mut rows);
             let rows: Vec<(u32, &Vec<f64>)> = (self.len..).zip(&queries).collect();
@@ -138,7 +141,8 @@ impl Reference {
             key(b).total_cmp(&key(a)).then(a.cmp(&b))
         });
         let (stays, goes) = (pooled[order[n_keep - 1]], pooled[order[n_keep]]);
-        if stays > goes && !is_fixed(order[n_keep - 1]) {
+        let is_rounded = !matches!(self.policy.rank, Rank::Window | Rank::Random);
+        if is_rounded && stays > goes && !is_fixed(order[n_keep - 1]) {
             self.margin = self.margin.min(stays / goes);
         }
         for &i in &order[n_keep..] {
@@ -156,7 +160,8 @@ fn a_session_follows_the_reference_token_by_token() {
             let spec = format!("{name}:{keep},sinks={},window=5", idx % 3);
             let model = open(&options(chunk));
             let mut s = session(&model, &spec);
-            let mut reference = Reference::new(Evict::parse(&spec).unwrap());
+            let policy = Evict::parse(&spec).unwrap();
+            let mut reference = Reference::new(policy, &deep(checkpoint(NAME), N_LAYERS));
             'turns: for (turn, (n, n_decoded)) in
                 [(50, 45), (30, 20), (1, 3)].into_iter().enumerate()
             {
@@ -187,6 +192,91 @@ fn a_session_follows_the_reference_token_by_token() {
     assert!(n_thin < 4, "{n_thin} runs came to a choice that is too close");
 }
 
+/// The kernels round to bf16 what the reference does not, which moves ranks by some 1 %. The prompts are such that no
+/// choice is closer than [`MARGIN`], so it must be the same; logits are compared as those of other sessions are.
+#[test]
+fn a_session_on_cuda_follows_the_reference_token_by_token() {
+    const MARGIN: f64 = 1.03;
+    const TURNS: [(usize, usize); 2] = [(24, 3), (9, 18)];
+    for (seed, spec, chunk) in [
+        (1, "window:16", 64),
+        (1, "h2o:16,sinks=2", 10),
+        (1, "snapkv:16,window=4,pool=3", 9),
+        (1, "tova:16", 64),
+        (1, "knorm:16,window=3", 7),
+        (1, "random:50%", 64),
+    ] {
+        let checkpoint = rounded(NAME, Dtype::BF16);
+        let mut reference = Reference::new(Evict::parse(spec).unwrap(), &checkpoint);
+        let model = open_cuda(checkpoint, &in_bf16(chunk));
+        let mut s = session(&model, spec);
+        let (mut difference, mut norm) = (0.0, 0.0);
+        for (turn, (n, n_decoded)) in TURNS.into_iter().enumerate() {
+            for step in 0..=n_decoded {
+                let what = format!("{spec}, seed {seed}, turn {turn}, step {step}");
+                let tokens = turn_of(seed, turn, n + n_decoded);
+                let tokens = if step == 0 { &tokens[..n] } else { &tokens[n + step - 1..][..1] };
+                match step {
+                    0 => s.prefill(tokens).unwrap(),
+                    _ => s.decode(tokens[0]).unwrap(),
+                }
+                let want = reference.feed(tokens, step == 0);
+                for (&got, want) in s.logits().unwrap().iter().zip(&want) {
+                    difference += (f64::from(got) - want).powi(2);
+                    norm += want.powi(2);
+                }
+                assert_eq!(s.receipt().n_evicted, reference.n_evicted, "{what}");
+                let bytes = model.plan().kv_bytes_of(reference.model.kv[0].len());
+                assert_eq!(s.receipt().kv_bytes, bytes, "{what}");
+                assert_eq!(model.pool_usage().n_used * model.plan().layout.bytes(), bytes);
+            }
+        }
+        let (distance, margin) = (f64::sqrt(difference / norm), reference.margin);
+        assert!(margin > MARGIN, "{spec}, seed {seed}: {margin}");
+        assert!(distance <= 2e-2, "{spec}, seed {seed}: {distance:e}");
+        eprintln!("{spec}: {distance:e} {margin}");
+        assert!(reference.n_evicted > 16, "{spec}: {}", reference.n_evicted);
+    }
+}
+
+#[test]
+#[ignore]
+fn seeds() {
+    for spec in ["h2o:16,sinks=2", "snapkv:16,window=4,pool=3", "tova:16", "knorm:16,window=3"] {
+        let mut best = Vec::new();
+        for seed in 0..400 {
+            let mut reference =
+                Reference::new(Evict::parse(spec).unwrap(), &rounded(NAME, Dtype::BF16));
+            for (turn, (n, n_decoded)) in [(24, 3), (9, 18)].into_iter().enumerate() {
+                let tokens = turn_of(seed, turn, n + n_decoded);
+                reference.feed(&tokens[..n], true);
+                for i in 0..n_decoded {
+                    if reference.margin < 1.03 {
+                        break;
+                    }
+                    reference.feed(&tokens[n + i..][..1], false);
+                }
+                if reference.margin < 1.03 {
+                    break;
+                }
+            }
+            best.push((reference.margin, seed));
+        }
+        best.sort_by(|a, b| b.0.total_cmp(&a.0));
+        eprintln!("{spec}: {:?}", &best[..5]);
+    }
+}
+
+/// Tokens of a turn.
+fn turn_of(seed: usize, turn: usize, n: usize) -> Vec<u32> {
+    prompt(seed + turn, n)
+}
+
+/// Options for the kernels, which have no pages of f32.
+fn in_bf16(chunk: usize) -> ModelOptions {
+    ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) }
+}
+
 /// Logits after turns of a prompt and some tokens each.
 fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
     let mut out = Vec::new();
@@ -202,18 +292,28 @@ fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
 }
 
 const TURNS: [(usize, usize); 3] = [(90, 20), (1, 3), (40, 20)];
+/// For the twin.
+const SHORT: [(usize, usize); 3] = [(42, 3), (1, 2), (20, 18)];
 
-#[test]
-fn keeping_all_is_dense_bit_for_bit() {
-    let model = open(&options(64));
-    let want = run(&mut model.session(&SessionOptions::default()).unwrap(), &TURNS);
+fn keeping_all_is_dense(model: &Model, turns: &[(usize, usize)]) {
+    let want = run(&mut model.session(&SessionOptions::default()).unwrap(), turns);
     for name in RANKS {
         for keep in ["100%", "174"] {
-            let mut s = session(&model, &format!("{name}:{keep}"));
-            assert!(run(&mut s, &TURNS) == want, "{name}:{keep}");
+            let mut s = session(model, &format!("{name}:{keep}"));
+            assert!(run(&mut s, turns) == want, "{name}:{keep}");
             assert_eq!(s.receipt().n_evicted, 0);
         }
     }
+}
+
+#[test]
+fn keeping_all_is_dense_bit_for_bit() {
+    keeping_all_is_dense(&open(&options(64)), &TURNS);
+}
+
+#[test]
+fn keeping_all_on_cuda_is_dense_bit_for_bit() {
+    keeping_all_is_dense(&open_cuda(rounded(NAME, Dtype::BF16), &in_bf16(16)), &SHORT);
 }
 
 #[test]
@@ -235,40 +335,119 @@ fn bits_do_not_depend_on_chunks_threads_or_pages() {
     }
 }
 
-/// Sessions that share pages, with a prompt that begins alike or by a fork, write to none of the other's.
 #[test]
-fn sharing_changes_no_bit() {
+fn bits_on_cuda_do_not_depend_on_chunks_pages_or_recordings() {
+    for (kv, name) in [
+        ("bf16", "h2o"),
+        ("bf16", "snapkv"),
+        ("int8", "knorm"),
+        ("int8:int4", "h2o"),
+        ("fp8", "tova"),
+    ] {
+        let answer = |chunk, page_len, passes| {
+            let kv = kv.parse().unwrap();
+            let options = ModelOptions { kv, page_len, ..options(chunk) };
+            let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
+            let model = engine.open_checkpoint(rounded(NAME, Dtype::BF16), &options).unwrap();
+            let mut s = session(&model, &format!("{name}:40%,window=6"));
+            (run(&mut s, &SHORT), s.receipt().n_evicted)
+        };
+        let want = answer(64, 16, Passes::Replayed);
+        assert!(want.1 > 30, "{kv} {name}");
+        for (chunk, page_len, passes) in
+            [(7, 16, Passes::Replayed), (41, 64, Passes::Launched), (17, 32, Passes::Replayed)]
+        {
+            let got = answer(chunk, page_len, passes);
+            assert!(got == want, "{kv} {name}: {chunk}, {page_len}, {passes:?}");
+        }
+    }
+}
+
+/// A pass serves sessions that count attention and others.
+#[test]
+fn company_on_cuda_changes_no_bit() {
+    let model = open_cuda(rounded(NAME, Dtype::BF16), &in_bf16(64));
+    let specs = [Some("h2o:16"), None, Some("tova:16"), Some("h2o:60%"), Some("knorm:16")];
+    let open = |spec: Option<&str>| match spec {
+        Some(spec) => session(&model, spec),
+        None => model.session(&SessionOptions::default()).unwrap(),
+    };
+    let alone: Vec<Vec<Vec<u32>>> = (0..specs.len())
+        .map(|idx| {
+            let mut s = open(specs[idx]);
+            s.prefill(&prompt(idx, 20 + idx)).unwrap();
+            let step = |token| {
+                s.decode(token).unwrap();
+                bits(s.logits().unwrap())
+            };
+            (0..18).map(step).collect()
+        })
+        .collect();
+    let mut sessions: Vec<Session> = specs.iter().map(|&spec| open(spec)).collect();
+    for (idx, s) in sessions.iter_mut().enumerate() {
+        s.feed(&prompt(idx, 20 + idx)).unwrap();
+    }
+    let step = |sessions: &mut [Session]| {
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        model.step(&mut refs).into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    while step(&mut sessions).iter().any(|p| matches!(p, Progress::Pending { .. })) {}
+    for token in 0..18 {
+        sessions.iter_mut().for_each(|s| s.push(token as u32).unwrap());
+        assert!(step(&mut sessions).iter().all(|p| *p == Progress::Ready));
+        for (idx, s) in sessions.iter().enumerate() {
+            let is_same = bits(s.logits().unwrap()) == alone[idx][token];
+            assert!(is_same, "{:?}, token {token}", specs[idx]);
+        }
+    }
+    assert!(sessions[0].receipt().n_evicted > 16 && sessions[1].receipt().n_replayed == 0);
+}
+
+/// Sessions that share pages, with a prompt that begins alike or by a fork, write to none of the other's. The first of
+/// three turns is longer than what is kept.
+fn sharing(open: &dyn Fn() -> Model, keep: usize, turns: &[(usize, usize)]) {
+    let n = turns[0].0;
     for name in RANKS {
-        let model = open(&options(64));
-        let spec = format!("{name}:30");
-        let want = run(&mut session(&model, &spec), &TURNS);
-        let want_dense = run(&mut model.session(&SessionOptions::default()).unwrap(), &TURNS);
+        let model = open();
+        let spec = format!("{name}:{keep}");
+        let want = run(&mut session(&model, &spec), turns);
+        let want_dense = run(&mut model.session(&SessionOptions::default()).unwrap(), turns);
         assert_eq!(model.pool_usage().n_used, 0);
 
         let mut dense = model.session(&SessionOptions::default()).unwrap();
-        dense.prefill(&prompt(90, 90)).unwrap();
+        dense.prefill(&prompt(n, n)).unwrap();
         let mut s = session(&model, &spec);
-        assert!(run(&mut s, &TURNS) == want, "{name}");
+        assert!(run(&mut s, turns) == want, "{name}");
         let n_shared = s.receipt().n_shared;
-        assert_eq!(n_shared, if name == "h2o" { 0 } else { 80 }, "{name}");
+        assert_eq!(n_shared, if name == "h2o" { 0 } else { (n - 1) / 16 * 16 }, "{name}");
         // What it has evicted is nobody's prefix, and the other's pages are whole.
         let mut later = model.session(&SessionOptions::default()).unwrap();
-        assert!(run(&mut later, &TURNS) == want_dense, "{name}");
-        dense.truncate(89);
-        dense.decode(prompt(90, 90)[89]).unwrap();
+        assert!(run(&mut later, turns) == want_dense, "{name}");
+        dense.truncate(n - 1);
+        dense.decode(prompt(n, n)[n - 1]).unwrap();
 
         drop(s);
         // A fork of a session that has evicted, before it does again.
         let mut s = session(&model, &spec);
-        let n = run(&mut s, &TURNS[..2]).len();
+        let n = run(&mut s, &turns[..2]).len();
         let mut fork = s.fork().unwrap();
         drop(dense);
         for s in [&mut s, &mut fork] {
-            assert!(run(s, &TURNS[2..]) == want[n..], "{name}");
+            assert!(run(s, &turns[2..]) == want[n..], "{name}");
         }
         drop((s, fork, later));
         assert_eq!(model.pool_usage().n_used, 0, "{name}");
     }
+}
+
+#[test]
+fn sharing_changes_no_bit() {
+    sharing(&|| open(&options(64)), 30, &TURNS);
+}
+
+#[test]
+fn sharing_on_cuda_changes_no_bit() {
+    sharing(&|| open_cuda(rounded(NAME, Dtype::BF16), &in_bf16(64)), 20, &SHORT);
 }
 
 /// Shared pages would have to be copied before they are written; with no room for that, all stay.
@@ -368,8 +547,6 @@ fn what_does_not_go_together_is_refused_by_name() {
     let coded = open(&ModelOptions { kv: KvFormat::Int8.into(), ..options(64) });
     refused(&coded, &evicting("tova:64,sinks=3"), "sinks");
     refused(&open_cpu(checkpoint("mistral-window"), &options(64)), &evicting("tova:64"), "layers");
-    let cuda = ModelOptions { kv: KvFormat::Bf16.into(), ..options(64) };
-    refused(&open_cuda(rounded(NAME, Dtype::BF16), &cuda), &evicting("tova:64"), "CUDA");
 
     let mut s = session(&model, "tova:64");
     s.prefill(&prompt(1, 10)).unwrap();

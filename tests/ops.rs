@@ -18,7 +18,7 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{KvFormat, KvFormats};
+use loris::cache::{KvFormat, KvFormats, PageLayout, Side};
 use loris::policy::Stream;
 use loris_loader::{Dtype, Weights};
 
@@ -357,48 +357,112 @@ fn pages_are_copied_whole() {
     on_every_target!(check_pages);
 }
 
-/// The slots of one layer move as they are, the other layer's stay, and keys are as long as their numbers say.
+/// Lists of slots that stay of `n`, the first `fixed` of them always: edges of lists and of pages.
+fn keeps(n: u32, fixed: u32, page_len: u32) -> Vec<Vec<u32>> {
+    let with = |rest: &dyn Fn(u32) -> bool| (0..n).filter(|&s| s < fixed || rest(s)).collect();
+    let in_page = |slot: u32| (slot + page_len - fixed) % page_len;
+    vec![
+        vec![],
+        (0..fixed.max(1)).collect(),
+        with(&|_| true),
+        with(&|slot| slot > fixed),
+        with(&|slot| slot + 1 == n),
+        with(&|slot| [page_len - 1, 0, 1].contains(&in_page(slot))),
+        with(&|slot| slot < 5 || slot % 3 == 1 || slot + 9 > n),
+    ]
+}
+
+/// Slots move byte for byte, in each layer by its own list, and keys are as long as their numbers say.
 fn check_kept<B: Backend>(target: &Target<B>) {
     for (format, page_len, d) in [
         ("bf16", 16, 64),
         ("f32", 16, 34),
+        ("fp8", 16, 32),
         ("int8", 16, 64),
         ("int4", 32, 96),
+        ("int4", 16, 128),
+        ("int4-plain", 32, 32),
         ("fp8:int4", 64, 64),
+        ("int8:int4", 32, 64),
+        ("bf16:int4", 16, 128),
     ] {
         let shape = AttentionShape { n_q_heads: 4, n_kv_heads: 2, head_dim: d };
         let case = Case { kv: kv(format), page_len, shape, ..BASE };
         if !(target.runs)(&case) {
             continue;
         }
+        let what = format!("{} {format} page {page_len}", target.name);
         let model = Model::new(case);
         let mut world = World::new(&model, target, 2);
+        let n = if target.is_slow { 70 } else { 150 };
         let mut a = Sequence::new(1, 200, |i| i as u32);
-        world.forward(Phase::Prefill, &mut [(&mut a, 150)], false);
+        world.forward(Phase::Prefill, &mut [(&mut a, n)], false);
+        let layout = world.layout;
         let table = Table { pages: &a.table, n_layers: world::N_LAYERS };
-        let mut norms = vec![0.0; 150];
-        if world.backend.key_norms(&world.pages, table, LAYER, &mut norms).is_err() {
-            assert!(!target.name.starts_with("cpu"), "{}", target.name);
-            continue;
+        for n in [n, layout.first_len() + 1, layout.first_len(), 1, 0] {
+            let mut norms = vec![0.0; n];
+            world.backend.key_norms(&world.pages, table, LAYER, &mut norms).unwrap();
+            for (slot, (heads, got)) in world.slots(&a, LAYER).iter().zip(norms).enumerate() {
+                let length = |head: &Vec<f64>| head.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let want = heads[0].iter().map(length).sum::<f64>() / 2.0;
+                reference::compare(&[got], &[want], 1e-5, 0.0, &format!("{what}: slot {slot}"));
+            }
         }
-        let before = world.slots(&a, LAYER);
-        for (slot, (heads, got)) in before.iter().zip(norms).enumerate() {
-            let length = |head: &Vec<f64>| head.iter().map(|x| x * x).sum::<f64>().sqrt();
-            let want = heads[0].iter().map(length).sum::<f64>() / 2.0;
-            let what = format!("{} {format}: slot {slot}", target.name);
-            reference::compare(&[got], &[want], 1e-5, 0.0, &what);
+
+        // Every page of the table, and some of another.
+        let mut other = Sequence::new(2, 1, |i| i as u32);
+        world.grow(&mut other, 1);
+        let ids: Vec<_> = a.table.iter().chain(&other.table).copied().collect();
+        let read = |world: &mut World<'_, B>| -> Vec<Vec<u8>> {
+            let page = |&id| {
+                let mut bytes = vec![0; layout.bytes()];
+                world.backend.read_page(&world.pages, id, &mut bytes).unwrap();
+                bytes
+            };
+            ids.iter().map(page).collect()
+        };
+        for id in 0..ids.len() {
+            let bytes: Vec<u8> =
+                (0..layout.bytes()).map(|i| (i * 7 + i / 251 + id * 31) as u8).collect();
+            world.backend.write_page(&mut world.pages, ids[id], &bytes).unwrap();
         }
-        let other = a.table[LAYER - 1];
-        let mut bytes = [(); 2].map(|()| vec![0; world.layout.bytes()]);
-        world.backend.read_page(&world.pages, other, &mut bytes[0]).unwrap();
-        let keep: Vec<u32> = (0..5).chain((20..140).step_by(3)).chain([140, 141, 149]).collect();
-        world.backend.keep_slots(&mut world.pages, table, LAYER, &keep).unwrap();
-        let after = world.slots(&a, LAYER);
-        for (to, &from) in keep.iter().enumerate() {
-            assert!(after[to] == before[from as usize], "{} {format}: {from}", target.name);
+        let fixed = if layout.skew() > 0 { layout.first_len() as u32 } else { 0 };
+        for keep in keeps(n as u32, fixed, page_len as u32) {
+            // Of the other layer as many stay, the last.
+            let n_fixed = fixed.min(keep.len() as u32);
+            let late = n as u32 - (keep.len() as u32 - n_fixed)..n as u32;
+            let keep = [(0..n_fixed).chain(late).collect(), keep];
+            let mut want = read(&mut world);
+            for (layer, keep) in keep.iter().enumerate() {
+                for (to, &from) in keep.iter().enumerate() {
+                    move_slot(&mut want, layout, layer, from as usize, to);
+                }
+            }
+            world.backend.keep_slots(&mut world.pages, table, &keep).unwrap();
+            assert!(read(&mut world) == want, "{what}: {keep:?}");
         }
-        world.backend.read_page(&world.pages, other, &mut bytes[1]).unwrap();
-        assert!(bytes[0] == bytes[1], "{} {format}: another layer", target.name);
+    }
+}
+
+/// What slot `from` holds of a layer goes to slot `to`, in the pages of a table.
+fn move_slot(pages: &mut [Vec<u8>], layout: PageLayout, layer: usize, from: usize, to: usize) {
+    let ((from_page, from), (to_page, to)) = (layout.place(from), layout.place(to));
+    for (side, head) in [Side::K, Side::V]
+        .into_iter()
+        .flat_map(|side| (0..layout.n_kv_heads).map(move |head| (side, head)))
+    {
+        let parts = |page_idx: usize, slot: usize| {
+            let form = layout.form(page_idx);
+            let format = form.format(side);
+            let (codes, params) = (form.codes(side, head, slot), form.params(side, head, slot));
+            let (n_codes, n_params) =
+                (format.code_bytes(layout.head_dim), format.param_bytes(layout.head_dim));
+            [codes..codes + n_codes, params..params + n_params]
+        };
+        for (from, to) in parts(from_page, from).into_iter().zip(parts(to_page, to)) {
+            let bytes = pages[from_page * world::N_LAYERS + layer][from].to_vec();
+            pages[to_page * world::N_LAYERS + layer][to].copy_from_slice(&bytes);
+        }
     }
 }
 

@@ -525,6 +525,44 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
     }
 }
 
+/// The attention that its tokens got goes along, and they are as many on either device.
+#[test]
+fn a_session_that_evicts_moves_between_cuda_and_the_cpu() {
+    for (kv, spec) in
+        [("bf16", "h2o:20"), ("int8:int4", "h2o:50%"), ("bf16", "knorm:20"), ("int8", "tova:20")]
+    {
+        let checkpoint = || rounded("llama-tied", Dtype::BF16);
+        let sizes = ModelOptions { kv: kv.parse().unwrap(), page_len: 16, ..options(128) };
+        let on_cuda = open_cuda(checkpoint(), &sizes);
+        let other =
+            open_cuda(checkpoint(), &ModelOptions { page_len: 32, chunk: 9, ..sizes.clone() });
+        let on_cpu = open_cpu(checkpoint(), &sizes);
+        for (from, to) in [(&on_cuda, &other), (&on_cuda, &on_cpu), (&on_cpu, &on_cuda)] {
+            let mut s = from.session(&evicting(spec)).unwrap();
+            s.prefill(&prompt(1, 40)).unwrap();
+            s.decode(7).unwrap();
+            assert_eq!(s.receipt().n_evicted, 20, "{kv} {spec}");
+            let blob = save(&s);
+            let mut restored = restore(to, &blob).unwrap();
+            assert!(save(&restored) == blob, "{kv} {spec}");
+            // Until the next choice, which may be a close one.
+            for token in [3, 9, 4] {
+                for s in [&mut s, &mut restored] {
+                    s.decode(token).unwrap();
+                }
+                let pairs = s.logits().unwrap().iter().zip(restored.logits().unwrap());
+                let (d, n) =
+                    pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
+                let allowed = if std::ptr::eq(to, &other) { 0.0 } else { 2e-2 };
+                assert!((d / n).sqrt() <= allowed, "{kv} {spec}: {}", (d / n).sqrt());
+            }
+            if std::ptr::eq(to, &other) {
+                assert!(turn(&mut s, 7, 20) == turn(&mut restored, 7, 20), "{kv} {spec}");
+            }
+        }
+    }
+}
+
 #[test]
 fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
     let model = lazy_model(&ModelOptions { page_len: 16, chunk: 32, ..options(512) });

@@ -17,13 +17,13 @@ use loris_kernels::abi::LorisSampling;
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    embed, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy, qkv_decode,
-    rmsnorm, row_copy, sample, token_score, token_select,
+    embed, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
+    qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score, token_select,
 };
-use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, Rows};
+use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, PageTable, Rows};
 use support::{
     Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages,
-    random_rows, random_x, seqs_of, sequences,
+    random_rows, random_table, random_x, seqs_of, sequences,
 };
 
 const EPS: f32 = 1e-5;
@@ -112,6 +112,7 @@ fn main() -> Result<(), Error> {
         for n_slots in pick(&[32 << 10, 128 << 10], &[70]) {
             for kv in KV {
                 token_scores(&mut bench, model, kv, n_slots);
+                kept_slots(&mut bench, model, kv, n_slots);
             }
         }
     }
@@ -323,7 +324,34 @@ fn token_scores(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) 
             Ok((batch, pages, q, lse, Buffer::new(d, n_slots, "scores")?))
         },
         |d, (batch, pages, q, lse, scores)| {
-            token_score::token_score(d, heads, batch, 0, 0..1, 0, None, q, lse, pages, scores)
+            token_score::token_score(d, heads, batch, 0, 0..1, 0, None, q, lse, pages, 0, scores)
+        },
+    );
+}
+
+/// What eviction asks of a layer: the lengths of its keys, and every other slot to the front.
+fn kept_slots(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
+    let Model { name, heads: AttentionShape { n_kv_heads, head_dim, .. }, .. } = model;
+    let n_pages = n_slots.div_ceil(PAGE_LEN) + usize::from(kv.is_coded());
+    let make = |d: &Device, seed| {
+        let table = PageTable::new(d, &random_table(n_pages, seed), 1)?;
+        Ok((table, random_pages(d, model.heads, kv, n_pages, seed)?))
+    };
+    bench.case(
+        ["key_norm", "any"],
+        &format!("{name} context={n_slots}{tag}"),
+        key_norm::key_norm_cost(kv.k, n_kv_heads, head_dim, n_slots),
+        |d, seed| Ok((make(d, seed)?, Buffer::new(d, n_slots, "norms")?)),
+        |d, ((table, pages), norms)| key_norm::key_norm(d, pages, table, 0, n_slots, norms),
+    );
+    let keep: Vec<u32> = (0..4).chain((4..n_slots as u32).step_by(2)).collect();
+    bench.case(
+        ["slot_move", "any"],
+        &format!("{name} context={n_slots} layers=1{tag}"),
+        slot_move::slot_move_cost(kv.slot_bytes(n_kv_heads, head_dim), keep.len() - 5),
+        |d, seed| Ok((make(d, seed)?, Buffer::from_slice(d, &keep, "keep")?)),
+        |d, ((table, pages), on_device)| {
+            slot_move::slot_move(d, pages, table, on_device, keep.len())
         },
     );
 }

@@ -330,9 +330,6 @@ impl Model {
         if options.stream.is_some() {
             return refuse("none with a window, which forgets on its own".into());
         }
-        if self.shared.placement.device != "cpu" {
-            return refuse("none on CUDA, whose kernels lack it; use the CPU".into());
-        }
         if self.config().windows.iter().any(Option::is_some) {
             return refuse("none with layers that see a window of their own".into());
         }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::backend::Table;
+use crate::cache::PageId;
 use crate::error::Error;
 use crate::forward::Execute;
 use crate::policy::Evict;
@@ -94,20 +95,38 @@ impl Session {
         (n_rows > 0).then_some(n - n_rows..n)
     }
 
+    /// What the choice of those that stay once `work` is done goes by, `[layer][slot]`: the attention that its pass gave,
+    /// or how short the keys are in `pages`, the table with its rows. Nothing has changed yet, should the device fail.
+    pub(crate) fn ranks(
+        &self,
+        device: &mut dyn Execute,
+        work: &Work,
+        pages: &[PageId],
+        attention: Option<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let is_by_keys = self.evicting.as_ref().is_some_and(|e| e.policy.rank == Rank::KNorm);
+        if !is_by_keys || self.n_keep(work).is_none() {
+            return Ok(attention.unwrap_or_default());
+        }
+        let segment = &self.cache.segments[0];
+        let table = Table { pages, n_layers: segment.n_layers };
+        let shortness = |layer| {
+            let mut norms = vec![0.0; segment.len()];
+            device.key_norms(table, layer, &mut norms)?;
+            Ok(norms.iter().map(|norm| -norm).collect())
+        };
+        (0..segment.n_layers).map(shortness).collect()
+    }
+
     /// The pass of `work` is about to be committed: takes in the attention of its rows, and gives what the choice
     /// of those that stay needs.
-    pub(crate) fn observe(
-        &mut self,
-        work: &Work,
-        attention: Option<Vec<Vec<f32>>>,
-    ) -> Option<Leaving> {
+    pub(crate) fn observe(&mut self, work: &Work, mut ranks: Vec<Vec<f32>>) -> Option<Leaving> {
         let n_keep = self.n_keep(work);
         let evicting = self.evicting.as_mut()?;
-        let mut attention = attention.unwrap_or_default();
         if evicting.counts_all() {
-            evicting.sums = std::mem::take(&mut attention);
+            evicting.sums = std::mem::take(&mut ranks);
         }
-        n_keep.map(|n_keep| Leaving { n_keep, attention })
+        n_keep.map(|n_keep| Leaving { n_keep, ranks })
     }
 
     /// Forgets in each layer all but the slots that rank highest there, and frees their pages. Where pages that are
@@ -129,13 +148,7 @@ impl Session {
                 Rank::Window => vec![0.0; n_held],
                 Rank::Random => Evict::by_chance(layer, n_held),
                 Rank::H2o => evicting.sums[layer].clone(),
-                Rank::SnapKv | Rank::Tova => leaving.attention[layer].clone(),
-                Rank::KNorm => {
-                    let mut norms = vec![0.0; n_held];
-                    let table = Table { pages: &segment.page_table, n_layers };
-                    device.key_norms(table, layer, &mut norms)?;
-                    norms.iter().map(|norm| -norm).collect()
-                }
+                Rank::SnapKv | Rank::Tova | Rank::KNorm => leaving.ranks[layer].clone(),
             };
             keep.push(evicting.policy.select(&ranks, leaving.n_keep));
         }
@@ -166,6 +179,6 @@ impl Session {
 #[derive(Debug)]
 pub(crate) struct Leaving {
     n_keep: usize,
-    /// Of the call's last rows, `[layer][slot]`.
-    attention: Vec<Vec<f32>>,
+    /// `[layer][slot]`: attention of the call's last rows, or how short keys are.
+    ranks: Vec<Vec<f32>>,
 }

@@ -100,9 +100,6 @@ pub(crate) struct Done {
     pub(crate) observed: Vec<Vec<Vec<f32>>>,
 }
 
-/// Rows that are scored together at most: room for the score of each with each slot is needed.
-const SCORED_ROWS: usize = 64;
-
 /// [`Executor`] without its backend's type: what the sessions of a model share.
 pub(crate) trait Execute: Send {
     /// Runs a pass, which `stop` ends within an op.
@@ -191,7 +188,7 @@ impl<B: Backend> Executor<B> {
         self.backend.begin(&pass.batch, self.plan.shape)?;
         // What differs between passes of one form is around what a device records.
         self.take_up(pass, stop)?;
-        let replayed = self.backend.replay(&pass.layers)?;
+        let replayed = pass.observed.is_empty() && self.backend.replay(&pass.layers)?;
         let mut observed = vec![Vec::new(); pass.observed.len()];
         if !replayed {
             // The device is told of a panic too: it must not go on recording.
@@ -268,35 +265,31 @@ impl<B: Backend> Executor<B> {
             let layer = &weights.layers[l];
             let in_segment = l - pass.layers.start;
             whole(backend.norm_qkv_rope_append(layer, eps, batch, in_segment, x, q, pages))?;
-            for (&Observed { rows, so_far }, layers) in pass.observed.iter().zip(&mut *observed) {
-                let mut sums = so_far.get(l).cloned().unwrap_or_default();
-                for part in parts(rows) {
-                    let scored = backend.token_score(
-                        batch,
-                        part,
-                        in_segment,
-                        self.windows[l],
-                        q,
-                        pages,
-                        &mut sums,
-                    );
-                    whole(scored)?;
-                }
-                layers.push(sums);
-            }
-            // All that later tokens need of rows without logits is in the cache now. In decode these are few and go
-            // along, so that what is recorded has one batch.
+            // All that later tokens need of rows without logits is in the cache now, unless their attention counts. In
+            // decode these are few and go along, so that what is recorded has one batch.
             let is_last = l + 1 == weights.layers.len();
-            if is_last && wanted.n_rows() == 0 {
+            let is_observed = !pass.observed.is_empty();
+            let is_done = is_last && wanted.n_rows() == 0;
+            if is_done && !is_observed {
                 return Ok(());
             }
-            if is_last && batch.phase == Phase::Prefill && wanted.n_rows() < batch.n_rows() {
+            let is_cut = batch.phase == Phase::Prefill && wanted.n_rows() < batch.n_rows();
+            if is_last && is_cut && !is_observed {
                 backend.gather_rows(x, &batch.logit_rows)?;
                 backend.gather_rows(q, &batch.logit_rows)?;
                 backend.begin(&wanted, shape)?;
                 batch = &wanted;
             }
-            whole(backend.attention(batch, in_segment, self.windows[l], q, pages, att))?;
+            let window = self.windows[l];
+            whole(backend.attention(batch, in_segment, window, q, pages, att))?;
+            for (&Observed { rows, so_far }, layers) in pass.observed.iter().zip(&mut *observed) {
+                let mut sums = so_far.get(l).cloned().unwrap_or_default();
+                whole(backend.token_score(batch, rows, in_segment, window, q, pages, &mut sums))?;
+                layers.push(sums);
+            }
+            if is_done {
+                return Ok(());
+            }
             whole(backend.linear_residual(&layer.o, batch, att, x))?;
             whole(backend.norm_gate_up_silu(layer, eps, batch, x, h))?;
             whole(backend.linear_residual(&layer.down, batch, h, x))?;
@@ -307,15 +300,6 @@ impl<B: Backend> Executor<B> {
         let head = weights.head.as_ref().unwrap_or(&weights.embed);
         whole(backend.norm_lm_head(&weights.final_norm, eps, head, batch, x, &mut self.logits))
     }
-}
-
-/// Rows that score, as many at a time as may.
-fn parts(rows: Score) -> impl Iterator<Item = Score> {
-    let Score { seq_idx, first_row, n_rows } = rows;
-    (0..n_rows).step_by(SCORED_ROWS).map(move |start| {
-        let n_rows = SCORED_ROWS.min(n_rows - start);
-        Score { seq_idx, first_row: first_row + start, n_rows }
-    })
 }
 
 /// What sessions that prune are refused with before it comes to this.
@@ -402,7 +386,6 @@ impl<B: Backend> Execute for Executor<B> {
         if !copies.is_empty() {
             backend.copy_pages(pages, copies)?;
         }
-        let mut layers = keep.iter().enumerate();
-        layers.try_for_each(|(layer, keep)| backend.keep_slots(pages, table, layer, keep))
+        backend.keep_slots(pages, table, keep)
     }
 }

@@ -222,10 +222,9 @@ impl Plan {
     pub fn cuda_bytes(&self, config: &ModelConfig, n_params: u64) -> CudaBytes {
         let q_dim = self.shape.n_q_heads * self.shape.head_dim;
         // The residual stream in f32; its norm, Q, the attention output and the MLP's row in bf16.
-        let mut row = 4 * config.hidden_dim + 2 * (config.hidden_dim + 2 * q_dim + config.ffn_dim);
-        if self.n_aux_pages > 0 {
-            row += 4 * self.shape.n_q_heads; // what attention leaves for token scores
-        }
+        // And in f32 what attention leaves for token scores.
+        let row = 4 * (config.hidden_dim + self.shape.n_q_heads)
+            + 2 * (config.hidden_dim + 2 * q_dim + config.ffn_dim);
         CudaBytes {
             weights: n_params.saturating_mul(2),
             kv: self.kv_bytes as u64,

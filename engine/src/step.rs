@@ -351,6 +351,9 @@ impl<'s> Job<'s> {
         replayed: bool,
         attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Progress, Error> {
+        let parts = self.taken.iter().flat_map(|taken| &taken.growth.parts);
+        let pages = parts.last().map_or(&[][..], |part| &part.page_table);
+        let ranks = self.session.ranks(device, &self.work, pages, attention)?;
         let mut drawn = None;
         if let Some(idx) = idx {
             if let Some(draw) = &self.draw {
@@ -363,7 +366,7 @@ impl<'s> Job<'s> {
                 device.read_logits(idx, logits).map_err(|e| e.at_position(pos))?;
             }
         }
-        let leaving = self.session.observe(&self.work, attention);
+        let leaving = self.session.observe(&self.work, ranks);
         let progress = self.commit(phase, idx.is_some() && drawn.is_none());
         if let Some(leaving) = leaving {
             self.session.evict(device, leaving)?;

@@ -15,6 +15,8 @@
 /* Slots that one split of decode attention covers: fixed, so that bits do not depend on the batch.
  */
 #define LORIS_SPLIT_LEN 256
+/* Rows that a launch of token_score takes: it has room for the score of each with each slot. */
+#define LORIS_SCORE_ROWS 64
 /* Pairs that a launch of row_copy takes along. */
 #define LORIS_ROW_PAIRS 256
 /* `Seq.positions_start` of a sequence whose slot i holds position i: nothing is stored for it. */
@@ -68,6 +70,12 @@ typedef struct LorisPages {
     uint32_t k_rotated; /* queries and keys are multiplied with a Hadamard matrix */
     uint32_t v_rotated; /* values are, and what attention gives is rotated back */
 } LorisPages;
+
+/* The page table of one sequence. */
+typedef struct LorisTable {
+    const uint32_t *pages; /* [page_idx][n_layers] page ids */
+    uint32_t n_layers;
+} LorisTable;
 
 /* x[r] = table[tokens[r]] */
 typedef struct EmbedArgs {
@@ -229,16 +237,18 @@ typedef struct AttentionMergeArgs {
     uint32_t rotated; /* the values were: rotate back */
 } AttentionMergeArgs;
 
-/* score[slot] = mean over query heads and score rows of exp(q . k * scale - lse) */
+/* score[slot] += the sum over score rows, one after another, of the mean over query heads of
+ * exp(q . k * scale - lse) */
 typedef struct TokenScoreArgs {
     const uint16_t *q; /* bf16 [n_rows][n_q_heads][head_dim] */
     const float *lse;  /* [n_rows][n_q_heads] */
-    float *scores;     /* [slots of the sequence] */
+    float *scores;     /* [slots of the sequence]; from n_so_far on they begin at 0 */
     LorisPages pages;
     LorisBatch batch;
     uint32_t seq_idx;
-    uint32_t row_start; /* score rows: row_start .. row_start + n_score_rows of the batch */
-    uint32_t n_score_rows;
+    uint32_t row_start;    /* score rows: row_start .. row_start + n_score_rows of the batch */
+    uint32_t n_score_rows; /* up to LORIS_SCORE_ROWS */
+    uint32_t n_so_far;
     uint32_t layer;
     uint32_t n_q_heads;
     uint32_t window;
@@ -279,6 +289,24 @@ typedef struct PageCopyArgs {
     const uint32_t *pairs; /* [n_pairs][2] */
     uint32_t n_pairs;
 } PageCopyArgs;
+
+/* Slot i of each layer becomes what slot keep[layer][i] held: blockIdx = (side and kv head, layer).
+ * Each list rises. Where pages hold codes the slots of the first page stay. */
+typedef struct SlotMoveArgs {
+    LorisPages pages;
+    LorisTable table;
+    const uint32_t *keep; /* [gridDim.y][n_keep] */
+    uint32_t n_keep;
+} SlotMoveArgs;
+
+/* norms[slot] = mean over kv heads of the length of the key */
+typedef struct KeyNormArgs {
+    LorisPages pages;
+    LorisTable table;
+    float *norms; /* [n_slots] */
+    uint32_t n_slots;
+    uint32_t layer;
+} KeyNormArgs;
 
 /* How a row's token is drawn: as `SamplerParams` of the engine. */
 typedef struct LorisSampling {

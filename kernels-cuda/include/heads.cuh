@@ -26,31 +26,11 @@ DEV void load4(float (&to)[4], const float *from) {
 }
 
 // The slot that a row is appended to.
-struct AppendSlot {
-    unsigned char *page;
-    uint32_t idx;  // in the page, and FIRST in a first page of bf16 where others are coded
-    static constexpr uint32_t FIRST = 1u << 31;
-
-    DEV bool is_first() const { return (idx & FIRST) != 0; }
-};
-
-DEV bool is_coded(const LorisPages &pages) {
-    return pages.k_format != BF16 || pages.v_format != BF16;
-}
-
-DEV AppendSlot append_slot(const LorisHeads &heads, uint32_t row) {
-    const LorisPages &pages = heads.pages;
-    const LorisSeq seq = heads.batch.seqs[heads.batch.row_seq[row]];
-    const uint32_t page_len = 1u << pages.page_len_log2;
-    uint32_t slot = seq.kv_start + (row - seq.row_start), idx = slot & (page_len - 1);
-    if (is_coded(pages)) {
-        const bool is_first = slot < LORIS_KV_WIDE;
-        idx = is_first ? slot | AppendSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
-        slot += page_len - LORIS_KV_WIDE;
-    }
-    const uint32_t *table = heads.batch.page_tables + seq.page_table_start;
-    const uint64_t page = table[(slot >> pages.page_len_log2) * heads.batch.n_layers + heads.layer];
-    return {static_cast<unsigned char *>(pages.base) + page * pages.page_bytes, idx};
+DEV PageSlot append_slot(const LorisHeads &heads, uint32_t row) {
+    const LorisBatch &batch = heads.batch;
+    const LorisSeq seq = batch.seqs[batch.row_seq[row]];
+    const LorisTable table = {batch.page_tables + seq.page_table_start, batch.n_layers};
+    return page_slot(heads.pages, table, heads.layer, seq.kv_start + (row - seq.row_start));
 }
 
 // Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
@@ -75,7 +55,7 @@ struct Rotation {
 // `active` only keep the warp together. `rotation` is the row's, not read for a v head.
 template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
-                     const AppendSlot &slot, bool active, const Rotation<D> &rotation) {
+                     const PageSlot &slot, bool active, const Rotation<D> &rotation) {
     constexpr int LANES = HeadGroup<D>::LANES;
     uint32_t n_kv_heads = heads.pages.n_kv_heads, n_q_heads = heads.n_q_heads;
     bool is_q = head < n_q_heads, is_v = head >= n_q_heads + n_kv_heads;
@@ -130,17 +110,11 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     uint16_t *out = heads.q + (static_cast<uint64_t>(row) * n_q_heads + head) * D;
     bool is_bf16 = true;
     if (is_coded(pages)) {
-        const bool is_first = slot.is_first();
-        const uint32_t k_format = is_first ? BF16 : pages.k_format;
-        const uint32_t format = is_first ? BF16 : is_v ? pages.v_format : pages.k_format;
-        const uint32_t len = is_first ? LORIS_KV_WIDE : 1u << pages.page_len_log2;
         const uint32_t kv_head = head - n_q_heads - (is_v ? n_kv_heads : 0);
-        const HeadPlace place = head_place<D>(k_format, format, n_kv_heads, len, is_v, kv_head,
-                                              slot.idx & ~AppendSlot::FIRST);
-        is_bf16 = is_q || format == BF16;
-        encode<D>(format, lo, hi, slot.page + place.codes, slot.page + place.params,
-                  active && !is_bf16);
-        if (!is_q) out = reinterpret_cast<uint16_t *>(slot.page + place.codes);
+        const SlotHead to = slot_head<D>(pages, slot, is_v, kv_head);
+        is_bf16 = is_q || to.format == BF16;
+        encode<D>(to.format, lo, hi, to.codes, to.params, active && !is_bf16);
+        if (!is_q) out = reinterpret_cast<uint16_t *>(to.codes);
     } else if (!is_q) {
         // K of kv head h is h strips of page_len slots further in the page; V is behind all of K.
         const uint64_t strip = static_cast<uint64_t>(head - n_q_heads) << pages.page_len_log2;
@@ -156,7 +130,7 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
 // (warp) The same with the rotation loaded on the way.
 template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
-                     const AppendSlot &slot, bool active) {
+                     const PageSlot &slot, bool active) {
     Rotation<D> rotation = {};
     if (active) rotation.load(heads, row);
     finish_head<D>(heads, proj, head, row, slot, active, rotation);

@@ -65,6 +65,48 @@ DEV HeadPlace head_place(uint32_t k_format, uint32_t format, uint32_t n_kv_heads
     return {run + slot * own.codes, run + len * own.codes + slot * own.params};
 }
 
+DEV bool is_coded(const LorisPages &pages) {
+    return pages.k_format != BF16 || pages.v_format != BF16;
+}
+
+// A slot of a table: where it is.
+struct PageSlot {
+    unsigned char *page;
+    uint32_t idx;  // in the page, and FIRST in a first page of bf16 where others are coded
+    static constexpr uint32_t FIRST = 1u << 31;
+
+    DEV bool is_first() const { return (idx & FIRST) != 0; }
+};
+DEV PageSlot page_slot(const LorisPages &pages, const LorisTable &table, uint32_t layer,
+                       uint32_t slot) {
+    const uint32_t page_len = 1u << pages.page_len_log2;
+    uint32_t idx = slot & (page_len - 1);
+    if (is_coded(pages)) {
+        const bool is_first = slot < LORIS_KV_WIDE;
+        idx = is_first ? slot | PageSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
+        slot += page_len - LORIS_KV_WIDE;
+    }
+    const uint64_t page = table.pages[(slot >> pages.page_len_log2) * table.n_layers + layer];
+    return {static_cast<unsigned char *>(pages.base) + page * pages.page_bytes, idx};
+}
+
+// A head of a slot: its format, and where its codes and params are. Side 0 is K, 1 is V.
+struct SlotHead {
+    uint32_t format;
+    unsigned char *codes, *params;
+};
+template <int D>
+DEV SlotHead slot_head(const LorisPages &pages, const PageSlot &slot, uint32_t side,
+                       uint32_t kv_head) {
+    const bool is_first = slot.is_first();
+    const uint32_t k_format = is_first ? BF16 : pages.k_format;
+    const uint32_t format = is_first ? BF16 : side == 0 ? pages.k_format : pages.v_format;
+    const uint32_t len = is_first ? LORIS_KV_WIDE : 1u << pages.page_len_log2;
+    const HeadPlace place = head_place<D>(k_format, format, pages.n_kv_heads, len, side, kv_head,
+                                          slot.idx & ~PageSlot::FIRST);
+    return {format, slot.page + place.codes, slot.page + place.params};
+}
+
 // Codes in bits 0 .. 7 and 16 .. 23 of a word (INT4: 0 .. 3 and 16 .. 19; other bits do not matter)
 // as two bf16, exactly; INT4 less CENTRE.
 template <uint32_t FORMAT, int CENTRE = 0>

@@ -87,7 +87,7 @@ DEV void qkv(const QkvDecodeArgs &args) {
     uint32_t kv_head = strip.head - strip.n_q_heads;
     uint16_t *out = heads.q + (static_cast<uint64_t>(row) * strip.n_q_heads + strip.head) * d;
     if (!strip.is_q()) {
-        const AppendSlot slot = append_slot(heads, row);
+        const PageSlot slot = append_slot(heads, row);
         const uint64_t first = static_cast<uint64_t>(kv_head) << heads.pages.page_len_log2;
         out = reinterpret_cast<uint16_t *>(slot.page) + (first + slot.idx) * d;
     }
@@ -104,7 +104,7 @@ DEV void finish(const QkvFinishArgs &args) {
     const uint32_t head = warp * HeadGroup<D>::HEADS + HeadGroup<D>::idx();
     const float *proj = args.raw + (static_cast<uint64_t>(row) * n_heads + head) * D;
     const bool active = head < n_heads;
-    AppendSlot slot = {};
+    PageSlot slot = {};
     if (active && head >= heads.n_q_heads) slot = append_slot(heads, row);
     finish_head<D>(heads, proj, head, row, slot, active);
 }

@@ -63,7 +63,7 @@ DEV void body(const QkvPrefillArgs &args) {
                        BATCH = N_ROUNDS < 4 ? N_ROUNDS : 4;
     static_assert(WARP_ROWS <= 32 && N_ROUNDS % BATCH == 0, "a lane for each row, whole batches");
     uint32_t warp_row = prim::warp() * WARP_ROWS, lane = prim::lane();
-    AppendSlot slot = {};
+    PageSlot slot = {};
     if (first_head > 0 && lane < WARP_ROWS && m_start + warp_row + lane < n_rows) {
         slot = append_slot(heads, m_start + warp_row + lane);
     }
@@ -82,8 +82,8 @@ DEV void body(const QkvPrefillArgs &args) {
             uint32_t in_warp = idx / TILE_HEADS, in_tile = idx % TILE_HEADS;
             uint32_t row = m_start + warp_row + in_warp, head = tile_n * TILE_HEADS + in_tile;
             const uint64_t page = prim::shfl(reinterpret_cast<uint64_t>(slot.page), in_warp);
-            const AppendSlot row_slot = {reinterpret_cast<unsigned char *>(page),
-                                         prim::shfl(slot.idx, in_warp)};
+            const PageSlot row_slot = {reinterpret_cast<unsigned char *>(page),
+                                       prim::shfl(slot.idx, in_warp)};
             finish_head<D>(heads, product + (warp_row + in_warp) * STRIDE + in_tile * D,
                            first_head + head, row, row_slot, row < n_rows && head < n_heads,
                            rotation[i]);

@@ -1,16 +1,19 @@
 // How much the score rows of a sequence look at each of its slots.
 //
-//   scores[slot] = mean over query heads and score rows of exp(q . k * scale - lse)
+//   scores[slot] += sum over score rows of the mean over query heads of exp(q . k * scale - lse)
 //
 // A slot that a row does not see gets 0 from it.
 //
-// A warp owns 16 slots: they are the rows of an mma, packed query rows (row * group_size + head,
-// eight at a time) its columns, and each lane sums over its columns in order. K is read once, from
-// global memory into fragments, 16 bytes at a time: inside each 32 dimensions, lane % 4 takes the
-// eight that follow one another where the fragment map has four pairs. Q is read in the same way,
-// and a dot product does not mind the order of its terms. Codes become bf16 on the way; scale and
-// zero come in behind the products. Memory-bound: the bytes of a slot and kv head, 2 * head_dim in
-// bf16.
+// A warp owns 16 slots: they are the rows of an mma, and queries its eight columns. The heads of a
+// row that share a kv head stand side by side and take a power of two of columns, some of them
+// empty where the heads are fewer. K is read once, from global memory into fragments, 16 bytes at a
+// time: inside each 32 dimensions, lane % 4 takes the eight that follow one another where the
+// fragment map has four pairs. Q is read in the same way, and a dot product does not mind the order
+// of its terms. Codes become bf16 on the way; scale and zero come in behind the products.
+//
+// What a row pays a slot is summed over a group of heads by a tree, and in shared memory over the
+// groups; then rows are added to the score one after another. So a score does not depend on which
+// rows come in one launch. Memory-bound: the bytes of a slot and kv head, 2 * head_dim in bf16.
 #include "kv_format.cuh"
 #include "softmax_state.cuh"
 
@@ -51,12 +54,19 @@ DEV void body(const TokenScoreArgs &args) {
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
     const PagedKv<SKEW> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t group_size = args.n_q_heads / args.pages.n_kv_heads;
-    const uint32_t n_packed = args.n_score_rows * group_size;
+    uint32_t columns_log2 = 0;  // of a row
+    while (1u << columns_log2 < group_size) columns_log2++;
     const uint32_t first_slot = (blockIdx.x * N_WARPS + prim::warp()) * WARP_SLOTS;
     if (first_slot >= kv.end()) return;
     const int lane = prim::lane();
     const uint32_t slots[2] = {first_slot + lane / 4, first_slot + lane / 4 + 8};
     const float scale = args.scale * LOG2_E;
+
+    // What each row pays the warp's slots: [n_score_rows][WARP_SLOTS]. A place is one lane's until
+    // all kv heads are done.
+    float *paid_smem = prim::smem<float>() + prim::warp() * args.n_score_rows * WARP_SLOTS;
+    for (uint32_t i = lane; i < args.n_score_rows * WARP_SLOTS; i += 32) paid_smem[i] = 0.0f;
+    prim::warp_sync();
 
     // Where the warp's slots lie: in one page.
     const bool is_wide = kv.is_wide(first_slot);
@@ -65,7 +75,6 @@ DEV void body(const TokenScoreArgs &args) {
     const uint32_t format = is_wide ? BF16 : K;
     const unsigned char *page = kv.base + kv.page(first_slot) * kv.page_bytes;
 
-    float sum[2] = {};
     for (uint32_t kv_head = 0; kv_head < kv.n_kv_heads; kv_head++) {
         uint4 a[2][D / 32];
         Params of[2][GROUPS];
@@ -83,14 +92,20 @@ DEV void body(const TokenScoreArgs &args) {
                     of[i][g] = params_of<K, D>(page + place.params, 0, g);
             }
         }
-        for (uint32_t first = 0; first < n_packed; first += 8) {
-            const uint32_t mine =
-                first + lane / 4;  // the packed row that this lane loads for the warp
-            const uint32_t row = args.row_start + mine / group_size;
-            const uint32_t row_head =
-                row * args.n_q_heads + kv_head * group_size + mine % group_size;
+        for (uint32_t first = 0; first < args.n_score_rows << columns_log2; first += 8) {
+            // The row and head of a column, and whether they are there.
+            auto row_of = [&](uint32_t column) { return column >> columns_log2; };
+            auto head_of = [&](uint32_t column) { return column & ((1u << columns_log2) - 1); };
+            auto is_there = [&](uint32_t column) {
+                return row_of(column) < args.n_score_rows && head_of(column) < group_size;
+            };
+            auto row_head = [&](uint32_t column) {
+                return (args.row_start + row_of(column)) * args.n_q_heads + kv_head * group_size +
+                       head_of(column);
+            };
+            const uint32_t mine = first + lane / 4;  // the column that this lane loads for the warp
             uint4 b[D / 32];
-            load_row<D>(b, args.q + static_cast<uint64_t>(row_head) * D, mine < n_packed);
+            load_row<D>(b, args.q + static_cast<uint64_t>(row_head(mine)) * D, is_there(mine));
             float s[4] = {};
 #pragma unroll
             for (int g = 0; g < GROUPS; g++) {
@@ -116,27 +131,37 @@ DEV void body(const TokenScoreArgs &args) {
                     }
                 }
             }
+            float paid[2][2] = {};  // by the slots of this lane and its two columns
+            const uint32_t column = first + (lane & 3) * 2;
             for (int e = 0; e < 2; e++) {
-                const uint32_t packed = first + (lane & 3) * 2 + e;
-                if (packed >= n_packed) continue;
-                const uint32_t r = args.row_start + packed / group_size;
-                const float lse =
-                    args.lse[r * args.n_q_heads + kv_head * group_size + packed % group_size];
-                const uint32_t position = args.batch.positions[r];
+                if (!is_there(column + e)) continue;
+                const float lse = args.lse[row_head(column + e)];
+                const uint32_t position = args.batch.positions[args.row_start + row_of(column + e)];
                 for (int i = 0; i < 2; i++)
                     if (kv.sees(position, slots[i], args.window))
-                        sum[i] += prim::exp2_fast(fmaf(s[i * 2 + e], scale, -lse * LOG2_E));
+                        paid[i][e] = prim::exp2_fast(fmaf(s[i * 2 + e], scale, -lse * LOG2_E));
+            }
+            for (int i = 0; i < 2; i++) {
+                if (columns_log2 > 0) paid[i][0] += paid[i][1];
+                if (columns_log2 > 1) paid[i][0] += prim::shfl_xor(paid[i][0], 1);
+                if (columns_log2 > 2) paid[i][0] += prim::shfl_xor(paid[i][0], 2);
+                float *to = paid_smem + row_of(column) * WARP_SLOTS + lane / 4 + i * 8;
+                const bool begins_row = columns_log2 < 3 ? head_of(column) == 0 : (lane & 3) == 0;
+                if (begins_row && row_of(column) < args.n_score_rows) *to += paid[i][0];
+                if (columns_log2 == 0 && row_of(column) + 1 < args.n_score_rows)
+                    to[WARP_SLOTS] += paid[i][1];
             }
         }
     }
 
-    for (int i = 0; i < 2; i++) {
-        sum[i] += prim::shfl_xor(sum[i], 1);
-        sum[i] += prim::shfl_xor(sum[i], 2);
-        if ((lane & 3) == 0 && kv.is_used(slots[i]))
-            args.scores[slots[i] - SKEW] =
-                sum[i] / static_cast<float>(args.n_score_rows * args.n_q_heads);
-    }
+    prim::warp_sync();
+    const uint32_t slot = first_slot + lane;
+    if (lane >= WARP_SLOTS || !kv.is_used(slot)) return;
+    float score = slot - SKEW < args.n_so_far ? args.scores[slot - SKEW] : 0.0f;
+    const float share = 1.0f / static_cast<float>(args.n_q_heads);
+    for (uint32_t row = 0; row < args.n_score_rows; row++)
+        score = fmaf(paid_smem[row * WARP_SLOTS + lane], share, score);
+    args.scores[slot - SKEW] = score;
 }
 
 KERNEL(token_score_d32, TokenScoreArgs, 128, 4) {  // <= 128 registers

@@ -2,6 +2,7 @@
 
 pub const LORIS_DECODE_ROWS: u32 = 16;
 pub const LORIS_SPLIT_LEN: u32 = 256;
+pub const LORIS_SCORE_ROWS: u32 = 64;
 pub const LORIS_ROW_PAIRS: u32 = 256;
 pub const LORIS_DENSE: u32 = 4294967295;
 pub const LORIS_NO_WINDOW: u32 = 4294967295;
@@ -65,6 +66,14 @@ pub struct LorisPages {
     pub k_rotated: u32,
     /// values are, and what attention gives is rotated back
     pub v_rotated: u32,
+}
+/// The page table of one sequence.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LorisTable {
+    /// [page_idx][n_layers] page ids
+    pub pages: *const u32,
+    pub n_layers: u32,
 }
 /// x[r] = table[tokens[r]]
 #[repr(C)]
@@ -302,7 +311,8 @@ pub struct AttentionMergeArgs {
     /// the values were: rotate back
     pub rotated: u32,
 }
-/// score[slot] = mean over query heads and score rows of exp(q . k * scale - lse)
+/** score[slot] += the sum over score rows, one after another, of the mean over query heads of
+ exp(q . k * scale - lse)*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct TokenScoreArgs {
@@ -310,14 +320,16 @@ pub struct TokenScoreArgs {
     pub q: *const u16,
     /// [n_rows][n_q_heads]
     pub lse: *const f32,
-    /// [slots of the sequence]
+    /// [slots of the sequence]; from n_so_far on they begin at 0
     pub scores: *mut f32,
     pub pages: LorisPages,
     pub batch: LorisBatch,
     pub seq_idx: u32,
     /// score rows: row_start .. row_start + n_score_rows of the batch
     pub row_start: u32,
+    /// up to LORIS_SCORE_ROWS
     pub n_score_rows: u32,
+    pub n_so_far: u32,
     pub layer: u32,
     pub n_q_heads: u32,
     pub window: u32,
@@ -370,6 +382,28 @@ pub struct PageCopyArgs {
     /// [n_pairs][2]
     pub pairs: *const u32,
     pub n_pairs: u32,
+}
+/** Slot i of each layer becomes what slot keep[layer][i] held: blockIdx = (side and kv head, layer).
+ Each list rises. Where pages hold codes the slots of the first page stay.*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct SlotMoveArgs {
+    pub pages: LorisPages,
+    pub table: LorisTable,
+    /// [gridDim.y][n_keep]
+    pub keep: *const u32,
+    pub n_keep: u32,
+}
+/// norms[slot] = mean over kv heads of the length of the key
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct KeyNormArgs {
+    pub pages: LorisPages,
+    pub table: LorisTable,
+    /// [n_slots]
+    pub norms: *mut f32,
+    pub n_slots: u32,
+    pub layer: u32,
 }
 /// How a row's token is drawn: as `SamplerParams` of the engine.
 #[repr(C)]

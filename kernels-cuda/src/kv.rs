@@ -1,9 +1,11 @@
-//! Pools of KV pages, and the number formats that they hold.
+//! Pools of KV pages, the number formats that they hold, and tables.
 
 use crate::abi::{
-    LORIS_KV_BF16, LORIS_KV_FP8, LORIS_KV_INT4, LORIS_KV_INT8, LORIS_KV_SKEW, LorisPages,
+    LORIS_KV_BF16, LORIS_KV_FP8, LORIS_KV_INT4, LORIS_KV_INT8, LORIS_KV_SKEW, LORIS_KV_WIDE,
+    LorisPages, LorisTable,
 };
-use crate::{Buffer, Error};
+use crate::ops::attention::to_u32;
+use crate::{Buffer, Device, Error};
 
 /// Number format of keys or of values in pages: `include/kv_format.cuh` says what the codes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,6 +132,15 @@ impl KvPages {
         self.kv.page_bytes(self.n_kv_heads, self.page_len, self.head_dim)
     }
 
+    /// Slots of a table of so many pages.
+    pub fn n_slots(&self, n_pages: usize) -> usize {
+        let n_slots = n_pages * self.page_len;
+        if self.kv.is_coded() && n_pages > 0 {
+            return n_slots - self.page_len + LORIS_KV_WIDE as usize;
+        }
+        n_slots
+    }
+
     /// As kernels take it.
     pub fn abi(&self) -> LorisPages {
         LorisPages {
@@ -142,5 +153,30 @@ impl KvPages {
             k_rotated: self.kv.k_rotated.into(),
             v_rotated: self.kv.v_rotated.into(),
         }
+    }
+}
+
+/// The page table of one sequence. Its pages exist.
+#[derive(Debug)]
+pub struct PageTable {
+    /// Page ids, `[page_idx][n_layers]`.
+    pub pages: Buffer<u32>,
+    /// Layers: the stride.
+    pub n_layers: usize,
+}
+
+impl PageTable {
+    /// A table on the device.
+    pub fn new(device: &Device, pages: &[u32], n_layers: usize) -> Result<Self, Error> {
+        Ok(Self { pages: Buffer::from_slice(device, pages, "a page table")?, n_layers })
+    }
+
+    /// Slots of a layer that there are pages for.
+    pub(crate) fn n_slots(&self, pages: &KvPages) -> usize {
+        pages.n_slots(self.pages.len() / self.n_layers.max(1))
+    }
+
+    pub(crate) fn abi(&self) -> LorisTable {
+        LorisTable { pages: self.pages.ptr() as *const u32, n_layers: to_u32(self.n_layers) }
     }
 }

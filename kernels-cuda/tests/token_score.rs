@@ -39,24 +39,31 @@ fn run(
     let mut scores = Buffer::from_slice(device, &vec![f32::NAN; n_slots], "scores").unwrap();
     let (batch, q, pages) = (&up.batch, &up.q, &up.pages);
     let (seq_idx, rows) = (parts.len() - 1, n_rows - n_score_rows..n_rows);
-    token_score(
-        device,
-        seq.shape,
-        batch,
-        seq_idx,
-        rows,
-        LAYER,
-        window,
-        q,
-        &up.lse,
-        pages,
-        &mut scores,
-    )
-    .unwrap();
-    device.synchronize().unwrap();
-    let mut got = scores.to_vec(device).unwrap();
-    assert!(got[kv_len..].iter().all(|x| x.is_nan()), "slots that are not in use have no score");
-    got.truncate(kv_len);
+    let mut score = |rows, n_so_far| {
+        let (lse, scores) = (&up.lse, &mut scores);
+        token_score(
+            device, seq.shape, batch, seq_idx, rows, LAYER, window, q, lse, pages, n_so_far, scores,
+        )
+        .unwrap();
+        let got = scores.to_vec(device).unwrap();
+        assert!(got[kv_len..].iter().all(|x| x.is_nan()), "slots that are not in use");
+        got[..kv_len].to_vec()
+    };
+    let all = score(rows.clone(), 0);
+    // A row more and a few more, from what others have left.
+    let (mut first, mut n_so_far) = (rows.start, 0);
+    for n in [1, 3, 2, 70, rows.len()] {
+        let next = (first + n).min(rows.end);
+        if first < next {
+            let got = score(first..next, n_so_far);
+            (first, n_so_far) = (next, kv_len);
+            assert!(
+                first < rows.end || got == all,
+                "the bits do not depend on which come together"
+            );
+        }
+    }
+    let got = all.iter().map(|x| x / n_score_rows as f32).collect();
     (got, want)
 }
 
@@ -97,6 +104,9 @@ fn heads_groups_and_rows() {
             run_and_check(&device, &[Part::last(&seq, 20)], n_score_rows, 64, None);
         }
     }
+    // More rows than a launch takes, and more heads than a product has columns.
+    let seq = Sequence::new(shape(12, 1, 32), 70, Positions::Dense, 6.0, 7);
+    run_and_check(&device, &[Part::last(&seq, 69)], 68, 64, None);
     for head_dim in [64, 128] {
         let seq = Sequence::new(shape(4, 2, head_dim), 70, Positions::Dense, 6.0, 3);
         run_and_check(&device, &[Part::last(&seq, 2)], 2, 64, None);

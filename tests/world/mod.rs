@@ -398,7 +398,6 @@ impl<'a, B: Backend> World<'a, B> {
         let mut attn = b.rows(n, width, RowUse::Operand).unwrap();
         let mut h = b.rows(n, case.ffn, RowUse::Operand).unwrap();
         let mut logits = b.rows(n, case.vocab, RowUse::Logits).unwrap();
-        b.rows(1, case.hidden, RowUse::Transit).unwrap(); // slots may be scored
         let (w, pages) = (&self.weights, &mut self.pages);
         b.begin(&batch, case.shape).unwrap();
         b.embed(&self.embed, &batch, &mut x).unwrap();

@@ -261,8 +261,7 @@ pub fn sequences(
         n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN) + usize::from(kv.is_coded());
     }
     let seqs = seqs_of(seqs);
-    let mut page_tables: Vec<u32> = (0..n_pages as u32).collect();
-    page_tables.sort_by_key(|&page| fill_random::value(seed, u64::from(page), 1.0));
+    let page_tables = random_table(n_pages, seed);
     let n_rows = row_seq.len();
     let value = |i| f32::from_bits(u32::from(fill_random::value(seed, i, 1.0)) << 16);
     let cos_sin: Vec<f32> = (0..(n_rows * shape.head_dim) as u64).map(value).collect();
@@ -282,6 +281,13 @@ pub fn sequences(
     };
     batch.upload(device, &host)?;
     Ok((batch, random_pages(device, shape, kv, n_pages, seed)?))
+}
+
+/// Pages in random order.
+pub fn random_table(n_pages: usize, seed: u64) -> Vec<u32> {
+    let mut table: Vec<u32> = (0..n_pages as u32).collect();
+    table.sort_by_key(|&page| fill_random::value(seed, u64::from(page), 1.0));
+    table
 }
 
 /// A pool of random contents: a few pages from the host, the others copies of them.

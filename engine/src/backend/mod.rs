@@ -295,7 +295,8 @@ pub trait Backend: Send + 'static {
     /// Runs the pass that `begin` opened through `layers` of the model, if the device has recorded one of the same
     /// form over the same layers, weights, rows and pages: from [`embed`](Self::embed), if it begins with the first layer,
     /// to [`norm_lm_head`](Self::norm_lm_head), if it ends with the last. Where it answers `false` these ops are called,
-    /// and then [`end`](Self::end): the device may be recording them. Rows that come and go and scores are no part of it.
+    /// and then [`end`](Self::end): the device may be recording them. Rows that come and go and scores are no part of it:
+    /// a pass that scores between its layers goes without.
     fn replay(&mut self, _layers: &Range<usize>) -> Result<bool, Error> {
         Ok(false)
     }
@@ -383,7 +384,8 @@ pub trait Backend: Send + 'static {
 
     /// Adds to `scores`, on the host, how much some rows of a sequence look at each of its slots, the new ones included: the
     /// attention probability, the mean over all query heads and the sum over the rows, one after another. `scores`
-    /// grows to all slots. `q` is what [`norm_qkv_rope_append`](Self::norm_qkv_rope_append) left in this layer.
+    /// grows to all slots. It comes behind [`attention`](Self::attention) of the batch in this layer, with the same `q`,
+    /// and not in a pass that is recorded.
     #[allow(clippy::too_many_arguments)]
     fn token_score(
         &mut self,
@@ -433,14 +435,14 @@ pub trait Backend: Send + 'static {
         layer: usize,
         out: &mut [f32],
     ) -> Result<(), Error>;
-    /// Moves what slot `keep[i]` of a layer holds to slot `i`, for all `i`; `keep` rises. What stands behind them has no
-    /// meaning. No slot goes from a page that is not coded to one that is, or the other way.
+    /// In the first layers of a table, moves what slot `keep[layer][i]` holds to slot `i`, for all `i`. The lists rise and
+    /// are as long as each other; what stands behind them has no meaning. Where the other pages are coded the slots of the
+    /// first stay.
     fn keep_slots(
         &mut self,
         pages: &mut Self::Pages,
         table: Table<'_>,
-        layer: usize,
-        keep: &[u32],
+        keep: &[Vec<u32>],
     ) -> Result<(), Error>;
     /// Copies a whole page to the host, in the layout of [`PageLayout`].
     fn read_page(&mut self, pages: &Self::Pages, page: PageId, out: &mut [u8])

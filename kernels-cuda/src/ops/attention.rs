@@ -10,6 +10,7 @@ use crate::abi::{
 };
 use crate::kv::ATTENTION;
 use crate::ops::batch::DeviceBatch;
+use crate::ops::by_head_dim;
 use crate::{Buffer, Cost, Device, Error, KvFormat, KvFormats, KvPages, Launch, Rows};
 
 /// Packed rows of a block and slots of a tile of the prefill kernels.
@@ -72,16 +73,7 @@ impl AttentionShape {
             whole,
             "a multiple of n_kv_heads",
         )?;
-        match head_dim {
-            32 => Ok(kernels[0]),
-            64 => Ok(kernels[1]),
-            128 => Ok(kernels[2]),
-            _ => Err(Error::Unsupported {
-                what: "attention head_dim".into(),
-                found: head_dim.to_string(),
-                expected: "32, 64 or 128",
-            }),
-        }
+        by_head_dim(head_dim, kernels)
     }
 
     /// The pool and the batch fit the shape and each other.

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod embed;
 pub mod fill_random;
 pub mod fragments;
+pub mod key_norm;
 pub mod linear;
 pub mod linear_decode;
 pub mod lm_head;
@@ -16,10 +17,25 @@ pub mod qkv_decode;
 pub mod rmsnorm;
 pub mod row_copy;
 pub mod sample;
+pub mod slot_move;
 pub mod token_score;
 pub mod token_select;
 
 use crate::Error;
+
+/// The kernel for heads of this width: of 32, of 64 or of 128.
+fn by_head_dim(head_dim: usize, kernels: [&'static str; 3]) -> Result<&'static str, Error> {
+    match head_dim {
+        32 => Ok(kernels[0]),
+        64 => Ok(kernels[1]),
+        128 => Ok(kernels[2]),
+        _ => Err(Error::Unsupported {
+            what: "head_dim".into(),
+            found: head_dim.to_string(),
+            expected: "32, 64 or 128",
+        }),
+    }
+}
 
 /// `found` elements are enough.
 fn at_least(op: &str, what: &str, found: usize, at_least: usize) -> Result<(), Error> {

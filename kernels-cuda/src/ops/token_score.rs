@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::abi::{LORIS_NO_WINDOW, TokenScoreArgs};
+use crate::abi::{LORIS_NO_WINDOW, LORIS_SCORE_ROWS, TokenScoreArgs};
 use crate::ops::attention::{AttentionShape, to_u32};
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvFormat, KvPages, Launch, Rows};
@@ -18,9 +18,13 @@ const INT4: [&str; 3] =
     ["token_score_d32_kint4", "token_score_d64_kint4", "token_score_d128_kint4"];
 /// Slots of a block.
 const BLOCK_SLOTS: usize = 64;
+/// Rows of a launch.
+const MAX_ROWS: usize = LORIS_SCORE_ROWS as usize;
 
-/// `scores[slot]` = mean over query heads and over `rows` of the batch, which are rows of sequence `seq_idx`, of
-/// the attention that a row pays to the slot, by the `lse` that attention gave; for all its slots in use.
+/// Adds to `scores[slot]`, for all slots in use of sequence `seq_idx`, the attention that `rows` of the batch, which
+/// are rows of that sequence, pay the slot: the mean over query heads by the `lse` that attention gave, row after row.
+/// The first `n_so_far` scores are added to, the others begin at 0. The bits do not depend on how many rows come
+/// together.
 #[allow(clippy::too_many_arguments)]
 pub fn token_score(
     device: &Device,
@@ -33,6 +37,7 @@ pub fn token_score(
     q: &Rows<u16>,
     lse: &Buffer<f32>,
     pages: &KvPages,
+    n_so_far: usize,
     scores: &mut Buffer<f32>,
 ) -> Result<(), Error> {
     let kernel = shape.variant(match pages.kv.k {
@@ -52,26 +57,33 @@ pub fn token_score(
     Error::check_room("token_score scores, at least", scores.len(), max_kv_len)?;
 
     let grid = [to_u32((max_kv_len + pages.kv.skew()).div_ceil(BLOCK_SLOTS)), 1, 1];
-    let launch = Launch { kernel, grid, block: 128, smem_bytes: 0 };
-    let args = TokenScoreArgs {
-        q: q.data.ptr() as *const _,
-        lse: lse.ptr() as *const _,
-        scores: scores.ptr() as *mut _,
-        pages: pages.abi(),
-        batch: batch.abi(),
-        seq_idx: to_u32(seq_idx),
-        row_start: to_u32(rows.start),
-        n_score_rows: to_u32(rows.len()),
-        layer: to_u32(layer),
-        n_q_heads: to_u32(shape.n_q_heads),
-        window: window.unwrap_or(LORIS_NO_WINDOW),
-        scale: shape.scale(),
-    };
-    // SAFETY: the buffers hold what the kernel reads and writes, as checked.
-    unsafe { device.launch(&launch, &args) }
+    for row_start in rows.clone().step_by(MAX_ROWS) {
+        let n_score_rows = MAX_ROWS.min(rows.end - row_start);
+        let smem_bytes = to_u32(n_score_rows * BLOCK_SLOTS * 4); // what each row pays each slot
+        let launch = Launch { kernel, grid, block: 128, smem_bytes };
+        let n_so_far = if row_start == rows.start { n_so_far } else { max_kv_len };
+        let args = TokenScoreArgs {
+            q: q.data.ptr() as *const _,
+            lse: lse.ptr() as *const _,
+            scores: scores.ptr() as *mut _,
+            pages: pages.abi(),
+            batch: batch.abi(),
+            seq_idx: to_u32(seq_idx),
+            row_start: to_u32(row_start),
+            n_score_rows: to_u32(n_score_rows),
+            n_so_far: to_u32(n_so_far),
+            layer: to_u32(layer),
+            n_q_heads: to_u32(shape.n_q_heads),
+            window: window.unwrap_or(LORIS_NO_WINDOW),
+            scale: shape.scale(),
+        };
+        // SAFETY: the buffers hold what the kernel reads and writes, as checked.
+        unsafe { device.launch(&launch, &args)? };
+    }
+    Ok(())
 }
 
-/// What scoring `kv_len` slots by `n_rows` rows must do: K, of this format, read once.
+/// What scoring `kv_len` slots by `n_rows` rows of a launch must do: K, of this format, read once.
 pub fn token_score_cost(shape: AttentionShape, k: KvFormat, kv_len: usize, n_rows: usize) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let head_bytes = k.code_bytes(head_dim) + k.param_bytes(head_dim);

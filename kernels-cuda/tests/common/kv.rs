@@ -1,6 +1,8 @@
 //! Sequences with queries, keys and values for tests of attention, their pages on a device, and the textbook.
 #![allow(dead_code, unreachable_pub)] // each test uses its part
 
+use std::ops::Range;
+
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
@@ -248,11 +250,46 @@ impl<'a> Part<'a> {
     }
 }
 
+/// Where a head of a slot is: the page of its table, and bytes of that.
+#[derive(Clone, Debug)]
+pub struct HeadAt {
+    pub page_idx: usize,
+    pub codes: Range<usize>,
+    pub params: Range<usize>,
+}
+
+/// By the definition of pages: `[K|V][n_kv_heads]`, each the codes of all slots and behind them their params.
+pub fn head_at(
+    kv: KvFormats,
+    n_kv_heads: usize,
+    head_dim: usize,
+    page_len: usize,
+    slot: usize,
+    side: usize,
+    head: usize,
+) -> HeadAt {
+    let first_len = if kv.is_coded() { N_WIDE } else { page_len };
+    let (page_idx, in_page, len) = match slot.checked_sub(first_len) {
+        None => (0, slot, first_len),
+        Some(rest) => (1 + rest / page_len, rest % page_len, page_len),
+    };
+    let is_wide = page_idx == 0 && kv.is_coded();
+    let formats = if is_wide { [KvFormat::Bf16; 2] } else { [kv.k, kv.v] };
+    let sizes = formats.map(|f| [f.code_bytes(head_dim), f.param_bytes(head_dim)]);
+    let run_bytes = sizes.map(|size| len * (size[0] + size[1]));
+    let run = side * n_kv_heads * run_bytes[0] + head * run_bytes[side];
+    let [codes, params] = sizes[side];
+    let at = [run + in_page * codes, run + len * codes + in_page * params];
+    HeadAt { page_idx, codes: at[0]..at[0] + codes, params: at[1]..at[1] + params }
+}
+
 /// Parts of sequences on a device. Slots and pages that are not in use hold NaN.
 #[derive(Debug)]
 pub struct Uploaded {
     pub batch: DeviceBatch,
     pub pages: KvPages,
+    /// Five numbers of no meaning, then the tables of the parts.
+    pub page_tables: Vec<u32>,
     pub q: Rows<u16>,
     pub out: Rows<u16>,
     pub lse: Buffer<f32>,
@@ -293,23 +330,16 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
             let first = n_pages - 1 - (page_tables.len() - 5);
             page_tables.extend([first as u32, first as u32 - 1]);
             let page = &mut pool[(first - LAYER) * page_bytes..][..page_bytes];
-            // A head's run: the codes of all slots, and behind them their params.
             let len = if page_idx == 0 { first_len } else { page_len };
-            let is_wide = page_idx == 0 && kv.is_coded();
-            let formats = if is_wide { [KvFormat::Bf16; 2] } else { [kv.k, kv.v] };
-            let sizes = formats.map(|f| [f.code_bytes(head_dim), f.param_bytes(head_dim)]);
-            let run_bytes = sizes.map(|size| len * (size[0] + size[1]));
             let start = if page_idx == 0 { 0 } else { first_len + (page_idx - 1) * page_len };
             for (slot, head) in (start..kv_len.min(start + len))
                 .flat_map(|slot| (0..n_kv_heads).map(move |h| (slot, h)))
             {
                 for side in 0..2 {
                     let Head { codes, params, .. } = &seq.heads[side][slot * n_kv_heads + head];
-                    let run = side * n_kv_heads * run_bytes[0] + head * run_bytes[side];
-                    let at = run + (slot - start) * sizes[side][0];
-                    page[at..at + codes.len()].copy_from_slice(codes);
-                    let at = run + len * sizes[side][0] + (slot - start) * sizes[side][1];
-                    page[at..at + params.len()].copy_from_slice(params);
+                    let at = head_at(kv, n_kv_heads, head_dim, page_len, slot, side, head);
+                    page[at.codes].copy_from_slice(codes);
+                    page[at.params].copy_from_slice(params);
                 }
             }
         }
@@ -334,6 +364,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
     Uploaded {
         batch,
         pages: KvPages { data, n_pages, n_kv_heads, page_len, head_dim, kv },
+        page_tables,
         q: Rows { data: Buffer::from_slice(device, &q, "q").unwrap(), n_rows, width },
         out: Rows { data: Buffer::from_slice(device, &poison, "out").unwrap(), n_rows, width },
         lse: Buffer::from_slice(device, &vec![f32::NAN; n_rows * n_q_heads], "lse").unwrap(),

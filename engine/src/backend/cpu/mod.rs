@@ -41,7 +41,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use loris_loader::TensorView;
 
-use self::attention::{Attention, Merge, Part, TokenScore, Work};
+use self::attention::{Attention, Merge, Part, TokenScore, Work, runs};
 use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
 use self::evict::KeyNorms;
 use self::heads::Heads;
@@ -437,31 +437,33 @@ impl Backend for CpuBackend {
         let last = score.first_row + score.n_rows;
         assert!(rows.start <= score.first_row && last <= rows.end, "rows that score");
         q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
-        let n_pairs = score.n_rows * shape.n_q_heads;
         scores.resize(kv_len, 0.0);
-        let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
-        self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
-        let exponents = Shared(self.exponents.as_mut_ptr());
-        let (q, sums) = (q.shared(), Shared(sums.as_mut_ptr()));
-        let scores = Shared(scores.as_mut_ptr());
-        for part in [Part::Exponents, Part::Sums, Part::Totals] {
-            let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
-            let tasks = &self.runner.unordered(n_tasks);
-            self.runner.region(self.isa.f32(), |thread_idx, _| TokenScore {
-                part,
-                batch,
-                score,
-                shape,
-                layer,
-                window,
-                q,
-                pages,
-                exponents,
-                sums,
-                scores,
-                tasks,
-                thread_idx,
-            });
+        let (q, scores) = (q.shared(), Shared(scores.as_mut_ptr()));
+        for score in runs(score) {
+            let n_pairs = score.n_rows * shape.n_q_heads;
+            let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
+            self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
+            let exponents = Shared(self.exponents.as_mut_ptr());
+            let sums = Shared(sums.as_mut_ptr());
+            for part in [Part::Exponents, Part::Sums, Part::Totals] {
+                let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
+                let tasks = &self.runner.unordered(n_tasks);
+                self.runner.region(self.isa.f32(), |thread_idx, _| TokenScore {
+                    part,
+                    batch,
+                    score,
+                    shape,
+                    layer,
+                    window,
+                    q,
+                    pages,
+                    exponents,
+                    sums,
+                    scores,
+                    tasks,
+                    thread_idx,
+                });
+            }
         }
         Ok(())
     }
@@ -549,10 +551,11 @@ impl Backend for CpuBackend {
         &mut self,
         pages: &mut CpuPages,
         table: Table<'_>,
-        layer: usize,
-        keep: &[u32],
+        keep: &[Vec<u32>],
     ) -> Result<(), Error> {
-        pages.keep_slots(table, layer, keep);
+        for (layer, keep) in keep.iter().enumerate() {
+            pages.keep_slots(table, layer, keep);
+        }
         Ok(())
     }
 

@@ -32,10 +32,10 @@ use loris_kernels::ops::attention::{self, Partial};
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    embed, fill_random, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    qkv_decode, rmsnorm,
+    embed, fill_random, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
+    page_copy, qkv_decode, rmsnorm, slot_move,
 };
-use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, Rows, Staging};
+use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging};
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
@@ -205,7 +205,6 @@ impl Backend for CudaBackend {
         if holds != RowUse::Logits && !width.is_multiple_of(8) {
             return Err(unsupported("width of rows", width, "a multiple of 8"));
         }
-        self.scorer.is_wanted |= holds == RowUse::Transit;
         Ok(CudaRows(match holds {
             RowUse::Residual => {
                 self.max_rows = self.max_rows.max(n_rows);
@@ -413,11 +412,7 @@ impl Backend for CudaBackend {
         let shape = kernel_shape(self.shape.ok_or_else(|| missing("shape"))?);
         let (d, seq, window) = (&self.device, &batch.seqs[score.seq_idx], kernel_window(window));
         let q = q.bf16()?;
-        let means = self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages)?;
-        scores.resize(means.len(), 0.0);
-        #[allow(clippy::cast_precision_loss)] // a few rows
-        scores.iter_mut().zip(means).for_each(|(sum, x)| *sum += x * score.n_rows as f32);
-        Ok(())
+        self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages, scores)
     }
 
     fn copy_rows(
@@ -465,28 +460,34 @@ impl Backend for CudaBackend {
         Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
     }
 
-    fn key_norms(
-        &mut self,
-        _: &KvPages,
-        _: Table<'_>,
-        _: usize,
-        _: &mut [f32],
-    ) -> Result<(), Error> {
-        Err(unsupported("eviction", "knorm", "none: its kernels are not there yet; use the CPU"))
-    }
-
     fn seal_pages(&mut self, _pages: &mut KvPages, _seals: &[Seal]) -> Result<(), Error> {
         Err(unsupported("--kv", "a format of sealed pages", "one that codes tokens by themselves"))
     }
 
+    fn key_norms(
+        &mut self,
+        pages: &KvPages,
+        table: Table<'_>,
+        layer: usize,
+        out: &mut [f32],
+    ) -> Result<(), Error> {
+        let d = &self.device;
+        let table = PageTable::new(d, table.pages, table.n_layers)?;
+        let mut norms = Buffer::new(d, out.len(), "lengths of keys")?;
+        key_norm::key_norm(d, pages, &table, layer, out.len(), &mut norms)?;
+        Ok(norms.download(d, 0, out)?)
+    }
+
     fn keep_slots(
         &mut self,
-        _: &mut KvPages,
-        _: Table<'_>,
-        _: usize,
-        _: &[u32],
+        pages: &mut KvPages,
+        table: Table<'_>,
+        keep: &[Vec<u32>],
     ) -> Result<(), Error> {
-        Err(unsupported("eviction", "a policy", "none: its kernels are not there yet; use the CPU"))
+        let (d, n_keep) = (&self.device, keep.first().map_or(0, Vec::len));
+        let table = PageTable::new(d, table.pages, table.n_layers)?;
+        let keep = Buffer::from_slice(d, &keep.concat(), "slots that stay")?;
+        Ok(slot_move::slot_move(d, pages, &table, &keep, n_keep)?)
     }
 
     fn read_page(&mut self, pages: &KvPages, page: PageId, out: &mut [u8]) -> Result<(), Error> {

@@ -10,11 +10,10 @@ use crate::backend::{Score, Seq};
 use crate::error::Error;
 use crate::memory;
 
-/// Scores in a model whose sessions may prune; in others it stays empty.
+/// What scores are made from. Attention leaves its part in every pass, wanted or not: a number for each row and head,
+/// next to the head that it gives, and so a recording serves both.
 #[derive(Debug, Default)]
 pub(super) struct Scorer {
-    /// Some session may ask for scores.
-    pub(super) is_wanted: bool,
     /// `[rows][n_q_heads]` of the layer that ran last: the natural log of a row's sum of `exp(score)`.
     pub(super) lse: Option<Buffer<f32>>,
     /// Of one sequence; grows with the longest.
@@ -30,7 +29,7 @@ impl Scorer {
         n_q_heads: usize,
     ) -> Result<bool, Error> {
         let len = n_rows.saturating_mul(n_q_heads);
-        if !self.is_wanted || self.lse.as_ref().is_some_and(|lse| lse.len() >= len) {
+        if self.lse.as_ref().is_some_and(|lse| lse.len() >= len) {
             return Ok(false);
         }
         self.lse = None;
@@ -38,7 +37,7 @@ impl Scorer {
         Ok(true)
     }
 
-    /// Scores of the slots of `seq`, which is `score.seq_idx` of the batch.
+    /// Adds to the scores of the slots of `seq`, which is `score.seq_idx` of the batch, and waits for them.
     #[allow(clippy::too_many_arguments)] // those of the launcher
     pub(super) fn score(
         &mut self,
@@ -51,7 +50,8 @@ impl Scorer {
         window: Option<u32>,
         q: &Rows<u16>,
         pages: &KvPages,
-    ) -> Result<Vec<f32>, Error> {
+        scores: &mut Vec<f32>,
+    ) -> Result<(), Error> {
         let len = batch.max_kv_len();
         if self.scores.as_ref().is_none_or(|scores| scores.len() < len) {
             self.scores = None;
@@ -61,12 +61,16 @@ impl Scorer {
             return Err(missing("log sums of attention"));
         };
         let Score { seq_idx, first_row, n_rows } = score;
-        let rows = first_row..first_row + n_rows;
+        let (rows, n_so_far) = (first_row..first_row + n_rows, scores.len());
+        if n_so_far > 0 {
+            on_device.upload(d, 0, scores)?;
+        }
         token_score::token_score(
-            d, shape, batch, seq_idx, rows, layer, window, q, lse, pages, on_device,
+            d, shape, batch, seq_idx, rows, layer, window, q, lse, pages, n_so_far, on_device,
         )?;
-        let mut scores = memory::zeros(seq.kv_len(), "token scores")?;
-        on_device.download(d, 0, &mut scores)?;
-        Ok(scores)
+        let mut sums = memory::zeros(seq.kv_len(), "token scores")?;
+        on_device.download(d, 0, &mut sums)?;
+        *scores = sums;
+        Ok(())
     }
 }

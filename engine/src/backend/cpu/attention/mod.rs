@@ -24,7 +24,7 @@ use super::micro::ROW_STRIDE;
 use super::simd::Fma;
 
 pub(super) use self::flash::{Attention, scratch_len};
-pub(super) use self::score::{Part, TokenScore};
+pub(super) use self::score::{Part, TokenScore, runs};
 pub(super) use self::work::{Merge, Work};
 
 /// Slots of a tile.

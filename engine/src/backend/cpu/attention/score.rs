@@ -19,6 +19,18 @@ const PAIRS: usize = 8;
 /// Slots of a task.
 pub(in super::super) const RUN: usize = 512;
 
+/// Rows that are scored together at most: `exponents` has room for each with each slot.
+const MAX_ROWS: usize = 64;
+
+/// Rows that score, as many at a time as may.
+pub(in super::super) fn runs(score: Score) -> impl Iterator<Item = Score> {
+    (0..score.n_rows).step_by(MAX_ROWS).map(move |start| Score {
+        first_row: score.first_row + start,
+        n_rows: MAX_ROWS.min(score.n_rows - start),
+        ..score
+    })
+}
+
 /// Which part of the work a region does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Part {
