@@ -28,14 +28,24 @@ DEV void load4(float (&to)[4], const float *from) {
 // The slot that a row is appended to.
 struct AppendSlot {
     unsigned char *page;
-    uint32_t idx;  // in the page, and FIRST in a first page of bf16 where others are coded
-    static constexpr uint32_t FIRST = 1u << 31;
+    uint32_t idx;  // in the page; and FIRST or TAIL in one of bf16 where others are coded
+    static constexpr uint32_t FIRST = 1u << 31, TAIL = 1u << 30;
 
-    DEV bool is_first() const { return (idx & FIRST) != 0; }
+    DEV bool is_wide() const { return (idx & (FIRST | TAIL)) != 0; }
+    // Slots of the page.
+    DEV uint32_t len(const LorisPages &pages) const {
+        if ((idx & FIRST) != 0) return LORIS_KV_WIDE;
+        return 1u << ((idx & TAIL) != 0 ? pages.tail_len_log2 : pages.page_len_log2);
+    }
+    DEV uint32_t in_page() const { return idx & ~(FIRST | TAIL); }
 };
 
 DEV bool is_coded(const LorisPages &pages) {
     return pages.k_format != BF16 || pages.v_format != BF16;
+}
+
+DEV bool is_sealed(const LorisPages &pages) {
+    return pages.k_format == INT4_CHANNEL || pages.k_format == INT2_CHANNEL;
 }
 
 DEV AppendSlot append_slot(const LorisHeads &heads, uint32_t row) {
@@ -43,13 +53,20 @@ DEV AppendSlot append_slot(const LorisHeads &heads, uint32_t row) {
     const LorisSeq seq = heads.batch.seqs[heads.batch.row_seq[row]];
     const uint32_t page_len = 1u << pages.page_len_log2;
     uint32_t slot = seq.kv_start + (row - seq.row_start), idx = slot & (page_len - 1);
+    uint32_t page_idx = slot >> pages.page_len_log2;
     if (is_coded(pages)) {
         const bool is_first = slot < LORIS_KV_WIDE;
         idx = is_first ? slot | AppendSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
-        slot += page_len - LORIS_KV_WIDE;
+        page_idx = (slot + page_len - LORIS_KV_WIDE) >> pages.page_len_log2;
+        if (is_sealed(pages) && !is_first) {
+            // Behind what is sealed, in bf16.
+            slot -= LORIS_KV_WIDE + (seq.n_sealed << pages.page_len_log2);
+            idx = (slot & ((1u << pages.tail_len_log2) - 1)) | AppendSlot::TAIL;
+            page_idx = 1 + seq.n_sealed + (slot >> pages.tail_len_log2);
+        }
     }
     const uint32_t *table = heads.batch.page_tables + seq.page_table_start;
-    const uint64_t page = table[(slot >> pages.page_len_log2) * heads.batch.n_layers + heads.layer];
+    const uint64_t page = table[page_idx * heads.batch.n_layers + heads.layer];
     return {static_cast<unsigned char *>(pages.base) + page * pages.page_bytes, idx};
 }
 
@@ -130,16 +147,16 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     uint16_t *out = heads.q + (static_cast<uint64_t>(row) * n_q_heads + head) * D;
     bool is_bf16 = true;
     if (is_coded(pages)) {
-        const bool is_first = slot.is_first();
-        const uint32_t k_format = is_first ? BF16 : pages.k_format;
-        const uint32_t format = is_first ? BF16 : is_v ? pages.v_format : pages.k_format;
-        const uint32_t len = is_first ? LORIS_KV_WIDE : 1u << pages.page_len_log2;
+        const bool is_wide = slot.is_wide();
+        const uint32_t k_format = is_wide ? BF16 : pages.k_format;
+        const uint32_t format = is_wide ? BF16 : is_v ? pages.v_format : pages.k_format;
         const uint32_t kv_head = head - n_q_heads - (is_v ? n_kv_heads : 0);
-        const HeadPlace place = head_place<D>(k_format, format, n_kv_heads, len, is_v, kv_head,
-                                              slot.idx & ~AppendSlot::FIRST);
+        const HeadPlace place = head_place<D>(k_format, format, n_kv_heads, slot.len(pages), is_v,
+                                              kv_head, slot.in_page());
         is_bf16 = is_q || format == BF16;
-        encode<D>(format, lo, hi, slot.page + place.codes, slot.page + place.params,
-                  active && !is_bf16);
+        if (!is_sealed(pages))  // nothing is coded when it is appended
+            encode<D>(format, lo, hi, slot.page + place.codes, slot.page + place.params,
+                      active && !is_bf16);
         if (!is_q) out = reinterpret_cast<uint16_t *>(slot.page + place.codes);
     } else if (!is_q) {
         // K of kv head h is h strips of page_len slots further in the page; V is behind all of K.
