@@ -302,8 +302,8 @@ fn what_does_not_go_together_is_refused() {
     assert!(error.contains("4 bits") && error.contains("96 wide"), "{error}");
     // CUDA has kernels for some, and says so of the others before anything is loaded.
     let engine = loris::Engine::new(&cuda_options()).unwrap();
-    let with_kernels = ["fp8", "int8", "int4", "int4-plain", "int8:int4"];
-    for format in coded() {
+    let with_kernels = ["fp8", "int8", "int4", "int4-plain", "int4-channel", "int2", "int8:int4"];
+    for format in coded().into_iter().chain(sealed()) {
         let options = ModelOptions { kv: format, ..options(64) };
         let opened = engine.open_checkpoint(checkpoint(2), &options);
         if with_kernels.contains(&format.to_string().as_str()) {

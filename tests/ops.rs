@@ -18,13 +18,13 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{KvFormat, KvFormats, PageLayout, Side};
+use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris::policy::Stream;
 use loris_loader::{Dtype, Weights};
 
 use world::{
-    BASE, BF16, Both, Case, F32, LAYER, Model, Row, Sequence, Target, World, assert_refused, cpus,
-    cudas,
+    BASE, BF16, Both, Case, F32, LAYER, Model, Random, Row, Sequence, Target, World,
+    assert_refused, cpus, cudas,
 };
 
 /// Runs a check that is generic over the backend on every target.
@@ -242,6 +242,44 @@ fn a_stream_is_the_same_millions_of_tokens_later() {
 #[test]
 fn long_sequences_agree_with_the_reference() {
     on_every_target!(check_long);
+}
+
+/// Tables whose tails become coded pages one by one, in pages of all lengths: rows of both phases behind few pages and many.
+fn check_sealed<B: Backend>(target: &Target<B>) {
+    let shape =
+        |n_q_heads, n_kv_heads, head_dim| AttentionShape { n_q_heads, n_kv_heads, head_dim };
+    for (format, page_len, shape, window) in [
+        ("int4-channel", 16, BASE.shape, None),
+        ("int4-channel", 32, shape(2, 1, 128), Some(60)),
+        ("int4-channel", 16, shape(4, 2, 64), None),
+        ("int4-channel", 256, BASE.shape, None),
+        ("int2", 16, shape(3, 3, 64), None),
+        ("int2", 32, shape(4, 2, 64), Some(70)),
+        ("int2", 16, shape(16, 1, 128), None),
+    ] {
+        let case = Case { kv: kv(format), page_len, shape, window, ..BASE };
+        let model = Model::new(case);
+        let mut world = World::new(&model, target, 2);
+        let mut a = Sequence::new(1, 300, |i| i as u32);
+        let mut b = Sequence::new(2, 300, |i| 4 * i as u32 + 70_000);
+        use Phase::{Decode, Prefill};
+        world.forward(Prefill, &mut [(&mut a, 3), (&mut b, 150)], false);
+        world.forward(Prefill, &mut [(&mut a, 1)], true);
+        world.forward(Decode, &mut [(&mut a, 1), (&mut b, 1)], true);
+        // Of both, the first is the last row in front of a page to seal, and of its page.
+        for n in [47, 16, 1, 63] {
+            world.forward(Prefill, &mut [(&mut a, n)], n < 60);
+            world.forward(Decode, &mut [(&mut b, 1), (&mut a, 1)], true);
+        }
+        world.forward(Prefill, &mut [(&mut b, 9), (&mut a, 20)], true);
+        world.forward(Decode, &mut [(&mut b, 3), (&mut a, 2)], true);
+        assert!(page_len == 256 || (a.n_sealed > 1 && b.n_sealed > 1), "{format} {page_len}");
+    }
+}
+
+#[test]
+fn sealed_tables_agree_with_the_reference() {
+    on_every_target!(check_sealed);
 }
 
 /// The rows of three sequences, prefilled in the given chunks and then decoded for two steps.
@@ -675,6 +713,81 @@ fn codes_are_the_same_on_every_target() {
             };
             cpus().iter().for_each(|target| same(&target.name, appended(target, &model, phase)));
             cudas().iter().for_each(|target| same(&target.name, appended(target, &model, phase)));
+        }
+    }
+}
+
+/// A page that was sealed from a tail of random numbers, in both layers: channels of all kinds, the last of them `edge`.
+fn sealed<B: Backend>(target: &Target<B>, model: &Model, edge: f32) -> Vec<u16> {
+    let mut world = World::new(model, target, 2);
+    let (layout, d) = (world.layout, model.case.shape.head_dim);
+    let form = layout.form_of(Part::Tail);
+    let mut random = Random::new(5);
+    let mut number = |slot: usize, channel: usize| match channel {
+        0 => 0.0,
+        1 => 1.5,
+        2 => 1e-7 * random.unit(),
+        3 => 3e4 * random.unit(),
+        4 if slot == 7 => 90.0,
+        5 => random.unit() + 50.0,
+        _ if channel + 1 == d => edge,
+        _ => random.unit() * (1 + channel % 7) as f32,
+    };
+    let mut seals = Vec::new();
+    for (first, to) in [(20, 3), (120, 2)] {
+        let from: Vec<PageId> = (0..layout.n_to_seal() as PageId).map(|i| first + 3 * i).collect();
+        for (idx, &page) in from.iter().enumerate() {
+            let mut bytes = vec![0xff; layout.bytes()];
+            for (side, head) in [Side::K, Side::V].map(|side| [(side, 0), (side, 1)]).concat() {
+                for slot in 0..form.len {
+                    let at = form.codes(side, head, slot);
+                    for (channel, code) in bytes[at..at + 2 * d].chunks_exact_mut(2).enumerate() {
+                        let x = number(idx * form.len + slot, channel);
+                        code.copy_from_slice(&half::bf16::from_f32(x).to_le_bytes());
+                    }
+                }
+            }
+            world.backend.write_page(&mut world.pages, page, &bytes).unwrap();
+        }
+        seals.push(Seal { from, to });
+    }
+    world.backend.seal_pages(&mut world.pages, &seals).unwrap();
+    let mut bytes = Vec::new();
+    for page in [1, 2, 3, 4] {
+        let mut page_bytes = vec![0; layout.bytes()];
+        world.backend.read_page(&world.pages, page, &mut page_bytes).unwrap();
+        bytes.extend(page_bytes);
+    }
+    bytes.chunks_exact(2).map(|word| u16::from_le_bytes([word[0], word[1]])).collect()
+}
+
+/// Scales that are not a number may be so in other bits.
+#[test]
+fn sealed_pages_are_the_same_on_every_target() {
+    for (format, head_dim, page_len) in [
+        ("int4-channel", 32, 16),
+        ("int4-channel", 64, 64),
+        ("int4-channel", 128, 256),
+        ("int2", 64, 16),
+        ("int2", 64, 256),
+        ("int2", 128, 64),
+    ] {
+        let shape = AttentionShape { n_q_heads: 2, n_kv_heads: 2, head_dim };
+        let model = Model::new(Case { kv: kv(format), shape, page_len, ..BASE });
+        for edge in [-2.0, 6e4, f32::INFINITY, f32::NAN] {
+            let want = sealed(&cpus()[0], &model, edge);
+            let page = want.len() / 4;
+            let is_poison = |page: &[u16]| page.iter().all(|&word| word == 0xffff);
+            assert!(is_poison(&want[..page]) && is_poison(&want[3 * page..]));
+            let is_nan = |word: u16| half::f16::from_bits(word).is_nan();
+            let same = |name: &str, got: Vec<u16>| {
+                let differs = |(&a, &b): (&u16, &u16)| a != b && !(is_nan(a) && is_nan(b));
+                let first = want.iter().zip(&got).position(differs);
+                let what = format!("{name} {format} {head_dim} {page_len} {edge}");
+                assert!(first.is_none(), "{what}: word {first:?}, {page} a page");
+            };
+            cpus().iter().for_each(|target| same(&target.name, sealed(target, &model, edge)));
+            cudas().iter().for_each(|target| same(&target.name, sealed(target, &model, edge)));
         }
     }
 }

@@ -342,21 +342,32 @@ fn a_saved_session_goes_on_on_another_device() {
         session.save(&mut blob).unwrap();
         blob
     };
-    for kv in ["bf16", "int8", "int4"] {
+    // Where pages are sealed some are.
+    for (kv, n) in [("bf16", 37), ("int8", 37), ("int4", 37), ("int4-channel", 99), ("int2", 99)] {
         let options = ModelOptions { kv: kv.parse().unwrap(), ..small() };
         let on_cpu = open_cpu(rounded(NAME, Dtype::BF16), &options);
         let on_cuda = open_cuda(rounded(NAME, Dtype::BF16), &options);
         for (from, to) in [(&on_cpu, &on_cuda), (&on_cuda, &on_cpu)] {
             let mut first = session(from);
-            first.prefill(&prompt(1, 37)).unwrap();
+            first.prefill(&prompt(1, n)).unwrap();
             let blob = saved(&first);
             let mut moved = restore(to, &blob);
             assert!(saved(&moved) == blob, "the bytes are the same wherever they are");
+            let close = |first: &Session, moved: &Session| {
+                let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
+                let sums = |(d, n), (a, b): (&f32, &f32)| (d + (a - b).powi(2), n + a * a);
+                let (d, n) = pairs.fold((0.0, 0.0), sums);
+                assert!((d / n).sqrt() < 2e-2, "{kv}: {}", (d / n).sqrt());
+            };
             first.decode(5).unwrap();
             moved.decode(5).unwrap();
-            let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
-            let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
-            assert!((d / n).sqrt() < 2e-2, "{kv}: {}", (d / n).sqrt());
+            close(&first, &moved);
+            if n > 64 {
+                // A page more is sealed, out of bytes that came along.
+                first.prefill(&prompt(2, 20)).unwrap();
+                moved.prefill(&prompt(2, 20)).unwrap();
+                close(&first, &moved);
+            }
         }
     }
 }
@@ -380,6 +391,108 @@ fn coded_pages_in_sessions() {
             s.prefill(&prompt(1, 40)[21..]).unwrap();
             assert!(logits(s) == want[0], "{kv}: forked, cut and continued");
         }
+    }
+}
+
+const SEALED: [&str; 2] = ["int4-channel", "int2"];
+
+/// Where pages are sealed: those of 16 tokens behind the first four, once a row comes three pages further.
+fn sealed(kv: &str) -> ModelOptions {
+    ModelOptions { kv: kv.parse().unwrap(), kv_tokens: Some(1_024), ..small() }
+}
+
+/// A tail of pages in 16 bits, which are coded one by one, changes no bit with chunks, company, replays or forks.
+#[test]
+fn sealed_pages_in_sessions() {
+    for kv in SEALED {
+        let open = |options: &ModelOptions| open_cuda(rounded(NAME, Dtype::BF16), options);
+        let model = open(&sealed(kv));
+        let tokens = prompt(1, 95);
+        let want = run(&model, &tokens, 30);
+        for chunk in [1, 7, 256] {
+            let others = ModelOptions { chunk, ..sealed(kv) };
+            assert!(run(&open(&others), &tokens, 2) == want[..3], "{kv}: chunks of {chunk}");
+        }
+        let mut first = session(&model);
+        first.prefill(&tokens[..93]).unwrap();
+        let mut fork = first.fork().unwrap();
+        first.decode(3).unwrap();
+        for s in [&mut first, &mut fork] {
+            s.truncate(90); // as many pages were sealed for it
+            s.prefill(&tokens[90..]).unwrap();
+            assert!(logits(s) == want[0], "{kv}: forked, cut and continued");
+        }
+        // Two that go on from the same tail, one of them in another's company.
+        let mut other = session(&model);
+        other.prefill(&prompt(2, 41)).unwrap();
+        for want in &want[1..] {
+            first.decode(best(&first)).unwrap();
+            assert!(logits(&first) == *want, "{kv}: alone, at {}", first.len());
+            let token = best(&fork);
+            fork.push(token).unwrap();
+            other.push(best(&other)).unwrap();
+            let results = model.step(&mut [&mut fork, &mut other]);
+            assert!(results.iter().all(|r| matches!(r, Ok(Progress::Ready))), "{results:?}");
+            assert!(logits(&fork) == *want, "{kv}: in company, at {}", fork.len());
+        }
+        let mut alone = session(&model);
+        alone.prefill(&prompt(2, 41)).unwrap();
+        for _ in 1..want.len() {
+            alone.decode(best(&alone)).unwrap();
+        }
+        assert!(logits(&alone) == logits(&other), "{kv}: the other");
+        drop((first, fork, other, alone));
+        assert_eq!(model.pool_usage().n_used, 0);
+    }
+}
+
+/// Steps that seal a page are replayed like any other.
+#[test]
+fn replayed_passes_see_what_was_sealed_between_them() {
+    for kv in SEALED {
+        let answer = |passes| {
+            let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
+            let model = engine.open_checkpoint(rounded(NAME, Dtype::BF16), &sealed(kv)).unwrap();
+            let mut s = session(&model);
+            s.prefill(&prompt(1, 45)).unwrap();
+            let mut seen = Vec::new();
+            for _ in 0..40 {
+                s.decode(best(&s)).unwrap();
+                seen.push(logits(&s));
+            }
+            (seen, s.receipt().n_replayed)
+        };
+        let (launched, none) = answer(Passes::Launched);
+        let (replayed, some) = answer(Passes::Replayed);
+        assert!(launched == replayed, "{kv}");
+        assert_eq!((none, some), (0, 39), "{kv}: one form");
+    }
+}
+
+/// Choices that hang on coded slots do not depend on chunks; where all tokens stay there is nothing to choose.
+#[test]
+fn sealed_pages_go_with_pruning() {
+    for kv in SEALED {
+        let answer = |chunk, points: &[(usize, f64)]| {
+            let options = ModelOptions { aux_tokens: 256, chunk, ..sealed(kv) };
+            let model = open_cuda(rounded(NAME, Dtype::BF16), &options);
+            let mut s = match points {
+                [] => session(&model),
+                points => lazy_session(&model, points),
+            };
+            s.prefill(&prompt(1, 100)).unwrap();
+            let mut seen = vec![logits(&s)];
+            for _ in 0..6 {
+                s.decode(best(&s)).unwrap();
+                seen.push(logits(&s));
+            }
+            seen
+        };
+        let dense = answer(64, &[]);
+        assert!(answer(64, &[(1, 1.0)]) == dense, "{kv}: keeping all is dense");
+        let pruned = answer(64, &[(1, 0.6)]);
+        assert!(pruned != dense, "{kv}");
+        assert!(answer(9, &[(1, 0.6)]) == pruned, "{kv}: chunks");
     }
 }
 
@@ -632,6 +745,14 @@ fn an_eviction_by_attention_that_fails_anywhere_leaves_nothing_mixed() {
 #[test]
 fn an_eviction_by_keys_that_fails_anywhere_leaves_nothing_mixed() {
     fail_in_eviction("knorm:16,sinks=1,window=4");
+}
+
+/// A step that seals pages: one of a prompt, and one that decodes.
+#[test]
+fn a_step_that_seals_and_fails_anywhere_is_undone() {
+    let open = || session(&open_cuda(rounded(NAME, Dtype::BF16), &sealed("int2")));
+    fail_in_step(0, &prompt(1, 60), &open);
+    fail_in_step(1, &prompt(1, 52), &open);
 }
 
 /// In any of its segments.

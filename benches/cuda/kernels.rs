@@ -18,7 +18,7 @@ use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
     embed, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score, token_select,
+    page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score, token_select,
 };
 use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, PageTable, Rows};
 use support::{
@@ -56,14 +56,28 @@ const TINY: Model = model("tiny", [64, 96, 128], [4, 2, 32]);
 /// Formats of the KV cache, and how a case is called.
 type Kv = (&'static str, KvFormats);
 const BF16: KvFormats = kv(KvFormat::Bf16, KvFormat::Bf16);
-const KV: [Kv; 6] = [
+const KV: [Kv; 8] = [
     ("", BF16),
     (" kv=fp8", kv(KvFormat::Fp8, KvFormat::Fp8)),
     (" kv=int8", kv(KvFormat::Int8, KvFormat::Int8)),
     (" kv=int4", kv(KvFormat::Int4, KvFormat::Int4)),
     (" kv=int8:int4", kv(KvFormat::Int8, KvFormat::Int4)),
     (" kv=bf16:int4", kv(KvFormat::Bf16, KvFormat::Int4)),
+    INT4_CHANNEL,
+    INT2,
 ];
+/// Those whose pages are sealed.
+const INT4_CHANNEL: Kv = (
+    " kv=int4-channel",
+    KvFormats { v_rotated: false, ..kv(KvFormat::Int4Channel, KvFormat::Int4) },
+);
+const INT2: Kv =
+    (" kv=int2", KvFormats { v_rotated: true, ..kv(KvFormat::Int2Channel, KvFormat::Int2) });
+
+/// The formats that heads of this model can be coded in.
+fn formats(model: Model) -> impl Iterator<Item = Kv> {
+    KV.into_iter().filter(move |kv| kv.1.v != KvFormat::Int2 || model.heads.head_dim >= 64)
+}
 
 const fn kv(k: KvFormat, v: KvFormat) -> KvFormats {
     KvFormats { k, v, k_rotated: false, v_rotated: matches!(v, KvFormat::Int4) }
@@ -94,7 +108,7 @@ fn main() -> Result<(), Error> {
     for &model in &models {
         for n_slots in pick(&[1 << 10, 8 << 10, 32 << 10, 128 << 10], &[70]) {
             for n_seqs in pick(&[1, 16], &[2]) {
-                for kv in KV {
+                for kv in formats(model) {
                     attention_decode(&mut bench, model, kv, n_seqs, n_slots);
                 }
             }
@@ -105,12 +119,12 @@ fn main() -> Result<(), Error> {
             prefill_products(&mut bench, model, n_rows);
         }
         for n_rows in pick(&[2 << 10, 8 << 10, 16 << 10, 32 << 10], &[70]) {
-            for kv in KV {
+            for kv in formats(model) {
                 attention_prefill(&mut bench, model, kv, n_rows);
             }
         }
         for n_slots in pick(&[32 << 10, 128 << 10], &[70]) {
-            for kv in KV {
+            for kv in formats(model) {
                 token_scores(&mut bench, model, kv, n_slots);
                 kept_slots(&mut bench, model, kv, n_slots);
             }
@@ -130,6 +144,9 @@ fn main() -> Result<(), Error> {
         }
         let n_pairs = if quick { 2 } else { 1024 };
         page_copies(&mut bench, model, n_pairs);
+        for kv in formats(model).filter(|kv| kv.1.are_sealed()) {
+            page_seals(&mut bench, model, kv, n_pairs);
+        }
     }
     Ok(())
 }
@@ -464,5 +481,23 @@ fn page_copies(bench: &mut Bench, model: Model, n_pairs: usize) {
             Ok((pages, Buffer::from_slice(d, &pairs, "pairs")?))
         },
         |d, (pages, pairs)| page_copy::page_copy(d, pages, pairs, n_pairs),
+    );
+}
+
+fn page_seals(bench: &mut Bench, model: Model, (kv_name, kv): Kv, n_seals: usize) {
+    let Model { name, heads, .. } = model;
+    let AttentionShape { n_kv_heads, head_dim, .. } = heads;
+    let n_from = PAGE_LEN / kv.tail_len(n_kv_heads, PAGE_LEN, head_dim);
+    bench.case(
+        ["page_seal", "any"],
+        &format!("{name}{kv_name} pages={n_seals}"),
+        page_seal::page_seal_cost(heads, kv, PAGE_LEN, n_seals),
+        |d, seed| {
+            let n_pages = n_seals * (n_from + 1);
+            let pages: KvPages = random_pages(d, heads, kv, n_pages, seed)?;
+            let seals: Vec<u32> = (0..n_pages as u32).collect();
+            Ok((pages, Buffer::from_slice(d, &seals, "seals")?))
+        },
+        |d, (pages, seals)| page_seal::page_seal(d, pages, seals, n_seals),
     );
 }

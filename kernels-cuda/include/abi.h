@@ -28,6 +28,9 @@
 #define LORIS_KV_FP8 1
 #define LORIS_KV_INT8 2
 #define LORIS_KV_INT4 3
+#define LORIS_KV_INT2 4
+#define LORIS_KV_INT4_CHANNEL 5
+#define LORIS_KV_INT2_CHANNEL 6
 /* Slots of the first page of a table whose other pages hold codes: they are bf16. */
 #define LORIS_KV_WIDE 4
 /* Where pages hold codes, attention counts slots from this number: 16 slots from a multiple of 16
@@ -42,6 +45,7 @@ typedef struct LorisSeq {
     uint32_t page_table_start; /* where its table begins in `page_tables`: [page_idx][n_layers] */
     uint32_t
         positions_start; /* where its slot positions begin in `slot_positions`, or LORIS_DENSE */
+    uint32_t n_sealed;   /* pages of its table between the first and the tail, where it has one */
 } LorisSeq;
 
 /* A batch as `begin` uploads it; every kernel that looks at sequences holds one. */
@@ -59,11 +63,14 @@ typedef struct LorisBatch {
 /* A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
  * run of [page_len][head_dim] numbers and behind it what they are multiplied with,
  * [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
- * a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16. */
+ * a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded
+ * channel by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page
+ * has. */
 typedef struct LorisPages {
     void *base;
     uint64_t page_bytes;    /* multiple of 16 */
     uint32_t page_len_log2; /* page_len is a power of two, 16 to 256 */
+    uint32_t tail_len_log2; /* of a page of a tail */
     uint32_t n_kv_heads;
     uint32_t k_format; /* LORIS_KV_* */
     uint32_t v_format;
@@ -307,6 +314,14 @@ typedef struct KeyNormArgs {
     uint32_t n_slots;
     uint32_t layer;
 } KeyNormArgs;
+
+/* Codes pages of keys by channel: what the bf16 pages of a tail hold, in the order of their slots,
+ * goes to one page. Block (seal, kv head, side). */
+typedef struct PageSealArgs {
+    LorisPages pages;
+    const uint32_t
+        *seals; /* [n_seals][n_from + 1]: page_len / tail_len pages, and what they become */
+} PageSealArgs;
 
 /* How a row's token is drawn: as `SamplerParams` of the engine. */
 typedef struct LorisSampling {

@@ -30,7 +30,8 @@ DEV PageSlot append_slot(const LorisHeads &heads, uint32_t row) {
     const LorisBatch &batch = heads.batch;
     const LorisSeq seq = batch.seqs[batch.row_seq[row]];
     const LorisTable table = {batch.page_tables + seq.page_table_start, batch.n_layers};
-    return page_slot(heads.pages, table, heads.layer, seq.kv_start + (row - seq.row_start));
+    const uint32_t slot = seq.kv_start + (row - seq.row_start);
+    return page_slot(heads.pages, table, heads.layer, slot, seq.n_sealed);
 }
 
 // Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
@@ -113,7 +114,8 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
         const uint32_t kv_head = head - n_q_heads - (is_v ? n_kv_heads : 0);
         const SlotHead to = slot_head<D>(pages, slot, is_v, kv_head);
         is_bf16 = is_q || to.format == BF16;
-        encode<D>(to.format, lo, hi, to.codes, to.params, active && !is_bf16);
+        if (!is_sealed(pages))  // nothing is coded when it is appended
+            encode<D>(to.format, lo, hi, to.codes, to.params, active && !is_bf16);
         if (!is_q) out = reinterpret_cast<uint16_t *>(to.codes);
     } else if (!is_q) {
         // K of kv head h is h strips of page_len slots further in the page; V is behind all of K.

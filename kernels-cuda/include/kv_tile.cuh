@@ -13,10 +13,12 @@ constexpr int RUN_SLOTS = 16;
 constexpr int WIDE_ROW = RUN_SLOTS - LORIS_KV_WIDE;
 static_assert(WIDE_ROW == LORIS_KV_SKEW, "runs of coded pages begin at multiples of 16");
 
-// Bytes of a run in a page, and so in shared memory: codes, then params. The bf16 rows of a first
-// page are no more.
+// Bytes of a run in a page, and so in shared memory: codes, then params, those of channels too. The
+// bf16 rows of a first page are no more.
 template <uint32_t FORMAT, int D>
-constexpr int RUN_BYTES = RUN_SLOTS * (CODE_BYTES<FORMAT, D> + PARAM_BYTES<FORMAT, D>);
+constexpr int RUN_PARAM_BYTES = RUN_SLOTS * PARAM_BYTES<FORMAT, D> + CHANNEL_BYTES<FORMAT, D>;
+template <uint32_t FORMAT, int D>
+constexpr int RUN_BYTES = RUN_SLOTS * CODE_BYTES<FORMAT, D> + RUN_PARAM_BYTES<FORMAT, D>;
 static_assert(LORIS_KV_WIDE * 32 * 2 <= RUN_BYTES<INT4, 32>, "they are not");
 
 // (warp) Starts copying 16 rows of ROW_BYTES to rows row0.. of a swizzled tile; row0 is a multiple
@@ -50,10 +52,32 @@ DEV void copy_rows(unsigned char *to_smem, const unsigned char *from_gmem, int n
 template <uint32_t FORMAT, int D>
 DEV void copy_params(unsigned char *to_smem, const unsigned char *from_gmem) {
     const int at = prim::lane() * 16;
-    if (at < RUN_SLOTS * PARAM_BYTES<FORMAT, D>) prim::cp_async16(to_smem + at, from_gmem + at);
+    static_assert(RUN_PARAM_BYTES<FORMAT, D> <= 32 * 16, "16 bytes a lane");
+    if (at < RUN_PARAM_BYTES<FORMAT, D>) prim::cp_async16(to_smem + at, from_gmem + at);
 }
 
-// Where a run of coded pages begins: codes and params of keys and of values.
+// (warp) Starts copying 16 bf16 rows of a table with sealed pages to rows row0.. of a swizzled
+// tile: a tail's pages may be shorter than 16 slots, so each row is looked up, by a lane. Rows that
+// are not in use become zeros.
+template <int D, class Kv>
+DEV void copy_wide_run(unsigned char *tile_smem, int row0, const Kv &kv, uint32_t first_slot,
+                       uint32_t kv_head, uint32_t side) {
+    constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;  // of a row; rows at once
+    const uint32_t slot = first_slot + prim::lane() % RUN_SLOTS;
+    const bool is_used = kv.is_used(slot);
+    const unsigned char *row_gmem = is_used ? wide_row<D>(kv, slot, kv_head, side) : kv.base;
+    const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
+#pragma unroll
+    for (int i = 0; i < RUN_SLOTS; i += ROWS) {
+        const uint64_t from = prim::shfl(reinterpret_cast<uint64_t>(row_gmem), i + row);
+        prim::cp_async16_or_zero(tile_smem + swizzle<D * 2>(row0 + i + row, chunk),
+                                 reinterpret_cast<const void *>(from + chunk * 16),
+                                 prim::shfl(static_cast<int>(is_used), i + row) != 0);
+    }
+}
+
+// Where a run of coded pages begins: codes and params of keys and of values. Runs of bf16 of a
+// table with sealed pages are none: copy_wide_run.
 struct CodedRun {
     const unsigned char *page;
     HeadPlace k, v;
@@ -62,7 +86,7 @@ struct CodedRun {
 
 template <int D, uint32_t K, uint32_t V, class Kv>
 DEV CodedRun coded_run(const Kv &kv, uint32_t page, uint32_t kv_head, uint32_t first_slot) {
-    const bool is_wide = kv.is_wide(first_slot);
+    const bool is_wide = !IS_BY_CHANNEL<K> && kv.is_wide(first_slot);
     const uint32_t len = is_wide ? LORIS_KV_WIDE : 1u << kv.page_len_log2;
     const uint32_t slot = is_wide ? 0 : kv.in_page(first_slot);
     const uint32_t k = is_wide ? BF16 : K, v = is_wide ? BF16 : V;

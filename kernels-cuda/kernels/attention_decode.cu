@@ -19,6 +19,9 @@
 // in the fragment of K, and Q is read in that order. In the transposed codes of V a lane finds two
 // slots of dimensions 2 c and 2 c + 1, c = lane / 4: even dimensions of each 16 are one tile of O,
 // odd ones the next.
+//
+// Where pages are sealed a run is either codes, with what the channels of its page stand for behind
+// those of K, or 16 rows of bf16, of the first page or the tail: a stage has room for those.
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -29,8 +32,12 @@ constexpr int N_STEPS = LORIS_SPLIT_LEN / STEP_SLOTS;
 static_assert(N_STEPS == 4 && RUN_SLOTS * 2 == 32, "visibility is two words a warp");
 
 // Runs of K and V on the way; afterwards the warps' sums, their rows padded against bank conflicts.
+template <int D, uint32_t K>
+constexpr int K_STAGE_BYTES = RUN_BYTES < IS_BY_CHANNEL<K> ? BF16 : K,
+              D > ;
 template <int D, uint32_t K, uint32_t V>
-constexpr int STAGE_BYTES = RUN_BYTES<K, D> + RUN_BYTES<V, D>;
+constexpr int STAGE_BYTES = K_STAGE_BYTES<D, K> + RUN_BYTES < IS_BY_CHANNEL<K> ? BF16 : V,
+              D > ;
 template <int D, uint32_t K, uint32_t V>
 constexpr int N_STAGES = N_WARPS * 4 * STAGE_BYTES<D, K, V> <= 68 * 1024 ? 4 : 2;
 template <int D, uint32_t K, uint32_t V>
@@ -77,6 +84,29 @@ DEV void scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
             prim::mma_bf16(s[0], q[k], b[0], b[1]);
             prim::mma_bf16(s[1], q[k], b[2], b[3]);
         }
+    } else if constexpr (IS_BY_CHANNEL<K>) {
+        constexpr int N_CHUNKS = ROW_BYTES / 16, BITS = CODE_BITS<K>, N_PARTS = 8 / BITS;
+        const unsigned char *channels = k_smem + RUN_SLOTS * ROW_BYTES + (prim::lane() & 3) * 8;
+#pragma unroll
+        for (int c = 0; c < N_CHUNKS; c += 2) {
+            uint32_t codes[4];  // [slots 0.., 8..][chunk c, c + 1]
+            prim::ldsm_x4(codes, k_smem + (row_offset_nk<ROW_BYTES>() ^ c << 4));
+#pragma unroll
+            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2) * N_PARTS; i++) {
+                const int k = c * N_PARTS + i, shift = i % N_PARTS * BITS;
+                const uint2 scales = *reinterpret_cast<const uint2 *>(channels + k * 32);
+                const uint2 zeros = *reinterpret_cast<const uint2 *>(channels + D * 2 + k * 32);
+#pragma unroll
+                for (int n = 0; n < 2; n++) {
+                    const uint32_t w = codes[2 * n + i / N_PARTS] >> shift;
+                    prim::mma_bf16(s[n], q[k],
+                                   two_values(pair<K>(w), low_halves(scales.x, scales.y),
+                                              low_halves(zeros.x, zeros.y)),
+                                   two_values(pair<K>(w >> 8), high_halves(scales.x, scales.y),
+                                              high_halves(zeros.x, zeros.y)));
+                }
+            }
+        }
     } else {
         constexpr int N_CHUNKS = ROW_BYTES / 16, GROUP = D / N_GROUPS<K, D>;
         float sum[N_GROUPS<K, D>][2][4] = {};
@@ -115,26 +145,41 @@ DEV void scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
     }
 }
 
-// (warp) The same of the bf16 rows of a first page, which are slots WIDE_ROW.. of the run.
+// The bf16 rows of a run of coded pages: the slots of a first page, which are the run's last, as
+// they lie; where pages are sealed all 16, swizzled.
+template <bool SEALED>
+constexpr int FIRST_ROW = SEALED ? 0 : WIDE_ROW;
+template <int D, bool SEALED>
+DEV int wide_offset(int row, int byte) {
+    return SEALED ? swizzle<D * 2>(row, byte / 16) + byte % 16 : row * D * 2 + byte;
+}
+
+// (warp) The same of the bf16 rows of a run.
 template <int D, uint32_t K>
 DEV void wide_scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
                      const unsigned char *k_smem) {
-    const int row = prim::lane() / 4 + 8 - WIDE_ROW, t = prim::lane() & 3;
+    constexpr bool SEALED = IS_BY_CHANNEL<K>;
+    const int t = prim::lane() & 3;
 #pragma unroll
     for (int k = 0; k < D / 16; k++) {
-        uint32_t b[2] = {};
-        if (row >= 0) {
-            const unsigned char *dims = k_smem + row * D * 2 + k * 32;
-            if constexpr (K == BF16) {
-                b[0] = *reinterpret_cast<const uint32_t *>(dims + t * 4);
-                b[1] = *reinterpret_cast<const uint32_t *>(dims + t * 4 + 16);
-            } else {
-                const uint2 four = *reinterpret_cast<const uint2 *>(dims + t * 8);
-                b[0] = low_halves(four.x, four.y);
-                b[1] = high_halves(four.x, four.y);
+#pragma unroll
+        for (int n = FIRST_ROW<SEALED> / 8; n < 2; n++) {
+            const int row = n * 8 + prim::lane() / 4 - FIRST_ROW<SEALED>;
+            uint32_t b[2] = {};
+            if (row >= 0) {
+                if constexpr (K == BF16) {
+                    const unsigned char *dims = k_smem + wide_offset<D, SEALED>(row, k * 32);
+                    b[0] = *reinterpret_cast<const uint32_t *>(dims + t * 4);
+                    b[1] = *reinterpret_cast<const uint32_t *>(dims + t * 4 + 16);
+                } else {
+                    const int at = wide_offset<D, SEALED>(row, k * 32 + t * 8);
+                    const uint2 four = *reinterpret_cast<const uint2 *>(k_smem + at);
+                    b[0] = low_halves(four.x, four.y);
+                    b[1] = high_halves(four.x, four.y);
+                }
             }
+            prim::mma_bf16(s[n], q[k], b[0], b[1]);
         }
-        prim::mma_bf16(s[1], q[k], b[0], b[1]);
     }
 }
 
@@ -148,7 +193,7 @@ struct Sums {
     DEV void scale(int r, float factor) {
         for (int n = 0; n < D / 8; n++)
             for (int e = 0; e < 2; e++) o[n][r * 2 + e] *= factor;
-        if (V == INT4)
+        if (IS_BY_GROUP<V>)
             for (int g = 0; g < N_GROUPS<V, D>; g++) zero[g][r] *= factor;
     }
 
@@ -166,20 +211,28 @@ struct Sums {
         }
     }
 
-    // (warp) The same of the bf16 rows of a first page.
+    // (warp) The same of the bf16 rows of a run of coded pages.
+    template <bool SEALED>
     DEV void add_wide(const float (&p)[2][4], const unsigned char *v_smem) {
-        const int row = (prim::lane() & 3) * 2 + 8 - WIDE_ROW;
         uint32_t a[4];
         for (int i = 0; i < 4; i++)
             a[i] = prim::pack_bf16(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
 #pragma unroll
         for (int n = 0; n < D / 8; n += 2) {
-            uint32_t w[2] = {};
-            for (int i = 0; i < 2 && row >= 0; i++)
-                w[i] = *reinterpret_cast<const uint32_t *>(v_smem + (row + i) * D * 2 + n * 16 +
-                                                           prim::lane() / 4 * 4);
-            prim::mma_bf16(o[n], a, 0, low_halves(w[0], w[1]));
-            prim::mma_bf16(o[n + 1], a, 0, high_halves(w[0], w[1]));
+            uint32_t even[2] = {}, odd[2] = {};  // of slots 0.. and 8..
+#pragma unroll
+            for (int h = FIRST_ROW<SEALED> / 8; h < 2; h++) {
+                const int row = h * 8 + (prim::lane() & 3) * 2 - FIRST_ROW<SEALED>;
+                uint32_t w[2] = {};
+                for (int i = 0; i < 2 && row >= 0; i++) {
+                    const int at = wide_offset<D, SEALED>(row + i, n * 16 + prim::lane() / 4 * 4);
+                    w[i] = *reinterpret_cast<const uint32_t *>(v_smem + at);
+                }
+                even[h] = low_halves(w[0], w[1]);
+                odd[h] = high_halves(w[0], w[1]);
+            }
+            prim::mma_bf16(o[n], a, even[0], even[1]);
+            prim::mma_bf16(o[n + 1], a, odd[0], odd[1]);
         }
     }
 
@@ -187,7 +240,7 @@ struct Sums {
     // lane's first. The params of others may be anything.
     DEV void add_coded(const float (&p)[2][4], uint32_t seen, const unsigned char *v_smem) {
         constexpr int ROW_BYTES = CODE_BYTES<V, D>, N_CHUNKS = ROW_BYTES / 16;
-        constexpr int CENTRE = V == INT4 ? 8 : 0;
+        constexpr int CENTRE = IS_BY_GROUP<V> ? 1 << (CODE_BITS<V> - 1) : 0;
         constexpr float centre = CENTRE;
         const unsigned char *params = v_smem + RUN_SLOTS * ROW_BYTES;
         uint32_t a[N_GROUPS<V, D>][4];
@@ -202,7 +255,7 @@ struct Sums {
                 for (int r = 0; r < 2; r++) {
                     const float p0 = p[n][r * 2], p1 = p[n][r * 2 + 1];
                     a[g][2 * n + r] = prim::pack_bf16(p0 * of[0].scale, p1 * of[1].scale);
-                    if (V == INT4) {
+                    if (IS_BY_GROUP<V>) {
                         zero[g][r] = fmaf(p0, fmaf(of[0].scale, centre, of[0].zero), zero[g][r]);
                         zero[g][r] = fmaf(p1, fmaf(of[1].scale, centre, of[1].zero), zero[g][r]);
                     }
@@ -215,10 +268,10 @@ struct Sums {
 #pragma unroll
             for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2); i++) {
                 const uint32_t w0 = codes[2 * i], w1 = codes[2 * i + 1];
-                constexpr int N_TILES = V == INT4 ? 4 : 2;  // of 16 bytes
+                constexpr int N_TILES = 16 / CODE_BITS<V>;  // of 16 bytes
 #pragma unroll
                 for (int j = 0; j < N_TILES; j++) {
-                    const int n = (c + i) * N_TILES + j, shift = j % 2 * 8 + j / 2 * 4;
+                    const int n = (c + i) * N_TILES + j, shift = j % 2 * 8 + j / 2 * CODE_BITS<V>;
                     prim::mma_bf16(o[n], a[n * 8 / (D / N_GROUPS<V, D>)],
                                    pair<V, CENTRE>(w0 >> shift), pair<V, CENTRE>(w1 >> shift));
                 }
@@ -279,13 +332,13 @@ DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, cons
 template <int D, uint32_t K, uint32_t V>
 DEV void body(const AttentionDecodeArgs &args) {
     constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16, STAGES = N_STAGES<D, K, V>;
-    constexpr bool IS_CODED = SKEW<K, V> != 0;
+    constexpr bool IS_CODED = SKEW<K, V> != 0, SEALED = IS_BY_CHANNEL<K>;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
     const uint32_t split = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z;
     const LorisSeq seq = args.batch.seqs[args.batch.row_seq[row]];
-    const PagedKv<SKEW<K, V>> kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW<K, V>, SEALED> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t first_slot = split * LORIS_SPLIT_LEN;
     if (first_slot >= kv.end()) return;
     const uint32_t position = args.batch.positions[row];
@@ -332,15 +385,20 @@ DEV void body(const AttentionDecodeArgs &args) {
         visible[i] = prim::ballot(kv.sees(position, slot, args.window));
     }
     auto seen = [&](int step) { return visible[step / 2] >> (step % 2 * RUN_SLOTS) & 0xffffu; };
-    auto is_wide = [&](int step) { return IS_CODED && step == 0 && kv.is_wide(run_slot(0)); };
+    auto is_wide = [&](int step) {
+        return IS_CODED && (SEALED || step == 0) && kv.is_wide(run_slot(step));
+    };
     auto k_stage = [&](int step) { return warp_smem + step % STAGES * STAGE_BYTES<D, K, V>; };
-    auto v_stage = [&](int step) { return k_stage(step) + RUN_BYTES<K, D>; };
+    auto v_stage = [&](int step) { return k_stage(step) + K_STAGE_BYTES<D, K>; };
     auto copy = [&](int step) {
-        if (step < N_STEPS && seen(step) != 0) {
+        if (SEALED && step < N_STEPS && seen(step) != 0 && is_wide(step)) {
+            copy_wide_run<D>(k_stage(step), 0, kv, run_slot(step), kv_head, 0);
+            copy_wide_run<D>(v_stage(step), 0, kv, run_slot(step), kv_head, 1);
+        } else if (step < N_STEPS && seen(step) != 0) {
             const int n_valid = kv.end() - run_slot(step);
             const CodedRun run =
                 coded_run<D, K, V>(kv, prim::shfl(page, step), kv_head, run_slot(step));
-            if (is_wide(step)) {
+            if (!SEALED && is_wide(step)) {
                 copy_rows<LORIS_KV_WIDE, ROW_BYTES>(k_stage(step), run.page + run.k.codes,
                                                     n_valid - WIDE_ROW);
                 copy_rows<LORIS_KV_WIDE, ROW_BYTES>(v_stage(step), run.page + run.v.codes,
@@ -416,7 +474,7 @@ DEV void body(const AttentionDecodeArgs &args) {
                 state[r].row_sum += p[0] + p[1];
             }
             if (is_wide(step)) {
-                sums.add_wide(s, v_stage(step));
+                sums.template add_wide<SEALED>(s, v_stage(step));
             } else if constexpr (V == BF16) {
                 sums.add(s, v_stage(step));
             } else {
@@ -434,7 +492,7 @@ DEV void body(const AttentionDecodeArgs &args) {
     for (int r = 0; r < 2; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 2);
-        if (V == INT4)
+        if (IS_BY_GROUP<V>)
             for (int g = 0; g < N_GROUPS<V, D>; g++) {
                 sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 1);
                 sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 2);
@@ -506,4 +564,19 @@ KERNEL(attention_decode_d64_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 1
 }
 KERNEL(attention_decode_d128_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
     body<128, BF16, INT4>(args);
+}
+KERNEL(attention_decode_d32_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
+    body<32, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_decode_d64_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_decode_d128_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_decode_d64_kvint2, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<64, INT2_CHANNEL, INT2>(args);
+}
+KERNEL(attention_decode_d128_kvint2, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
+    body<128, INT2_CHANNEL, INT2>(args);
 }

@@ -23,6 +23,10 @@
 //   codes of K   codes of V   [warp][RUN_BYTES]      in place of the ring
 //   tile of K    tile of V    [BLOCK_KV][D] bf16     V is finished; K is codes,
 //   params of K               [BLOCK_KV]             whose scale and zero go into the scores in f32
+//
+// Where pages are sealed K is finished too, from codes and the params of channels that come with
+// them; bf16 runs of the first page and the tail go to their place in a tile at once, as soon as
+// everyone is done with what was there.
 #include "kv_tile.cuh"
 #include "softmax_state.cuh"
 
@@ -226,22 +230,26 @@ DEV void spread_run(unsigned char *tile_smem, int row0, const unsigned char *run
         if (row >= RUN_SLOTS) break;
         const uint4 codes = prim::ld16(run_smem + (i + prim::lane()) * 16);
         Params of = {};
-        if (IS_VALUE) of = params_of<FORMAT, D>(params, row, c * N_GROUPS<FORMAT, D> / CHUNKS);
+        if constexpr (IS_VALUE && !IS_BY_CHANNEL<FORMAT>)
+            of = params_of<FORMAT, D>(params, row, c * N_GROUPS<FORMAT, D> / CHUNKS);
         auto store = [&](int chunk, uint32_t w0, uint32_t w1) {
             uint4 x = {};
-            if (row < n_valid)
-                x = IS_VALUE ? eight(four_values<FORMAT>(w0, of), four_values<FORMAT>(w1, of))
-                             : eight(four<FORMAT>(w0), four<FORMAT>(w1));
+            if (row < n_valid) {
+                if constexpr (IS_BY_CHANNEL<FORMAT>) {
+                    x = eight_values<FORMAT, D>(w0, w1, params, chunk * 8);
+                } else {
+                    x = IS_VALUE ? eight(four_values<FORMAT>(w0, of), four_values<FORMAT>(w1, of))
+                                 : eight(four<FORMAT>(w0), four<FORMAT>(w1));
+                }
+            }
             prim::st16(tile_smem + swizzle<D * 2>(row0 + row, chunk), x);
         };
-        if constexpr (FORMAT == INT4) {  // low halves of bytes, and behind them the high ones
-            store(4 * c, codes.x, codes.y);
-            store(4 * c + 1, codes.z, codes.w);
-            store(4 * c + 2, codes.x >> 4, codes.y >> 4);
-            store(4 * c + 3, codes.z >> 4, codes.w >> 4);
-        } else {
-            store(2 * c, codes.x, codes.y);
-            store(2 * c + 1, codes.z, codes.w);
+        constexpr int BITS = CODE_BITS<FORMAT>, N_PARTS = 8 / BITS;
+#pragma unroll
+        for (int part = 0; part < N_PARTS; part++) {  // from the low bits of all bytes on
+            const int chunk = 2 * (N_PARTS * c + part), shift = BITS * part;
+            store(chunk, codes.x >> shift, codes.y >> shift);
+            store(chunk + 1, codes.z >> shift, codes.w >> shift);
         }
     }
 }
@@ -403,11 +411,12 @@ template <int D, uint32_t K, uint32_t V>
 DEV void body(const AttentionPrefillArgs &args) {
     using At = Smem<D, K, V>;
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
+    constexpr bool SEALED = IS_BY_CHANNEL<K>;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
     const LorisSeq seq = args.batch.seqs[args.tiles[blockIdx.x].seq_idx];
-    const PagedKv<SKEW<K, V>> kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW<K, V>, SEALED> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t kv_head = blockIdx.y;
 
     unsigned char *q_smem = prim::smem() + warp * WARP_Q * ROW_BYTES;  // of this warp
@@ -439,8 +448,9 @@ DEV void body(const AttentionPrefillArgs &args) {
         return tile != NO_TILE && run_slot(tile) < kv.end() ? kv.page(run_slot(tile)) : 0;
     };
     auto n_valid = [&](uint32_t tile) { return static_cast<int>(kv.end() - run_slot(tile)); };
+    auto is_wide_run = [&](uint32_t tile) { return kv.is_wide(run_slot(tile)); };
     auto copy_k = [&](uint32_t tile, uint32_t page, uint32_t stage) {
-        if (tile != NO_TILE) {
+        if (tile != NO_TILE && !(SEALED && is_wide_run(tile))) {
             const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
             const unsigned char *from = run.page + run.k.codes;
             unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
@@ -458,7 +468,7 @@ DEV void body(const AttentionPrefillArgs &args) {
         prim::cp_commit();
     };
     auto copy_v = [&](uint32_t tile, uint32_t page, uint32_t stage) {
-        if (tile != NO_TILE) {
+        if (tile != NO_TILE && !(SEALED && is_wide_run(tile))) {
             const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
             const unsigned char *from = run.page + run.v.codes;
             unsigned char *codes = ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
@@ -474,9 +484,17 @@ DEV void body(const AttentionPrefillArgs &args) {
         prim::cp_commit();
     };
 
+    // Where pages are sealed: the bf16 run of a tile, K or V, to where it is multiplied with.
+    auto copy_wide = [&](uint32_t tile, uint32_t side, uint32_t to) {
+        if (tile != NO_TILE && is_wide_run(tile))
+            copy_wide_run<D>(ring_smem + to, warp * RUN_SLOTS, kv, run_slot(tile), kv_head, side);
+        prim::cp_commit();
+    };
+
     // Two half tiles ahead.
     uint32_t tile = next_seen(view->tile_start);
     uint32_t k_stage = 0, next_page = run_page(tile);
+    if constexpr (SEALED) copy_wide(tile, 0, 0);
     copy_k(tile, next_page, 0);
     copy_v(tile, next_page, STAGE_BYTES<D>);
     uint32_t next = next_seen(tile + 1);
@@ -489,6 +507,14 @@ DEV void body(const AttentionPrefillArgs &args) {
             // K of the next tile takes the stage of the V that everyone is done with.
             prim::block_sync();
             copy_k(next, next_page, next_stage<D>(v_stage));
+        } else if constexpr (SEALED) {
+            prim::warp_sync();
+            const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
+            if (!is_wide_run(tile))
+                spread_run<D, K, true>(ring_smem, warp * RUN_SLOTS, codes, RUN_SLOTS);
+            prim::block_sync();
+            copy_wide(tile, 1, At::V_TILE);  // everyone is done with the last tile's V
+            copy_k(next, next_page, 0);
         } else {
             if constexpr (K != BF16) {
                 prim::warp_sync();
@@ -513,6 +539,16 @@ DEV void body(const AttentionPrefillArgs &args) {
             prim::cp_wait<1>();
             prim::block_sync();
             copy_v(next, next_page, k_stage);
+        } else if constexpr (SEALED) {
+            prim::cp_wait<1>();
+            prim::warp_sync();
+            const unsigned char *codes =
+                ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
+            if (!is_wide_run(tile))
+                spread_run<D, V, true>(ring_smem + At::V_TILE, warp * RUN_SLOTS, codes, RUN_SLOTS);
+            prim::block_sync();
+            copy_wide(next, 0, 0);  // everyone is done with this tile's K
+            copy_v(next, next_page, 0);
         } else {
             prim::cp_wait<K == BF16 ? 0 : 1>();
             prim::warp_sync();
@@ -571,7 +607,8 @@ DEV void body(const AttentionPrefillArgs &args) {
                 }
             }
 
-            if constexpr (K != BF16) scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
+            if constexpr (K != BF16 && !SEALED)
+                scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
 
             // Scores of slots that a row does not see become -inf.
             if (!tile_has_all(kv, tile, view->warp_all)) {
@@ -650,7 +687,7 @@ DEV void body(const AttentionPrefillArgs &args) {
         if constexpr (!At::IS_CODED) k_stage = next_stage<D>(v_stage);
     }
     prim::cp_wait<0>();
-    if constexpr (V == INT4) {
+    if constexpr (IS_BY_GROUP<V>) {
         if (args.pages.v_rotated) rotate_rows<D>(o);
     }
 
@@ -727,4 +764,19 @@ KERNEL(attention_prefill_d64_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <=
 }
 KERNEL(attention_prefill_d128_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
     body<128, BF16, INT4>(args);
+}
+KERNEL(attention_prefill_d32_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<32, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_prefill_d64_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_prefill_d128_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, INT4_CHANNEL, INT4>(args);
+}
+KERNEL(attention_prefill_d64_kvint2, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<64, INT2_CHANNEL, INT2>(args);
+}
+KERNEL(attention_prefill_d128_kvint2, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
+    body<128, INT2_CHANNEL, INT2>(args);
 }

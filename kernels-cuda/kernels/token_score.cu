@@ -9,7 +9,8 @@
 // empty where the heads are fewer. K is read once, from global memory into fragments, 16 bytes at a
 // time: inside each 32 dimensions, lane % 4 takes the eight that follow one another where the
 // fragment map has four pairs. Q is read in the same way, and a dot product does not mind the order
-// of its terms. Codes become bf16 on the way; scale and zero come in behind the products.
+// of its terms. Codes become bf16 on the way; scale and zero come in behind the products, those of
+// channels with the codes.
 //
 // What a row pays a slot is summed over a group of heads by a tree, and in shared memory over the
 // groups; then rows are added to the score one after another. So a score does not depend on which
@@ -27,22 +28,31 @@ DEV void load_row(uint4 (&to)[D / 32], const uint16_t *row_gmem, bool is_valid) 
             is_valid ? prim::ld16(row_gmem + k * 32 + (prim::lane() & 3) * 8) : uint4{0, 0, 0, 0};
 }
 
-// The same of a row of codes.
+// The same of a row of codes, whose channels may have params.
 template <int D, uint32_t K>
-DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem, bool is_valid) {
+DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
+                    const unsigned char *params_gmem, bool is_valid) {
     const int t = prim::lane() & 3;
+#pragma unroll
     for (int k = 0; k < D / 32; k++) {
         to[k] = {};
         if (!is_valid) continue;
         uint2 codes;
-        if constexpr (K == INT4) {  // eight bytes have 8 t .. below or above
-            codes = *reinterpret_cast<const uint2 *>(codes_gmem + k * 16 + (t & 1) * 8);
-            codes.x >>= t / 2 * 4, codes.y >>= t / 2 * 4;
+        if constexpr (CODE_BITS<K> < 8) {  // eight bytes have 8 t .. in some of their bits
+            constexpr int BITS = CODE_BITS<K>, N_PARTS = 8 / BITS;
+            const int part = k * 2 + t / 2;  // 16 numbers of the row
+            const unsigned char *at = codes_gmem + part / N_PARTS * 16 + (t & 1) * 8;
+            codes = *reinterpret_cast<const uint2 *>(at);
+            codes.x >>= part % N_PARTS * BITS, codes.y >>= part % N_PARTS * BITS;
         } else {
             codes = *reinterpret_cast<const uint2 *>(codes_gmem + k * 32 + t * 8);
         }
-        const uint2 first = four<K>(codes.x), second = four<K>(codes.y);
-        to[k] = {first.x, first.y, second.x, second.y};
+        if constexpr (IS_BY_CHANNEL<K>) {
+            to[k] = eight_values<K, D>(codes.x, codes.y, params_gmem, k * 32 + t * 8);
+        } else {
+            const uint2 first = four<K>(codes.x), second = four<K>(codes.y);
+            to[k] = {first.x, first.y, second.x, second.y};
+        }
     }
 }
 
@@ -52,7 +62,7 @@ DEV void body(const TokenScoreArgs &args) {
     constexpr uint32_t SKEW = IS_CODED ? LORIS_KV_SKEW : 0;
     constexpr int GROUPS = N_GROUPS<K, D>, GROUP_STEPS = D / 32 / GROUPS;
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
-    const PagedKv<SKEW> kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW, IS_BY_CHANNEL<K>> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t group_size = args.n_q_heads / args.pages.n_kv_heads;
     uint32_t columns_log2 = 0;  // of a row
     while (1u << columns_log2 < group_size) columns_log2++;
@@ -68,7 +78,7 @@ DEV void body(const TokenScoreArgs &args) {
     for (uint32_t i = lane; i < args.n_score_rows * WARP_SLOTS; i += 32) paid_smem[i] = 0.0f;
     prim::warp_sync();
 
-    // Where the warp's slots lie: in one page.
+    // Where the warp's slots lie: in one page, but for those of a tail.
     const bool is_wide = kv.is_wide(first_slot);
     const uint32_t len = is_wide ? LORIS_KV_WIDE : 1u << kv.page_len_log2;
     const uint32_t in_page = is_wide ? -SKEW : kv.in_page(first_slot);
@@ -78,18 +88,23 @@ DEV void body(const TokenScoreArgs &args) {
     for (uint32_t kv_head = 0; kv_head < kv.n_kv_heads; kv_head++) {
         uint4 a[2][D / 32];
         Params of[2][GROUPS];
+#pragma unroll
         for (int i = 0; i < 2; i++) {
             const bool is_used = kv.is_used(slots[i]);
             const HeadPlace place = head_place<D>(format, format, kv.n_kv_heads, len, 0, kv_head,
                                                   in_page + slots[i] - first_slot);
             const unsigned char *codes = page + place.codes;
+            if (IS_BY_CHANNEL<K> && is_wide && is_used)
+                codes = wide_row<D>(kv, slots[i], kv_head, 0);
             for (int g = 0; g < GROUPS; g++) of[i][g] = {1.0f, 0.0f};
             if (K == BF16 || is_wide) {
                 load_row<D>(a[i], reinterpret_cast<const uint16_t *>(codes), is_used);
             } else if constexpr (K != BF16) {
-                load_codes<D, K>(a[i], codes, is_used);
-                for (int g = 0; g < GROUPS && is_used; g++)
-                    of[i][g] = params_of<K, D>(page + place.params, 0, g);
+                const unsigned char *params = page + place.params;
+                load_codes<D, K>(a[i], codes, params, is_used);
+                if constexpr (!IS_BY_CHANNEL<K>)
+                    for (int g = 0; g < GROUPS && is_used; g++)
+                        of[i][g] = params_of<K, D>(params, 0, g);
             }
         }
         for (uint32_t first = 0; first < args.n_score_rows << columns_log2; first += 8) {
@@ -123,7 +138,7 @@ DEV void body(const TokenScoreArgs &args) {
                     }
                 }
                 for (int e = 0; e < 4; e++) {
-                    if constexpr (K == BF16) {
+                    if constexpr (K == BF16 || IS_BY_CHANNEL<K>) {
                         s[e] = dot[e];
                     } else {
                         s[e] = fmaf(dot[e], of[e / 2][g].scale, s[e]);
@@ -208,4 +223,19 @@ KERNEL(token_score_d64_kint4, TokenScoreArgs, 128, 4) {  // <= 128 registers
 }
 KERNEL(token_score_d128_kint4, TokenScoreArgs, 128, 4) {  // <= 128 registers
     body<128, INT4, true>(args);
+}
+KERNEL(token_score_d32_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+    body<32, INT4_CHANNEL, true>(args);
+}
+KERNEL(token_score_d64_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+    body<64, INT4_CHANNEL, true>(args);
+}
+KERNEL(token_score_d128_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+    body<128, INT4_CHANNEL, true>(args);
+}
+KERNEL(token_score_d64_kint2_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+    body<64, INT2_CHANNEL, true>(args);
+}
+KERNEL(token_score_d128_kint2_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+    body<128, INT2_CHANNEL, true>(args);
 }

@@ -10,6 +10,9 @@ pub const LORIS_KV_BF16: u32 = 0;
 pub const LORIS_KV_FP8: u32 = 1;
 pub const LORIS_KV_INT8: u32 = 2;
 pub const LORIS_KV_INT4: u32 = 3;
+pub const LORIS_KV_INT2: u32 = 4;
+pub const LORIS_KV_INT4_CHANNEL: u32 = 5;
+pub const LORIS_KV_INT2_CHANNEL: u32 = 6;
 pub const LORIS_KV_WIDE: u32 = 4;
 pub const LORIS_KV_SKEW: u32 = 12;
 /// One sequence of a batch.
@@ -26,6 +29,8 @@ pub struct LorisSeq {
     pub page_table_start: u32,
     /// where its slot positions begin in `slot_positions`, or LORIS_DENSE
     pub positions_start: u32,
+    /// pages of its table between the first and the tail, where it has one
+    pub n_sealed: u32,
 }
 /// A batch as `begin` uploads it; every kernel that looks at sequences holds one.
 #[repr(C)]
@@ -49,7 +54,8 @@ pub struct LorisBatch {
 /** A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
  run of [page_len][head_dim] numbers and behind it what they are multiplied with,
  [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
- a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16.*/
+ a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded channel
+ by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page has.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LorisPages {
@@ -58,6 +64,8 @@ pub struct LorisPages {
     pub page_bytes: u64,
     /// page_len is a power of two, 16 to 256
     pub page_len_log2: u32,
+    /// of a page of a tail
+    pub tail_len_log2: u32,
     pub n_kv_heads: u32,
     /// LORIS_KV_*
     pub k_format: u32,
@@ -404,6 +412,15 @@ pub struct KeyNormArgs {
     pub norms: *mut f32,
     pub n_slots: u32,
     pub layer: u32,
+}
+/** Codes pages of keys by channel: what the bf16 pages of a tail hold, in the order of their slots,
+ goes to one page. Block (seal, kv head, side).*/
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct PageSealArgs {
+    pub pages: LorisPages,
+    /// [n_seals][n_from + 1]: page_len / tail_len pages, and what they become
+    pub seals: *const u32,
 }
 /// How a row's token is drawn: as `SamplerParams` of the engine.
 #[repr(C)]

@@ -1,8 +1,8 @@
 //! Pools of KV pages, the number formats that they hold, and tables.
 
 use crate::abi::{
-    LORIS_KV_BF16, LORIS_KV_FP8, LORIS_KV_INT4, LORIS_KV_INT8, LORIS_KV_SKEW, LORIS_KV_WIDE,
-    LorisPages, LorisTable,
+    LORIS_KV_BF16, LORIS_KV_FP8, LORIS_KV_INT2, LORIS_KV_INT2_CHANNEL, LORIS_KV_INT4,
+    LORIS_KV_INT4_CHANNEL, LORIS_KV_INT8, LORIS_KV_SKEW, LORIS_KV_WIDE, LorisPages, LorisTable,
 };
 use crate::ops::attention::to_u32;
 use crate::{Buffer, Device, Error};
@@ -19,6 +19,12 @@ pub enum KvFormat {
     Int8,
     /// 4-bit integers with a scale and a zero for each group of 64 numbers, of 32 in heads of 32.
     Int4,
+    /// 2-bit integers with params as those of `Int4`; values, beside keys of `Int2Channel`.
+    Int2,
+    /// 4-bit integers with a scale and a zero for each channel of a page; keys, beside values of `Int4`.
+    Int4Channel,
+    /// 2-bit integers with params as those of `Int4Channel`.
+    Int2Channel,
 }
 
 impl KvFormat {
@@ -27,17 +33,27 @@ impl KvFormat {
         match self {
             Self::Bf16 => 2 * head_dim,
             Self::Fp8 | Self::Int8 => head_dim,
-            Self::Int4 => head_dim / 2,
+            Self::Int4 | Self::Int4Channel => head_dim / 2,
+            Self::Int2 | Self::Int2Channel => head_dim / 4,
         }
     }
 
     /// Bytes of what its codes are multiplied with.
     pub fn param_bytes(self, head_dim: usize) -> usize {
         match self {
-            Self::Bf16 => 0,
+            Self::Bf16 | Self::Int4Channel | Self::Int2Channel => 0,
             Self::Fp8 | Self::Int8 => 2,
-            Self::Int4 => 4 * (head_dim / 64).max(1),
+            Self::Int4 | Self::Int2 => 4 * (head_dim / 64).max(1),
         }
+    }
+
+    /// Bytes of what the codes of all slots of a page are multiplied with, of a head.
+    pub fn channel_bytes(self, head_dim: usize) -> usize {
+        if self.is_by_channel() { 4 * head_dim } else { 0 }
+    }
+
+    fn is_by_channel(self) -> bool {
+        matches!(self, Self::Int4Channel | Self::Int2Channel)
     }
 
     fn abi(self) -> u32 {
@@ -46,6 +62,9 @@ impl KvFormat {
             Self::Fp8 => LORIS_KV_FP8,
             Self::Int8 => LORIS_KV_INT8,
             Self::Int4 => LORIS_KV_INT4,
+            Self::Int2 => LORIS_KV_INT2,
+            Self::Int4Channel => LORIS_KV_INT4_CHANNEL,
+            Self::Int2Channel => LORIS_KV_INT2_CHANNEL,
         }
     }
 }
@@ -69,12 +88,17 @@ impl KvFormats {
         (self.k, self.v) != (KvFormat::Bf16, KvFormat::Bf16)
     }
 
+    /// Pages are coded as a whole (`page_seal`); behind them a table has a tail of bf16 pages.
+    pub fn are_sealed(self) -> bool {
+        self.k.is_by_channel()
+    }
+
     /// What attention counts slots from: see `LORIS_KV_SKEW`.
     pub fn skew(self) -> usize {
         if self.is_coded() { LORIS_KV_SKEW as usize } else { 0 }
     }
 
-    /// Bytes of a slot, those that are not coded excepted.
+    /// Bytes of a slot, without what a page's slots have in common; those that are not coded excepted.
     pub fn slot_bytes(self, n_kv_heads: usize, head_dim: usize) -> usize {
         let head = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
         n_kv_heads * (head(self.k) + head(self.v))
@@ -82,7 +106,17 @@ impl KvFormats {
 
     /// Bytes of a page.
     pub fn page_bytes(self, n_kv_heads: usize, page_len: usize, head_dim: usize) -> usize {
-        (page_len * self.slot_bytes(n_kv_heads, head_dim)).next_multiple_of(16)
+        let channels = n_kv_heads * self.k.channel_bytes(head_dim);
+        let coded = page_len * self.slot_bytes(n_kv_heads, head_dim) + channels;
+        let first = LORIS_KV_WIDE as usize * Self::default().slot_bytes(n_kv_heads, head_dim);
+        coded.max(first).next_multiple_of(16)
+    }
+
+    /// Slots of a page of a tail, a power of two: as many as there is room for in bf16.
+    pub fn tail_len(self, n_kv_heads: usize, page_len: usize, head_dim: usize) -> usize {
+        let slot_bytes = Self::default().slot_bytes(n_kv_heads, head_dim).max(1);
+        let n = self.page_bytes(n_kv_heads, page_len, head_dim) / slot_bytes;
+        1 << n.min(page_len).max(1).ilog2()
     }
 
     /// Whether attention is compiled for them.
@@ -92,21 +126,30 @@ impl KvFormats {
 
     /// Which of [`ATTENTION`] this is.
     pub(crate) fn attention_variant(self) -> Result<usize, Error> {
-        let is_rotated_back = !self.v_rotated || self.v == KvFormat::Int4;
+        let is_rotated_back = !self.v_rotated || matches!(self.v, KvFormat::Int4 | KvFormat::Int2);
         let variant = ATTENTION.iter().position(|&pair| pair == (self.k, self.v));
         variant.filter(|_| is_rotated_back).ok_or_else(|| Error::Unsupported {
             what: "formats of the KV cache".into(),
             found: format!("{self:?}"),
-            expected: "bf16, fp8, int8 or int4 of both sides, or int4 values with int8 or bf16 keys; rotated values \
-                       are int4",
+            expected: "bf16, fp8, int8 or int4 of both sides, int4 values with int8 or bf16 keys, or keys by channel \
+                       with values of as many bits; rotated values are int4 or int2",
         })
     }
 }
 
 /// The pairs that attention is compiled for, in the order in which launchers list their kernels.
-pub(crate) const ATTENTION: [(KvFormat, KvFormat); 6] = {
-    use KvFormat::{Bf16, Fp8, Int4, Int8};
-    [(Bf16, Bf16), (Fp8, Fp8), (Int8, Int8), (Int4, Int4), (Int8, Int4), (Bf16, Int4)]
+pub(crate) const ATTENTION: [(KvFormat, KvFormat); 8] = {
+    use KvFormat::{Bf16, Fp8, Int2, Int2Channel, Int4, Int4Channel, Int8};
+    [
+        (Bf16, Bf16),
+        (Fp8, Fp8),
+        (Int8, Int8),
+        (Int4, Int4),
+        (Int8, Int4),
+        (Bf16, Int4),
+        (Int4Channel, Int4),
+        (Int2Channel, Int2),
+    ]
 };
 
 /// A pool of KV pages.
@@ -141,12 +184,18 @@ impl KvPages {
         n_slots
     }
 
+    /// Slots of a page of a tail.
+    pub fn tail_len(&self) -> usize {
+        self.kv.tail_len(self.n_kv_heads, self.page_len, self.head_dim)
+    }
+
     /// As kernels take it.
     pub fn abi(&self) -> LorisPages {
         LorisPages {
             base: self.data.ptr() as *mut _,
             page_bytes: self.page_bytes() as u64,
             page_len_log2: self.page_len.trailing_zeros(),
+            tail_len_log2: self.tail_len().trailing_zeros(),
             n_kv_heads: u32::try_from(self.n_kv_heads).unwrap_or(u32::MAX),
             k_format: self.kv.k.abi(),
             v_format: self.kv.v.abi(),

@@ -187,6 +187,7 @@ fn work_list_covers_all_rows_longest_first() {
         kv_start,
         page_table_start: 0,
         positions_start: LORIS_DENSE,
+        n_sealed: 0,
     };
     let tiles = q_tiles(shape(6, 2, 64), &[seq(100, 0), seq(0, 5), seq(1, 1000)]);
     let tiles: Vec<_> = tiles.iter().map(|t| (t.seq_idx, t.packed_start)).collect();
@@ -201,6 +202,7 @@ fn cost_counts_the_triangle() {
         kv_start,
         page_table_start: 0,
         positions_start: LORIS_DENSE,
+        n_sealed: 0,
     };
     let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);

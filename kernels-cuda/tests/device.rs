@@ -262,7 +262,8 @@ fn nothing_leaks_whichever_call_fails() {
 }
 
 fn seq(kv_start: u32, n_rows: u32) -> LorisSeq {
-    LorisSeq { row_start: 0, n_rows, kv_start, page_table_start: 0, positions_start: LORIS_DENSE }
+    let positions_start = LORIS_DENSE;
+    LorisSeq { n_rows, kv_start, positions_start, ..LorisSeq::default() }
 }
 
 #[test]

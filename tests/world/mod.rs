@@ -20,6 +20,10 @@ pub(crate) use targets::{Target, assert_refused, cpus, cudas};
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -464,11 +468,15 @@ impl<'a, B: Backend> World<'a, B> {
         slots
     }
 
-    /// The same as it was before it was rotated.
+    /// The same as it was before it was rotated, and as the target multiplies with it: CUDA decodes keys by channel to
+    /// bf16, before that to f32.
     pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
-        let is_rotated = self.layout.form_of(Part::Body).format(side).is_rotated(side);
+        let format = self.layout.form_of(Part::Body).format(side);
+        let is_rounded = self.numbers == Numbers::Bf16 && format.is_by_channel(side);
+        let rounded = |x: f64| if is_rounded { half::bf16::from_f32(x as f32).to_f64() } else { x };
         let slots = self.as_stored(seq, side, kv_head).into_iter();
-        slots.map(|slot| plain(&slot.values, is_rotated)).collect()
+        let plain = slots.map(|slot| plain(&slot.values, format.is_rotated(side)));
+        plain.map(|head| head.into_iter().map(rounded).collect()).collect()
     }
 
     /// What all slots of a layer hold, `[slot][side][kv head]`.

@@ -83,7 +83,8 @@ pub(crate) fn cpus() -> Vec<Target<CpuBackend>> {
 }
 
 /// Formats that there are CUDA kernels for.
-const CUDA_KV: [&str; 7] = ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"];
+const CUDA_KV: [&str; 9] =
+    ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4", "int4-channel", "int2"];
 
 /// The twin, or with `LORIS_TEST_DRIVER=cuda` the real driver.
 pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {

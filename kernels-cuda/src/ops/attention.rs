@@ -34,6 +34,8 @@ macro_rules! kernels {
             kernels!(@ $name "_kvint4"),
             kernels!(@ $name "_kvint8_int4"),
             kernels!(@ $name "_kvbf16_int4"),
+            kernels!(@ $name "_kvint4_channel"),
+            kernels!(@ $name "_kvint2"),
         ]
     };
 }
@@ -89,6 +91,8 @@ impl AttentionShape {
         Error::check_supported("attention page_len", page_len, is_supported, expected)?;
         Error::check_size("attention pages n_kv_heads", pages.n_kv_heads, self.n_kv_heads)?;
         Error::check_size("attention pages head_dim", pages.head_dim, self.head_dim)?;
+        let has_codes = pages.kv.v != KvFormat::Int2 || self.head_dim >= 64;
+        Error::check_supported("int2 head_dim", self.head_dim, has_codes, "64 or 128")?;
         Error::check_room("attention pages, at least", pages.n_pages, batch.n_pages())?;
         let bytes = pages.n_pages * pages.page_bytes();
         Error::check_room("attention pages data, at least", pages.data.len(), bytes)?;
@@ -188,14 +192,19 @@ fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
                 KvFormat::Int4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
                 k => (k.param_bytes(head_dim), 0),
             };
-            2 * BLOCK_KV * row_bytes + BLOCK_KV * (k_codes + of(kv.v) + k_params) + q_sums
+            // Each of four warps has the params of its run's channels.
+            let channels = 4 * kv.k.channel_bytes(head_dim);
+            let codes = BLOCK_KV * (k_codes + of(kv.v) + k_params) + channels;
+            2 * BLOCK_KV * row_bytes + codes + q_sums
         }
     };
     BLOCK_Q * row_bytes + tiles + BLOCK_Q * 4 + 4 * 32
 }
 
-/// Q of 16 heads; four warps' runs of 16 slots of K and V; a `row_max` and `row_sum` for each warp and head.
+/// Q of 16 heads; four warps' runs of 16 slots of K and V, which may be bf16 where pages are sealed; a `row_max` and
+/// `row_sum` for each warp and head.
 fn decode_smem(kv: KvFormats, head_dim: usize) -> usize {
+    let kv = if kv.are_sealed() { KvFormats::default() } else { kv };
     let of = |format: KvFormat| 16 * (format.code_bytes(head_dim) + format.param_bytes(head_dim));
     let stage = 4 * (of(kv.k) + of(kv.v));
     let n_stages = if 4 * stage <= 68 << 10 { 4 } else { 2 };

@@ -12,6 +12,7 @@ pub mod lm_head;
 pub mod mlp_gate;
 pub mod mlp_gate_decode;
 pub mod page_copy;
+pub mod page_seal;
 pub mod qkv;
 pub mod qkv_decode;
 pub mod rmsnorm;

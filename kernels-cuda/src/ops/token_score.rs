@@ -16,6 +16,16 @@ const INT8: [&str; 3] =
     ["token_score_d32_kint8", "token_score_d64_kint8", "token_score_d128_kint8"];
 const INT4: [&str; 3] =
     ["token_score_d32_kint4", "token_score_d64_kint4", "token_score_d128_kint4"];
+const INT4_CHANNEL: [&str; 3] = [
+    "token_score_d32_kint4_channel",
+    "token_score_d64_kint4_channel",
+    "token_score_d128_kint4_channel",
+];
+const INT2_CHANNEL: [&str; 3] = [
+    "token_score_d32_kint2_channel",
+    "token_score_d64_kint2_channel",
+    "token_score_d128_kint2_channel",
+];
 /// Slots of a block.
 const BLOCK_SLOTS: usize = 64;
 /// Rows of a launch.
@@ -46,6 +56,12 @@ pub fn token_score(
         KvFormat::Fp8 => FP8,
         KvFormat::Int8 => INT8,
         KvFormat::Int4 => INT4,
+        KvFormat::Int4Channel => INT4_CHANNEL,
+        KvFormat::Int2Channel => INT2_CHANNEL,
+        KvFormat::Int2 => {
+            let (what, found) = ("token_score keys".into(), "int2".into());
+            return Err(Error::Unsupported { what, found, expected: "int2 by channel" });
+        }
     })?;
     let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
     shape.check_pages(batch, layer, pages)?;

@@ -115,6 +115,7 @@ impl Head {
                     }
                 }
             }
+            other => unreachable!("{other:?}: pages that are sealed are tested in sessions"),
         }
         head
     }
@@ -318,6 +319,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
             kv_start: part.kv_start as u32,
             page_table_start: page_tables.len() as u32,
             positions_start: if seq.is_dense { LORIS_DENSE } else { slot_positions.len() as u32 },
+            n_sealed: 0,
         });
         if !seq.is_dense {
             slot_positions.extend(&seq.positions[..kv_len]);

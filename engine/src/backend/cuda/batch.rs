@@ -43,6 +43,7 @@ impl Arrays {
                     true => LORIS_DENSE,
                     false => self.slot_positions.len() as u32,
                 },
+                n_sealed: seq.n_sealed as u32,
             });
             if !is_dense {
                 self.slot_positions.extend(slots);

@@ -33,7 +33,7 @@ use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
     embed, fill_random, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
-    page_copy, qkv_decode, rmsnorm, slot_move,
+    page_copy, page_seal, qkv_decode, rmsnorm, slot_move,
 };
 use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging};
 use loris_loader::TensorView;
@@ -100,18 +100,27 @@ fn kernel_window(window: Option<usize>) -> Option<u32> {
 
 /// The formats of pages as kernels take them; `None` where there are no kernels: [`KV_FORMATS`] says for which.
 pub(crate) fn kernel_formats(kv: KvFormats) -> Option<loris_kernels::KvFormats> {
-    let format = |format| {
-        Some(match format {
-            KvFormat::Bf16 => loris_kernels::KvFormat::Bf16,
-            KvFormat::Fp8 => loris_kernels::KvFormat::Fp8,
-            KvFormat::Int8 => loris_kernels::KvFormat::Int8,
-            KvFormat::Int4 | KvFormat::Int4Plain => loris_kernels::KvFormat::Int4,
-            _ => return None,
+    use loris_kernels::KvFormat as Kernels;
+    // Pages are sealed by one kernel for both sides.
+    if kv.are_sealed() && kv.k != kv.v {
+        return None;
+    }
+    let format = |format: KvFormat, side| {
+        Some(match (format, format.is_by_channel(side)) {
+            (KvFormat::Bf16, _) => Kernels::Bf16,
+            (KvFormat::Fp8, _) => Kernels::Fp8,
+            (KvFormat::Int8, _) => Kernels::Int8,
+            (KvFormat::Int4 | KvFormat::Int4Plain, _) => Kernels::Int4,
+            (KvFormat::Int4Channel, false) => Kernels::Int4,
+            (KvFormat::Int4Channel, true) => Kernels::Int4Channel,
+            (KvFormat::Int2, false) => Kernels::Int2,
+            (KvFormat::Int2, true) => Kernels::Int2Channel,
+            (KvFormat::F32, _) => return None,
         })
     };
     let formats = loris_kernels::KvFormats {
-        k: format(kv.k)?,
-        v: format(kv.v)?,
+        k: format(kv.k, Side::K)?,
+        v: format(kv.v, Side::V)?,
         k_rotated: kv.k.is_rotated(Side::K),
         v_rotated: kv.v.is_rotated(Side::V),
     };
@@ -119,8 +128,7 @@ pub(crate) fn kernel_formats(kv: KvFormats) -> Option<loris_kernels::KvFormats> 
 }
 
 /// What [`kernel_formats`] takes.
-pub(crate) const KV_FORMATS: &str =
-    "bf16, fp8, int8, int4, int4-plain, int8:int4 or bf16:int4; other formats on the CPU";
+pub(crate) const KV_FORMATS: &str = "bf16, fp8, int8, int4, int4-plain, int4-channel, int2, int8:int4 or bf16:int4; other formats on the CPU";
 
 /// What `begin` and `rows` make room for.
 fn missing(what: &str) -> Error {
@@ -460,8 +468,11 @@ impl Backend for CudaBackend {
         Ok(page_copy::page_copy(&self.device, pages, &on_device, pairs.len())?)
     }
 
-    fn seal_pages(&mut self, _pages: &mut KvPages, _seals: &[Seal]) -> Result<(), Error> {
-        Err(unsupported("--kv", "a format of sealed pages", "one that codes tokens by themselves"))
+    fn seal_pages(&mut self, pages: &mut KvPages, seals: &[Seal]) -> Result<(), Error> {
+        let ids = |seal: &Seal| seal.from.iter().copied().chain([seal.to]).collect::<Vec<u32>>();
+        let flat: Vec<u32> = seals.iter().flat_map(ids).collect();
+        let on_device = Buffer::from_slice(&self.device, &flat, "pages to seal")?;
+        Ok(page_seal::page_seal(&self.device, pages, &on_device, seals.len())?)
     }
 
     fn key_norms(

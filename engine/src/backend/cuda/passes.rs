@@ -1,8 +1,8 @@
 //! Decode passes that are recorded once and replayed.
 //!
 //! What a decode pass launches depends on its [`Form`] alone: layers, counts and addresses. Tokens, positions,
-//! pages and lengths are read by the kernels from the uploaded batch. So the first pass of a form is
-//! recorded as a CUDA graph, and the next ones are one upload, one launch and one read of the result.
+//! pages, how many are sealed, and lengths are read by the kernels from the uploaded batch. So the first pass of
+//! a form is recorded as a CUDA graph, and the next ones are one upload, one launch and one read of the result.
 //! Prefill is not recorded: its launches hide behind its work.
 //!
 //! In a session that prunes, each segment of the layers has forms of its own, one for each number of tokens that are
