@@ -3,6 +3,12 @@
 
 #include "prim.cuh"
 
+// Where a bf16 slot of a table with sealed pages is.
+struct WidePlace {
+    uint64_t page;      // its id
+    uint32_t len, idx;  // slots of the page, and which of them
+};
+
 // The cache of one sequence in one layer, as attention walks over it: slots are counted from SKEW,
 // which is 0 where all pages hold bf16 and LORIS_KV_SKEW where they hold codes (abi.h). Numbers
 // below SKEW are slots that nobody sees.
@@ -11,11 +17,6 @@
 //   coded  page 0: 12 .. 16, bf16           page 1: 16 .. 16 + page_len
 //
 // Where pages are SEALED those behind n_sealed such pages are the tail: bf16, of fewer slots each.
-struct WidePlace {
-    uint64_t page;      // its id
-    uint32_t len, idx;  // slots of the page, and which of them
-};
-
 template <uint32_t SKEW, bool SEALED = false>
 struct PagedKv {
     const uint32_t *page_table;      // [page_idx][n_layers]

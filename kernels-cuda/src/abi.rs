@@ -54,8 +54,9 @@ pub struct LorisBatch {
 /** A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
  run of [page_len][head_dim] numbers and behind it what they are multiplied with,
  [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
- a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded channel
- by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page has.*/
+ a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded
+ channel by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page
+ has.*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct LorisPages {
