@@ -459,10 +459,10 @@ fn check_kept<B: Backend>(target: &Target<B>) {
             };
             ids.iter().map(page).collect()
         };
-        for id in 0..ids.len() {
+        for (n, &id) in ids.iter().enumerate() {
             let bytes: Vec<u8> =
-                (0..layout.bytes()).map(|i| (i * 7 + i / 251 + id * 31) as u8).collect();
-            world.backend.write_page(&mut world.pages, ids[id], &bytes).unwrap();
+                (0..layout.bytes()).map(|i| (i * 7 + i / 251 + n * 31) as u8).collect();
+            world.backend.write_page(&mut world.pages, id, &bytes).unwrap();
         }
         let fixed = if layout.skew() > 0 { layout.first_len() as u32 } else { 0 };
         for keep in keeps(n as u32, fixed, page_len as u32) {

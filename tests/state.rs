@@ -529,7 +529,7 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
 #[test]
 fn a_session_that_evicts_moves_between_cuda_and_the_cpu() {
     for (kv, spec) in
-        [("bf16", "h2o:20"), ("int8:int4", "h2o:50%"), ("bf16", "knorm:20"), ("int8", "tova:20")]
+        [("bf16", "h2o:20"), ("int8", "h2o:50%"), ("bf16", "knorm:20"), ("int8", "tova:20")]
     {
         let checkpoint = || rounded("llama-tied", Dtype::BF16);
         let sizes = ModelOptions { kv: kv.parse().unwrap(), page_len: 16, ..options(128) };

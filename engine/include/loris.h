@@ -222,7 +222,7 @@ typedef struct loris_session_params {
     // aux_tokens is needed. A session that prunes gives no logits to loris_session_score. Since 0.3.
     const char *lazy;
     // Which tokens leave each layer's cache for good: a policy and what it keeps, "snapkv:1024" tokens or "snapkv:25%" of each
-    // prompt, as the command line has it. On the CPU, without lazy and window; such a session gives
+    // prompt, as the command line has it. Without lazy and window; such a session gives
     // no logits to loris_session_score. Since 0.4. NULL: none.
     const char *evict;
     // Which pages attention reads. NULL: all. This version has nothing else and gives LORIS_E_UNSUPPORTED.
