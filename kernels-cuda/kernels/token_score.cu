@@ -122,9 +122,10 @@ DEV void body(const TokenScoreArgs &args) {
                 const uint32_t r = args.row_start + packed / group_size;
                 const float lse =
                     args.lse[r * args.n_q_heads + kv_head * group_size + packed % group_size];
-                const uint32_t position = args.batch.positions[r];
+                const Range seen =
+                    seen_by(seq, Meets::WINDOW, args.batch.positions[r], args.window);
                 for (int i = 0; i < 2; i++)
-                    if (kv.sees(position, slots[i], args.window))
+                    if (kv.is_seen(slots[i], seen))
                         sum[i] += prim::exp2_fast(fmaf(s[i * 2 + e], scale, -lse * LOG2_E));
             }
         }

@@ -254,6 +254,7 @@ fn seq(row_start: usize, n_rows: usize, kv_start: usize, page_table_start: usize
         kv_start: kv_start as u32,
         page_table_start: page_table_start as u32,
         positions_start: LORIS_DENSE,
+        ..LorisSeq::default()
     }
 }
 

@@ -131,6 +131,7 @@ impl<'a> QkvModel<'a> {
                     kv_start: kv_start as u32,
                     page_table_start: table_start as u32,
                     positions_start: LORIS_DENSE,
+                    ..LorisSeq::default()
                 });
                 slots.extend((kv_start..kv_start + ours.len()).map(|slot| {
                     let entry = table_start + slot / page_len * N_LAYERS + LAYER;

@@ -238,6 +238,7 @@ pub fn seqs_of(seqs: &[(usize, usize)]) -> Vec<LorisSeq> {
             kv_start: kv_start as u32,
             page_table_start,
             positions_start: LORIS_DENSE,
+            ..LorisSeq::default()
         };
         row_start += n_rows as u32;
         page_table_start += (kv_start + n_rows).div_ceil(PAGE_LEN) as u32;

@@ -383,7 +383,7 @@ pub trait Backend: Send + 'static {
 
     /// Adds to `scores`, on the host, how much some rows of a sequence look at each of its slots, the new ones included: the
     /// attention probability, the mean over all query heads and the sum over the rows, one after another. `scores`
-    /// grows to all slots. `q` is what [`norm_qkv_rope_append`](Self::norm_qkv_rope_append) left in this layer.
+    /// grows to all slots. No sequence rolls. `q` is what [`norm_qkv_rope_append`](Self::norm_qkv_rope_append) left in this layer.
     #[allow(clippy::too_many_arguments)]
     fn token_score(
         &mut self,
