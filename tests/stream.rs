@@ -1,5 +1,6 @@
 //! Sequences without end: what a stream sees is in `tests/ops.rs`; here, that nothing depends on when its pages
-//! go, that its memory is constant, and what it is refused.
+//! go, that its memory and its time are constant, and what it is refused. Most bodies run on the CPU and on CUDA, which is
+//! the twin, or with `LORIS_TEST_DRIVER=cuda` a GPU.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -8,8 +9,11 @@ use std::ops::ControlFlow;
 
 use loris::loader::{Checkpoint, Dtype};
 use loris::policy::{Lazy, PrunePoint};
-use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
-use support::{bits, open_cuda, open_with, options, rounded};
+use loris::{
+    Error, KvFormat, KvFormats, Model, ModelOptions, Progress, Session, SessionOptions,
+    StreamOptions,
+};
+use support::{bits, open_cpu, open_cuda, open_with, options, rounded};
 
 const STREAM: StreamOptions = StreamOptions { sink: 4, window: 60 };
 
@@ -19,6 +23,57 @@ fn checkpoint(name: &str) -> Checkpoint {
 
 fn open(threads: usize, options: &ModelOptions) -> Model {
     open_with(threads, checkpoint("llama-tied"), options)
+}
+
+/// Where streams run.
+struct Place {
+    open: fn(usize, &ModelOptions) -> Model,
+    formats: Vec<KvFormats>,
+    /// It is slow: short runs have to do.
+    is_slow: bool,
+}
+
+fn cpu() -> Place {
+    let formats = KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed());
+    Place { open, formats: formats.map(KvFormats::from).collect(), is_slow: false }
+}
+
+fn cuda() -> Place {
+    let formats = ["bf16", "fp8", "int8", "int4", "int4-plain", "int8:int4", "bf16:int4"];
+    Place {
+        open: |_, options| open_cuda(checkpoint("llama-tied"), options),
+        formats: formats.map(|kv| kv.parse().unwrap()).into(),
+        is_slow: std::env::var_os("LORIS_TEST_DRIVER").is_none(),
+    }
+}
+
+/// A test of each place.
+macro_rules! everywhere {
+    ($($name:ident),* $(,)?) => {
+        mod on_the_cpu {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::cpu());
+            })*
+        }
+        mod on_cuda {
+            $(#[test]
+            fn $name() {
+                super::$name(&super::cuda());
+            })*
+        }
+    };
+}
+
+everywhere! {
+    a_stream_that_is_not_full_is_a_sequence_as_any,
+    as_many_sinks_as_there_may_be,
+    bits_do_not_depend_on_when_pages_go,
+    memory_is_constant,
+    a_call_that_is_stopped_changes_nothing,
+    forks_and_truncations,
+    the_beginning_is_shared,
+    company_changes_nothing,
 }
 
 fn stream_options(stream: StreamOptions) -> SessionOptions {
@@ -52,10 +107,9 @@ fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
     out
 }
 
-#[test]
-fn a_stream_that_is_not_full_is_a_sequence_as_any() {
-    for kv in KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed()) {
-        let model = open(2, &ModelOptions { kv: kv.into(), page_len: 16, ..options(1_024) });
+fn a_stream_that_is_not_full_is_a_sequence_as_any(place: &Place) {
+    for &kv in &place.formats {
+        let model = (place.open)(2, &ModelOptions { kv, page_len: 16, ..options(1_024) });
         let turns = [(40, 10), (10, 4)];
         let want = run(&mut model.session(&SessionOptions::default()).unwrap(), &turns);
         let mut s = session(&model, STREAM);
@@ -71,54 +125,62 @@ fn a_stream_that_is_not_full_is_a_sequence_as_any() {
     }
 }
 
-#[test]
-fn as_many_sinks_as_there_may_be() {
-    let stream = StreamOptions { sink: 64, window: 40 };
-    let run_at = |page_len, chunk| {
-        let model = open(2, &ModelOptions { page_len, chunk, ..options(2_048) });
-        run(&mut session(&model, stream), &[(150, 9), (60, 3)])
-    };
-    assert!(run_at(64, 512) == run_at(256, 11));
+fn as_many_sinks_as_there_may_be(place: &Place) {
+    for sink in [0, 1, 64] {
+        let stream = StreamOptions { sink, window: 40 };
+        let run_at = |page_len, chunk| {
+            let model = (place.open)(2, &ModelOptions { page_len, chunk, ..options(2_048) });
+            run(&mut session(&model, stream), &[(150, 9), (60, 3)])
+        };
+        assert!(run_at(64, 512) == run_at(256, 11), "{sink} sinks");
+    }
 }
 
-#[test]
-fn bits_do_not_depend_on_when_pages_go() {
-    let turns = [(300, 90), (1, 3), (170, 140)];
-    for kv in KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed()) {
-        let options = ModelOptions { kv: kv.into(), ..options(2_048) };
-        let want = run(&mut session(&open(2, &options), STREAM), &turns);
-        for (chunk, page_len, threads) in
-            [(1, 16, 2), (7, 16, 1), (64, 64, 3), (100, 32, 2), (33, 128, 2), (512, 16, 2)]
-        {
-            let model = open(threads, &ModelOptions { chunk, page_len, ..options.clone() });
+fn bits_do_not_depend_on_when_pages_go(place: &Place) {
+    let turns = match place.is_slow {
+        true => [(150, 50), (1, 3), (70, 30)],
+        false => [(300, 90), (1, 3), (170, 140)],
+    };
+    let len: usize = turns.iter().map(|(n, n_decoded)| n + n_decoded).sum();
+    let mut sizes = vec![(7, 16, 1), (64, 64, 3), (512, 32, 2)];
+    if !place.is_slow {
+        sizes.extend([(1, 16, 2), (100, 32, 2), (33, 128, 2), (512, 16, 2)]);
+    }
+    for &kv in &place.formats {
+        let options = ModelOptions { kv, ..options(2_048) };
+        let want = run(&mut session(&(place.open)(2, &options), STREAM), &turns);
+        for &(chunk, page_len, threads) in &sizes {
+            let options = ModelOptions { chunk, page_len, ..options.clone() };
+            let model = (place.open)(threads, &options);
             let mut s = session(&model, STREAM);
             let got = run(&mut s, &turns);
             assert!(got == want, "{kv}: chunk {chunk}, page {page_len}, {threads} threads");
-            assert_eq!(s.len(), 704);
-            assert!(s.n_gone() > 704 - 64 - 2 * page_len.max(16), "{}", s.n_gone());
+            assert_eq!(s.len(), len);
+            assert!(s.n_gone() > len - 64 - 2 * page_len.max(16), "{}", s.n_gone());
             assert_eq!(s.tokens().len(), s.len() - s.n_gone());
         }
     }
 }
 
 /// A hundred thousand tokens hold no more than the first thousand did.
-#[test]
-fn memory_is_constant() {
+fn memory_is_constant(place: &Place) {
+    let (first, n_turns, turn_len) =
+        if place.is_slow { (300, 3, 390) } else { (1_000, 10, 9_990) };
     for kv in [KvFormat::Bf16, KvFormat::Int4] {
-        let model =
-            open(2, &ModelOptions { kv: kv.into(), page_len: 16, chunk: 256, ..options(600) });
+        let options = ModelOptions { kv: kv.into(), page_len: 16, chunk: 256, ..options(600) };
+        let model = (place.open)(2, &options);
         let mut s = session(&model, STREAM);
-        s.prefill(&prompt(1, 1_000)).unwrap();
+        s.prefill(&prompt(1, first)).unwrap();
         let (held, peak) = (s.receipt().kv_bytes, model.pool_usage().n_peak);
-        for turn in 0..10 {
-            s.prefill(&prompt(turn, 9_990)).unwrap();
+        for turn in 0..n_turns {
+            s.prefill(&prompt(turn, turn_len)).unwrap();
             for token in 0..10 {
                 s.decode(token).unwrap();
             }
             assert!(s.receipt().kv_bytes <= held + 2 * 2 * model.plan().layout.bytes());
             assert!(s.tokens().len() <= 64 + 2 * 16, "{} tokens", s.tokens().len());
         }
-        assert_eq!(s.len(), 101_000);
+        assert_eq!(s.len(), first + n_turns * (turn_len + 10));
         // What a call began with stays until it is done.
         let window = model.plan().kv_bytes_of(64 + 16) / model.plan().layout.bytes();
         assert!(model.pool_usage().n_peak <= peak + window + 4, "{kv}");
@@ -127,10 +189,13 @@ fn memory_is_constant() {
     }
 }
 
-#[test]
-fn a_call_that_is_stopped_changes_nothing() {
-    let model = open(2, &ModelOptions { page_len: 16, chunk: 32, ..options(1_024) });
-    for n_before in [0, 5, 40, 64, 65, 100, 333] {
+fn a_call_that_is_stopped_changes_nothing(place: &Place) {
+    let model = (place.open)(2, &ModelOptions { page_len: 16, chunk: 32, ..options(1_024) });
+    let (befores, n_new, stops) = match place.is_slow {
+        true => (vec![0, 65, 130], 90, 1..3),
+        false => (vec![0, 5, 40, 64, 65, 100, 333], 400, 1..13),
+    };
+    for n_before in befores {
         let before = |s: &mut Session| {
             if n_before > 0 {
                 s.prefill(&prompt(3, n_before)).unwrap();
@@ -139,8 +204,8 @@ fn a_call_that_is_stopped_changes_nothing() {
         };
         let mut whole = session(&model, STREAM);
         before(&mut whole);
-        whole.prefill(&prompt(4, 400)).unwrap();
-        for n_chunks in 1..13 {
+        whole.prefill(&prompt(4, n_new)).unwrap();
+        for n_chunks in stops.clone() {
             let mut s = session(&model, STREAM);
             before(&mut s);
             let left = |s: &Session| {
@@ -149,26 +214,26 @@ fn a_call_that_is_stopped_changes_nothing() {
             };
             let was = left(&s);
             let mut n = 0;
-            let stopped = s.prefill_with(&prompt(4, 400), &mut |_, _| {
+            let stopped = s.prefill_with(&prompt(4, n_new), &mut |_, _| {
                 n += 1;
                 if n == n_chunks { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             });
             assert!(matches!(stopped, Err(Error::Cancelled)), "{n_before} + {n_chunks} chunks");
             assert!(left(&s) == was, "{n_before} + {n_chunks} chunks");
-            s.prefill(&prompt(4, 400)).unwrap();
+            s.prefill(&prompt(4, n_new)).unwrap();
             assert!(logits(&s) == logits(&whole), "{n_before} + {n_chunks} chunks");
         }
     }
     assert_eq!(model.pool_usage().n_used, 0);
 }
 
-#[test]
-fn forks_and_truncations() {
-    let model = open(2, &ModelOptions { page_len: 16, chunk: 50, ..options(2_048) });
+fn forks_and_truncations(place: &Place) {
+    let model = (place.open)(2, &ModelOptions { page_len: 16, chunk: 50, ..options(2_048) });
     let mut s = session(&model, STREAM);
     run(&mut s, &[(200, 30)]);
     let mut fork = s.fork().unwrap();
-    let (a, b) = (run(&mut s, &[(100, 50)]), run(&mut fork, &[(100, 50)]));
+    let turns = if place.is_slow { [(50, 10)] } else { [(100, 50)] };
+    let (a, b) = (run(&mut s, &turns), run(&mut fork, &turns));
     assert!(a == b, "a fork goes on as the stream does");
 
     // Back by a little: as if the tokens had never been.
@@ -189,9 +254,8 @@ fn forks_and_truncations() {
     assert!(run(&mut long, &[(90, 5)]) == run(&mut session(&model, STREAM), &[(90, 5)]));
 }
 
-#[test]
-fn the_beginning_is_shared() {
-    let model = open(2, &ModelOptions { page_len: 16, ..options(2_048) });
+fn the_beginning_is_shared(place: &Place) {
+    let model = (place.open)(2, &ModelOptions { page_len: 16, ..options(2_048) });
     let long = prompt(8, 150);
     let mut dense = model.session(&SessionOptions::default()).unwrap();
     dense.prefill(&long).unwrap();
@@ -202,10 +266,105 @@ fn the_beginning_is_shared() {
     let mut second = session(&model, STREAM);
     second.prefill(&long).unwrap();
     assert!(logits(&first) == logits(&second));
-    let alone = open(2, &options(2_048));
+    let alone = (place.open)(2, &options(2_048));
     let mut s = session(&alone, STREAM);
     s.prefill(&long).unwrap();
     assert!(logits(&s) == logits(&first));
+}
+
+/// A stream's bits are its own beside others, that see all or other windows, and theirs are as without it.
+fn company_changes_nothing(place: &Place) {
+    let streams = [
+        Some(STREAM),
+        None,
+        Some(StreamOptions { sink: 0, window: 20 }),
+        Some(StreamOptions { sink: 2, window: 33 }),
+    ];
+    let lens = [110, 70, 90, 30];
+    let open = || (place.open)(2, &ModelOptions { page_len: 16, chunk: 64, ..options(2_048) });
+    let start = |model: &Model, idx: usize| {
+        let options = SessionOptions { stream: streams[idx], ..SessionOptions::default() };
+        model.session(&options).unwrap()
+    };
+    let model = open();
+    let alone: Vec<_> =
+        (0..4).map(|idx| run(&mut start(&model, idx), &[(lens[idx], 20)])).collect();
+    let model = open();
+    let mut sessions: Vec<_> = (0..4).map(|idx| start(&model, idx)).collect();
+    for (s, n) in sessions.iter_mut().zip(lens) {
+        s.feed(&prompt(n, n)).unwrap();
+    }
+    let mut seen = vec![Vec::new(); 4];
+    while seen.iter().any(|seen| seen.len() < 21) {
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        let results = model.step(&mut refs);
+        for ((s, seen), result) in sessions.iter_mut().zip(&mut seen).zip(results) {
+            if result.unwrap() == Progress::Ready {
+                seen.push(logits(s));
+                if seen.len() < 21 {
+                    s.push((seen.len() as u32 - 1) % 128).unwrap();
+                }
+            }
+        }
+    }
+    for (idx, (seen, alone)) in seen.iter().zip(&alone).enumerate() {
+        assert!(seen == alone, "session {idx}");
+    }
+}
+
+/// What a stream holds is the same bytes everywhere, and goes on near enough on another device.
+#[test]
+fn a_saved_stream_goes_on_on_another_device() {
+    let saved = |s: &Session| {
+        let mut blob = Vec::new();
+        s.save(&mut blob).unwrap();
+        blob
+    };
+    let as_it_was = SessionOptions::default();
+    for kv in ["bf16", "int8", "int4"] {
+        let options = ModelOptions { kv: kv.parse().unwrap(), page_len: 16, ..options(1_024) };
+        let on_cpu = open_cpu(checkpoint("llama-tied"), &options);
+        let on_cuda = open_cuda(checkpoint("llama-tied"), &options);
+        for (from, to) in [(&on_cpu, &on_cuda), (&on_cuda, &on_cpu)] {
+            let mut first = session(from, STREAM);
+            first.prefill(&prompt(1, 137)).unwrap();
+            assert!(first.n_gone() > 0);
+            let blob = saved(&first);
+            let mut moved = to.restore(&mut &*blob, &as_it_was).unwrap();
+            let mut back = from.restore(&mut &*blob, &as_it_was).unwrap();
+            assert!(saved(&moved) == blob, "{kv}: the bytes are the same wherever they are");
+            for token in 0..20 {
+                for s in [&mut first, &mut moved, &mut back] {
+                    s.decode(token).unwrap();
+                }
+                assert!(logits(&back) == logits(&first), "{kv}");
+                let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
+                let (d, n) =
+                    pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
+                assert!((d / n).sqrt() < 2e-2, "{kv}: {}", (d / n).sqrt());
+            }
+        }
+    }
+}
+
+/// Once its pages come and go, a step of a stream is one that was recorded: there are no more kinds of them however long it
+/// goes on.
+#[test]
+fn steps_are_replayed_however_long_a_stream_is() {
+    let model = open_cuda(checkpoint("llama-tied"), &ModelOptions { page_len: 16, ..options(900) });
+    let mut s = session(&model, STREAM);
+    s.prefill(&prompt(1, 60)).unwrap();
+    let mut launched = Vec::new();
+    for len in 60..760 {
+        let before = s.receipt().n_replayed;
+        s.decode(len % 128).unwrap();
+        if s.receipt().n_replayed == before {
+            launched.push(len);
+        }
+    }
+    assert_eq!(s.n_gone(), 672);
+    // One split, two, and with as much as may be gone before splits are left out, four.
+    assert_eq!(launched.len(), 3, "{launched:?}");
 }
 
 #[test]
@@ -241,10 +400,6 @@ fn what_does_not_go_together_is_refused_by_name() {
         let error = model.session(&with(4, 50)).unwrap_err().to_string();
         assert!(error.contains(what), "{error}");
     }
-    let on_cuda = open_cuda(checkpoint("llama-tied"), &options(1_024));
-    let error = on_cuda.session(&with(4, 60)).unwrap_err().to_string();
-    assert!(error.contains("CUDA"), "{error}");
-
     let mut dense = model.session(&SessionOptions::default()).unwrap();
     dense.prefill(&prompt(1, 10)).unwrap();
     let mut blob = Vec::new();

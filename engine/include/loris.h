@@ -230,7 +230,7 @@ typedef struct loris_session_params {
     // Streaming: tokens at the start that every token sees, 4 as a rule. With window 0 it has to be 0.
     uint64_t sink;
     // Streaming: tokens that a token sees besides, itself the last; there is no end to such a session, its memory is
-    // constant, and ctx_len has to be 0. On the CPU, and without lazy. 0: no streaming.
+    // constant, and ctx_len has to be 0. Without lazy. 0: no streaming.
     uint64_t window;
 } loris_session_params;
 

@@ -284,13 +284,6 @@ impl Model {
                 "none with a window: what is pruned waits for ever",
             );
         }
-        if self.shared.placement.device != "cpu" {
-            return refuse(
-                "window",
-                window.to_string(),
-                "none on CUDA, whose kernels lack it; use the CPU",
-            );
-        }
         if plan.layout.kv.are_sealed() {
             let expected = "none with a KV cache of sealed pages; take int4 or int8";
             return refuse("window", window.to_string(), expected);

@@ -44,8 +44,9 @@ pub struct StreamOptions {
     pub window: usize,
 }
 
-/// Tokens that a session without end may take in: positions are 32 bits wide.
-const MAX_STREAM: usize = u32::MAX as usize - 1;
+/// Tokens that a session without end may take in: positions are 32 bits wide, and so is the end of the tile or split of
+/// slots that the last one is in.
+const MAX_STREAM: usize = u32::MAX as usize - 1_023;
 
 /// One sequence in a model's page pool.
 #[derive(Debug)]

@@ -19,7 +19,8 @@
 #define LORIS_SCORE_ROWS 64
 /* Pairs that a launch of row_copy takes along. */
 #define LORIS_ROW_PAIRS 256
-/* `Seq.positions_start` of a sequence whose slot i holds position i: nothing is stored for it. */
+/* `Seq.positions_start` of a sequence whose slot i, as attention counts, holds position i: nothing
+ * is stored for it. */
 #define LORIS_DENSE UINT32_MAX
 /* `window` of a layer that sees everything. */
 #define LORIS_NO_WINDOW UINT32_MAX
@@ -46,6 +47,10 @@ typedef struct LorisSeq {
     uint32_t
         positions_start; /* where its slot positions begin in `slot_positions`, or LORIS_DENSE */
     uint32_t n_sealed;   /* pages of its table between the first and the tail, where it has one */
+    uint32_t n_gone; /* slots behind the first page that were given back, of whole pages: its table
+                      * lacks them, and attention counts slots as if they were there */
+    uint32_t sink;   /* of a stream: first positions, which a row sees besides its window */
+    uint32_t window; /* of a stream: what a row sees from position sink + window on; else 0 */
 } LorisSeq;
 
 /* A batch as `begin` uploads it; every kernel that looks at sequences holds one. */
@@ -55,6 +60,8 @@ typedef struct LorisBatch {
     const uint32_t *positions;      /* [n_rows] absolute position of a row */
     const uint32_t *slot_positions; /* positions of the slots of sequences that are not dense */
     const uint32_t *page_tables;    /* page ids */
+    const float *sink_cos_sin; /* [n_rows][head_dim / 2][2]: what turns a query to where it meets
+                                * the sinks; there if a sequence has some */
     uint32_t n_rows;
     uint32_t n_seqs;
     uint32_t n_layers; /* stride of a page table */
@@ -227,7 +234,8 @@ typedef struct AttentionDecodeArgs {
     uint32_t layer;
     uint32_t n_q_heads;
     uint32_t window;
-    uint32_t max_splits; /* gridDim.x: splits beyond a row's length return at once */
+    uint32_t max_splits; /* gridDim.x: splits beyond a row's length return at once. Splits of which
+                          * all slots were given back are left out (paged_kv.cuh) */
     float scale;
 } AttentionDecodeArgs;
 

@@ -1,29 +1,10 @@
 // What happens to one head of one row between its projection and attention: bias, q/k norm,
-// rotation to its position, the other rotation where the cache has one (kv_encode.cuh), rounding to
+// rotation to its position, the other rotation where the cache has one (rotation.cuh), rounding to
 // bf16 or coding, and the way to `heads.q` (Q) or to its slot of a page (K and V).
-//
-// A head of D elements belongs to D / 8 lanes: lane l of them holds the rotation pairs (i, i + D/2)
-// of i = 4 l .. 4 l + 3, so that the rotation stays inside a lane, projections are read 16 bytes at
-// a time, and each half of the head is written in one run. A warp finishes 256 / D heads at once:
-// 2, 4 or 8.
 #pragma once
 
 #include "kv_encode.cuh"
-
-template <int D>
-struct HeadGroup {
-    static_assert(D == 32 || D == 64 || D == 128, "head_dim");
-    static constexpr int LANES = D / 8;                    // that share a head
-    static constexpr int HEADS = 32 / LANES;               // that a warp finishes at once
-    DEV static int idx() { return prim::lane() / LANES; }  // which of them is this lane's
-};
-
-// Four consecutive floats, 16-byte aligned.
-DEV void load4(float (&to)[4], const float *from) {
-    uint4 v = prim::ld16(from);
-    to[0] = prim::as_float(v.x), to[1] = prim::as_float(v.y);
-    to[2] = prim::as_float(v.z), to[3] = prim::as_float(v.w);
-}
+#include "rotation.cuh"
 
 // The slot that a row is appended to.
 DEV PageSlot append_slot(const LorisHeads &heads, uint32_t row) {
@@ -33,22 +14,6 @@ DEV PageSlot append_slot(const LorisHeads &heads, uint32_t row) {
     const uint32_t slot = seq.kv_start + (row - seq.row_start);
     return page_slot(heads.pages, table, heads.layer, slot, seq.n_sealed);
 }
-
-// Cosine and sine of this lane's four pairs, in a row of `cos_sin`.
-template <int D>
-struct Rotation {
-    float cos[4], sin[4];
-
-    DEV void load(const LorisHeads &heads, uint32_t row) {
-        uint32_t first = 4 * (prim::lane() % HeadGroup<D>::LANES);
-        const float *from = heads.cos_sin + (static_cast<uint64_t>(row) * (D / 2) + first) * 2;
-        float lo[4], hi[4];
-        load4(lo, from);
-        load4(hi, from + 4);
-        cos[0] = lo[0], sin[0] = lo[1], cos[1] = lo[2], sin[1] = lo[3];
-        cos[2] = hi[0], sin[2] = hi[1], cos[3] = hi[2], sin[3] = hi[3];
-    }
-};
 
 // (warp) Finishes a head: `proj` are its D raw projections in shared or global memory, 16-byte
 // aligned, `head` counts q heads, then k heads, then v heads. `slot` is append_slot of the row, not
@@ -88,13 +53,7 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
                 lo[i] *= inv_rms * norm_lo[i], hi[i] *= inv_rms * norm_hi[i];
         }
     }
-    if (!is_v) {
-        for (int i = 0; i < 4; i++) {
-            float x = lo[i], y = hi[i];
-            lo[i] = x * rotation.cos[i] - y * rotation.sin[i];
-            hi[i] = y * rotation.cos[i] + x * rotation.sin[i];
-        }
-    }
+    if (!is_v) rotation.turn(lo, hi);
     const LorisPages &pages = heads.pages;
     if (pages.k_rotated || pages.v_rotated) {
         float rotated_lo[4], rotated_hi[4];
@@ -134,6 +93,6 @@ template <int D>
 DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, uint32_t row,
                      const PageSlot &slot, bool active) {
     Rotation<D> rotation = {};
-    if (active) rotation.load(heads, row);
+    if (active) rotation.load(heads.cos_sin + static_cast<uint64_t>(row) * D);
     finish_head<D>(heads, proj, head, row, slot, active, rotation);
 }

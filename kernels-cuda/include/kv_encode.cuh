@@ -1,42 +1,11 @@
-// How a head becomes codes: rotation, scale, rounding. Plain f32 arithmetic in the order of
+// How a head becomes codes: scale, rounding. Plain f32 arithmetic in the order of
 // `engine/src/backend/cpu/codec.rs`: the same numbers become the same bytes on every device.
 //
-// A head lies in D / 8 lanes as `heads.cuh` says: lane l has numbers 4 l + i and D / 2 + 4 l + i.
+// A head lies in D / 8 lanes as `rotation.cuh` says: lane l has numbers 4 l + i and D / 2 + 4 l +
+// i.
 #pragma once
 
 #include "kv_format.cuh"
-
-// (warp) Multiplies heads with the Hadamard matrix over sqrt(D): neighbours first, halves last.
-template <int D>
-DEV void rotate(float (&lo)[4], float (&hi)[4]) {
-    auto in_lane = [](float (&x)[4]) {
-        for (int i = 0; i < 4; i += 2) {
-            const float a = x[i], b = x[i + 1];
-            x[i] = a + b, x[i + 1] = a - b;
-        }
-        for (int i = 0; i < 2; i++) {
-            const float a = x[i], b = x[i + 2];
-            x[i] = a + b, x[i + 2] = a - b;
-        }
-    };
-    in_lane(lo);
-    in_lane(hi);
-#pragma unroll
-    for (int mask = 1; mask < D / 8; mask *= 2) {
-        const bool is_upper = (prim::lane() & mask) != 0;
-        for (int i = 0; i < 4; i++) {
-            const float other_lo = prim::shfl_xor(lo[i], mask);
-            const float other_hi = prim::shfl_xor(hi[i], mask);
-            lo[i] = is_upper ? other_lo - lo[i] : lo[i] + other_lo;
-            hi[i] = is_upper ? other_hi - hi[i] : hi[i] + other_hi;
-        }
-    }
-    const float factor = 1.0f / sqrtf(static_cast<float>(D));
-    for (int i = 0; i < 4; i++) {
-        const float a = lo[i], b = hi[i];
-        lo[i] = prim::mul_rn(a + b, factor), hi[i] = prim::mul_rn(a - b, factor);
-    }
-}
 
 // The smallest and the largest of some numbers; `poison` is NaN if one is not finite, else 0.
 struct Extent {

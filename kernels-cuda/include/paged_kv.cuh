@@ -9,9 +9,36 @@ struct WidePlace {
     uint32_t len, idx;  // slots of the page, and which of them
 };
 
+// Positions lo <= p < hi; lo <= hi.
+struct Range {
+    uint32_t lo, hi;
+    DEV bool has(uint32_t p) const { return p - lo < hi - lo; }
+};
+
+// What the query of a row meets: slots by their positions, or, turned (rotation.cuh), the sinks of
+// a stream as if they stood right in front of its window.
+enum class Meets { SINKS, WINDOW };
+
+// The positions that a row sees of those that it meets. A row of a stream sees everything up to its
+// position until there are sink + window of them.
+DEV Range seen_by(const LorisSeq &seq, Meets meets, uint32_t position, uint32_t window) {
+    const bool is_full = seq.window != 0 && position >= seq.sink + seq.window;
+    if (meets == Meets::SINKS) return {0, is_full ? seq.sink : 0};
+    if (is_full) window = min(window, seq.window);
+    return {position >= window ? position + 1 - window : 0, position + 1};
+}
+
+// Splits of decode attention behind the first of which all slots were given back. (Those begin in
+// the first split, as a page is no longer than that.) No block works on them, so that the work does
+// not grow with what a stream has left behind.
+DEV uint32_t n_skipped_splits(const LorisSeq &seq) {
+    return max(seq.n_gone / LORIS_SPLIT_LEN, 1u) - 1;
+}
+
 // The cache of one sequence in one layer, as attention walks over it: slots are counted from SKEW,
 // which is 0 where all pages hold bf16 and LORIS_KV_SKEW where they hold codes (abi.h). Numbers
-// below SKEW are slots that nobody sees.
+// below SKEW are slots that nobody sees. Slots that were given back count, so that tiles and splits
+// do not depend on when they went; nobody sees them.
 //
 //   bf16   page 0: 0 .. page_len            page 1: page_len .. 2 page_len
 //   coded  page 0: 12 .. 16, bf16           page 1: 16 .. 16 + page_len
@@ -23,7 +50,7 @@ struct PagedKv {
     const uint32_t *slot_positions;  // [kv_len], or NULL where slot i holds position i
     const unsigned char *base;
     uint64_t page_bytes;
-    uint32_t table_stride, layer, page_len_log2, n_kv_heads, kv_len;
+    uint32_t table_stride, layer, page_len_log2, n_kv_heads, n_gone, kv_len;
     uint32_t n_sealed, tail_len_log2;  // where pages are SEALED
 
     DEV PagedKv(const LorisPages &pages, const LorisBatch &batch, const LorisSeq &seq,
@@ -38,7 +65,8 @@ struct PagedKv {
           layer(layer),
           page_len_log2(pages.page_len_log2),
           n_kv_heads(pages.n_kv_heads),
-          kv_len(seq.kv_start + seq.n_rows),
+          n_gone(seq.n_gone),
+          kv_len(seq.n_gone + seq.kv_start + seq.n_rows),
           n_sealed(seq.n_sealed),
           tail_len_log2(pages.tail_len_log2) {}
 
@@ -53,9 +81,11 @@ struct PagedKv {
     // The first slot of the tail, a multiple of 16.
     DEV uint32_t tail_start() const { return SKEW + LORIS_KV_WIDE + (n_sealed << page_len_log2); }
 
-    // The page of a slot that is not in a tail (there: some page of the table).
+    // The page of a slot that is not in a tail. There it is some page of the table, and of slots that
+    // were given back the first, so that there is an address.
     DEV uint32_t page(uint32_t slot) const {
-        return page_table[(in_pages(slot) >> page_len_log2) * table_stride + layer];
+        const uint32_t idx = in_pages(slot) >> page_len_log2, n = n_gone >> page_len_log2;
+        return page_table[(max(idx, n) - n) * table_stride + layer];
     }
 
     // The slot's index in its page, the first page of coded ones excepted.
@@ -85,10 +115,14 @@ struct PagedKv {
 
     DEV bool is_used(uint32_t slot) const { return slot - SKEW < kv_len; }
 
-    // A row sees a slot in use whose position is at most its own and inside the window.
-    DEV bool sees(uint32_t row_position, uint32_t slot, uint32_t window) const {
-        if (!is_used(slot)) return false;
-        uint32_t p = position(slot);
-        return p <= row_position && row_position - p < window;
+    // How many of the slots from `slot` on, the first of 16 in one page, can be read: none that
+    // were given back.
+    DEV int n_readable(uint32_t slot) const {
+        return in_pages(slot) - (1u << page_len_log2) < n_gone ? 0 : end() - slot;
+    }
+
+    // Whether a row that sees some positions sees a slot.
+    DEV bool is_seen(uint32_t slot, Range seen) const {
+        return is_used(slot) && seen.has(position(slot));
     }
 };

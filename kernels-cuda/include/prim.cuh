@@ -189,6 +189,11 @@ DEV float mul_rn(float a, float b) { return __fmul_rn(a, b); }
 DEV uint32_t byte_perm(uint32_t lo, uint32_t hi, uint32_t selector) {
     return __byte_perm(lo, hi, selector);
 }
+// The number itself: what is made of it is made anew, not kept in registers from before (nothing).
+DEV uint32_t anew(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
 DEV float as_float(uint32_t bits) { return __uint_as_float(bits); }
 DEV uint32_t as_bits(float x) { return __float_as_uint(x); }
 

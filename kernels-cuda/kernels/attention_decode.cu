@@ -10,6 +10,9 @@
 //
 //   slots of a split:  | w0 | w1 | w2 | w3 | w0 | w1 | w2 | w3 | ...    step 0, step 1, ...
 //
+// In a stream that is full the block of the first split goes over its slots twice: with the query
+// turned it meets the sinks, and as it is what the window has there.
+//
 // Memory-bound: the bytes of K and V of a slot and kv head, 4 * head_dim in bf16. Each warp has
 // N_STAGES runs of K and V on the way, 64 KiB a block at head_dim 128, and three blocks an SM. Only
 // runs in which the row sees something are read.
@@ -23,6 +26,7 @@
 // Where pages are sealed a run is either codes, with what the channels of its page stand for behind
 // those of K, or 16 rows of bf16, of the first page or the tail: a stage has room for those.
 #include "kv_tile.cuh"
+#include "rotation.cuh"
 #include "softmax_state.cuh"
 
 constexpr int N_WARPS = 4, N_THREADS = N_WARPS * 32;
@@ -329,43 +333,50 @@ DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, cons
     }
 }
 
+// What a block works on.
+template <uint32_t K, uint32_t V>
+struct Split {
+    LorisSeq seq;
+    PagedKv<SKEW<K, V>, IS_BY_CHANNEL<K>> kv;
+    uint32_t position, first_slot;
+
+    DEV explicit Split(const AttentionDecodeArgs &args)
+        : seq(args.batch.seqs[args.batch.row_seq[blockIdx.z]]),
+          kv(args.pages, args.batch, seq, args.layer),
+          position(args.batch.positions[blockIdx.z]),
+          first_slot(blockIdx.x * LORIS_SPLIT_LEN) {
+        if (blockIdx.x > 0) first_slot += n_skipped_splits(seq) * LORIS_SPLIT_LEN;
+    }
+
+    // Where slots are positions, a split behind what a row sees or before it is known at once.
+    DEV bool has_some(Range seen) const {
+        if (seen.lo == seen.hi) return false;
+        return kv.slot_positions != nullptr ||
+               (first_slot < seen.hi + SKEW<K, V> &&
+                first_slot + LORIS_SPLIT_LEN > seen.lo + SKEW<K, V>);
+    }
+};
+
+// Adds the slots of the split that the row sees of those that it meets. What is known of the split
+// is read anew, as there are registers for what is summed and little else.
 template <int D, uint32_t K, uint32_t V>
-DEV void body(const AttentionDecodeArgs &args) {
+DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&state)[2],
+                   Sums<D, V> &sums) {
     constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16, STAGES = N_STAGES<D, K, V>;
     constexpr bool IS_CODED = SKEW<K, V> != 0, SEALED = IS_BY_CHANNEL<K>;
     const int lane = prim::lane(), warp = prim::warp();
 
-    // What the block works on.
-    const uint32_t split = blockIdx.x, kv_head = blockIdx.y, row = blockIdx.z;
-    const LorisSeq seq = args.batch.seqs[args.batch.row_seq[row]];
-    const PagedKv<SKEW<K, V>, SEALED> kv(args.pages, args.batch, seq, args.layer);
-    const uint32_t first_slot = split * LORIS_SPLIT_LEN;
-    if (first_slot >= kv.end()) return;
-    const uint32_t position = args.batch.positions[row];
+    const Split<K, V> split(args);
+    const auto &kv = split.kv;
+    const Range range = seen_by(split.seq, meets, split.position, args.window);
+    if (!split.has_some(range)) return;
+    const uint32_t first_slot = split.first_slot, kv_head = blockIdx.y;
     const int group_size = args.n_q_heads / args.pages.n_kv_heads;
-    const uint32_t row_head = row * args.n_q_heads + kv_head * group_size;
-    float *ml_gmem =
-        args.partial_ml + (static_cast<uint64_t>(row_head) * args.max_splits + split) * 2;
-    float *out_gmem =
-        args.partial_out + (static_cast<uint64_t>(row_head) * args.max_splits + split) * D;
-
-    // Where slots are positions, a split behind the row or before its window is known at once.
-    if (kv.slot_positions == nullptr &&
-        (first_slot > position + SKEW<K, V> ||
-         position - min(first_slot + LORIS_SPLIT_LEN - 1 - SKEW<K, V>, position) >= args.window)) {
-        if (threadIdx.x < group_size) {
-            ml_gmem[threadIdx.x * args.max_splits * 2] = SoftmaxState::NOTHING;
-            ml_gmem[threadIdx.x * args.max_splits * 2 + 1] = 0.0f;
-        }
-        return;
-    }
+    const uint32_t row_head = blockIdx.z * args.n_q_heads + kv_head * group_size;
 
     unsigned char *q_smem = prim::smem();
     unsigned char *ring_smem = q_smem + N_HEADS * ROW_BYTES;
     unsigned char *warp_smem = ring_smem + warp * STAGES * STAGE_BYTES<D, K, V>;
-    float *sum_smem =
-        reinterpret_cast<float *>(ring_smem);  // [warp][head][SUM_STRIDE], once the ring is done
-    float *ml_smem = reinterpret_cast<float *>(ring_smem + RING_BYTES<D, K, V>);  // [warp][head][2]
 
     for (int i = threadIdx.x; i < N_HEADS * CHUNKS; i += N_THREADS) {
         int head = i / CHUNKS, chunk = i % CHUNKS;
@@ -382,7 +393,7 @@ DEV void body(const AttentionDecodeArgs &args) {
     uint32_t visible[N_STEPS / 2];
     for (int i = 0; i < N_STEPS / 2; i++) {
         uint32_t slot = run_slot(2 * i + lane / RUN_SLOTS) + lane % RUN_SLOTS;
-        visible[i] = prim::ballot(kv.sees(position, slot, args.window));
+        visible[i] = prim::ballot(kv.is_seen(slot, range));
     }
     auto seen = [&](int step) { return visible[step / 2] >> (step % 2 * RUN_SLOTS) & 0xffffu; };
     auto is_wide = [&](int step) {
@@ -418,6 +429,13 @@ DEV void body(const AttentionDecodeArgs &args) {
 
     prim::cp_wait<STAGES>();
     prim::block_sync();
+    if (meets == Meets::SINKS) {
+        constexpr int HEADS = HeadGroup<D>::HEADS;
+        const float *angles = args.batch.sink_cos_sin + static_cast<uint64_t>(blockIdx.z) * D;
+        for (int head = warp * HEADS; head < N_HEADS; head += N_WARPS * HEADS)
+            turn_queries<D>(q_smem, head + HeadGroup<D>::idx(), angles, args.pages.k_rotated);
+        prim::block_sync();
+    }
     uint32_t q[N_K][4];
     load_q<D, K>(q, q_smem);
     float q_sum[N_GROUPS<K, D>][2] = {};
@@ -432,8 +450,6 @@ DEV void body(const AttentionDecodeArgs &args) {
     }
 
     const float scale = args.scale * LOG2_E;
-    SoftmaxState state[2];  // of rows lane / 4 and lane / 4 + 8
-    Sums<D, V> sums;
 #pragma unroll
     for (int step = 0; step < N_STEPS; step++) {
         prim::cp_wait<STAGES - 1>();
@@ -486,8 +502,41 @@ DEV void body(const AttentionDecodeArgs &args) {
     }
     prim::cp_wait<0>();
     prim::block_sync();
+}
+
+template <int D, uint32_t K, uint32_t V>
+DEV void body(const AttentionDecodeArgs &args) {
+    const int lane = prim::lane(), warp = prim::warp();
+    const int group_size = args.n_q_heads / args.pages.n_kv_heads;
+    const uint32_t row_head = blockIdx.z * args.n_q_heads + blockIdx.y * group_size;
+    const uint64_t part = static_cast<uint64_t>(row_head) * args.max_splits + blockIdx.x;
+    float *ml_gmem = args.partial_ml + part * 2, *out_gmem = args.partial_out + part * D;
+    {
+        const Split<K, V> split(args);
+        if (split.first_slot >= split.kv.end()) return;
+        auto has_some = [&](Meets meets) {
+            return split.has_some(seen_by(split.seq, meets, split.position, args.window));
+        };
+        if (!has_some(Meets::SINKS) && !has_some(Meets::WINDOW)) {
+            if (threadIdx.x < group_size) {
+                ml_gmem[threadIdx.x * args.max_splits * 2] = SoftmaxState::NOTHING;
+                ml_gmem[threadIdx.x * args.max_splits * 2 + 1] = 0.0f;
+            }
+            return;
+        }
+    }
+
+    SoftmaxState state[2];  // of rows lane / 4 and lane / 4 + 8
+    Sums<D, V> sums;
+    // Tables with sealed pages are no stream's.
+#pragma unroll 1
+    for (int i = IS_BY_CHANNEL<K> ? 1 : 0; i < 2; i++)
+        add_slots<D, K, V>(args, i == 0 ? Meets::SINKS : Meets::WINDOW, state, sums);
 
     // Each warp's sums to shared memory.
+    unsigned char *ring_smem = prim::smem() + N_HEADS * D * 2;
+    float *sum_smem = reinterpret_cast<float *>(ring_smem);  // [warp][head][SUM_STRIDE]
+    float *ml_smem = reinterpret_cast<float *>(ring_smem + RING_BYTES<D, K, V>);  // [warp][head][2]
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);

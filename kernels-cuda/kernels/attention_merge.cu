@@ -5,7 +5,8 @@
 //
 // A block is (query head, row). Warp w adds up splits w, w + 8, ... in order, a lane D / 32
 // dimensions of each; then the warps' sums are added in order. How many splits there are is the
-// row's affair: `max_splits` is a stride.
+// row's affair: `max_splits` is a stride. Splits are counted with those that were left out because
+// their slots were given back, of which there would be nothing to add.
 #include "paged_kv.cuh"
 #include "reduce.cuh"
 #include "softmax_state.cuh"
@@ -22,8 +23,9 @@ DEV void body(const AttentionMergeArgs &args) {
     const int lane = prim::lane(), warp = prim::warp();
     const uint32_t row = blockIdx.y, row_head = row * args.n_q_heads + blockIdx.x;
     const LorisSeq seq = args.batch.seqs[args.batch.row_seq[row]];
-    const uint32_t end = seq.kv_start + seq.n_rows + args.skew;
-    const uint32_t n_splits = (end + LORIS_SPLIT_LEN - 1) / LORIS_SPLIT_LEN;
+    const uint32_t end = seq.n_gone + seq.kv_start + seq.n_rows + args.skew;
+    const uint32_t n_skipped = n_skipped_splits(seq);
+    const uint32_t n_splits = (end + LORIS_SPLIT_LEN - 1) / LORIS_SPLIT_LEN - n_skipped;
     const float *ml = args.partial_ml + static_cast<uint64_t>(row_head) * args.max_splits * 2;
     const float *part = args.partial_out + static_cast<uint64_t>(row_head) * args.max_splits * D;
 
@@ -31,11 +33,12 @@ DEV void body(const AttentionMergeArgs &args) {
     for (uint32_t s = lane; s < n_splits; s += 32) whole.row_max = fmaxf(whole.row_max, ml[s * 2]);
     whole.row_max = warp_max(whole.row_max);
 
-    // This warp's splits. What a split that saw nothing has in partial_out is not defined: it is
-    // left out.
+    // This warp's splits: the first is there, those behind it from `second` on. What a split that
+    // saw nothing has in partial_out is not defined: it is left out.
+    const uint32_t second = 1 + (warp - 1 - n_skipped) % N_WARPS;
     float sum[N_DIMS] = {};
 #pragma unroll 4
-    for (uint32_t s = warp; s < n_splits; s += N_WARPS) {
+    for (uint32_t s = warp == 0 ? 0 : second; s < n_splits; s = s == 0 ? second : s + N_WARPS) {
         const SoftmaxState state = {ml[s * 2], ml[s * 2 + 1]};
         const float weight = state.weight_in(whole.row_max);
         whole.row_sum = fmaf(state.row_sum, weight, whole.row_sum);

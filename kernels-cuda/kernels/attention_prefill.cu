@@ -13,6 +13,9 @@
 //   warp 2 | 32 rows       |  O += P V           packed, are the A operand of P V
 //   warp 3 | 32 rows       |
 //
+// In a stream that has sinks it walks over theirs first, which are one tile, with the rows of Q
+// turned to meet them, and then over the others.
+//
 // A row's bits do not depend on what else is in its tile: tiles begin at slot 0, and a tile that a
 // row does not see leaves it as it is. Each K and V element is read ceil(n_rows * group_size /
 // BLOCK_Q) times at most (causal: half of that), mostly from L2.
@@ -28,6 +31,7 @@
 // them; bf16 runs of the first page and the tail go to their place in a tile at once, as soon as
 // everyone is done with what was there.
 #include "kv_tile.cuh"
+#include "rotation.cuh"
 #include "softmax_state.cuh"
 
 constexpr int BLOCK_Q = 128, BLOCK_KV = 64;
@@ -39,12 +43,6 @@ constexpr int N_KV = BLOCK_KV / 8;  // n8 tiles of S
 
 static_assert(BLOCK_KV == N_WARPS * RUN_SLOTS, "each warp copies one run of a tile");
 static_assert(WARP_Q == 32, "a lane stands for one row of its warp in the set-up");
-
-// Positions lo <= p < hi; lo <= hi.
-struct Range {
-    uint32_t lo, hi;
-    DEV bool has(uint32_t p) const { return p - lo < hi - lo; }
-};
 
 // What a warp looks at. It waits in shared memory: registers are scarce.
 struct View {
@@ -87,7 +85,7 @@ struct Smem {
     static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_RUN + V_RUN) : 0);
     static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K, D>;
     static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * SPLIT_BYTES : 0);
-    // Q, what is behind it, the end of what each row sees, and the views.
+    // Q, what is behind it, the position of each row, and the views.
     static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
     static_assert(2 * (BYTES + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
 };
@@ -99,8 +97,9 @@ DEV uint32_t next_stage(uint32_t stage) {
     return min(stage + STAGE_BYTES<D>, stage + STAGE_BYTES<D> - N_STAGES * STAGE_BYTES<D>);
 }
 
-// A row at position `hi - 1` sees the positions of its window up to its own.
-DEV Range seen_by(uint32_t hi, uint32_t window) { return {hi > window ? hi - window : 0, hi}; }
+DEV LorisSeq sequence(const AttentionPrefillArgs &args) {
+    return args.batch.seqs[args.tiles[blockIdx.x].seq_idx];
+}
 
 DEV uint32_t warp_min(uint32_t v) {
     for (int mask = 16; mask > 0; mask >>= 1) v = min(v, prim::shfl_xor(v, mask));
@@ -131,23 +130,29 @@ DEV bool tile_has_all(const Kv &kv, uint32_t tile, Range range) {
                      range.has(position_or_none(kv, slot + 32)));
 }
 
-// (warp) What the warp looks at, from what each row sees. Where slots are positions, the tiles are
-// those from the first that is seen to the last.
+// (warp) What the warp looks at, from what the rows at some positions see of what they meet. Where
+// slots are positions, the tiles are those from the first that is seen to the last.
 template <class Kv>
-DEV void set_view(const Kv &kv, uint32_t window, const uint32_t *hi_smem, View *view) {
-    uint32_t hi = hi_smem[threadIdx.x], hi_min = hi, hi_max = hi;
+DEV void set_view(const Kv &kv, const AttentionPrefillArgs &args, Meets meets,
+                  const uint32_t *position_smem, View *view) {
+    const LorisSeq seq = sequence(args);
+    auto seen = [&](int w) {
+        return seen_by(seq, meets, position_smem[w * WARP_Q + prim::lane()], args.window);
+    };
+    const Range own = seen(prim::warp());
+    Range block_any = own;
     for (int w = 0; w < N_WARPS; w++) {
-        hi_min = min(hi_min, hi_smem[w * WARP_Q + prim::lane()]);
-        hi_max = max(hi_max, hi_smem[w * WARP_Q + prim::lane()]);
+        block_any.lo = min(block_any.lo, seen(w).lo);
+        block_any.hi = max(block_any.hi, seen(w).hi);
     }
-    const Range block_any = {seen_by(warp_min(hi_min), window).lo, warp_max(hi_max)};
-    const Range warp_any = {seen_by(warp_min(hi), window).lo, warp_max(hi)};
-    const Range last_row = seen_by(warp_any.hi, window);
-    const Range warp_all = {last_row.lo, max(last_row.lo, warp_min(hi))};
+    block_any = {warp_min(block_any.lo), warp_max(block_any.hi)};
+    const Range warp_any = {warp_min(own.lo), warp_max(own.hi)};
+    const uint32_t last_lo = warp_max(own.lo);
+    const Range warp_all = {last_lo, max(last_lo, warp_min(own.hi))};
     const bool is_dense = kv.slot_positions == nullptr;
     const uint32_t skew = kv.end() - kv.kv_len;
     const uint32_t slot_end = (is_dense ? min(block_any.hi, kv.kv_len) : kv.kv_len) + skew;
-    const uint32_t tile_end = window == 0 ? 0 : (slot_end + BLOCK_KV - 1) / BLOCK_KV;
+    const uint32_t tile_end = (slot_end + BLOCK_KV - 1) / BLOCK_KV;
     const uint32_t tile_start = is_dense ? (block_any.lo + skew) / BLOCK_KV : 0;
     if (prim::lane() == 0) *view = {block_any, warp_any, warp_all, tile_start, tile_end};
     prim::warp_sync();
@@ -160,10 +165,10 @@ struct PackedRow {
     bool is_real;
 
     DEV explicit PackedRow(const AttentionPrefillArgs &args) {
-        const LorisQTile tile = args.tiles[blockIdx.x];
-        const LorisSeq seq = args.batch.seqs[tile.seq_idx];
+        const LorisSeq seq = sequence(args);
         const uint32_t group_size = args.n_q_heads / args.pages.n_kv_heads;
-        const uint32_t last = seq.n_rows * group_size - 1, packed = tile.packed_start + threadIdx.x;
+        const uint32_t packed = args.tiles[blockIdx.x].packed_start + threadIdx.x;
+        const uint32_t last = seq.n_rows * group_size - 1;
         is_real = packed <= last;
         row = min(packed, last) / group_size;
         const uint32_t head = min(packed, last) - row * group_size;
@@ -172,12 +177,13 @@ struct PackedRow {
     }
 };
 
-// (warp) Starts copying the warp's 32 rows of Q, and notes behind which position each sees nothing.
+// (warp) Starts copying the warp's 32 rows of Q, and notes their positions.
 template <int D>
-DEV void load_rows(const AttentionPrefillArgs &args, unsigned char *q_smem, uint32_t *hi_smem) {
+DEV void load_rows(const AttentionPrefillArgs &args, unsigned char *q_smem,
+                   uint32_t *position_smem) {
     constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;  // of a row; rows at once
     const PackedRow packed(args);
-    hi_smem[threadIdx.x] = args.batch.positions[packed.row] + 1;
+    position_smem[threadIdx.x] = args.batch.positions[packed.row];
     const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
 #pragma unroll
     for (int i = 0; i < WARP_Q; i += ROWS) {
@@ -187,10 +193,22 @@ DEV void load_rows(const AttentionPrefillArgs &args, unsigned char *q_smem, uint
     }
 }
 
+// (warp) Turns them to where they meet the sinks.
+template <int D>
+DEV void turn_rows(const AttentionPrefillArgs &args, unsigned char *q_smem) {
+    const PackedRow packed(args);
+#pragma unroll 1
+    for (int i = 0; i < WARP_Q; i += HeadGroup<D>::HEADS) {
+        const int r = i + HeadGroup<D>::idx();
+        const uint64_t row = prim::shfl(packed.row, r);
+        turn_queries<D>(q_smem, r, args.batch.sink_cos_sin + row * D, args.pages.k_rotated);
+    }
+}
+
 // (warp) Stores the warp's rows, 16 bytes at a time, from where Q was, and their lse.
 template <int D>
 DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_smem,
-                    const uint32_t *hi_smem) {
+                    const uint32_t *lse_smem) {
     constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;
     const PackedRow packed(args);
     const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
@@ -202,7 +220,7 @@ DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_sme
             prim::st16(to + chunk * 8, prim::ld16(q_smem + swizzle<D * 2>(r, chunk)));
     }
     if (args.lse != nullptr && packed.is_real)
-        args.lse[packed.row_head] = prim::as_float(hi_smem[threadIdx.x]);
+        args.lse[packed.row_head] = prim::as_float(lse_smem[threadIdx.x]);
 }
 
 // Eight numbers as bf16.
@@ -407,34 +425,39 @@ DEV void rotate_rows(float (&o)[N_M][D / 8][4]) {
     }
 }
 
+// Adds the slots that the rows see of those that they meet to what the block has summed.
 template <int D, uint32_t K, uint32_t V>
-DEV void body(const AttentionPrefillArgs &args) {
+DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (&state)[N_ROWS],
+                   float (&o)[N_M][D / 8][4]) {
     using At = Smem<D, K, V>;
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
     constexpr bool SEALED = IS_BY_CHANNEL<K>;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
-    const LorisSeq seq = args.batch.seqs[args.tiles[blockIdx.x].seq_idx];
-    const PagedKv<SKEW<K, V>, SEALED> kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW<K, V>, SEALED> kv(args.pages, args.batch, sequence(args), args.layer);
     const uint32_t kv_head = blockIdx.y;
 
     unsigned char *q_smem = prim::smem() + warp * WARP_Q * ROW_BYTES;  // of this warp
     unsigned char *ring_smem = prim::smem() + Q_BYTES<D>;
-    uint32_t *hi_smem = reinterpret_cast<uint32_t *>(ring_smem + At::END);
+    uint32_t *position_smem = reinterpret_cast<uint32_t *>(ring_smem + At::END);
     unsigned char *q_sums_smem = ring_smem + At::Q_SUMS;
 
-    load_rows<D>(args, q_smem, hi_smem);
-    if constexpr (K == INT4) {
+    load_rows<D>(args, q_smem, position_smem);
+    if (K == INT4 || meets == Meets::SINKS) {
         prim::cp_commit();
         prim::cp_wait<0>();
         prim::warp_sync();
-        sum_rows<D>(q_smem, q_sums_smem);
     }
+    if (meets == Meets::SINKS) {
+        turn_rows<D>(args, q_smem);
+        prim::warp_sync();
+    }
+    if constexpr (K == INT4) sum_rows<D>(q_smem, q_sums_smem);
     prim::block_sync();
 
-    View *view = reinterpret_cast<View *>(hi_smem + BLOCK_Q) + warp;
-    set_view(kv, args.window, hi_smem, view);
+    View *view = reinterpret_cast<View *>(position_smem + BLOCK_Q) + warp;
+    set_view(kv, args, meets, position_smem, view);
     auto next_seen = [&](uint32_t tile) {
         for (; tile < view->tile_end; tile++)
             if (tile_has_any(kv, tile, view->block_any)) return tile;
@@ -447,7 +470,7 @@ DEV void body(const AttentionPrefillArgs &args) {
     auto run_page = [&](uint32_t tile) {
         return tile != NO_TILE && run_slot(tile) < kv.end() ? kv.page(run_slot(tile)) : 0;
     };
-    auto n_valid = [&](uint32_t tile) { return static_cast<int>(kv.end() - run_slot(tile)); };
+    auto n_valid = [&](uint32_t tile) { return kv.n_readable(run_slot(tile)); };
     auto is_wide_run = [&](uint32_t tile) { return kv.is_wide(run_slot(tile)); };
     auto copy_k = [&](uint32_t tile, uint32_t page, uint32_t stage) {
         if (tile != NO_TILE && !(SEALED && is_wide_run(tile))) {
@@ -574,14 +597,13 @@ DEV void body(const AttentionPrefillArgs &args) {
 
     const float scale = args.scale * LOG2_E;
     const int mk_lane = lane_offset_mk<D>(), nk_lane = lane_offset_nk<D>();
-    SoftmaxState state[N_ROWS];
-    float o[N_M][D / 8][4] = {};
 
     while (tile != NO_TILE) {
         const uint32_t v_stage = At::IS_CODED ? STAGE_BYTES<D> : next_stage<D>(k_stage);
         take_k(v_stage);
 
         const bool is_seen = tile_has_any(kv, tile, view->warp_any);
+        const bool is_open = tile_has_all(kv, tile, view->warp_all);
         float s[N_M][N_KV][4];
         if (is_seen) {
             // S = Q K^T
@@ -611,13 +633,16 @@ DEV void body(const AttentionPrefillArgs &args) {
                 scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
 
             // Scores of slots that a row does not see become -inf.
-            if (!tile_has_all(kv, tile, view->warp_all)) {
+            if (!is_open) {
+                const LorisSeq seq = sequence(args);
                 Range seen[N_ROWS];
-                for (int r = 0; r < N_ROWS; r++)
-                    seen[r] = seen_by(hi_smem[warp * WARP_Q + r * 8 + lane / 4], args.window);
+                for (int r = 0; r < N_ROWS; r++) {
+                    const uint32_t position = position_smem[warp * WARP_Q + r * 8 + lane / 4];
+                    seen[r] = seen_by(seq, meets, position, args.window);
+                }
+                const uint32_t first = prim::anew(tile) * BLOCK_KV + lane;
                 uint32_t positions[2];  // of slots lane and lane + 32
-                for (int i = 0; i < 2; i++)
-                    positions[i] = position_or_none(kv, tile * BLOCK_KV + i * 32 + lane);
+                for (int i = 0; i < 2; i++) positions[i] = position_or_none(kv, first + i * 32);
 #pragma unroll
                 for (int n = 0; n < N_KV; n++)
                     for (int e = 0; e < 2; e++) {
@@ -687,12 +712,27 @@ DEV void body(const AttentionPrefillArgs &args) {
         if constexpr (!At::IS_CODED) k_stage = next_stage<D>(v_stage);
     }
     prim::cp_wait<0>();
+    prim::block_sync();
+}
+
+template <int D, uint32_t K, uint32_t V>
+DEV void body(const AttentionPrefillArgs &args) {
+    constexpr int ROW_BYTES = D * 2;
+    const int lane = prim::lane(), warp = prim::warp();
+    SoftmaxState state[N_ROWS];
+    float o[N_M][D / 8][4] = {};
+    // Tables with sealed pages are no stream's.
+#pragma unroll 1
+    for (int i = !IS_BY_CHANNEL<K> && sequence(args).sink > 0 ? 0 : 1; i < 2; i++)
+        add_slots<D, K, V>(args, i == 0 ? Meets::SINKS : Meets::WINDOW, state, o);
     if constexpr (IS_BY_GROUP<V>) {
         if (args.pages.v_rotated) rotate_rows<D>(o);
     }
 
-    // Normalise, and put the rows where Q was and their lse in place of what they saw.
-    prim::block_sync();
+    // Normalise, and put the rows where Q was and their lse where their positions were.
+    unsigned char *q_smem = prim::smem() + warp * WARP_Q * ROW_BYTES;
+    uint32_t *lse_smem =
+        reinterpret_cast<uint32_t *>(prim::smem() + Q_BYTES<D> + Smem<D, K, V>::END);
 #pragma unroll
     for (int r = 0; r < N_ROWS; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);
@@ -704,11 +744,11 @@ DEV void body(const AttentionPrefillArgs &args) {
             *reinterpret_cast<uint32_t *>(q_smem + swizzle<ROW_BYTES>(q_row, n) + (lane & 3) * 4) =
                 prim::pack_bf16(x[0] * normaliser, x[1] * normaliser);
         }
-        if ((lane & 3) == 0) hi_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());
+        if ((lane & 3) == 0) lse_smem[warp * WARP_Q + q_row] = prim::as_bits(state[r].lse());
     }
     prim::warp_sync();
 
-    store_rows<D>(args, q_smem, hi_smem);
+    store_rows<D>(args, q_smem, lse_smem);
 }
 
 KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) {  // <= 255 registers

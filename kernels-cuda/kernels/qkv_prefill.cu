@@ -74,7 +74,7 @@ DEV void body(const QkvPrefillArgs &args) {
         for (uint32_t i = 0; i < BATCH; i++) {
             uint32_t row =
                 m_start + warp_row + ((start + i) * GROUPS + HeadGroup<D>::idx()) / TILE_HEADS;
-            if (row < n_rows) rotation[i].load(heads, row);
+            if (row < n_rows) rotation[i].load(heads.cos_sin + static_cast<uint64_t>(row) * D);
         }
 #pragma unroll
         for (uint32_t i = 0; i < BATCH; i++) {

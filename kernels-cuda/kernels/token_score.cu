@@ -152,8 +152,9 @@ DEV void body(const TokenScoreArgs &args) {
                 if (!is_there(column + e)) continue;
                 const float lse = args.lse[row_head(column + e)];
                 const uint32_t position = args.batch.positions[args.row_start + row_of(column + e)];
+                const Range seen = seen_by(seq, Meets::WINDOW, position, args.window);
                 for (int i = 0; i < 2; i++)
-                    if (kv.sees(position, slots[i], args.window))
+                    if (kv.is_seen(slots[i], seen))
                         paid[i][e] = prim::exp2_fast(fmaf(s[i * 2 + e], scale, -lse * LOG2_E));
             }
             for (int i = 0; i < 2; i++) {

@@ -31,6 +31,13 @@ pub struct LorisSeq {
     pub positions_start: u32,
     /// pages of its table between the first and the tail, where it has one
     pub n_sealed: u32,
+    /** slots behind the first page that were given back, of whole pages: its table
+ lacks them, and attention counts slots as if they were there*/
+    pub n_gone: u32,
+    /// of a stream: first positions, which a row sees besides its window
+    pub sink: u32,
+    /// of a stream: what a row sees from position sink + window on; else 0
+    pub window: u32,
 }
 /// A batch as `begin` uploads it; every kernel that looks at sequences holds one.
 #[repr(C)]
@@ -46,6 +53,9 @@ pub struct LorisBatch {
     pub slot_positions: *const u32,
     /// page ids
     pub page_tables: *const u32,
+    /** [n_rows][head_dim / 2][2]: what turns a query to where it meets
+ the sinks; there if a sequence has some*/
+    pub sink_cos_sin: *const f32,
     pub n_rows: u32,
     pub n_seqs: u32,
     /// stride of a page table
@@ -297,7 +307,8 @@ pub struct AttentionDecodeArgs {
     pub layer: u32,
     pub n_q_heads: u32,
     pub window: u32,
-    /// gridDim.x: splits beyond a row's length return at once
+    /** gridDim.x: splits beyond a row's length return at once. Splits of which
+ all slots were given back are left out (paged_kv.cuh)*/
     pub max_splits: u32,
     pub scale: f32,
 }

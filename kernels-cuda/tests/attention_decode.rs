@@ -5,8 +5,10 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
-use kv::{CODED, Given, LAYER, Part, Positions, Sequence, check, shape, upload};
+use kv::{CODED, Given, LAYER, Part, Positions, Sequence, check, formats, shape, upload};
+use loris_kernels::abi::LorisSeq;
 use loris_kernels::ops::attention::{Partial, attention_decode, n_splits};
+use loris_kernels::ops::batch::kv_len;
 use loris_kernels::{Device, Error};
 
 fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
@@ -131,6 +133,64 @@ fn coded_pages_with_windows_positions_and_groups() {
         let stored = Sequence { is_dense: false, ..seq.clone() };
         assert_eq!(run(&device, &[Part::last(&stored, 1)], 64, Some(70)), alone);
     }
+}
+
+/// Streams, some splits long: sinks and windows of all sizes, every format and width, whatever was given back.
+#[test]
+fn streams() {
+    let device = common::device();
+    let widths = [shape(3, 1, 32), shape(2, 1, 64), shape(16, 1, 128)];
+    for (kv, shape) in formats().flat_map(|kv| widths.map(|width| (kv, width))) {
+        let plain = Sequence::coded(kv, shape, 1100, Positions::Dense, 6.0, 9);
+        for (sink, window) in [(0, 1), (4, 300)] {
+            let seq = plain.streaming(sink, window, 0);
+            let whole = run_and_check(&device, &[Part::last(&seq, 2)], 16, None);
+            for page_len in [16, 256] {
+                let most = seq.most_gone(1098, page_len);
+                for n_gone in [512, most] {
+                    let gone = seq.streaming(sink, window, n_gone.min(most));
+                    let given = run(&device, &[Part::last(&gone, 2)], page_len, None);
+                    assert_eq!(given, whole, "{kv:?}, {n_gone} gone of pages of {page_len}");
+                }
+            }
+        }
+        // One that is not full is as any other.
+        let seq = plain.streaming(4, 1096, 0);
+        let [seq, plain] = [&seq, &plain].map(|seq| run(&device, &[Part::last(seq, 1)], 16, None));
+        assert_eq!(seq, plain);
+    }
+}
+
+/// As many sinks as there may be, positions that are stored, a layer with a window, and others in the batch.
+#[test]
+fn streams_beside_others() {
+    let device = common::device();
+    let shape = shape(6, 2, 32);
+    let seq = Sequence::new(shape, 900, Positions::Dense, 6.0, 10);
+    for (sink, window) in [(64, 20), (63, 700)] {
+        let seq = seq.streaming(sink, window, 0);
+        let whole = run_and_check(&device, &[Part::last(&seq, 1)], 64, None);
+        run_and_check(&device, &[Part::last(&seq, 1)], 256, Some(window - 9));
+        let other = Sequence::new(shape, 600, Positions::Sparse, 6.0, 11);
+        let gone = Sequence {
+            is_dense: false,
+            ..seq.streaming(sink, window, seq.most_gone(899, 64))
+        };
+        let parts = [Part::last(&other, 1), Part::last(&gone, 1), Part::last(&other, 1)];
+        assert_eq!(run(&device, &parts, 64, None).rows(1..2, shape), whole);
+    }
+}
+
+/// What a stream has left behind takes no blocks: a launch has as many splits however long it goes on.
+#[test]
+fn splits_do_not_grow_with_what_is_gone() {
+    let seq = |n_gone, kv_start| LorisSeq { n_gone, kv_start, n_rows: 1, ..LorisSeq::default() };
+    for n_gone in (0..20_000).step_by(16).chain([3_999_984]) {
+        let len = kv_len(&seq(n_gone, 299));
+        assert!((300..300 + 512).contains(&len), "{n_gone}: {len}");
+    }
+    assert_eq!(kv_len(&seq(496, 299)), 796);
+    assert_eq!(kv_len(&seq(512, 299)), 556);
 }
 
 #[test]

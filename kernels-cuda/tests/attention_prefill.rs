@@ -5,7 +5,7 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
-use kv::{CODED, Given, LAYER, Part, Positions, Sequence, both, check, shape, upload};
+use kv::{CODED, Given, LAYER, Part, Positions, Sequence, both, check, formats, shape, upload};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{attention_cost, attention_prefill, q_tiles};
 use loris_kernels::{Device, Error, KvFormat, KvFormats};
@@ -148,6 +148,56 @@ fn sharp_and_flat_attention() {
     }
 }
 
+/// Streams, from their beginning and as many pages later as may have been given back: sinks and windows of all sizes,
+/// every format and width.
+#[test]
+fn streams() {
+    let device = common::device();
+    let widths = [(shape(3, 1, 32), 150), (shape(2, 1, 64), 90), (shape(2, 1, 128), 90)];
+    for (kv, (shape, len)) in formats().flat_map(|kv| widths.map(|width| (kv, width))) {
+        let plain = Sequence::coded(kv, shape, len, Positions::Dense, 6.0, 10);
+        for (sink, window) in [(0, 30), (1, 1), (4, 17), (3, 60)] {
+            let seq = plain.streaming(sink, window, 0);
+            let whole = run_and_check(&device, &[Part::all(&seq)], 16, None);
+            let n_full = (sink + window) as usize;
+            let start = Part { seq: &plain, kv_start: 0, n_rows: n_full };
+            assert_eq!(run(&device, &[start], 16, None), whole.rows(0..n_full, shape));
+            for (kv_start, page_len) in [(70, 16), (85, 16), (85, 32)] {
+                let rows = kv_start..seq.positions.len();
+                let most = seq.most_gone(kv_start, page_len);
+                for n_gone in [0, page_len, most] {
+                    let gone = seq.streaming(sink, window, n_gone.min(most));
+                    let part = Part { seq: &gone, kv_start, n_rows: rows.len() };
+                    let given = run(&device, &[part], page_len, None);
+                    assert_eq!(given, whole.rows(rows.clone(), shape), "{kv:?}, {n_gone} gone");
+                }
+            }
+        }
+    }
+}
+
+/// As many sinks as there may be, a page that is longer than them, positions that are stored, a layer with a window, and
+/// others in the batch.
+#[test]
+fn streams_beside_others() {
+    let device = common::device();
+    let shape = shape(6, 2, 32);
+    let seq = Sequence::new(shape, 200, Positions::Dense, 6.0, 11);
+    for (sink, window) in [(64, 20), (64, 64), (63, 100)] {
+        let seq = seq.streaming(sink, window, 0);
+        let whole = run_and_check(&device, &[Part::all(&seq)], 64, None);
+        run_and_check(&device, &[Part::all(&seq)], 256, Some(window + 9));
+        let other = Sequence::new(shape, 50, Positions::Sparse, 6.0, 12);
+        let gone = Sequence {
+            is_dense: false,
+            ..seq.streaming(sink, window, seq.most_gone(170, 64))
+        };
+        let parts = [Part::last(&other, 33), Part::last(&gone, 30), Part::last(&other, 1)];
+        let given = run(&device, &parts, 64, None);
+        assert_eq!(given.rows(33..63, shape), whole.rows(170..200, shape));
+    }
+}
+
 /// A row's bits do not depend on chunks, pages, other sequences, or on how positions are stored.
 #[test]
 fn bits_are_those_of_the_row_alone() {
@@ -187,7 +237,7 @@ fn work_list_covers_all_rows_longest_first() {
         kv_start,
         page_table_start: 0,
         positions_start: LORIS_DENSE,
-        n_sealed: 0,
+        ..LorisSeq::default()
     };
     let tiles = q_tiles(shape(6, 2, 64), &[seq(100, 0), seq(0, 5), seq(1, 1000)]);
     let tiles: Vec<_> = tiles.iter().map(|t| (t.seq_idx, t.packed_start)).collect();
@@ -202,7 +252,7 @@ fn cost_counts_the_triangle() {
         kv_start,
         page_table_start: 0,
         positions_start: LORIS_DENSE,
-        n_sealed: 0,
+        ..LorisSeq::default()
     };
     let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);

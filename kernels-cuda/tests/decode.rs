@@ -231,13 +231,12 @@ fn run_lm_head(
         seqs: &seqs,
         row_seq: &vec![0; n_rows],
         positions: &(0..n_rows as u32).collect::<Vec<_>>(),
-        slot_positions: &[],
         page_tables: &[0; 8],
         n_layers: 1,
         tokens: &vec![0; n_rows],
         cos_sin: &vec![0.0; n_rows * 64],
-        tiles: &[],
         logit_rows,
+        ..HostBatch::default()
     };
     batch.upload(device, &host).unwrap();
     let mut logits = rows(device, &vec![f32::NAN; logit_rows.len() * n], n);
@@ -254,7 +253,7 @@ fn seq(row_start: usize, n_rows: usize, kv_start: usize, page_table_start: usize
         kv_start: kv_start as u32,
         page_table_start: page_table_start as u32,
         positions_start: LORIS_DENSE,
-        n_sealed: 0,
+        ..LorisSeq::default()
     }
 }
 

@@ -262,8 +262,7 @@ fn nothing_leaks_whichever_call_fails() {
 }
 
 fn seq(kv_start: u32, n_rows: u32) -> LorisSeq {
-    let positions_start = LORIS_DENSE;
-    LorisSeq { n_rows, kv_start, positions_start, ..LorisSeq::default() }
+    LorisSeq { n_rows, kv_start, positions_start: LORIS_DENSE, ..LorisSeq::default() }
 }
 
 #[test]
@@ -282,6 +281,7 @@ fn batches_keep_their_addresses_until_they_outgrow_them() {
         n_layers: 3,
         tokens: &[11, 12],
         cos_sin: &cos_sin,
+        sink_cos_sin: &[],
         tiles: &tiles,
         logit_rows: &[1],
     };
@@ -309,10 +309,12 @@ fn batches_keep_their_addresses_until_they_outgrow_them() {
         HostBatch { positions: &[5], ..host },
         HostBatch { tokens: &[11], ..host },
         HostBatch { cos_sin: &cos_sin[..32], ..host },
+        HostBatch { sink_cos_sin: &cos_sin[..32], ..host },
         HostBatch { row_seq: &[0, 1], ..host },
         HostBatch { logit_rows: &[2], ..host },
         HostBatch { seqs: &[seq(5, 3)], ..host },
         HostBatch { seqs: &[LorisSeq { positions_start: 0, ..seqs[0] }], ..host },
+        HostBatch { seqs: &[LorisSeq { sink: 1, window: 4, ..seqs[0] }], ..host },
         HostBatch { seqs: &[LorisSeq { page_table_start: 4, ..seqs[0] }], ..host },
     ] {
         assert!(matches!(batch.upload(&device, &wrong), Err(Error::Size { .. })), "{wrong:?}");

@@ -131,7 +131,7 @@ impl<'a> QkvModel<'a> {
                     kv_start: kv_start as u32,
                     page_table_start: table_start as u32,
                     positions_start: LORIS_DENSE,
-                    n_sealed: 0,
+                    ..LorisSeq::default()
                 });
                 slots.extend((kv_start..kv_start + ours.len()).map(|slot| {
                     let entry = table_start + slot / page_len * N_LAYERS + LAYER;
@@ -146,13 +146,11 @@ impl<'a> QkvModel<'a> {
             seqs: &seqs,
             row_seq: &row_seq,
             positions: &vec![0; part.len()],
-            slot_positions: &[],
             page_tables: &page_tables,
             n_layers: N_LAYERS,
             tokens: &vec![0; part.len()],
             cos_sin: &self.cos_sin[part.start * d..part.end * d],
-            tiles: &[],
-            logit_rows: &[],
+            ..HostBatch::default()
         };
         batch.upload(device, &host).unwrap();
 

@@ -24,7 +24,7 @@ fn token_batch(device: &Device, tokens: &[u32]) -> DeviceBatch {
         kv_start: 0,
         page_table_start: 0,
         positions_start: LORIS_DENSE,
-        n_sealed: 0,
+        ..LorisSeq::default()
     }];
     let row_seq = vec![0; tokens.len()];
     let positions: Vec<u32> = (0..n_rows).collect();

@@ -251,6 +251,7 @@ DEV void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
     twin::mma_s8(site, d, a, b0, b1);
 }
 
+DEV uint32_t anew(uint32_t x) { return x; }
 DEV float as_float(uint32_t bits) { return twin::from_bits<float>(bits); }
 DEV uint32_t as_bits(float x) { return static_cast<uint32_t>(twin::to_bits(x)); }
 

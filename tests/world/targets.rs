@@ -100,7 +100,6 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
                 && case.shape.group_size() <= 16
                 && case.page_len.is_power_of_two()
                 && CUDA_KV.contains(&case.kv.to_string().as_str())
-                && case.stream.is_none()
                 && case.hidden % 8 == 0
                 && case.ffn % 8 == 0
         },

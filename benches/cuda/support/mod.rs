@@ -240,6 +240,7 @@ pub fn seqs_of(seqs: &[(usize, usize)]) -> Vec<LorisSeq> {
             positions_start: LORIS_DENSE,
             // Where pages are sealed all of them are: a tail is short.
             n_sealed: (kv_start + n_rows).div_ceil(PAGE_LEN) as u32,
+            ..LorisSeq::default()
         };
         row_start += n_rows as u32;
         page_table_start += (kv_start + n_rows).div_ceil(PAGE_LEN) as u32;
@@ -273,13 +274,13 @@ pub fn sequences(
         seqs: &seqs,
         row_seq: &row_seq,
         positions: &positions,
-        slot_positions: &[],
         page_tables: &page_tables,
         n_layers: 1,
         tokens: &rows,
         cos_sin: &cos_sin,
         tiles: &q_tiles(shape, &seqs),
         logit_rows: &rows,
+        ..HostBatch::default()
     };
     batch.upload(device, &host)?;
     Ok((batch, random_pages(device, shape, kv, n_pages, seed)?))

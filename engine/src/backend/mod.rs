@@ -385,7 +385,7 @@ pub trait Backend: Send + 'static {
     /// Adds to `scores`, on the host, how much some rows of a sequence look at each of its slots, the new ones included: the
     /// attention probability, the mean over all query heads and the sum over the rows, one after another. `scores`
     /// grows to all slots. It comes behind [`attention`](Self::attention) of the batch in this layer, with the same `q`,
-    /// and not in a pass that is recorded.
+    /// and not in a pass that is recorded. No sequence rolls.
     #[allow(clippy::too_many_arguments)]
     fn token_score(
         &mut self,

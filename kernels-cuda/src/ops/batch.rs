@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::abi::{LORIS_DENSE, LorisBatch, LorisQTile, LorisSeq};
+use crate::abi::{LORIS_DENSE, LORIS_SPLIT_LEN, LorisBatch, LorisQTile, LorisSeq};
 use crate::{Buffer, Device, Error, Staging};
 
 /// A batch as the host has it; slices may be empty where no kernel reads them.
@@ -14,7 +14,7 @@ pub struct HostBatch<'a> {
     pub row_seq: &'a [u32],
     /// `[n_rows]`: absolute position
     pub positions: &'a [u32],
-    /// Positions of the slots of sequences that are not dense.
+    /// Positions of the slots of sequences that are not dense, with those that were given back: no row sees theirs.
     pub slot_positions: &'a [u32],
     /// Page ids, for each sequence `[page_idx][n_layers]`.
     pub page_tables: &'a [u32],
@@ -24,6 +24,8 @@ pub struct HostBatch<'a> {
     pub tokens: &'a [u32],
     /// `[n_rows][head_dim / 2][2]`
     pub cos_sin: &'a [f32],
+    /// `[n_rows][head_dim / 2][2]`: from each row's position to where its query meets the sinks of its stream
+    pub sink_cos_sin: &'a [f32],
     /// Work list of prefill attention.
     pub tiles: &'a [LorisQTile],
     /// Rows whose logits are wanted.
@@ -54,7 +56,7 @@ struct Part {
     len: usize,
 }
 
-// Those that a decode step fills lie together, but for the rest of the room for angles.
+// Those that a decode step fills lie together, but for the rest of the rooms for angles.
 const SEQS: usize = 0;
 const ROW_SEQ: usize = 1;
 const POSITIONS: usize = 2;
@@ -63,8 +65,9 @@ const LOGIT_ROWS: usize = 4;
 const SLOT_POSITIONS: usize = 5;
 const PAGE_TABLES: usize = 6;
 const COS_SIN: usize = 7;
-const TILES: usize = 8;
-const N_PARTS: usize = 9;
+const SINK_COS_SIN: usize = 8;
+const TILES: usize = 9;
+const N_PARTS: usize = 10;
 
 /// Unused words that are copied along rather than left out by a copy more.
 const MAX_GAP: usize = 16 << 10;
@@ -82,6 +85,7 @@ impl DeviceBatch {
         let mut rooms = [max_rows.max(1); N_PARTS];
         rooms[SEQS] *= SEQ_LEN;
         rooms[COS_SIN] *= head_dim;
+        rooms[SINK_COS_SIN] = 0; // until there is a stream
         rooms[TILES] *= TILE_LEN;
         let (parts, memory, staging) = allocate(device, &rooms)?;
         let (n_layers, max_kv_len, n_pages, generation) = (0, 0, 0, 0);
@@ -101,6 +105,7 @@ impl DeviceBatch {
             host.slot_positions,
             host.page_tables,
             bytemuck::cast_slice(host.cos_sin),
+            bytemuck::cast_slice(host.sink_cos_sin),
             bytemuck::cast_slice(host.tiles),
         ];
         if words.iter().zip(&self.parts).any(|(words, part)| words.len() > part.room) {
@@ -123,7 +128,6 @@ impl DeviceBatch {
         }
         half.record(device)?;
         self.n_layers = to_u32(host.n_layers);
-        let kv_len = |seq: &LorisSeq| seq.kv_start as usize + seq.n_rows as usize;
         self.max_kv_len = host.seqs.iter().map(kv_len).max().unwrap_or(0);
         self.n_pages = host.page_tables.iter().max().map_or(0, |&page| page as usize + 1);
         Ok(())
@@ -139,9 +143,13 @@ impl DeviceBatch {
         if !host.cos_sin.is_empty() {
             Error::check_size("batch cos_sin", host.cos_sin.len(), n_rows * self.head_dim)?;
         }
+        if !host.sink_cos_sin.is_empty() || host.seqs.iter().any(|seq| seq.sink > 0) {
+            let n = n_rows * self.head_dim;
+            Error::check_size("batch sink_cos_sin", host.sink_cos_sin.len(), n)?;
+        }
         for seq in host.seqs {
-            let (rows, slots) =
-                (seq.row_start as usize + seq.n_rows as usize, seq.kv_start as usize);
+            let rows = seq.row_start as usize + seq.n_rows as usize;
+            let slots = seq.n_gone as usize + seq.kv_start as usize;
             Error::check_room("batch rows, at least", n_rows, rows)?;
             Error::check_room(
                 "batch page_tables, at least",
@@ -173,6 +181,7 @@ impl DeviceBatch {
             positions: self.at(POSITIONS) as *const _,
             slot_positions: self.at(SLOT_POSITIONS) as *const _,
             page_tables: self.at(PAGE_TABLES) as *const _,
+            sink_cos_sin: self.at(SINK_COS_SIN) as *const _,
             n_rows: to_u32(self.n_rows()),
             n_seqs: to_u32(self.n_seqs()),
             n_layers: self.n_layers,
@@ -194,7 +203,7 @@ impl DeviceBatch {
         self.n_layers as usize
     }
 
-    /// Slots of the longest sequence, the rows of the batch among them.
+    /// The largest [`kv_len`] of its sequences.
     pub fn max_kv_len(&self) -> usize {
         self.max_kv_len
     }
@@ -247,6 +256,14 @@ impl DeviceBatch {
     fn at(&self, part: usize) -> u64 {
         self.memory.ptr() + 4 * self.parts[part].start as u64
     }
+}
+
+/// Slots of a sequence, the rows of the batch among them; of those that a stream has given back some count, fewer than in
+/// two splits of attention, as in `n_skipped_splits` of `paged_kv.cuh`.
+pub fn kv_len(seq: &LorisSeq) -> usize {
+    let n_skipped = (seq.n_gone / LORIS_SPLIT_LEN).max(1) - 1;
+    let n_gone = seq.n_gone - n_skipped * LORIS_SPLIT_LEN;
+    n_gone as usize + seq.kv_start as usize + seq.n_rows as usize
 }
 
 /// The words that are in use, with small gaps between them closed: what is copied at once.

@@ -50,6 +50,11 @@ pub const CODED: [KvFormats; 5] = [
     pair(KvFormat::Bf16, KvFormat::Int4),
 ];
 
+/// bf16 and [`CODED`].
+pub fn formats() -> impl Iterator<Item = KvFormats> {
+    [KvFormats::default()].into_iter().chain(CODED)
+}
+
 /// Slots of the first page of a table whose other pages hold codes.
 const N_WIDE: usize = 4;
 
@@ -129,11 +134,26 @@ fn hadamard(x: &[f64]) -> Vec<f64> {
     (0..x.len()).map(row).collect()
 }
 
+/// What rows of a stream see, and the slots behind its first page that were given back.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stream {
+    pub sink: u32,
+    pub window: u32,
+    pub n_gone: usize,
+}
+
+/// Cosine and sine of pair `i` of a query at `position` that meets the sinks: quarters of a turn, so that every number is
+/// exact.
+fn quarter(position: u32, i: usize) -> [f32; 2] {
+    [[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]][(position as usize + i) % 4]
+}
+
 /// A sequence: what its slots hold, and for each the query of the row that was appended there.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     pub shape: AttentionShape,
     pub is_dense: bool,
+    pub stream: Option<Stream>,
     pub positions: Vec<u32>,
     /// bf16 `[slot][n_q_heads][head_dim]`
     pub q: Vec<u16>,
@@ -177,7 +197,21 @@ impl Sequence {
             let format = |slot| if slot < N_WIDE { KvFormat::Bf16 } else { format };
             slots.map(|slot| Head::random(format(slot), shape.head_dim, max, &mut random)).collect()
         });
-        Self { shape, is_dense: kind == Positions::Dense, positions, q, kv, heads }
+        let is_dense = kind == Positions::Dense;
+        Self { shape, is_dense, stream: None, positions, q, kv, heads }
+    }
+
+    /// The same as a stream.
+    pub fn streaming(&self, sink: u32, window: u32, n_gone: usize) -> Self {
+        Self { stream: Some(Stream { sink, window, n_gone }), ..self.clone() }
+    }
+
+    /// As many slots as may be given back before row `row` and those behind it, in pages of this length.
+    pub fn most_gone(&self, row: usize, page_len: usize) -> usize {
+        let Stream { sink, window, .. } = self.stream.unwrap();
+        let first_len = if self.kv.is_coded() { N_WIDE } else { page_len };
+        let n_unseen = (row + 1).saturating_sub(window as usize + first_len);
+        if row < (sink + window) as usize { 0 } else { n_unseen / page_len * page_len }
     }
 
     /// The slots below `kv_len` that the row of a slot sees, and its scores of them, by head.
@@ -192,10 +226,21 @@ impl Sequence {
         let q = from_bf16s(&self.q[(row * n_q_heads + head) * head_dim..][..head_dim]);
         let kv_head = head / self.shape.group_size();
         let own = self.positions[row];
-        let sees = |p: u32| p <= own && own - p < window.unwrap_or(u32::MAX);
+        let full = self.stream.filter(|stream| own >= stream.sink + stream.window);
+        let is_sink = |p: u32| full.is_some_and(|stream| p < stream.sink);
+        let window = window.unwrap_or(u32::MAX).min(full.map_or(u32::MAX, |s| s.window));
+        let sees = |p: u32| p <= own && own - p < window || is_sink(p);
         let slots = (0..kv_len).filter(|&slot| sees(self.positions[slot]));
+        let half = head_dim / 2;
+        let turned: Vec<f32> = (0..head_dim)
+            .map(|i| {
+                let [cos, sin] = quarter(own, i % half);
+                if i < half { q[i] * cos - q[i + half] * sin } else { q[i] * cos + q[i - half] * sin }
+            })
+            .collect();
         slots
             .map(|slot| {
+                let q = if is_sink(self.positions[slot]) { &turned } else { &q };
                 let k = &self.heads[0][slot * n_kv_heads + kv_head].values;
                 let dot: f64 = q.iter().zip(k).map(|(&q, &k)| f64::from(q) * k).sum();
                 (slot, dot / (head_dim as f64).sqrt())
@@ -305,29 +350,42 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
         0 => 0,
         n => 1 + n.saturating_sub(first_len).div_ceil(page_len),
     };
-    let n_used: usize = parts.iter().map(|p| n_pages_of(p.kv_len())).sum();
+    let n_gone = |part: &Part<'_>| part.seq.stream.map_or(0, |stream| stream.n_gone);
+    let n_used: usize = parts.iter().map(|p| n_pages_of(p.kv_len() - n_gone(p))).sum();
     let n_pages = n_used * N_LAYERS + 1;
     let page_bytes = kv.page_bytes(n_kv_heads, page_len, head_dim);
     let mut pool = vec![0xff; n_pages * page_bytes];
     let (mut seqs, mut row_seq, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut slot_positions, mut page_tables, mut q) = (vec![7; 3], vec![0; 5], Vec::new());
+    let mut sink_cos_sin = Vec::new();
     for (seq_idx, part) in parts.iter().enumerate() {
-        let (seq, kv_len) = (part.seq, part.kv_len());
+        let (seq, kv_len, n_gone) = (part.seq, part.kv_len(), n_gone(part));
+        let Stream { sink, window, .. } = seq.stream.unwrap_or_default();
         seqs.push(LorisSeq {
             row_start: row_seq.len() as u32,
             n_rows: part.n_rows as u32,
-            kv_start: part.kv_start as u32,
+            kv_start: (part.kv_start - n_gone) as u32,
             page_table_start: page_tables.len() as u32,
             positions_start: if seq.is_dense { LORIS_DENSE } else { slot_positions.len() as u32 },
             n_sealed: 0,
+            n_gone: n_gone as u32,
+            sink,
+            window,
         });
         if !seq.is_dense {
-            slot_positions.extend(&seq.positions[..kv_len]);
+            let gone = first_len..first_len + n_gone;
+            let positions = seq.positions[..kv_len].iter().enumerate();
+            slot_positions
+                .extend(positions.map(|(i, &p)| if gone.contains(&i) { u32::MAX } else { p }));
+        }
+        for position in &seq.positions[part.kv_start..kv_len] {
+            sink_cos_sin.extend((0..head_dim / 2).flat_map(|i| quarter(*position, i)));
         }
         row_seq.extend(std::iter::repeat_n(seq_idx as u32, part.n_rows));
         positions.extend(&seq.positions[part.kv_start..kv_len]);
         q.extend(&seq.q[part.kv_start * n_q_heads * head_dim..kv_len * n_q_heads * head_dim]);
-        for page_idx in 0..n_pages_of(kv_len) {
+        let gone = 1..1 + n_gone / page_len;
+        for page_idx in (0..n_pages_of(kv_len)).filter(|idx| !gone.contains(idx)) {
             // The pool is handed out from its end, so that a sequence's pages do not ascend.
             let first = n_pages - 1 - (page_tables.len() - 5);
             page_tables.extend([first as u32, first as u32 - 1]);
@@ -346,6 +404,9 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
             }
         }
     }
+    if seqs.iter().all(|seq| seq.sink == 0) {
+        sink_cos_sin.clear();
+    }
     let n_rows = row_seq.len();
     let tiles = q_tiles(shape, &seqs);
     let mut batch = DeviceBatch::new(device, n_rows, head_dim).unwrap();
@@ -356,6 +417,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
         slot_positions: &slot_positions,
         page_tables: &page_tables,
         n_layers: N_LAYERS,
+        sink_cos_sin: &sink_cos_sin,
         tiles: &tiles,
         ..HostBatch::default()
     };

@@ -140,13 +140,11 @@ impl<'a> QkvModel<'a> {
             seqs: &seqs,
             row_seq: &row_seq,
             positions: &vec![0; n_rows],
-            slot_positions: &[],
             page_tables: &page_tables,
             n_layers: N_LAYERS,
             tokens: &vec![0; n_rows],
             cos_sin: &self.cos_sin[batch_rows.start * d..batch_rows.end * d],
-            tiles: &[],
-            logit_rows: &[],
+            ..HostBatch::default()
         };
         batch.upload(device, &host).unwrap();
 

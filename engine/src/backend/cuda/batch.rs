@@ -1,10 +1,12 @@
 //! A batch as the arrays that kernels read.
 
+use std::iter::repeat_n;
+
 use loris_kernels::abi::{LORIS_DENSE, LorisQTile, LorisSeq};
 use loris_kernels::ops::attention::{self, AttentionShape};
-use loris_kernels::ops::batch::HostBatch;
+use loris_kernels::ops::batch::{self, HostBatch};
 
-use crate::backend::{Batch, Phase};
+use crate::backend::{Batch, Phase, Seq};
 
 /// Arrays of the batch at hand; see `LorisBatch` in `abi.h`.
 #[derive(Debug, Default)]
@@ -17,9 +19,10 @@ pub(super) struct Arrays {
     n_layers: usize,
     tokens: Vec<u32>,
     cos_sin: Vec<f32>,
+    sink_cos_sin: Vec<f32>,
     tiles: Vec<LorisQTile>,
     logit_rows: Vec<u32>,
-    /// Slots in use of the longest sequence.
+    /// The largest [`batch::kv_len`].
     pub(super) max_kv_len: usize,
 }
 
@@ -31,10 +34,16 @@ impl Arrays {
         self.positions.extend(&batch.positions);
         self.tokens.extend(&batch.tokens);
         self.logit_rows.extend(batch.logit_rows.iter().map(|&row| row as u32));
+        let has_sinks = batch.seqs.iter().any(|seq| sinks(seq) > 0);
         for (seq_idx, seq) in batch.seqs.iter().enumerate() {
             let slots = &seq.slot_positions[..seq.kv_len()];
-            let is_dense = slots.iter().zip(0..).all(|(&position, slot)| position == slot);
-            self.seqs.push(LorisSeq {
+            let (n_pinned, n_gone) = seq.rolling.map_or((0, 0), |r| (r.n_pinned, r.n_gone));
+            let (pinned, rest) = slots.split_at(n_pinned.min(slots.len()));
+            let count_from = |first: usize, slots: &[u32]| {
+                slots.iter().zip(first as u32..).all(|(&position, slot)| position == slot)
+            };
+            let is_dense = count_from(0, pinned) && count_from(n_pinned + n_gone, rest);
+            let this = LorisSeq {
                 row_start: seq.rows.start as u32,
                 n_rows: seq.rows.len() as u32,
                 kv_start: seq.kv_start as u32,
@@ -44,21 +53,27 @@ impl Arrays {
                     false => self.slot_positions.len() as u32,
                 },
                 n_sealed: seq.n_sealed as u32,
-            });
+                n_gone: n_gone as u32,
+                sink: sinks(seq),
+                window: seq.rolling.map_or(0, |rolling| rolling.stream.window),
+            };
+            self.max_kv_len = self.max_kv_len.max(batch::kv_len(&this));
+            self.seqs.push(this);
             if !is_dense {
-                self.slot_positions.extend(slots);
+                self.slot_positions.extend(pinned);
+                self.slot_positions.extend(repeat_n(u32::MAX, n_gone));
+                self.slot_positions.extend(rest);
             }
             self.page_tables.extend(seq.page_table);
             self.n_layers = seq.n_layers;
-            self.max_kv_len = self.max_kv_len.max(seq.kv_len());
             for row in seq.rows.clone() {
                 self.row_seq.push(seq_idx as u32);
-                // In f64: a position of millions is as exact as position 4.
-                let position = f64::from(batch.positions[row]);
-                for &freq in seq.inv_freq {
-                    let (sin, cos) = (position * freq).sin_cos();
-                    self.cos_sin.push((cos * seq.rope_scale) as f32);
-                    self.cos_sin.push((sin * seq.rope_scale) as f32);
+                let position = batch.positions[row];
+                push_angles(&mut self.cos_sin, seq, f64::from(position), seq.rope_scale);
+                if has_sinks {
+                    let place = seq.rolling.map_or(position, |r| r.stream.place(position));
+                    let by = f64::from(place) - f64::from(position);
+                    push_angles(&mut self.sink_cos_sin, seq, by, 1.0);
                 }
             }
         }
@@ -75,6 +90,7 @@ impl Arrays {
         self.page_tables.clear();
         self.tokens.clear();
         self.cos_sin.clear();
+        self.sink_cos_sin.clear();
         self.tiles.clear();
         self.logit_rows.clear();
         self.max_kv_len = 0;
@@ -91,8 +107,24 @@ impl Arrays {
             n_layers: self.n_layers,
             tokens: &self.tokens,
             cos_sin: &self.cos_sin,
+            sink_cos_sin: &self.sink_cos_sin,
             tiles: &self.tiles,
             logit_rows: &self.logit_rows,
         }
+    }
+}
+
+/// Slots that a sequence's rows see besides a window.
+fn sinks(seq: &Seq<'_>) -> u32 {
+    seq.rolling.map_or(0, |rolling| rolling.stream.sink)
+}
+
+/// Cosines and sines of a rotation by so many positions, in f64: by millions it is as exact as by 4.
+#[allow(clippy::cast_possible_truncation)]
+fn push_angles(to: &mut Vec<f32>, seq: &Seq<'_>, positions: f64, scale: f64) {
+    for &freq in seq.inv_freq {
+        let (sin, cos) = (positions * freq).sin_cos();
+        to.push((cos * scale) as f32);
+        to.push((sin * scale) as f32);
     }
 }

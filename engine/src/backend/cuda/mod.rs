@@ -245,9 +245,6 @@ impl Backend for CudaBackend {
     }
 
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
-        if batch.seqs.iter().any(|seq| seq.rolling.is_some()) {
-            return Err(unsupported("window", "a stream", "none"));
-        }
         self.staging = None;
         self.shape = Some(shape);
         self.arrays.fill(batch, kernel_shape(shape));
