@@ -164,8 +164,7 @@ fn bits_do_not_depend_on_when_pages_go(place: &Place) {
 
 /// A hundred thousand tokens hold no more than the first thousand did.
 fn memory_is_constant(place: &Place) {
-    let (first, n_turns, turn_len) =
-        if place.is_slow { (300, 3, 390) } else { (1_000, 10, 9_990) };
+    let (first, n_turns, turn_len) = if place.is_slow { (300, 3, 390) } else { (1_000, 10, 9_990) };
     for kv in [KvFormat::Bf16, KvFormat::Int4] {
         let options = ModelOptions { kv: kv.into(), page_len: 16, chunk: 256, ..options(600) };
         let model = (place.open)(2, &options);

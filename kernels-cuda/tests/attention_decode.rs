@@ -172,10 +172,8 @@ fn streams_beside_others() {
         let whole = run_and_check(&device, &[Part::last(&seq, 1)], 64, None);
         run_and_check(&device, &[Part::last(&seq, 1)], 256, Some(window - 9));
         let other = Sequence::new(shape, 600, Positions::Sparse, 6.0, 11);
-        let gone = Sequence {
-            is_dense: false,
-            ..seq.streaming(sink, window, seq.most_gone(899, 64))
-        };
+        let gone =
+            Sequence { is_dense: false, ..seq.streaming(sink, window, seq.most_gone(899, 64)) };
         let parts = [Part::last(&other, 1), Part::last(&gone, 1), Part::last(&other, 1)];
         assert_eq!(run(&device, &parts, 64, None).rows(1..2, shape), whole);
     }

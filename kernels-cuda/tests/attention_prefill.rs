@@ -188,10 +188,8 @@ fn streams_beside_others() {
         let whole = run_and_check(&device, &[Part::all(&seq)], 64, None);
         run_and_check(&device, &[Part::all(&seq)], 256, Some(window + 9));
         let other = Sequence::new(shape, 50, Positions::Sparse, 6.0, 12);
-        let gone = Sequence {
-            is_dense: false,
-            ..seq.streaming(sink, window, seq.most_gone(170, 64))
-        };
+        let gone =
+            Sequence { is_dense: false, ..seq.streaming(sink, window, seq.most_gone(170, 64)) };
         let parts = [Part::last(&other, 33), Part::last(&gone, 30), Part::last(&other, 1)];
         let given = run(&device, &parts, 64, None);
         assert_eq!(given.rows(33..63, shape), whole.rows(170..200, shape));

@@ -235,7 +235,11 @@ impl Sequence {
         let turned: Vec<f32> = (0..head_dim)
             .map(|i| {
                 let [cos, sin] = quarter(own, i % half);
-                if i < half { q[i] * cos - q[i + half] * sin } else { q[i] * cos + q[i - half] * sin }
+                if i < half {
+                    q[i] * cos - q[i + half] * sin
+                } else {
+                    q[i] * cos + q[i - half] * sin
+                }
             })
             .collect();
         slots
