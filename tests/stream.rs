@@ -191,7 +191,7 @@ fn memory_is_constant(place: &Place) {
 fn a_call_that_is_stopped_changes_nothing(place: &Place) {
     let model = (place.open)(2, &ModelOptions { page_len: 16, chunk: 32, ..options(1_024) });
     let (befores, n_new, stops) = match place.is_slow {
-        true => (vec![0, 65, 130], 90, 1..3),
+        true => (vec![0, 65, 130], 150, 1..3),
         false => (vec![0, 5, 40, 64, 65, 100, 333], 400, 1..13),
     };
     for n_before in befores {
@@ -311,7 +311,8 @@ fn company_changes_nothing(place: &Place) {
     }
 }
 
-/// What a stream holds is the same bytes everywhere, and goes on near enough on another device.
+/// What a stream holds is the same bytes everywhere, and goes on near enough on another device: codes fall to another
+/// side there, which costs no more than coding does (`fixtures.rs`).
 #[test]
 fn a_saved_stream_goes_on_on_another_device() {
     let saved = |s: &Session| {
@@ -319,7 +320,13 @@ fn a_saved_stream_goes_on_on_another_device() {
         s.save(&mut blob).unwrap();
         blob
     };
+    let distance = |a: &[f32], b: &[f32]| {
+        let pairs = a.iter().zip(b);
+        let (d, n) = pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
+        (d / n).sqrt()
+    };
     let as_it_was = SessionOptions::default();
+    let mut exact = Vec::new(); // what the CPU gives without codes
     for kv in ["bf16", "int8", "int4"] {
         let options = ModelOptions { kv: kv.parse().unwrap(), page_len: 16, ..options(1_024) };
         let on_cpu = open_cpu(checkpoint("llama-tied"), &options);
@@ -332,16 +339,21 @@ fn a_saved_stream_goes_on_on_another_device() {
             let mut moved = to.restore(&mut &*blob, &as_it_was).unwrap();
             let mut back = from.restore(&mut &*blob, &as_it_was).unwrap();
             assert!(saved(&moved) == blob, "{kv}: the bytes are the same wherever they are");
+            let mut seen = [vec![], vec![]];
             for token in 0..20 {
                 for s in [&mut first, &mut moved, &mut back] {
                     s.decode(token).unwrap();
                 }
                 assert!(logits(&back) == logits(&first), "{kv}");
-                let pairs = first.logits().unwrap().iter().zip(moved.logits().unwrap());
-                let (d, n) =
-                    pairs.fold((0.0, 0.0), |(d, n), (a, b)| (d + (a - b).powi(2), n + a * a));
-                assert!((d / n).sqrt() < 2e-2, "{kv}: {}", (d / n).sqrt());
+                for (seen, s) in seen.iter_mut().zip([&first, &moved]) {
+                    seen.extend_from_slice(s.logits().unwrap());
+                }
             }
+            if exact.is_empty() {
+                exact.clone_from(&seen[0]);
+            }
+            let (d, cost) = (distance(&seen[0], &seen[1]), distance(&exact, &seen[0]));
+            assert!(d <= 2e-2 + cost, "{kv}: {d:e}, and coding costs {cost:e}");
         }
     }
 }
@@ -362,8 +374,9 @@ fn steps_are_replayed_however_long_a_stream_is() {
         }
     }
     assert_eq!(s.n_gone(), 672);
-    // One split, two, and with as much as may be gone before splits are left out, four.
-    assert_eq!(launched.len(), 3, "{launched:?}");
+    // One split, two, with as much as may be gone before splits are left out four, and two again, as there was more
+    // memory to be taken for four.
+    assert_eq!(launched.len(), 4, "{launched:?}");
 }
 
 #[test]

@@ -93,6 +93,18 @@ impl KvFormats {
         self.k.is_by_channel()
     }
 
+    /// Refuses pages that are coded as a whole, whose slots nothing can be done with one by one.
+    pub(crate) fn check_by_slot(self, op: &str) -> Result<(), Error> {
+        match self.are_sealed() {
+            false => Ok(()),
+            true => Err(Error::Unsupported {
+                what: format!("{op} formats of the KV cache"),
+                found: format!("{self:?}"),
+                expected: "those that code each slot by itself",
+            }),
+        }
+    }
+
     /// What attention counts slots from: see `LORIS_KV_SKEW`.
     pub fn skew(self) -> usize {
         if self.is_coded() { LORIS_KV_SKEW as usize } else { 0 }

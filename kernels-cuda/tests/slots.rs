@@ -171,3 +171,17 @@ fn what_does_not_fit_is_refused() {
     pages.head_dim = 80;
     assert!(slot_move(&device, &mut pages, &table, &keep(8), 8).is_err());
 }
+
+/// Pages that are coded as a whole have no slots that could be measured or moved one by one.
+#[test]
+fn sealed_pages_are_refused() {
+    let kv = pair(KvFormat::Int4Channel, KvFormat::Int4);
+    let mut pool = Pool::new(kv, 1, 32, 16, 4);
+    let keep = Buffer::from_slice(&pool.device, &[0u32, 1, 2, 3], "keep").unwrap();
+    let moved = slot_move(&pool.device, &mut pool.pages, &pool.table, &keep, 4).unwrap_err();
+    let mut norms = Buffer::new(&pool.device, 4, "norms").unwrap();
+    let measured = key_norm(&pool.device, &pool.pages, &pool.table, 0, 4, &mut norms).unwrap_err();
+    for (op, error) in [("slot_move", moved), ("key_norm", measured)] {
+        assert!(error.to_string().contains(op), "{error}");
+    }
+}

@@ -16,6 +16,7 @@ pub fn key_norm(
     n_slots: usize,
     norms: &mut Buffer<f32>,
 ) -> Result<(), Error> {
+    pages.kv.check_by_slot("key_norm")?;
     let kernel = by_head_dim(pages.head_dim, ["key_norm_d32", "key_norm_d64", "key_norm_d128"])?;
     Error::check_room("key_norm layers of the table, at least", table.n_layers, layer + 1)?;
     Error::check_room("key_norm slots of the table, at least", table.n_slots(pages), n_slots)?;

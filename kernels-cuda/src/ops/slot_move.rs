@@ -15,6 +15,7 @@ pub fn slot_move(
     keep: &Buffer<u32>,
     n_keep: usize,
 ) -> Result<(), Error> {
+    pages.kv.check_by_slot("slot_move")?;
     let kernel = by_head_dim(pages.head_dim, ["slot_move_d32", "slot_move_d64", "slot_move_d128"])?;
     let n_layers = keep.len().checked_div(n_keep).unwrap_or(0);
     Error::check_size("slot_move slots that stay", keep.len(), n_layers * n_keep)?;
