@@ -1,142 +1,31 @@
 //! Saving and restoring a session.
 //!
-//! A blob is, in this order, with what only a session that prunes has in brackets: a header, [the schedule and
-//! its points], of a stream what it sees and what it has left behind, of a session that evicts its policy and what
-//! that goes by, of a cache of sealed pages how many each segment has, the tokens, the last logits if there are any, [how many segments of the layers each token has
-//! gone through], [for each segment but the first the number of its slots and their positions], the KV of
-//! every layer as `[layer][K|V][kv_head]`, a head's codes of all slots before its params, which does not depend
-//! on the page length, but where pages are sealed, [the
-//! hidden states that wait, `[hidden_dim]` each in the format of KV that is not coded, by position]; then a checksum
-//! (XXH3, 64 bits) of all that. In the first segment slot i holds token i, but for
-//! streams, whose tokens behind the first page are later ones, where tokens were evicted, and where pages are sealed: then the
-//! positions of the first segment's slots are written too. A slot whose token was forgotten
-//! stays, because the order of slots decides the bits of attention; what it held does not, unless pages are sealed. Numbers are
-//! little-endian. Version 2 had no streams and no eviction, version 1 also lacked what is in brackets.
-//!
-//! A blob is parsed as untrusted: every field is
-//! checked against the opened model before memory is taken, and a session exists only if all of it was
-//! sound. The checksum finds damage, not malice: a forged cache gives wrong text, never a wrong access.
+//! A blob ([`blob`]) is parsed as untrusted: every field is checked against the opened model before memory is taken,
+//! and a session exists only if all of it was sound. The checksum finds damage, not malice: a forged cache gives
+//! wrong text, never a wrong access.
+
+mod blob;
+mod contents;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::bf16;
-use half::slice::HalfFloatSliceExt;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cache::{AuxRow, GIVEN_UP, KvFormat, KvFormats, PageLayout, Segment, Side};
+use self::blob::{
+    EVICTS, Evicted, HAS_LOGITS, Header, IS_SEALED, IS_STREAM, Point, Schedule, Sealed, Streamed,
+    Summed, VERSION, at_most, evicted_of, expected_header, io_error, mismatch, policy_of, read,
+    read_pod, read_schedule, schedule_of,
+};
+use self::contents::runs;
+use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
-use crate::evict::Evicting;
 use crate::memory;
-use crate::policy::evict::{Keep, Rank};
+use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
-use crate::policy::{Evict, Lazy, Order, PrunePoint, Stream};
 use crate::session::{Pending, Session, SessionOptions, StreamOptions};
-
-const MAGIC: [u8; 8] = *b"loris-kv";
-const VERSION: u32 = 3;
-
-/// The fixed start of a blob.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Header {
-    magic: [u8; 8],
-    version: u32,
-    /// Of keys, 0: bf16, 1: f32, 2: fp8, 3: int8, 4: int4, 5: int4-plain, 6: int4-channel, 7: int2; and from bit 8 on that of values, xor
-    /// that of keys.
-    kv_format: u32,
-    /// Of the weights that made the cache.
-    fingerprint: u64,
-    n_layers: u32,
-    n_kv_heads: u32,
-    head_dim: u32,
-    vocab_size: u32,
-    /// Without those that a stream has left behind.
-    n_tokens: u64,
-    /// Leading tokens that prefill wrote.
-    n_shareable: u64,
-    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`].
-    flags: u32,
-    /// Prune points; 0 in a session that does not prune, and in version 1.
-    n_points: u32,
-}
-
-/// A row of logits follows the tokens.
-const HAS_LOGITS: u32 = 1;
-/// [`Streamed`] comes in front of the tokens.
-const IS_STREAM: u32 = 2;
-/// [`Evicted`] does, and for `h2o` the attention that each slot has got, `[layer][slot]`, f32.
-const EVICTS: u32 = 4;
-/// [`Sealed`] does, and the number of sealed pages of each segment, 64 bits each.
-const IS_SEALED: u32 = 8;
-
-/// What a stream sees, and has left behind.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Streamed {
-    sink: u32,
-    window: u32,
-    n_gone: u64,
-    /// Pages go as a whole, so they must be as long again.
-    page_len: u64,
-}
-
-/// Of a cache whose pages are coded as a whole.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Sealed {
-    /// Which must be as long again.
-    page_len: u64,
-}
-
-/// [`Evict`], and the slots of a layer.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Evicted {
-    /// Index in [`Rank::ALL`].
-    rank: u32,
-    /// 1: `share` is kept, else `tokens`.
-    is_share: u32,
-    tokens: u64,
-    share: f64,
-    sinks: u64,
-    window: u32,
-    pool: u32,
-    /// Tokens when some were evicted last.
-    since: u64,
-    n_slots: u64,
-}
-
-/// [`Lazy`] without its points.
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Schedule {
-    sinks: u64,
-    min_len: u64,
-    max_revived: u64,
-    window: u32,
-    /// 0 or 1.
-    revives: u32,
-    /// 0: by attention, 1: random.
-    order: u32,
-    seed: u32,
-    pool: u32,
-    reserved: u32,
-}
-
-/// [`PrunePoint`].
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Point {
-    keep_rate: f64,
-    layer: u64,
-}
-
-/// Hidden states that are read or written in one turn on the device.
-const ROWS_A_TURN: usize = 256;
 
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
@@ -229,102 +118,47 @@ impl Session {
             n_points: self.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };
-        out.write_all(bytemuck::bytes_of(&header)).map_err(io_error)?;
+        out.write(bytemuck::bytes_of(&header))?;
         if let Some(lazy) = &self.lazy {
             let (schedule, points) = schedule_of(lazy);
-            out.write_all(bytemuck::bytes_of(&schedule)).map_err(io_error)?;
-            out.write_all(bytemuck::cast_slice(&points)).map_err(io_error)?;
+            out.write(bytemuck::bytes_of(&schedule))?;
+            out.write(bytemuck::cast_slice(&points))?;
         }
         if let Some(Stream { sink, window }) = self.stream {
             let (n_gone, page_len) =
                 (self.n_gone() as u64, self.model.plan().layout.page_len as u64);
             let streamed = Streamed { sink, window, n_gone, page_len };
-            out.write_all(bytemuck::bytes_of(&streamed)).map_err(io_error)?;
+            out.write(bytemuck::bytes_of(&streamed))?;
         }
         if let Some(evicting) = &self.evicting {
             let evicted = evicted_of(evicting, self.cache.segments[0].len());
-            out.write_all(bytemuck::bytes_of(&evicted)).map_err(io_error)?;
+            out.write(bytemuck::bytes_of(&evicted))?;
             for sums in evicting.sums() {
-                out.write_all(bytemuck::cast_slice(sums)).map_err(io_error)?;
+                out.write(bytemuck::cast_slice(sums))?;
             }
         }
         if header.flags & IS_SEALED != 0 {
             let sealed = Sealed { page_len: self.model.plan().layout.page_len as u64 };
-            out.write_all(bytemuck::bytes_of(&sealed)).map_err(io_error)?;
+            out.write(bytemuck::bytes_of(&sealed))?;
             for segment in &self.cache.segments {
-                out.write_all(&(segment.n_sealed as u64).to_le_bytes()).map_err(io_error)?;
+                out.write(&(segment.n_sealed as u64).to_le_bytes())?;
             }
         }
-        out.write_all(bytemuck::cast_slice(&self.tokens)).map_err(io_error)?;
+        out.write(bytemuck::cast_slice(&self.tokens))?;
         if self.logits_ready {
-            out.write_all(bytemuck::cast_slice(&self.logits)).map_err(io_error)?;
+            out.write(bytemuck::cast_slice(&self.logits))?;
         }
         if self.lazy.is_some() {
-            out.write_all(self.cache.depths()).map_err(io_error)?;
+            out.write(self.cache.depths())?;
         }
         for segment in self.segments_with_slots() {
-            out.write_all(&(segment.len() as u64).to_le_bytes()).map_err(io_error)?;
-            out.write_all(bytemuck::cast_slice(&segment.positions)).map_err(io_error)?;
+            out.write(&(segment.len() as u64).to_le_bytes())?;
+            out.write(bytemuck::cast_slice(&segment.positions))?;
         }
         for segment in &self.cache.segments {
             self.write_pages(out, segment)?;
         }
         self.write_waiting(out)
-    }
-
-    fn write_pages(
-        &self,
-        out: &mut Summed<&mut dyn Write>,
-        segment: &Segment,
-    ) -> Result<(), Error> {
-        let shared = &*self.model.shared;
-        let layout = segment.layout(&shared.plan.layout);
-        // What they hold means nothing, unless it is about to be sealed with the others.
-        let is_void = |&(_, &p): &(usize, &u32)| p == GIVEN_UP && !layout.kv.are_sealed();
-        let given_up = || (0..).zip(&segment.positions).filter(is_void);
-        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
-        for layer in 0..segment.n_layers {
-            let mut device = shared.device();
-            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
-            for (page, &id) in pages.chunks_exact_mut(layout.bytes()).zip(ids) {
-                device.read_page(id, page)?;
-            }
-            drop(device);
-            for (slot, _) in given_up() {
-                for head in heads(layout) {
-                    for range in slots_of(layout, head, slot..slot + 1) {
-                        pages[range].fill(0);
-                    }
-                }
-            }
-            for run in runs(layout, segment.len()) {
-                out.write_all(&pages[run]).map_err(io_error)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write_waiting(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
-        let rows: Vec<AuxRow> = self.cache.aux.rows().map(|(_, row)| row).collect();
-        let hidden_dim = self.model.config().hidden_dim;
-        let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
-        for rows in rows.chunks(ROWS_A_TURN) {
-            let states = &mut states[..rows.len() * hidden_dim];
-            let mut device = self.model.shared.device();
-            for (&row, state) in rows.iter().zip(states.chunks_exact_mut(hidden_dim)) {
-                device.read_aux(row, state)?;
-            }
-            drop(device);
-            match self.model.plan().layout.kv.wide() {
-                KvFormat::F32 => out.write_all(bytemuck::cast_slice(states)),
-                _ => {
-                    let narrow: Vec<bf16> = states.iter().map(|&x| bf16::from_f32(x)).collect();
-                    out.write_all(bytemuck::cast_slice(&narrow))
-                }
-            }
-            .map_err(io_error)?;
-        }
-        Ok(())
     }
 }
 
@@ -627,55 +461,6 @@ impl Model {
         session.cache.restore(len, depth, &slots, &self.plan().layout, &mut pool)?;
         Ok(())
     }
-
-    fn read_pages(&self, from: &mut Summed<&mut dyn Read>, segment: &Segment) -> Result<(), Error> {
-        let layout = segment.layout(&self.plan().layout);
-        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
-        for layer in 0..segment.n_layers {
-            for run in runs(layout, segment.len()) {
-                read(from, &mut pages[run], "pages")?;
-            }
-            let mut device = self.shared.device();
-            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
-            for (page, &id) in pages.chunks_exact(layout.bytes()).zip(ids) {
-                device.write_page(id, page)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read_waiting(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        session: &Session,
-    ) -> Result<(), Error> {
-        let rows: Vec<AuxRow> = session.cache.aux.rows().map(|(_, row)| row).collect();
-        let hidden_dim = self.config().hidden_dim;
-        let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
-        let mut narrow: Vec<bf16> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
-        for rows in rows.chunks(ROWS_A_TURN) {
-            let n = rows.len() * hidden_dim;
-            match self.plan().layout.kv.wide() {
-                KvFormat::F32 => {
-                    read(from, bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
-                }
-                _ => {
-                    read(from, bytemuck::cast_slice_mut(&mut narrow[..n]), "hidden states")?;
-                    narrow[..n].convert_to_f32_slice(&mut states[..n]);
-                }
-            }
-            let mut device = self.shared.device();
-            for (&row, state) in rows.iter().zip(states.chunks_exact(hidden_dim)) {
-                device.write_aux(row, state)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Bytes of a hidden state that waits.
-    fn hidden_bytes(&self) -> usize {
-        self.plan().layout.kv.wide().code_bytes(self.config().hidden_dim)
-    }
 }
 
 /// The positions of the slots of the first segment: 0, 1, ... of the first ones, then from another number on.
@@ -693,43 +478,6 @@ impl Positions {
     }
 }
 
-fn evicted_of(evicting: &Evicting, n_slots: usize) -> Evicted {
-    // By name, so that none is forgotten.
-    let Evict { rank, keep, sinks, window, pool } = evicting.policy;
-    let (is_share, tokens, share) = match keep {
-        Keep::Tokens(tokens) => (0, tokens as u64, 0.0),
-        Keep::Share(share) => (1, 0, share),
-    };
-    let rank = Rank::ALL.iter().position(|(r, _)| *r == rank).unwrap_or_default();
-    #[allow(clippy::cast_possible_truncation)] // at most 64
-    Evicted {
-        rank: rank as u32,
-        is_share,
-        tokens,
-        share,
-        sinks: sinks as u64,
-        window: window as u32,
-        pool: pool as u32,
-        since: evicting.since as u64,
-        n_slots: n_slots as u64,
-    }
-}
-
-fn policy_of(evicted: &Evicted) -> Result<Evict, Error> {
-    let &Evicted { rank, is_share, tokens, share, sinks, window, pool, .. } = evicted;
-    let Some(&(rank, _)) = Rank::ALL.get(rank as usize) else {
-        let expected = format!("less than {}", Rank::ALL.len());
-        return Err(mismatch("eviction policy", rank.to_string(), expected));
-    };
-    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let keep = match is_share {
-        0 => Keep::Tokens(count(tokens)),
-        1 => Keep::Share(share),
-        found => return Err(mismatch("flag of a share", found.to_string(), "0 or 1".into())),
-    };
-    Ok(Evict { rank, keep, sinks: count(sinks), window: window as usize, pool: pool as usize })
-}
-
 /// Fails where a caller asks for something else than was saved.
 fn agree<T: PartialEq + std::fmt::Debug>(
     field: &'static str,
@@ -745,12 +493,6 @@ fn agree<T: PartialEq + std::fmt::Debug>(
 
 fn unsound(field: &'static str, e: &Error) -> Error {
     mismatch(field, e.to_string(), "one that the model can follow".into())
-}
-
-/// A count that is no more than `max`.
-fn at_most(field: &'static str, found: u64, max: u64) -> Result<usize, Error> {
-    let refuse = || mismatch(field, found.to_string(), format!("at most {max}"));
-    usize::try_from(found).ok().filter(|_| found <= max).ok_or_else(refuse)
 }
 
 /// The slots of segment `idx` must hold each token that has gone through it once, and no other; slots that
@@ -780,183 +522,4 @@ fn check_slots(
         }
         _ => Ok(()),
     }
-}
-
-fn schedule_of(lazy: &Lazy) -> (Schedule, Vec<Point>) {
-    // By name, so that none is forgotten.
-    let Lazy { points, window, sinks, pool, min_len, max_revived, revives, order } = lazy;
-    let (order, seed) = match *order {
-        Order::Attention => (0, 0),
-        Order::Random { seed } => (1, seed),
-    };
-    #[allow(clippy::cast_possible_truncation)] // at most 64
-    let schedule = Schedule {
-        sinks: *sinks as u64,
-        min_len: *min_len as u64,
-        max_revived: *max_revived as u64,
-        window: *window as u32,
-        revives: u32::from(*revives),
-        order,
-        seed,
-        pool: *pool as u32,
-        reserved: 0,
-    };
-    let point = |&PrunePoint { layer, keep_rate }: &_| Point { keep_rate, layer: layer as u64 };
-    (schedule, points.iter().map(point).collect())
-}
-
-fn read_schedule(from: &mut Summed<&mut dyn Read>, n_points: usize) -> Result<Lazy, Error> {
-    let schedule: Schedule = read_pod(from, "schedule")?;
-    let mut points: Vec<Point> = memory::zeros(n_points, "prune points")?;
-    read(from, bytemuck::cast_slice_mut(&mut points), "prune points")?;
-    let Schedule { sinks, min_len, max_revived, window, revives, order, seed, pool, reserved } =
-        schedule;
-    if reserved != 0 {
-        return Err(mismatch("reserved word", reserved.to_string(), "0".into()));
-    }
-    let flag = |field, found: u32| match found {
-        0 | 1 => Ok(found == 1),
-        _ => Err(mismatch(field, found.to_string(), "0 or 1".into())),
-    };
-    let order = match (flag("order of a schedule", order)?, seed) {
-        (false, 0) => Order::Attention,
-        (false, seed) => return Err(mismatch("seed", seed.to_string(), "0".into())),
-        (true, seed) => Order::Random { seed },
-    };
-    // Saturating: more than any sequence is long is all the same.
-    let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    let point = |&Point { keep_rate, layer }: &_| PrunePoint { layer: count(layer), keep_rate };
-    Ok(Lazy {
-        points: points.iter().map(point).collect(),
-        window: window as usize,
-        sinks: count(sinks),
-        pool: pool as usize,
-        min_len: count(min_len),
-        max_revived: count(max_revived),
-        revives: flag("revival of a schedule", revives)?,
-        order,
-    })
-}
-
-/// A header for this model without the counts of a session.
-fn expected_header(model: &Model) -> Header {
-    let plan = model.plan();
-    #[allow(clippy::cast_possible_truncation)] // range-checked when the config was read
-    let small = |n: usize| n as u32;
-    Header {
-        magic: MAGIC,
-        version: VERSION,
-        kv_format: kv_format(plan.layout.kv),
-        fingerprint: model.shared.fingerprint,
-        n_layers: small(plan.n_layers),
-        n_kv_heads: small(plan.layout.n_kv_heads),
-        head_dim: small(plan.layout.head_dim),
-        vocab_size: small(model.config().vocab_size),
-        n_tokens: 0,
-        n_shareable: 0,
-        flags: 0,
-        n_points: 0,
-    }
-}
-
-/// Names the formats of a cache.
-fn kv_format(KvFormats { k, v }: KvFormats) -> u32 {
-    let code = |format| match format {
-        KvFormat::Bf16 => 0,
-        KvFormat::F32 => 1,
-        KvFormat::Fp8 => 2,
-        KvFormat::Int8 => 3,
-        KvFormat::Int4 => 4,
-        KvFormat::Int4Plain => 5,
-        KvFormat::Int4Channel => 6,
-        KvFormat::Int2 => 7,
-    };
-    code(k) | (code(k) ^ code(v)) << 8
-}
-
-/// K of every head, then V: the order of a blob.
-fn heads(layout: PageLayout) -> impl Iterator<Item = (Side, usize)> {
-    let of = move |side| (0..layout.n_kv_heads).map(move |head| (side, head));
-    [Side::K, Side::V].into_iter().flat_map(of)
-}
-
-/// Bytes of the codes and of the params of a head's slots, all in one page, in pages laid end to end.
-fn slots_of(
-    layout: PageLayout,
-    (side, head): (Side, usize),
-    slots: Range<usize>,
-) -> [Range<usize>; 2] {
-    let (page_idx, first) = layout.place(slots.start);
-    let (form, last) = (layout.form(page_idx), first + slots.len());
-    let base = page_idx * layout.bytes();
-    let range = |at: &dyn Fn(usize) -> usize| base + at(first)..base + at(last);
-    let params = |slot: usize| match form.format(side).is_by_channel(side) && first > 0 {
-        true => form.params(side, head, 0), // they come with the first slot
-        false => form.params(side, head, slot),
-    };
-    [range(&|slot| form.codes(side, head, slot)), range(&params)]
-}
-
-/// Byte ranges of the used slots of one layer's pages laid end to end, in the order of a blob.
-fn runs(layout: PageLayout, n_slots: usize) -> impl Iterator<Item = Range<usize>> {
-    let pages = move || {
-        let first = move |page_idx| layout.n_slots(page_idx);
-        (0..layout.n_pages(n_slots)).map(move |idx| first(idx)..first(idx + 1).min(n_slots))
-    };
-    heads(layout).flat_map(move |head| {
-        let part =
-            move |idx: usize| pages().map(move |slots| slots_of(layout, head, slots)[idx].clone());
-        part(0).chain(part(1))
-    })
-}
-
-/// A reader or writer that sums what passes through.
-struct Summed<T> {
-    inner: T,
-    sum: Xxh3,
-}
-
-impl Summed<&mut dyn Write> {
-    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.sum.update(bytes);
-        self.inner.write_all(bytes)
-    }
-}
-
-fn read(
-    from: &mut Summed<&mut dyn Read>,
-    out: &mut [u8],
-    field: &'static str,
-) -> Result<(), Error> {
-    match from.inner.read_exact(out) {
-        Ok(()) => {
-            from.sum.update(out);
-            Ok(())
-        }
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(mismatch(field, "the end of the data".into(), format!("{} more bytes", out.len())))
-        }
-        Err(e) => Err(io_error(e)),
-    }
-}
-
-fn read_pod<T: bytemuck::Pod>(
-    from: &mut Summed<&mut dyn Read>,
-    field: &'static str,
-) -> Result<T, Error> {
-    let mut value = T::zeroed();
-    read(from, bytemuck::bytes_of_mut(&mut value), field)?;
-    Ok(value)
-}
-
-fn buffer(n: usize, bytes: usize) -> Result<Vec<u8>, Error> {
-    memory::zeros(n * bytes, "one layer's pages") // no more than the page pool
-}
-
-fn mismatch(field: &'static str, found: String, expected: String) -> Error {
-    Error::SavedState { field, found, expected }
-}
-
-fn io_error(source: io::Error) -> Error {
-    Error::Io { path: "saved session".into(), source }
 }
