@@ -81,8 +81,8 @@ struct PagedKv {
     // The first slot of the tail, a multiple of 16.
     DEV uint32_t tail_start() const { return SKEW + LORIS_KV_WIDE + (n_sealed << page_len_log2); }
 
-    // The page of a slot that is not in a tail. There it is some page of the table, and of slots that
-    // were given back the first, so that there is an address.
+    // The page of a slot that is not in a tail. There it is some page of the table, and of slots
+    // that were given back the first, so that there is an address.
     DEV uint32_t page(uint32_t slot) const {
         const uint32_t idx = in_pages(slot) >> page_len_log2, n = n_gone >> page_len_log2;
         return page_table[(max(idx, n) - n) * table_stride + layer];
