@@ -212,7 +212,7 @@ DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_sme
     constexpr int CHUNKS = D / 8, ROWS = 32 / CHUNKS;
     const PackedRow packed(args);
     const int row = prim::lane() / CHUNKS, chunk = prim::lane() % CHUNKS;
-#pragma unroll
+#pragma unroll 4  // all at once want more registers than there are
     for (int i = 0; i < WARP_Q; i += ROWS) {
         const int r = i + row;
         uint16_t *to = args.out + static_cast<uint64_t>(prim::shfl(packed.row_head, r)) * D;
@@ -596,9 +596,11 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
     };
 
     const float scale = args.scale * LOG2_E;
-    const int mk_lane = lane_offset_mk<D>(), nk_lane = lane_offset_nk<D>();
 
     while (tile != NO_TILE) {
+        // Anew, or the offsets of all steps are kept in registers from tile to tile.
+        const int mk_lane = prim::anew(lane_offset_mk<D>());
+        const int nk_lane = prim::anew(lane_offset_nk<D>());
         const uint32_t v_stage = At::IS_CODED ? STAGE_BYTES<D> : next_stage<D>(k_stage);
         take_k(v_stage);
 
@@ -676,6 +678,25 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
             }
         }
 
+        // What V is multiplied with. Where V has yet to be spread it is made first, as scores take
+        // twice the registers.
+        uint32_t p[BLOCK_KV / 16][N_M][4];
+        auto weigh = [&](int k) {
+            for (int m = 0; m < N_M; m++)
+                for (int i = 0; i < 4; i++) {
+                    const int r = m * 2 + i % 2;
+                    float *x = &s[m][2 * k + i / 2][i % 2 * 2];
+                    float p0 = prim::exp2_fast(fmaf(x[0], scale, -state[r].row_max));
+                    float p1 = prim::exp2_fast(fmaf(x[1], scale, -state[r].row_max));
+                    state[r].row_sum += p0 + p1;
+                    p[k][m][i] = prim::pack_bf16(p0, p1);
+                }
+        };
+        if (At::IS_CODED && is_seen) {
+#pragma unroll
+            for (int k = 0; k < BLOCK_KV / 16; k++) weigh(k);
+        }
+
         take_v();
         tile = next;
         next = next_seen(next + 1);
@@ -685,17 +706,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
         if (is_seen) {
 #pragma unroll
             for (int k = 0; k < BLOCK_KV / 16; k++) {
-                uint32_t a[N_M][4];
-#pragma unroll
-                for (int m = 0; m < N_M; m++)
-                    for (int i = 0; i < 4; i++) {
-                        const int r = m * 2 + i % 2;
-                        float *x = &s[m][2 * k + i / 2][i % 2 * 2];
-                        float p0 = prim::exp2_fast(fmaf(x[0], scale, -state[r].row_max));
-                        float p1 = prim::exp2_fast(fmaf(x[1], scale, -state[r].row_max));
-                        state[r].row_sum += p0 + p1;
-                        a[m][i] = prim::pack_bf16(p0, p1);
-                    }
+                if (!At::IS_CODED) weigh(k);
 #pragma unroll
                 for (int n = 0; n < D / 8; n += 2) {
                     uint32_t b[4];
@@ -703,8 +714,8 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                                     ring_smem + v_stage + k * 16 * ROW_BYTES + (mk_lane ^ n << 4));
 #pragma unroll
                     for (int m = 0; m < N_M; m++) {
-                        prim::mma_bf16(o[m][n], a[m], b[0], b[1]);
-                        prim::mma_bf16(o[m][n + 1], a[m], b[2], b[3]);
+                        prim::mma_bf16(o[m][n], p[k][m], b[0], b[1]);
+                        prim::mma_bf16(o[m][n + 1], p[k][m], b[2], b[3]);
                     }
                 }
             }
