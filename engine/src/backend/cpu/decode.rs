@@ -14,7 +14,7 @@ use super::team::Tasks;
 #[derive(Clone, Copy)]
 pub(super) struct Input<'a> {
     /// Rows of `k`.
-    pub(super) x: Shared<f32>,
+    pub(super) x: &'a [f32],
     pub(super) k: usize,
     pub(super) n_rows: usize,
     /// Which rows, where not the first `n_rows`.
@@ -33,7 +33,9 @@ impl Input<'_> {
     unsafe fn prepare<S: Simd>(&self, i: usize, to: *mut f32) {
         let row = self.pick.map_or(i, |pick| pick[i]);
         // SAFETY: the row is one of x's.
-        unsafe { prepare::<S>(self.norm, self.format, self.x.get().add(row * self.k), self.k, to) };
+        unsafe {
+            prepare::<S>(self.norm, self.format, self.x.as_ptr().add(row * self.k), self.k, to)
+        };
     }
 }
 
@@ -41,7 +43,7 @@ impl Input<'_> {
 pub(super) struct PrepareRows<'a> {
     pub(super) input: Input<'a>,
     /// `[row][padded(k)]`
-    pub(super) to: Shared<f32>,
+    pub(super) to: Shared<'a, f32>,
     pub(super) tasks: &'a Tasks,
     pub(super) thread_idx: usize,
 }
@@ -86,7 +88,7 @@ pub(super) struct Linear<'a, E> {
     pub(super) input: Input<'a>,
     /// All rows prepared; without, there is one row and each thread prepares it for itself, which
     /// costs less than a region.
-    pub(super) prepared: Option<Shared<f32>>,
+    pub(super) prepared: Option<&'a [f32]>,
     pub(super) sink: &'a E,
     pub(super) tasks: &'a Tasks,
     pub(super) thread_idx: usize,
@@ -99,7 +101,7 @@ impl<E: Sink> Kernel for Linear<'_, E> {
     unsafe fn run<S: Simd, D: Dot>(self) {
         // SAFETY: scratch_len is the sum of the parts; chunks are tasks, one thread each.
         unsafe {
-            let mut x = self.prepared.map(|x| x.get().cast_const());
+            let mut x = self.prepared.map(<[f32]>::as_ptr);
             while let Some(chunk) = self.tasks.next(self.thread_idx) {
                 let x = *x.get_or_insert_with(|| {
                     let x = self.scratch.add(2 * CHUNK * self.input.n_rows);
@@ -122,7 +124,7 @@ fn rows_of(chunk: usize, n: usize) -> std::ops::Range<usize> {
 pub(super) struct Store<'a> {
     pub(super) weights: &'a [&'a CpuMatrix],
     /// `[row][sum of n]`
-    pub(super) y: Shared<f32>,
+    pub(super) y: Shared<'a, f32>,
 }
 
 impl Store<'_> {
@@ -165,7 +167,7 @@ impl Sink for Store<'_> {
 pub(super) struct AddTo<'a> {
     pub(super) w: &'a CpuMatrix,
     /// `[row][w.n]`
-    pub(super) x: Shared<f32>,
+    pub(super) x: Shared<'a, f32>,
 }
 
 impl Sink for AddTo<'_> {
@@ -200,7 +202,7 @@ pub(super) struct GatedTo<'a> {
     pub(super) gate: &'a CpuMatrix,
     pub(super) up: &'a CpuMatrix,
     /// `[row][gate.n]`
-    pub(super) h: Shared<f32>,
+    pub(super) h: Shared<'a, f32>,
 }
 
 impl Sink for GatedTo<'_> {
@@ -235,7 +237,7 @@ impl Sink for GatedTo<'_> {
 pub(super) struct FinishHeads<'a> {
     pub(super) heads: &'a Heads<'a>,
     /// `[row][Q, K, V]`
-    pub(super) qkv: Shared<f32>,
+    pub(super) qkv: Shared<'a, f32>,
     pub(super) tasks: &'a Tasks,
     pub(super) thread_idx: usize,
 }

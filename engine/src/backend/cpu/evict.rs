@@ -14,7 +14,7 @@ pub(super) struct KeyNorms<'a> {
     pub(super) layer: usize,
     pub(super) n_slots: usize,
     /// `[slot]`
-    pub(super) out: Shared<f32>,
+    pub(super) out: Shared<'a, f32>,
 }
 
 impl Kernel for KeyNorms<'_> {

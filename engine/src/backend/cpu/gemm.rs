@@ -32,13 +32,13 @@ fn block_steps(steps: usize) -> usize {
 
 /// Packed rows: tile `i` is `[step][rows(i)]` from unit `start(i) * steps` on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Packed {
-    pub(super) data: Shared<f32>,
+pub(super) struct Packed<'a> {
+    pub(super) data: Shared<'a, f32>,
     pub(super) tiles: Tiles,
     pub(super) steps: usize,
 }
 
-impl Packed {
+impl Packed<'_> {
     #[inline(always)]
     fn tile(&self, i: usize) -> *mut f32 {
         self.data.get().wrapping_add(self.tiles.start(i) * self.steps)
@@ -47,10 +47,10 @@ impl Packed {
 
 /// Packs rows of `k` elements, after a norm if there is one. A task is a tile.
 pub(super) struct PackRows<'a> {
-    pub(super) x: Shared<f32>,
+    pub(super) x: &'a [f32],
     pub(super) k: usize,
     pub(super) norm: Option<Norm<'a>>,
-    pub(super) to: Packed,
+    pub(super) to: Packed<'a>,
     pub(super) tasks: &'a Tasks,
     pub(super) thread_idx: usize,
     /// `[TILE_ROWS][k]`
@@ -65,10 +65,10 @@ impl Kernel for PackRows<'_> {
         unsafe {
             while let Some(i) = self.tasks.next(self.thread_idx) {
                 let n_rows = to.tiles.rows(i);
-                let x = self.x.get().add(to.tiles.start(i) * k);
+                let x = self.x.as_ptr().add(to.tiles.start(i) * k);
                 let in_place = self.norm.is_none() && !D::PAIRS;
                 for r in (0..n_rows).take_while(|_| !in_place) {
-                    let (mut x, row) = (x.add(r * k).cast_const(), scratch.add(r * k));
+                    let (mut x, row) = (x.add(r * k), scratch.add(r * k));
                     if let Some(norm) = self.norm {
                         rms_norm::<S>(norm, x, row);
                         x = row;
@@ -77,7 +77,7 @@ impl Kernel for PackRows<'_> {
                         to_pairs(x, row, k);
                     }
                 }
-                let from = if in_place { x } else { scratch };
+                let from = if in_place { x } else { scratch.cast_const() };
                 pack_tile::<S>(from, k, n_rows, to.steps, to.tile(i));
             }
         }
@@ -182,7 +182,7 @@ impl Grid {
 
 /// A product.
 pub(super) struct Gemm<'a, E> {
-    pub(super) a: Packed,
+    pub(super) a: Packed<'a>,
     pub(super) grid: Grid,
     pub(super) epilogue: &'a E,
     pub(super) tasks: &'a Tasks,

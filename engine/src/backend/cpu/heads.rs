@@ -18,9 +18,9 @@ pub(super) struct Heads<'a> {
     pub(super) norm: Option<[Norm<'a>; 2]>,
     pub(super) rotation: &'a Rotation,
     /// `[row][n_q_heads * head_dim]`
-    pub(super) q: Shared<f32>,
+    pub(super) q: Shared<'a, f32>,
     pub(super) places: &'a [Place],
-    pub(super) pages: Writer,
+    pub(super) pages: Writer<'a>,
 }
 
 /// A head of the concatenation Q, K, V.

@@ -99,19 +99,27 @@ impl<T: Plain> DerefMut for Buf<T> {
     }
 }
 
-/// A pointer that the threads of a region share; each writes a part that no other touches.
+/// Memory that the threads of a region write, each a part that no other touches. It is made from an exclusive borrow and
+/// keeps it, so that nobody else reads or writes there for as long; what kernels only read comes to them as a slice.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Shared<T>(pub(super) *mut T);
+pub(super) struct Shared<'a, T> {
+    start: *mut T,
+    borrow: PhantomData<&'a mut [T]>,
+}
 
 // SAFETY: the kernels write disjoint parts; every dereference says which.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<T> Shared<T> {
+impl<'a, T> Shared<'a, T> {
+    pub(super) fn new(memory: &'a mut [T]) -> Self {
+        Self { start: memory.as_mut_ptr(), borrow: PhantomData }
+    }
+
     /// The pointer. (A method, so that a closure captures the wrapper and not the bare pointer.)
     #[inline(always)]
     pub(super) fn get(self) -> *mut T {
-        self.0
+        self.start
     }
 }

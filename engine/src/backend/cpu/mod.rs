@@ -84,9 +84,9 @@ pub struct CpuRows {
 }
 
 impl CpuRows {
-    /// For kernels, which write only to rows that the op was given to write.
-    fn shared(&self) -> Shared<f32> {
-        Shared(self.data.as_ptr().cast_mut())
+    /// For kernels that write.
+    fn writer(&mut self) -> Shared<'_, f32> {
+        Shared::new(&mut self.data)
     }
 
     /// Panics unless the rows are `width` wide and at least `n_rows`: what kernels rely on.
@@ -274,7 +274,7 @@ impl Backend for CpuBackend {
                 .as_ref()
                 .map(|norm| norm.each_ref().map(|n| Norm { weight: &n.0, eps })),
             rotation: &self.rotation,
-            q: q.shared(),
+            q: q.writer(),
             places: &self.places,
             pages: pages.writer(),
         };
@@ -282,15 +282,15 @@ impl Backend for CpuBackend {
         if batch.phase == Phase::Prefill {
             let n = Heads::count(shape) * shape.head_dim;
             let grid = runner.grid(isa, n_rows, n, Some(shape.head_dim));
-            let source = Source { x: x.shared(), k, n_rows, norm: Some(norm) };
+            let source = Source { x: &x.data, k, n_rows, norm: Some(norm) };
             return runner.gemm(isa, source, grid, &Qkv { weights: matrices, heads });
         }
         let isa = isa.f32();
         let format = weights.q.format;
-        let input = Input { x: x.shared(), k, n_rows, pick: None, norm: Some(norm), format };
+        let input = Input { x: &x.data, k, n_rows, pick: None, norm: Some(norm), format };
         let n = Heads::count(shape) * shape.head_dim;
         self.qkv.reserve(n_rows * n, "queries, keys and values")?;
-        let qkv = Shared(self.qkv.as_mut_ptr());
+        let qkv = Shared::new(&mut self.qkv);
         runner.linear(isa, input, &Store { weights: &matrices, y: qkv })?;
         let tasks = &runner.tasks(n_rows);
         let heads = &heads;
@@ -322,8 +322,7 @@ impl Backend for CpuBackend {
         let isa = if is_bf16 { self.isa } else { self.isa.f32() };
         let (work, runner, sink_rotation) = (&self.work, &mut self.runner, &self.sink_rotation);
         runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
-        let partial = Shared(self.partial.as_mut_ptr());
-        let (q, out) = (q.shared(), out.shared());
+        let (q, out, partial) = (&q.data[..], out.writer(), Shared::new(&mut self.partial));
         let tasks = &runner.unordered(work.tasks.len());
         runner.region(isa, |thread_idx, scratch| Attention {
             batch,
@@ -340,7 +339,7 @@ impl Backend for CpuBackend {
             thread_idx,
             scratch,
         });
-        let tasks = &runner.unordered(work.merges.len());
+        let (tasks, partial) = (&runner.unordered(work.merges.len()), &self.partial[..]);
         let is_rotated = pages.layout.kv.v.is_rotated(Side::V);
         let merge =
             |thread_idx, _| Merge { work, shape, is_rotated, partial, out, tasks, thread_idx };
@@ -363,7 +362,7 @@ impl Backend for CpuBackend {
         let isa = self.isa_for(&[w])?;
         a.check(n_rows, k);
         x.check(n_rows, w.n);
-        let (a, x) = (a.shared(), x.shared());
+        let (a, x) = (&a.data[..], x.writer());
         if batch.phase == Phase::Prefill {
             let grid = self.runner.grid(isa, n_rows, w.n, None);
             let epilogue = Residual { w, unit_columns: grid.unit_columns, x };
@@ -388,7 +387,7 @@ impl Backend for CpuBackend {
         x.check(n_rows, k);
         h.check(n_rows, gate.n);
         let norm = Some(Norm { weight: &weights.mlp_norm.0, eps });
-        let (x, h) = (x.shared(), h.shared());
+        let (x, h) = (&x.data[..], h.writer());
         if batch.phase == Phase::Prefill {
             let grid = self.runner.grid(isa, n_rows, gate.n, None);
             let epilogue = GateUp { gate, up, unit_columns: grid.unit_columns, h };
@@ -410,14 +409,14 @@ impl Backend for CpuBackend {
         x.check(batch.n_rows(), head.k);
         logits.check(batch.logit_rows.len(), head.n);
         let input = Input {
-            x: x.shared(),
+            x: &x.data,
             k: head.k,
             n_rows: batch.logit_rows.len(),
             pick: Some(&batch.logit_rows),
             norm: Some(Norm { weight: &norm.0, eps }),
             format: head.format,
         };
-        let sink = Store { weights: &[head], y: logits.shared() };
+        let sink = Store { weights: &[head], y: logits.writer() };
         self.runner.linear(self.isa.f32(), input, &sink)
     }
 
@@ -438,13 +437,12 @@ impl Backend for CpuBackend {
         assert!(rows.start <= score.first_row && last <= rows.end, "rows that score");
         q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
         scores.resize(kv_len, 0.0);
-        let (q, scores) = (q.shared(), Shared(scores.as_mut_ptr()));
+        let (q, scores) = (&q.data[..], Shared::new(scores));
         for score in runs(score) {
             let n_pairs = score.n_rows * shape.n_q_heads;
             let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
             self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
-            let exponents = Shared(self.exponents.as_mut_ptr());
-            let sums = Shared(sums.as_mut_ptr());
+            let (exponents, sums) = (Shared::new(&mut self.exponents), Shared::new(&mut sums));
             for part in [Part::Exponents, Part::Sums, Part::Totals] {
                 let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
                 let tasks = &self.runner.unordered(n_tasks);
@@ -541,7 +539,7 @@ impl Backend for CpuBackend {
         layer: usize,
         out: &mut [f32],
     ) -> Result<(), Error> {
-        let (n_slots, out) = (out.len(), Shared(out.as_mut_ptr()));
+        let (n_slots, out) = (out.len(), Shared::new(out));
         let kernel = KeyNorms { pages, table, layer, n_slots, out };
         self.runner.alone(self.isa.f32(), |_, _| kernel);
         Ok(())

@@ -45,9 +45,9 @@ impl CpuPages {
     }
 
     /// For kernels that write.
-    pub(super) fn writer(&mut self) -> Writer {
+    pub(super) fn writer(&mut self) -> Writer<'_> {
         let (forms, page_bytes) = (self.forms, self.layout.bytes());
-        Writer { base: Shared(self.bytes.as_mut_ptr()), forms, page_bytes }
+        Writer { base: Shared::new(&mut self.bytes), forms, page_bytes }
     }
 
     /// What the pages of a part look like.
@@ -178,13 +178,13 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
 
 /// Writes rows into pages from several threads; each (place, side, head) belongs to one.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Writer {
-    base: Shared<u8>,
+pub(super) struct Writer<'a> {
+    base: Shared<'a, u8>,
     forms: Forms,
     page_bytes: usize,
 }
 
-impl Writer {
+impl Writer<'_> {
     /// What the pages of a part look like.
     #[inline(always)]
     pub(super) fn form(&self, part: Part) -> &PageForm {

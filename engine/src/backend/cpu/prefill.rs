@@ -13,7 +13,7 @@ pub(super) struct Residual<'a> {
     pub(super) w: &'a CpuMatrix,
     pub(super) unit_columns: usize,
     /// `[row][w.n]`
-    pub(super) x: Shared<f32>,
+    pub(super) x: Shared<'a, f32>,
 }
 
 /// Columns of a unit: `unit_columns` of them, fewer at the end.
@@ -51,7 +51,7 @@ pub(super) struct GateUp<'a> {
     pub(super) up: &'a CpuMatrix,
     pub(super) unit_columns: usize,
     /// `[row][gate.n]`
-    pub(super) h: Shared<f32>,
+    pub(super) h: Shared<'a, f32>,
 }
 
 impl Epilogue for GateUp<'_> {

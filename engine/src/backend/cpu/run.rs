@@ -24,7 +24,7 @@ pub(super) struct Runner {
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
     /// Rows of `k`.
-    pub(super) x: Shared<f32>,
+    pub(super) x: &'a [f32],
     pub(super) k: usize,
     pub(super) n_rows: usize,
     pub(super) norm: Option<Norm<'a>>,
@@ -51,11 +51,7 @@ impl Runner {
         isa: Isa,
         make: impl Fn(usize, *mut f32) -> K + Sync,
     ) {
-        self.team.run(&|thread_idx, scratch| {
-            // SAFETY: the backend refuses an instruction set that the machine lacks; the kernels'
-            // pointers come from buffers that outlive the region and were sized for the batch.
-            unsafe { isa.run(make(thread_idx, scratch.as_mut_ptr())) }
-        });
+        region(&mut self.team, isa, make);
     }
 
     /// Runs a kernel on the caller alone.
@@ -79,12 +75,13 @@ impl Runner {
     ) -> Result<(), Error> {
         let Source { x, k, n_rows, norm } = source;
         let (steps, tiles) = (steps_of(isa, k), Tiles::new(n_rows, isa.tile_rows()));
-        self.operand.reserve(n_rows * steps, "packed activations")?;
+        let Self { team, stop, operand } = self;
+        operand.reserve(n_rows * steps, "packed activations")?;
         let scratch = grid.scratch_len(isa, tiles, steps, E::MATRICES);
-        self.team.reserve_scratch(scratch.max(isa.tile_rows() * k))?;
-        let a = Packed { data: Shared(self.operand.as_mut_ptr()), tiles, steps };
-        let tasks = &self.tasks(tiles.n);
-        self.region(isa, |thread_idx, scratch| PackRows {
+        team.reserve_scratch(scratch.max(isa.tile_rows() * k))?;
+        let a = Packed { data: Shared::new(operand), tiles, steps };
+        let tasks = &Tasks::new(tiles.n, team.n_threads(), stop);
+        region(team, isa, |thread_idx, scratch| PackRows {
             x,
             k,
             norm,
@@ -93,8 +90,8 @@ impl Runner {
             thread_idx,
             scratch,
         });
-        let tasks = &self.unordered(grid.n_tasks());
-        self.region(isa, |thread_idx, scratch| Gemm {
+        let tasks = &Tasks::new(grid.n_tasks(), 1, stop);
+        region(team, isa, |thread_idx, scratch| Gemm {
             a,
             grid,
             epilogue,
@@ -113,17 +110,18 @@ impl Runner {
         input: Input<'_>,
         sink: &E,
     ) -> Result<(), Error> {
-        self.team.reserve_scratch(decode::scratch_len(&input))?;
+        let Self { team, stop, operand } = self;
+        team.reserve_scratch(decode::scratch_len(&input))?;
         let mut prepared = None;
         if input.n_rows > 1 {
-            self.operand.reserve(input.n_rows * padded(input.k), "prepared activations")?;
-            let to = Shared(self.operand.as_mut_ptr());
-            let tasks = &self.tasks(input.n_rows);
-            self.region(isa, |thread_idx, _| PrepareRows { input, to, tasks, thread_idx });
-            prepared = Some(to);
+            operand.reserve(input.n_rows * padded(input.k), "prepared activations")?;
+            let (to, n_threads) = (Shared::new(operand), team.n_threads());
+            let tasks = &Tasks::new(input.n_rows, n_threads, stop);
+            region(team, isa, |thread_idx, _| PrepareRows { input, to, tasks, thread_idx });
+            prepared = Some(&operand[..]);
         }
-        let tasks = &self.tasks(sink.n_chunks());
-        self.region(isa, |thread_idx, scratch| Linear {
+        let tasks = &Tasks::new(sink.n_chunks(), team.n_threads(), stop);
+        region(team, isa, |thread_idx, scratch| Linear {
             input,
             prepared,
             sink,
@@ -133,4 +131,12 @@ impl Runner {
         });
         Ok(())
     }
+}
+
+fn region<K: Kernel>(team: &mut Team, isa: Isa, make: impl Fn(usize, *mut f32) -> K + Sync) {
+    team.run(&|thread_idx, scratch| {
+        // SAFETY: the backend refuses an instruction set that the machine lacks; what the kernels
+        // point to is borrowed by them, and was sized for the batch.
+        unsafe { isa.run(make(thread_idx, scratch.as_mut_ptr())) }
+    });
 }

@@ -9,7 +9,7 @@ use crate::cache::{PageForm, Part, Seal, Side};
 /// Codes pages: a task for each of them and key head.
 #[derive(Clone, Copy)]
 pub(super) struct SealPages<'a> {
-    pub(super) pages: Writer,
+    pub(super) pages: Writer<'a>,
     pub(super) seals: &'a [Seal],
     pub(super) tasks: &'a Tasks,
     pub(super) thread_idx: usize,

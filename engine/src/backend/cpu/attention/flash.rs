@@ -26,11 +26,11 @@ pub(in super::super) struct Attention<'a> {
     pub(in super::super) window: Option<usize>,
     /// Of queries that meet the sinks of a sequence that rolls.
     pub(in super::super) sink_rotation: &'a Rotation,
-    pub(in super::super) q: Shared<f32>,
+    pub(in super::super) q: &'a [f32],
     pub(in super::super) pages: &'a CpuPages,
-    pub(in super::super) out: Shared<f32>,
+    pub(in super::super) out: Shared<'a, f32>,
     /// `[partial row][partial_len]`
-    pub(in super::super) partial: Shared<f32>,
+    pub(in super::super) partial: Shared<'a, f32>,
     pub(in super::super) tasks: &'a Tasks,
     pub(in super::super) thread_idx: usize,
     /// [`scratch_len`] numbers.
@@ -171,7 +171,7 @@ impl Attention<'_> {
         let at = self.row(task.kv_head, task.tokens.start, r);
         // SAFETY: the caller's.
         unsafe {
-            let from = self.q.get().add(at);
+            let from = self.q.as_ptr().add(at);
             for i in 0..head_dim {
                 to.add(i).write(*from.add(i) * scale);
             }

@@ -51,14 +51,14 @@ pub(in super::super) struct TokenScore<'a> {
     pub(in super::super) shape: AttentionShape,
     pub(in super::super) layer: usize,
     pub(in super::super) window: Option<usize>,
-    pub(in super::super) q: Shared<f32>,
+    pub(in super::super) q: &'a [f32],
     pub(in super::super) pages: &'a CpuPages,
     /// `[score row][query head][slot]`, exponents of 2; minus infinity where the row does not see the slot.
-    pub(in super::super) exponents: Shared<f32>,
+    pub(in super::super) exponents: Shared<'a, f32>,
     /// `[score row][query head]`: maximum, then 1 / (sum * heads).
-    pub(in super::super) sums: Shared<[f32; 2]>,
+    pub(in super::super) sums: Shared<'a, [f32; 2]>,
     /// `[slot]`, added to.
-    pub(in super::super) scores: Shared<f32>,
+    pub(in super::super) scores: Shared<'a, f32>,
     pub(in super::super) tasks: &'a Tasks,
     pub(in super::super) thread_idx: usize,
 }
@@ -158,7 +158,7 @@ impl TokenScore<'_> {
             });
             let q = pairs.map(|(row, head)| {
                 let row = self.score.first_row + row;
-                self.q.get().wrapping_add((row * n_heads + head) * d)
+                self.q.as_ptr().wrapping_add((row * n_heads + head) * d)
             });
             // SAFETY: d numbers of each query head, LANES of each of the d rows of keys.
             let products = unsafe {

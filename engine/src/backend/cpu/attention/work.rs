@@ -150,8 +150,9 @@ pub(in super::super) struct Merge<'a> {
     pub(in super::super) shape: AttentionShape,
     /// Values are rotated in the cache: the results are rotated back.
     pub(in super::super) is_rotated: bool,
-    pub(in super::super) partial: Shared<f32>,
-    pub(in super::super) out: Shared<f32>,
+    /// `[partial row][partial_len]`
+    pub(in super::super) partial: &'a [f32],
+    pub(in super::super) out: Shared<'a, f32>,
     pub(in super::super) tasks: &'a Tasks,
     pub(in super::super) thread_idx: usize,
 }
@@ -177,7 +178,7 @@ impl Merge<'_> {
         let n_rows = task.tokens.len() * group;
         let (token, head) = (task.tokens.start + r / group, task.kv_head * group + r % group);
         let part = |split: usize| {
-            self.partial.get().wrapping_add((task.partial + split * n_rows + r) * partial_len(d))
+            self.partial.as_ptr().wrapping_add((task.partial + split * n_rows + r) * partial_len(d))
         };
         // SAFETY: every split has a partial row; the output has the row.
         unsafe {
