@@ -152,11 +152,11 @@ impl Bench {
         s.prefill(&self.prompt()).unwrap();
         let pass = median(50, || {
             s.decode(1).unwrap();
-            s.truncate(CHUNK);
+            s.truncate(CHUNK).unwrap();
         });
         self.cancel("decode at 512", 1000, pass, |_, after| {
             let latency = cancel_after(&mut s, after, |s| s.decode(1));
-            s.truncate(CHUNK);
+            s.truncate(CHUNK).unwrap();
             latency
         });
     }

@@ -102,6 +102,12 @@ impl Reference {
         self.model.logits(states.last().unwrap())
     }
 
+    fn truncate(&mut self, len: usize) {
+        self.len = len as u32;
+        self.model.kv.iter_mut().for_each(|kv| kv.retain(|&position, _| position < self.len));
+        self.sums.iter_mut().for_each(|sums| sums.retain(|&position, _| position < self.len));
+    }
+
     fn evict(&mut self, l: usize, n_keep: usize, rows: &[(u32, &Vec<f64>)]) {
         let held: Vec<u32> = self.model.kv[l].keys().copied().collect();
         let last_rows = |n: usize| rows[rows.len() - n.min(rows.len())..].iter().copied();
@@ -487,14 +493,22 @@ fn truncation_goes_back_to_the_last_eviction() {
         for token in 0..5 {
             s.decode(token).unwrap();
         }
-        s.truncate(60);
+        s.truncate(60).unwrap();
         assert_eq!(s.len(), 60);
         for s in [&mut s, &mut other] {
             s.decode(9).unwrap();
         }
         assert!(bits(s.logits().unwrap()) == bits(other.logits().unwrap()), "{name}");
-        s.truncate(59);
-        assert!(s.is_empty() && s.receipt().kv_bytes == 0, "{name}");
+        let left = |s: &Session| (s.tokens().to_vec(), s.receipt(), s.logits().map(bits));
+        let was = left(&s);
+        for len in [1, 59] {
+            let error = s.truncate(len).unwrap_err();
+            assert!(matches!(error, Error::State { call: "truncate", .. }), "{error}");
+            assert!(error.to_string().contains("60 tokens"), "{error}");
+            assert!(left(&s) == was && s.least_len() == 60, "{name}");
+        }
+        s.truncate(0).unwrap();
+        assert!(s.is_empty() && s.receipt().kv_bytes == 0 && s.least_len() == 0, "{name}");
         let mut fresh = session(&model, &format!("{name}:32"));
         for s in [&mut s, &mut fresh] {
             s.prefill(&prompt(4, 44)).unwrap();
@@ -502,6 +516,52 @@ fn truncation_goes_back_to_the_last_eviction() {
         }
         assert!(bits(s.logits().unwrap()) == bits(fresh.logits().unwrap()), "{name}");
     }
+}
+
+/// A session that was cut back chooses as the reference does that forgot the same tokens, through evictions to come. (What
+/// `h2o` has counted of the attention that forgotten tokens paid stays, in both.)
+#[test]
+fn a_session_that_was_cut_back_follows_the_reference() {
+    let (mut n_cut, mut n_thin) = (0, 0);
+    for name in RANKS {
+        for seed in 1..5 {
+            let spec = format!("{name}:32,sinks=2,window=5");
+            let model = open(&options(9));
+            let mut s = session(&model, &spec);
+            let policy = Evict::parse(&spec).unwrap();
+            let mut reference = Reference::new(policy, &deep(checkpoint(NAME), N_LAYERS));
+            s.prefill(&prompt(seed, 50)).unwrap();
+            reference.feed(&prompt(seed, 50), true);
+            for turn in 0..3 {
+                let tokens = prompt(seed + turn + 7, 30);
+                for &token in &tokens[..10 + 5 * turn] {
+                    s.decode(token).unwrap();
+                    reference.feed(&[token], false);
+                }
+                let len = s.len() - (s.len() - s.least_len()).min(6 + turn);
+                s.truncate(len).unwrap();
+                reference.truncate(len);
+                n_cut += 1;
+                for &token in &tokens {
+                    let what = format!("{spec}, seed {seed}, turn {turn}, cut to {len}");
+                    s.decode(token).unwrap();
+                    let want = reference.feed(&[token], false);
+                    if reference.margin < 1.0001 {
+                        break;
+                    }
+                    compare_to(s.logits().unwrap(), &want, 1e-4, 1e-4, &what);
+                }
+                if reference.margin < 1.0001 {
+                    n_thin += 1; // f32 may choose otherwise
+                    break;
+                }
+            }
+        }
+    }
+    assert!(
+        n_cut > 60 && n_thin < 6,
+        "cut {n_cut} times, {n_thin} runs came to a choice that is too close"
+    );
 }
 
 #[test]

@@ -149,7 +149,7 @@ fn a_truncated_page_that_is_written_again_is_not_shared() {
     let tokens = prompt(5, 33);
     let mut first = session(&model);
     first.prefill(&tokens).unwrap();
-    first.truncate(20);
+    first.truncate(20).unwrap();
     first.prefill(&prompt(6, 30)).unwrap();
     let mut second = session(&model);
     second.prefill(&tokens).unwrap();
@@ -298,7 +298,7 @@ fn dynamic_rope_follows_the_tokens_that_are_there() {
     assert!(failed.prefill_with(&prompt(2, 90), stop).is_err());
     let mut truncated = start(&model);
     truncated.prefill(&prompt(2, 90)).unwrap();
-    truncated.truncate(70);
+    truncated.truncate(70).unwrap();
     let mut blob = Vec::new();
     truncated.save(&mut blob).unwrap();
     let restored = model.restore(&mut &*blob, &options).unwrap();
@@ -344,7 +344,7 @@ fn input_is_checked() {
     assert!(matches!(s.prefill(&[1; 9]), Err(Error::CtxFull { needed: 9, ctx_len: 8 })));
     s.prefill(&[1; 8]).unwrap();
     assert!(matches!(s.decode(1), Err(Error::CtxFull { needed: 9, ctx_len: 8 })));
-    s.truncate(3);
+    s.truncate(3).unwrap();
     assert!(s.logits().is_none());
     s.push(1).unwrap();
     assert!(matches!(s.push(1), Err(Error::State { .. })));

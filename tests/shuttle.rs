@@ -324,7 +324,7 @@ fn alone(model: &Model, want: &Wanted) {
     let mut b = a.fork().unwrap();
     assert!(answer(&mut a, 2) == want[0][2]);
     assert!(answer(&mut b, 1) == want[0][1]);
-    b.truncate(PREFIX);
+    b.truncate(PREFIX).unwrap();
     b.prefill(&prompt(1)[PREFIX..]).unwrap();
     assert!(answer(&mut b, 1) == want[1][1]);
 }

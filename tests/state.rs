@@ -262,7 +262,7 @@ fn a_restored_session_that_prunes_gives_the_same_bits() {
                 let mut s = model.session(&options).unwrap();
                 turn(&mut s, 1, 70);
                 turn(&mut s, 2, 9);
-                s.truncate(s.len() - n_forgotten);
+                s.truncate(s.len() - n_forgotten).unwrap();
                 let blob = save(&s);
                 let mut restored = restore(&other, &blob).unwrap();
                 assert!(save(&restored) == blob, "{what}: saving is stable");
@@ -467,7 +467,7 @@ fn forged_blobs_of_a_session_that_prunes_are_refused_or_run() {
                 if s.prefill(&prompt(2, 3)).is_err() {
                     assert_eq!(s.len(), len);
                 }
-                s.truncate(len / 2);
+                s.truncate(len / 2).unwrap();
                 n_restored += 1;
             }
             Err(_) => n_refused += 1,
@@ -515,7 +515,7 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
                 assert!(turn(&mut restored, 7, 20) == turn(&mut fork, 7, 20), "{options:?}, {n}");
                 // Cut back to before it was saved, both know as little.
                 for s in [&mut restored, &mut fork] {
-                    s.truncate(8);
+                    s.truncate(8).unwrap();
                 }
                 assert_eq!(restored.len(), fork.len(), "{options:?}");
                 assert!(turn(&mut restored, 3, 9) == turn(&mut fork, 3, 9), "{options:?}, {n}");
@@ -647,7 +647,7 @@ fn restore_mutated(model: &Model, blob: &[u8], front: usize) -> (usize, usize) {
                 if s.prefill(&prompt(2, 30)).is_err() {
                     assert_eq!(s.len(), len); // a damaged number may be none
                 }
-                s.truncate(len / 2);
+                s.truncate(len / 2).unwrap();
                 n_restored += 1;
             }
             Err(_) => n_refused += 1,

@@ -71,7 +71,8 @@ everywhere! {
     bits_do_not_depend_on_when_pages_go,
     memory_is_constant,
     a_call_that_is_stopped_changes_nothing,
-    forks_and_truncations,
+    a_fork_goes_on_as_the_stream_does,
+    truncation_goes_back_as_far_as_the_window_is_there,
     the_beginning_is_shared,
     company_changes_nothing,
 }
@@ -226,31 +227,83 @@ fn a_call_that_is_stopped_changes_nothing(place: &Place) {
     assert_eq!(model.pool_usage().n_used, 0);
 }
 
-fn forks_and_truncations(place: &Place) {
+fn a_fork_goes_on_as_the_stream_does(place: &Place) {
     let model = (place.open)(2, &ModelOptions { page_len: 16, chunk: 50, ..options(2_048) });
     let mut s = session(&model, STREAM);
     run(&mut s, &[(200, 30)]);
     let mut fork = s.fork().unwrap();
     let turns = if place.is_slow { [(50, 10)] } else { [(100, 50)] };
     let (a, b) = (run(&mut s, &turns), run(&mut fork, &turns));
-    assert!(a == b, "a fork goes on as the stream does");
+    assert!(a == b);
+}
 
-    // Back by a little: as if the tokens had never been.
-    let mut short = session(&model, STREAM);
-    run(&mut short, &[(196, 0)]);
-    let mut long = session(&model, STREAM);
-    run(&mut long, &[(196, 4)]);
-    long.truncate(196);
-    assert_eq!((long.len(), long.logits()), (196, None));
-    for s in [&mut short, &mut long] {
-        s.decode(7).unwrap();
+/// Back by as much as leaves all that the next tokens see, a stream is as if the tokens had never been; further back it is
+/// refused and is what it was.
+fn truncation_goes_back_as_far_as_the_window_is_there(place: &Place) {
+    let formats = if place.is_slow { &place.formats[..2] } else { &place.formats[..] };
+    for &kv in formats {
+        let options = ModelOptions { kv, page_len: 16, chunk: 50, ..options(2_048) };
+        let model = (place.open)(2, &options);
+        let (n, window) = (if place.is_slow { 130 } else { 230 }, STREAM.window);
+        let mut whole = session(&model, STREAM);
+        whole.prefill(&prompt(5, n)).unwrap();
+        let least = whole.least_len();
+        let first_held = model.plan().layout.n_slots(1) + whole.n_gone();
+        assert_eq!(least, first_held + window - 1);
+        assert!((n - 16..n).contains(&least), "{kv}: {least}");
+        let step = if place.is_slow { 7 } else { 1 };
+        for len in (least..=n).step_by(step) {
+            let mut cut = whole.fork().unwrap();
+            cut.truncate(len).unwrap();
+            assert_eq!((cut.len(), cut.logits().is_some()), (len, len == n));
+            let mut short = session(&model, STREAM);
+            short.prefill(&prompt(5, len)).unwrap();
+            for s in [&mut short, &mut cut] {
+                s.decode(7).unwrap();
+            }
+            assert!(logits(&short) == logits(&cut), "{kv}: cut to {len}");
+            assert!(run(&mut short, &[(20, 2)]) == run(&mut cut, &[(20, 2)]), "{kv}: cut to {len}");
+        }
+        let left = |s: &Session| {
+            let bytes = s.receipt().kv_bytes;
+            (s.tokens().to_vec(), s.len(), s.n_gone(), bytes, s.logits().map(bits))
+        };
+        for len in [1, 4, 64, least - 1] {
+            let was = left(&whole);
+            let error = whole.truncate(len).unwrap_err();
+            assert!(matches!(error, Error::State { call: "truncate", .. }), "{error}");
+            assert!(error.to_string().contains(&least.to_string()), "{error}");
+            assert!(left(&whole) == was, "{kv}: {len}");
+        }
+
+        // With a prompt on its way, which is dropped if the session is cut and else stays.
+        let (on_its_way, steps) = (prompt(6, 150), if place.is_slow { 1..2 } else { 0..3 });
+        for n_steps in steps {
+            let mut s = whole.fork().unwrap();
+            s.feed(&on_its_way).unwrap();
+            for _ in 0..n_steps {
+                model.step(&mut [&mut s]).remove(0).unwrap();
+            }
+            let (was, least) = (left(&s), s.least_len());
+            assert!(s.truncate(least - 1).is_err() && left(&s) == was, "{kv}");
+            assert!(
+                matches!(s.push(1), Err(Error::State { .. })),
+                "{kv}: the prompt is still queued"
+            );
+            s.truncate(least).unwrap();
+            assert_eq!((s.len(), s.least_len()), (least, least), "{kv}");
+            let mut short = session(&model, STREAM);
+            short.prefill(&[&prompt(5, n)[..], &on_its_way].concat()[..least]).unwrap();
+            assert!(
+                run(&mut short, &[(20, 2)]) == run(&mut s, &[(20, 2)]),
+                "{kv}: {n_steps} steps"
+            );
+        }
+
+        whole.truncate(0).unwrap();
+        assert_eq!(left(&whole), (vec![], 0, 0, 0, None));
+        assert!(run(&mut whole, &[(90, 5)]) == run(&mut session(&model, STREAM), &[(90, 5)]));
     }
-    assert!(logits(&short) == logits(&long));
-
-    // Back to where what it saw is gone: all is.
-    long.truncate(100);
-    assert_eq!((long.len(), long.n_gone(), long.receipt().kv_bytes), (0, 0, 0));
-    assert!(run(&mut long, &[(90, 5)]) == run(&mut session(&model, STREAM), &[(90, 5)]));
 }
 
 fn the_beginning_is_shared(place: &Place) {

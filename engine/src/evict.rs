@@ -162,7 +162,7 @@ impl Session {
         let moved = catch_unwind(AssertUnwindSafe(|| device.keep_slots(&copies, table, &keep)));
         if !matches!(moved, Ok(Ok(()))) {
             // Some slots hold other tokens than others do: nothing of it may be read again.
-            self.truncate(0);
+            self.cut(0);
             return moved.unwrap_or_else(|payload| resume_unwind(payload));
         }
         segment.renumber(leaving.n_keep, layout, &mut shared.pool());

@@ -488,33 +488,54 @@ impl Session {
     /// Forgets the tokens from `len` on; the pages that only they needed are free at once. Queued tokens
     /// are dropped too. Logits are gone unless nothing was forgotten.
     ///
-    /// In a session that prunes the tokens that stay keep what they have: where those that are forgotten chose
-    /// whom to leave behind and whom to take up again, that stands, and no number depends on them otherwise, because a token
-    /// sees none behind it. A slot between others stays, without a token, until those behind it go.
+    /// What follows is as if the session had never gone further, but for three things that stay. In a session that prunes,
+    /// where those that are forgotten chose whom to leave behind and whom to take up again, that stands, and no number
+    /// depends on them otherwise, because a token sees none behind it (a slot between others stays, without a token, until
+    /// those behind it go). What a cache of sealed pages has coded stays so, although a session that never went further
+    /// would still hold it in 16 bits. And `h2o` has counted the attention that forgotten tokens paid.
     ///
-    /// What a cache of sealed pages has coded stays so, although a session that never went further would still hold it in 16 bits.
-    ///
-    /// A stream that has left behind what the next token would see from `len` on forgets everything, and so does a session that
-    /// has evicted some of its tokens since then: [`len`](Self::len) says what is left.
-    pub fn truncate(&mut self, len: usize) {
+    /// A stream has left behind what tokens from some length on do not see, and a session that evicts cannot go back to in
+    /// front of its last eviction: less than [`least_len`](Self::least_len) is [`Error::State`], and nothing changes. 0 is
+    /// always possible.
+    pub fn truncate(&mut self, len: usize) -> Result<(), Error> {
+        let least = self.least_len();
+        if len > 0 && len < least {
+            let reason = format!(
+                "what tokens from {len} on would see is gone; {least} tokens is the least that can be kept, or 0"
+            );
+            return Err(Error::State { call: "truncate", reason });
+        }
         self.clear_pending();
         if len < self.len() {
-            let is_whole = self.stream.is_none_or(|stream| {
-                let first_held = self.model.plan().layout.n_slots(1) + self.n_gone;
-                let first_seen = u32::try_from(len).map_or(u32::MAX, |len| stream.first_seen(len));
-                self.n_gone == 0 || first_seen as usize >= first_held
-            });
-            let is_whole = is_whole && self.evicting.as_ref().is_none_or(|e| len >= e.since);
-            self.cut(if is_whole { len } else { 0 });
-            self.logits_ready = false;
+            self.cut(len);
         }
     }
 
-    fn cut(&mut self, len: usize) {
+    /// [`truncate`](Self::truncate) to a length that is possible, with nothing queued.
+    pub(crate) fn cut(&mut self, len: usize) {
         let shared = &*self.model.shared;
         self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
         if let Some(evicting) = &mut self.evicting {
             evicting.truncate(self.cache.segments[0].len());
+        Ok(())
+    }
+
+    /// The least length, besides 0, that the session can be [cut back](Self::truncate) to; 0: any. It is never more than
+    /// the session's length, and less for a stream.
+    pub fn least_len(&self) -> usize {
+        let since = self.evicting.as_ref().map_or(0, |evicting| evicting.since);
+        let of_stream = self.stream.map_or(0, |stream| {
+            let layout = &self.model.plan().layout;
+            let (first, last) = (layout.n_slots(1), self.len().saturating_sub(1));
+            let first_seen = u32::try_from(last).map_or(0, |last| stream.first_seen(last)) as usize;
+            // Where something is queued: also what will be gone when it is dropped.
+            let n_going = first_seen.saturating_sub(first) / layout.page_len * layout.page_len;
+            match self.cache.segments[0].n_gone.max(n_going) {
+                0 => 0,
+                n_gone => first + n_gone + stream.window as usize - 1, // it sees nothing in front of what is there
+            }
+        });
+        since.max(of_stream)
         }
         if len == 0 {
             self.n_gone = 0;
@@ -528,6 +549,7 @@ impl Session {
         self.cache.settle(pool);
         // The last token may be computed once more.
         self.roll(self.len().saturating_sub(1), pool);
+        (self.logits_ready, self.drawn) = (false, None);
         let n_gone = self.cache.segments[0].n_gone;
         let first = self.model.plan().layout.n_slots(1);
         if n_gone > self.n_gone {

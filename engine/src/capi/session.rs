@@ -379,13 +379,15 @@ pub unsafe extern "C" fn loris_session_fork(
 }
 
 /// Forgets the tokens from len on; pages that only they needed are free at once. Queued tokens are dropped. The logits
-/// are gone unless nothing was forgotten. One thread at a time.
+/// are gone unless nothing was forgotten. LORIS_E_STATE if what tokens from len on would see is gone, of a session that
+/// streams or evicts: loris_receipt.least_tokens and the message say how many can be kept, and nothing has changed. A len of 0
+/// always clears. (Before 0.5 such a session was cleared.) One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_truncate(session: *mut loris_session, len: u64) -> i32 {
     // SAFETY: the caller keeps to the header.
     unsafe {
         with(session, |inner| {
-            inner.session.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+            inner.session.truncate(usize::try_from(len).unwrap_or(usize::MAX))?;
             Ok(LORIS_OK)
         })
     }

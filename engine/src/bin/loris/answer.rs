@@ -107,7 +107,7 @@ impl<'a> Answerer<'a> {
         let before = session.receipt().n_shared;
         let kept = match prompt {
             [] => session.len(),
-            _ => keep_common(session, &self.history, prompt),
+            _ => keep_common(session, &self.history, prompt)?,
         };
         self.history.truncate(kept);
         let prefill_started = Instant::now();
@@ -243,9 +243,9 @@ fn check_length(n_tokens: usize, ctx_len: usize) -> Result<(), Failure> {
 }
 
 /// Cuts the session to what it shares with a prompt, so that the rest of the prompt can follow; returns
-/// how much that is. The last token is computed again if its logits are gone. `history` is what the session has
-/// taken in, which a stream holds the ends of only.
-fn keep_common(session: &mut Session, history: &[u32], prompt: &[u32]) -> usize {
+/// how much that is: nothing, where it cannot go back so far. The last token is computed again if its logits are gone.
+/// `history` is what the session has taken in, which a stream holds the ends of only.
+fn keep_common(session: &mut Session, history: &[u32], prompt: &[u32]) -> Result<usize, Error> {
     let past = if session.n_gone() == 0 { session.tokens() } else { history };
     let common = past.iter().zip(prompt).take_while(|(a, b)| a == b).count();
     let has_logits = common == session.len() && session.logits().is_some();
@@ -253,8 +253,9 @@ fn keep_common(session: &mut Session, history: &[u32], prompt: &[u32]) -> usize 
         true => common.saturating_sub(1),
         false => common,
     };
-    session.truncate(kept);
-    session.len()
+    let kept = if kept < session.least_len() { 0 } else { kept };
+    session.truncate(kept)?;
+    Ok(kept)
 }
 
 /// Why an answer ended, as events spell it.

@@ -80,7 +80,7 @@ impl Chat<'_> {
             "/help" => self.report.say(HELP),
             "/clear" => {
                 self.messages.clear();
-                self.session.truncate(0);
+                let _ = self.session.truncate(0); // to nothing is always possible
             }
             "/system" => self.system = Some(rest.trim().to_owned()).filter(|s| !s.is_empty()),
             "/stats" => match &self.last {
