@@ -117,7 +117,7 @@ impl Reference {
     }
 
     /// Those in front of the next segment that go on: of a prompt all that are selected, of a generated token
-    /// that one and `cap` others.
+    /// that one and `cap` others. Of a sequence below the guard all are selected.
     fn choose(
         &mut self,
         segment: usize,
@@ -127,9 +127,6 @@ impl Reference {
     ) -> Vec<usize> {
         let len = self.states.len();
         let is_in_front = |&p: &u32| self.states[p as usize].1 == segment + 1;
-        if len < self.lazy.min_len {
-            return scores.keys().copied().filter(is_in_front).map(|p| p as usize).collect();
-        }
         let reach = self.lazy.pool as u32 / 2;
         let rank = |p: u32| -> f64 {
             let near = scores.range(p.saturating_sub(reach)..=p + reach);
@@ -147,7 +144,10 @@ impl Reference {
         let (mut selected, mut others): (Vec<u32>, Vec<u32>) =
             scores.keys().copied().partition(|&p| forced(p));
         let n_keep = (scores.len() as f64 * self.lazy.points[segment].keep_rate).ceil() as usize;
-        let n_others = n_keep.saturating_sub(selected.len());
+        let n_others = match len < self.lazy.min_len {
+            true => others.len(),
+            false => n_keep.saturating_sub(selected.len()),
+        };
         others.sort_by(by_rank);
         let mut margin = self.margin.min(gap(&others, n_others));
         selected.extend(&others[..n_others.min(others.len())]);
@@ -547,7 +547,7 @@ fn random_schedules_turns_forks_and_truncations_follow_the_reference() {
                 2 => {
                     let len = pair.session.len();
                     let kept = len - random(0..len.min(25));
-                    pair.session.truncate(kept);
+                    pair.session.truncate(kept).unwrap();
                     pair.reference.truncate(kept);
                     assert_eq!(
                         pair.session.receipt().n_waiting,
@@ -587,6 +587,35 @@ fn random_schedules_turns_forks_and_truncations_follow_the_reference() {
     }
     assert!(n_revived > 500, "{n_revived} revived");
     assert!(n_thin < n_runs / 4, "{n_thin} of {n_runs} runs came to a choice that is too close");
+}
+
+/// Where a session is cut back to a length that is not pruned, much waits that now may go on: no more of it at a time
+/// than the schedule says.
+#[test]
+fn a_step_below_the_guard_takes_up_no_more_than_the_cap() {
+    let of_six = || deep(checkpoint(NAME), N_LAYERS);
+    for (cap, revives) in [(0, true), (1, true), (3, true), (3, false)] {
+        let lazy = Lazy { min_len: 50, max_revived: cap, revives, ..lazy(&[(1, 0.3), (4, 0.5)]) };
+        let model = open_cpu(of_six(), &options(16));
+        let reference = Reference::new(&of_six(), &lazy);
+        let mut pair = Pair { session: session(&model, Some(&lazy)), reference, n_fed: 0 };
+        pair.prefill(&prompt(3, 60), "the prompt");
+        pair.session.truncate(30).unwrap();
+        pair.reference.truncate(30);
+        assert!(pair.session.receipt().n_waiting > 20, "{:?}", pair.session.receipt());
+        for step in 0..6 {
+            let what = format!("cap {cap}, revives {revives}, step {step}");
+            let before = pair.session.receipt();
+            pair.decode(7 + step, &what);
+            let n_revived = pair.session.receipt().n_revived - before.n_revived;
+            assert!(n_revived <= if revives { 2 * cap } else { 0 }, "{what}: {n_revived}");
+            assert!(!revives || n_revived >= cap, "{what}: {n_revived}");
+        }
+        // A prompt takes up all of it, unless nothing is ever taken up again.
+        pair.prefill(&prompt(4, 5), "the next turn");
+        assert_eq!(pair.session.receipt().n_waiting > 0, !revives);
+        assert!(!pair.is_thin());
+    }
 }
 
 /// A turn of `n` tokens and some decoded ones; bits of the logits after each.

@@ -81,7 +81,8 @@ impl Session {
         let slots = &self.cache.segments[segment].positions;
         let positions: Vec<Option<u32>> =
             slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
-        let selected = match (&self.lazy, scores) {
+        let lazy = self.lazy.as_ref();
+        let selected = match (lazy.filter(|lazy| lazy.prunes(self.len())), scores) {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
             _ => positions.iter().flatten().copied().collect(),
         };
@@ -95,12 +96,13 @@ impl Session {
         }
         let is_in_front = |position: &u32| self.cache.depth(*position) == segment + 1;
         let mut chosen: Vec<u32> = selected.into_iter().filter(is_in_front).collect();
-        if let (Some(lazy), Some(scores)) = (&self.lazy, scores) {
+        if let Some(lazy) = lazy {
             let is_old = |&position: &u32| (position as usize) < self.len() - self.n_new();
             let (old, new): (Vec<u32>, Vec<u32>) = chosen.into_iter().partition(is_old);
-            let revived = match &self.pending {
+            let revived = match (&self.pending, scores) {
                 _ if !lazy.revives => Vec::new(),
-                Pending::Token(_) => lazy.revive(&old, &positions, scores),
+                (Pending::Token(_), Some(scores)) => lazy.revive(&old, &positions, scores),
+                (Pending::Token(_), None) => Vec::new(), // nothing waits
                 _ => old,
             };
             chosen = revived.into_iter().chain(new).collect();

@@ -321,10 +321,13 @@ impl<'s> Job<'s> {
         let Self { session, work, .. } = self;
         let lazy = session.lazy.as_ref()?;
         let len = session.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
-        // A generated token goes on in any case: its query only chooses among those that wait.
-        let is_choice = matches!(session.pending, Pending::Prompt { .. })
-            || session.cache.aux.n_pages(Store::Waiting) > 0;
-        let scores = work.ends_stage && !work.is_last && lazy.prunes(len) && is_choice;
+        // A generated token goes on in any case: its query only chooses among those that wait, of which it may take up a
+        // few even where the session has been cut back to a length that is not pruned.
+        let is_choice = match session.pending {
+            Pending::Prompt { .. } => lazy.prunes(len),
+            _ => session.cache.aux.n_pages(Store::Waiting) > 0,
+        };
+        let scores = work.ends_stage && !work.is_last && is_choice;
         scores.then(|| session.n_score_rows().min(work.tokens.len()))
     }
 

@@ -24,7 +24,8 @@ pub struct Lazy {
     /// A token ranks by the highest score among the `pool` positions around it, an odd number, so that words and
     /// numbers of several tokens go on whole (SnapKV, Li et al. 2024, arXiv 2404.14469, section 3); 1: by its own, as in the paper.
     pub pool: usize,
-    /// A sequence shorter than this goes on whole: scoring would cost more than it saves.
+    /// A sequence shorter than this goes on whole: scoring would cost more than it saves. (Where a longer one was cut back to
+    /// such a length, what waits goes on with the next prompt, or step by step.)
     pub min_len: usize,
     /// Tokens that a decode step takes up again at one point, at most; a prompt is not limited.
     pub max_revived: usize,
