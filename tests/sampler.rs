@@ -18,7 +18,7 @@ fn counts(params: SamplerParams, logits: &[f32], n: usize) -> Vec<usize> {
 }
 
 fn warm() -> SamplerParams {
-    SamplerParams { temperature: 1.0, seed: 42, ..SamplerParams::default() }
+    SamplerParams { temperature: 1.0, seed: Some(42), ..SamplerParams::default() }
 }
 
 /// Logits of these probabilities.
@@ -99,11 +99,67 @@ fn masked_ids_never_come_out() {
 fn a_seed_gives_the_same_tokens_again() {
     let l = logits(&[0.25; 4]);
     let draw = |seed| {
-        let mut s = sampler(SamplerParams { seed, ..warm() });
+        let mut s = sampler(SamplerParams { seed: Some(seed), ..warm() });
         (0..50).map(|_| s.sample(&l, &[])).collect::<Vec<_>>()
     };
     assert_eq!(draw(1), draw(1));
     assert_ne!(draw(1), draw(2));
+}
+
+fn draw(s: &mut Sampler, n: usize) -> Vec<u32> {
+    let l = logits(&[0.25; 4]);
+    (0..n).map(|_| s.sample(&l, &[])).collect()
+}
+
+#[test]
+fn without_a_seed_everybody_draws_numbers_of_their_own_that_can_be_repeated() {
+    let random = || sampler(SamplerParams { seed: None, ..warm() });
+    let mut seeds = std::collections::HashSet::new();
+    for _ in 0..100 {
+        let mut s = random();
+        assert!(s.seed() < 1 << 53 && seeds.insert(s.seed()));
+        let drawn = draw(&mut s, 40);
+        let mut again = sampler(SamplerParams { seed: Some(s.seed()), ..warm() });
+        assert_eq!(draw(&mut again, 40), drawn);
+    }
+    // Other threads, too.
+    let of_a_thread = || std::thread::spawn(|| sampler(warm_without_seed()).seed());
+    let threads: Vec<_> = (0..8).map(|_| of_a_thread()).collect();
+    assert!(threads.into_iter().all(|thread| seeds.insert(thread.join().unwrap())));
+    assert_eq!(sampler(SamplerParams { seed: Some(0), ..warm() }).seed(), 0, "0 is a seed");
+    assert_ne!(draw(&mut random(), 50), draw(&mut random(), 50));
+}
+
+fn warm_without_seed() -> SamplerParams {
+    SamplerParams { seed: None, ..warm() }
+}
+
+#[test]
+fn a_fork_draws_what_its_stated_seed_says() {
+    let stated = |seed: u64, n_before: u64| {
+        let bytes = [seed.to_le_bytes(), n_before.to_le_bytes()].concat();
+        xxhash_rust::xxh3::xxh3_64(&bytes) >> 11
+    };
+    let mut parent = sampler(warm());
+    let mut undisturbed = sampler(warm());
+    draw(&mut parent, 3);
+    let mut first = parent.fork();
+    let mut grandchild = first.fork();
+    let mut second = parent.fork();
+    assert_eq!((first.seed(), second.seed()), (stated(42, 0), stated(42, 1)));
+    assert_eq!(grandchild.seed(), stated(first.seed(), 0));
+    let mut all = vec![draw(&mut first, 50), draw(&mut second, 50), draw(&mut grandchild, 50)];
+    draw(&mut undisturbed, 3);
+    all.push(draw(&mut undisturbed, 50));
+    assert_eq!(draw(&mut parent, 50), all[3], "forking is no draw");
+    for (i, a) in all.iter().enumerate() {
+        assert!(all[..i].iter().all(|b| a != b));
+    }
+    let mut again = sampler(SamplerParams { seed: Some(stated(42, 1)), ..warm() });
+    assert_eq!(draw(&mut again, 50), all[1]);
+    // The likeliest token is what it is.
+    let mut greedy = sampler(SamplerParams::default());
+    assert_eq!(greedy.fork().sample(&[0.0, 2.0, 1.0], &[]), greedy.sample(&[0.0, 2.0, 1.0], &[]));
 }
 
 #[test]

@@ -5,9 +5,11 @@
 //! gives the same tokens on every machine that gives the same logits.
 
 use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 use loris_loader::GenerationDefaults;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::Draw;
 use crate::engine::Model;
@@ -26,8 +28,8 @@ pub struct SamplerParams {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens that occurred; 1: off.
     pub repetition_penalty: f32,
-    /// Start of the random sequence.
-    pub seed: u64,
+    /// Start of the random sequence; `None`: a random one, which [`Sampler::seed`] tells.
+    pub seed: Option<u64>,
 }
 
 impl Default for SamplerParams {
@@ -38,7 +40,7 @@ impl Default for SamplerParams {
             top_p: 1.0,
             min_p: 0.0,
             repetition_penalty: 1.0,
-            seed: 0,
+            seed: None,
         }
     }
 }
@@ -81,11 +83,13 @@ impl SamplerParams {
     }
 }
 
-/// Chooses tokens for one session.
+/// Chooses tokens for one session. A clone makes the same choices; a [fork](Sampler::fork) draws its own.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplerParams,
+    seed: u64,
     state: u64,
+    n_forks: u64,
     /// Ids that are never chosen: the padding of a vocabulary. Empty: none.
     masked: Vec<bool>,
     /// The same as a bit set, for devices; `None`: none.
@@ -116,7 +120,22 @@ impl Sampler {
         params.check()?;
         let bits = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
         let mask_bits = (!masked.is_empty()).then(|| masked.chunks(32).map(bits).collect());
-        Ok(Self { state: params.seed, params, masked, mask_bits, candidates: Vec::new() })
+        let seed = params.seed.unwrap_or_else(random_seed);
+        let candidates = Vec::new();
+        Ok(Self { params, seed, state: seed, n_forks: 0, masked, mask_bits, candidates })
+    }
+
+    /// The seed in use, which was given or drawn: a sampler that is given it makes the same choices.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// A sampler for a fork of the session, with a random sequence of its own. Its seed follows from this one's and from how
+    /// many forks came before: the upper 53 bits of XXH3 (64 bits) over both numbers, 8 bytes each, little-endian.
+    pub fn fork(&mut self) -> Self {
+        let seed = seed_of_fork(self.seed, self.n_forks);
+        self.n_forks += 1;
+        Self { seed, state: seed, n_forks: 0, ..self.clone() }
     }
 
     /// The next token's choice for a device to make; `None`: it needs the tokens so far, so it is
@@ -140,6 +159,16 @@ impl Sampler {
         if self.params.temperature > 0.0 {
             uniform(&mut self.state);
         }
+    }
+
+    /// How far its random sequence is.
+    pub(crate) fn state(&self) -> u64 {
+        self.state
+    }
+
+    /// Back to what [`state`](Self::state) said.
+    pub(crate) fn go_back(&mut self, state: u64) {
+        self.state = state;
     }
 
     /// The next token. `history` is what the repetition penalty looks at.
@@ -200,6 +229,19 @@ impl Sampler {
         }
         self.candidates[weights.len() - 1].id
     }
+}
+
+/// A seed that nobody has had: the keys that the standard library gives its hash maps come from the system. Its 53 bits are
+/// exact in any reader of JSON, and it is never `u64::MAX`.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(()) >> 11
+}
+
+fn seed_of_fork(seed: u64, n_before: u64) -> u64 {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..].copy_from_slice(&n_before.to_le_bytes());
+    xxh3_64(&bytes) >> 11
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014), its top 53 bits as a number in [0, 1).

@@ -513,6 +513,92 @@ static void buffers(void) {
     loris_session_free(session);
 }
 
+static loris_receipt receipt_of(loris_session *session) {
+    loris_receipt receipt;
+    receipt.struct_size = sizeof receipt;
+    MUST(loris_session_get_receipt(session, &receipt));
+    return receipt;
+}
+
+/* A session that draws tokens; the same from any that is given the same seed. */
+static loris_session *open_drawing(const loris_sampling_params *params, uint32_t drawn[16]) {
+    loris_session *session = open_filled(model, 8);
+    int i;
+    MUST(loris_session_set_sampling(session, params));
+    for (i = 0; i < 16; i++) MUST(loris_session_sample(session, drawn + i));
+    return session;
+}
+
+static void seeds(void) {
+    loris_sampling_params params;
+    loris_session *a, *b, *fork, *other;
+    uint32_t of_a[16], of_b[16];
+    uint64_t seed;
+    MUST(loris_sampling_params_init(&params, sizeof params));
+    HOLDS(params.seed == LORIS_RANDOM_SEED);
+    MUST(loris_model_sampling_params(model, &params));
+    HOLDS(params.seed == LORIS_RANDOM_SEED);
+    params.temperature = 50;
+    a = open_drawing(&params, of_a);
+    b = open_drawing(&params, of_b);
+    seed = receipt_of(a).seed;
+    HOLDS(seed < (uint64_t)1 << 53 && seed != receipt_of(b).seed);
+    HOLDS(memcmp(of_a, of_b, sizeof of_a) != 0);
+    loris_session_free(b);
+    params.seed = seed;
+    b = open_drawing(&params, of_b);
+    HOLDS(receipt_of(b).seed == seed && memcmp(of_a, of_b, sizeof of_a) == 0);
+    MUST(loris_session_fork(b, &fork));
+    MUST(loris_session_fork(b, &other));
+    HOLDS(receipt_of(b).seed == seed);
+    HOLDS(receipt_of(fork).seed != seed && receipt_of(other).seed != receipt_of(fork).seed);
+    seed = receipt_of(fork).seed;
+    loris_session_free(fork);
+    MUST(loris_session_set_sampling(b, &params)); /* the count of forks begins anew */
+    MUST(loris_session_fork(b, &fork));
+    HOLDS(receipt_of(fork).seed == seed);
+    loris_session_free(b);
+    params.seed = 0;
+    b = open_drawing(&params, of_b);
+    HOLDS(receipt_of(b).seed == 0);
+    loris_session_free(a);
+    a = open_drawing(&params, of_a);
+    HOLDS(memcmp(of_a, of_b, sizeof of_a) == 0);
+    loris_session_free(a);
+    loris_session_free(b);
+    loris_session_free(fork);
+    loris_session_free(other);
+}
+
+/* Back to where what was seen is gone. */
+static void truncated(void) {
+    const char *policies[] = {NULL, "tova:32"};
+    int i;
+    for (i = 0; i < 2; i++) {
+        loris_session_params params;
+        loris_session *session;
+        uint64_t least;
+        MUST(loris_session_params_init(&params, sizeof params));
+        params.evict = policies[i];
+        if (!policies[i]) params.sink = 4, params.window = 32;
+        MUST(loris_session_open(model, &params, &session));
+        HOLDS(receipt_of(session).least_tokens == 0);
+        MUST(loris_session_prefill(session, ids, 100, NULL, NULL));
+        MUST(loris_session_decode(session, 5));
+        least = receipt_of(session).least_tokens;
+        HOLDS(least > 80 && least < 101);
+        KEPT(session, LORIS_E_STATE, loris_session_truncate(session, least - 1));
+        SAYS("least");
+        KEPT(session, LORIS_E_STATE, loris_session_truncate(session, 1));
+        KEPT(session, LORIS_OK, loris_session_truncate(session, 101));
+        CASE(LORIS_OK, loris_session_truncate(session, least));
+        HOLDS(receipt_of(session).n_tokens == least);
+        CASE(LORIS_OK, loris_session_truncate(session, 0));
+        HOLDS(receipt_of(session).n_tokens == 0 && receipt_of(session).kv_bytes == 0);
+        loris_session_free(session);
+    }
+}
+
 static void run_cases(void) {
     null_pointers();
     other_kinds();
@@ -521,4 +607,6 @@ static void run_cases(void) {
     texts();
     tokens();
     buffers();
+    seeds();
+    truncated();
 }

@@ -8,6 +8,7 @@
 use std::ffi::{c_char, c_void};
 
 use super::guard::{Failure, call};
+use super::session::LORIS_RANDOM_SEED;
 use super::status::LORIS_OK;
 
 /// Told of what happens besides results; message is UTF-8, ends with a NUL, and lives as long as the call.
@@ -139,7 +140,8 @@ pub struct loris_sampling_params {
     pub top_k: u32,
     /// 0.
     pub reserved: u32,
-    /// Start of the random sequence: the same seed gives the same tokens.
+    /// Start of the random sequence: the same seed gives the same tokens. LORIS_RANDOM_SEED, the default since 0.5 (before, it
+    /// was 0): a random one, which loris_receipt.seed tells.
     pub seed: u64,
 }
 
@@ -250,6 +252,11 @@ pub struct loris_receipt {
     pub mass_kept: f64,
     /// Tokens that were evicted, of each layer. Since 0.4.
     pub n_evicted: u64,
+    /// The seed of its random sequence, which was given, drawn or followed from that of the session it is a fork of: given to
+    /// another session, that draws the same. Since 0.5, as all that follows.
+    pub seed: u64,
+    /// The least length, besides 0, that loris_session_truncate can cut the session back to; 0: any.
+    pub least_tokens: u64,
 }
 
 /// A struct that knows the sizes it has had.
@@ -286,11 +293,11 @@ macro_rules! sized {
 sized!(loris_engine_params, [40, 48], log_level: 3);
 sized!(loris_model_params, [64, 72], page_len: 64, chunk: 512, batch: 16);
 sized!(loris_session_params, [16, 56], ctx_len: 0);
-sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0);
+sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0, seed: LORIS_RANDOM_SEED);
 sized!(loris_generate_params, [48], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);
-sized!(loris_receipt, [80, 112, 120], reserved: 0);
+sized!(loris_receipt, [80, 112, 120, 136], reserved: 0);
 
 /// No struct will ever be longer: a larger size is a mistake.
 const LONGEST: usize = 4096;

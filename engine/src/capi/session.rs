@@ -26,6 +26,8 @@ use crate::session::{Session, SessionOptions, StreamOptions};
 
 /// No token.
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;
+/// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
+pub const LORIS_RANDOM_SEED: u64 = u64::MAX;
 /// Flag of loris_generate_params: go on after a token that ends an answer.
 pub const LORIS_IGNORE_EOS: u32 = 1;
 
@@ -222,8 +224,9 @@ pub unsafe extern "C" fn loris_session_clear(session: *mut loris_session) -> i32
     }
 }
 
-/// Sets how the session's next tokens are chosen, and starts its random sequence anew. params may be NULL for greedy,
-/// which is how a session starts. After an error the old choice stays. One thread at a time.
+/// Sets how the session's next tokens are chosen, and starts its random sequence anew: the n-th token that is chosen by
+/// chance takes the n-th number of the seed's sequence. params may be NULL for greedy, which is how a session starts. After
+/// an error the old choice stays. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_set_sampling(
     session: *mut loris_session,
@@ -241,7 +244,7 @@ pub unsafe extern "C" fn loris_session_set_sampling(
                 top_p: params.top_p,
                 min_p: params.min_p,
                 repetition_penalty: params.repetition_penalty,
-                seed: params.seed,
+                seed: (params.seed != LORIS_RANDOM_SEED).then_some(params.seed),
             };
             inner.sampler = Sampler::new(params, inner.session.model())?;
             Ok(LORIS_OK)
@@ -359,8 +362,10 @@ pub unsafe extern "C" fn loris_session_generate(
     }
 }
 
-/// Opens a second session with the same tokens, logits and choice of tokens. Pages are shared until one of the two
-/// writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
+/// Opens a second session with the same tokens, logits and sampling parameters. Its random sequence is its own: the seed
+/// is the upper 53 bits of XXH3 (64 bits) over the first session's seed and the number of forks that came before since that was
+/// set, 8 bytes each, little-endian. (Before 0.5 a fork drew what the first session drew.) Pages are shared until one of
+/// the two writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
 /// are queued. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_fork(
@@ -371,7 +376,7 @@ pub unsafe extern "C" fn loris_session_fork(
     unsafe {
         with(session, |inner| {
             write("fork", fork, std::ptr::null_mut())?;
-            let copy = SharedSession::new(inner.session.fork()?, inner.sampler.clone());
+            let copy = SharedSession::new(inner.session.fork()?, inner.sampler.fork());
             write("fork", fork, make(copy))?;
             Ok(LORIS_OK)
         })
@@ -438,6 +443,8 @@ pub unsafe extern "C" fn loris_session_get_receipt(
 }
 
 /// Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
+                seed: inner.sampler.seed(),
+                least_tokens: inner.session.least_len() as u64,
 /// set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
 /// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
 #[unsafe(no_mangle)]

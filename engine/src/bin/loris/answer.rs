@@ -51,6 +51,8 @@ pub(crate) struct Statistics {
     pub(crate) context_tokens: usize,
     pub(crate) ctx_len: usize,
     pub(crate) peak_bytes: Option<u64>,
+    /// Of the random sequence; `None`: the likeliest tokens were taken.
+    pub(crate) seed: Option<u64>,
     pub(crate) finish: Finish,
     pub(crate) receipt: Receipt,
 }
@@ -63,17 +65,13 @@ pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> Samp
         true => 1.0,
         false => advised.temperature,
     };
-    let random_seed = || {
-        use std::hash::{BuildHasher, RandomState};
-        RandomState::new().hash_one(0) >> 32 // 32 bits: exact in any JSON reader
-    };
     SamplerParams {
         temperature: args.temp.unwrap_or(temperature),
         top_k: args.top_k.unwrap_or(advised.top_k),
         top_p: args.top_p.unwrap_or(advised.top_p),
         min_p: args.min_p.unwrap_or(advised.min_p),
         repetition_penalty: args.repeat_penalty.unwrap_or(advised.repetition_penalty),
-        seed: args.seed.unwrap_or_else(random_seed),
+        seed: args.seed,
     }
 }
 
@@ -145,6 +143,7 @@ impl<'a> Answerer<'a> {
             kv_format: session.model().plan().layout.kv,
             context_tokens: session.len(),
             ctx_len: session.ctx_len(),
+            seed: (self.params.temperature > 0.0).then(|| self.sampler.seed()),
             peak_bytes: peak_bytes(),
             finish,
             receipt,
@@ -190,7 +189,7 @@ impl<'a> Answerer<'a> {
         let exact = |x: f32| json!(x.to_string().parse::<f64>().unwrap_or_default());
         json!({
             "temperature": exact(p.temperature), "top_k": p.top_k, "top_p": exact(p.top_p),
-            "min_p": exact(p.min_p), "repeat_penalty": exact(p.repetition_penalty), "seed": p.seed,
+            "min_p": exact(p.min_p), "repeat_penalty": exact(p.repetition_penalty), "seed": self.sampler.seed(),
             "max_tokens": self.options.max_tokens, "stop": self.options.stop,
             "ignore_eos": self.options.ignore_eos,
         })
@@ -286,6 +285,7 @@ impl Statistics {
 
     /// The fields of a `done` event; `null` is what cannot be said.
     pub(crate) fn event(&self) -> Value {
+            "seed": self.seed,
         let ms = |p| quantile(&self.gaps_s, p).map(|s| rounded(s * 1e3));
         let r = &self.receipt;
         json!({
@@ -328,6 +328,7 @@ impl Statistics {
         let end = match self.finish {
             Finish::Eos => "ended by the model",
             Finish::Stop => "ended by a stop text",
+        let seed = self.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
             Finish::Length => "ended by -n/--max-tokens",
             Finish::CtxFull => "ended because the context is full",
             Finish::Cancelled => "interrupted",
@@ -336,7 +337,7 @@ impl Statistics {
         format!(
             "load    {:.2} s\n\
              prompt  {} tokens{reused}{}, first token after {:.0} ms\n\
-             answer  {} tokens{}{gaps}, {end}\n\
+             answer  {} tokens{}{gaps}, {end}{seed}\n\
              memory  {peak}KV {} in {}, context {} of {} tokens",
             self.load_s,
             self.prompt_tokens,
