@@ -74,7 +74,7 @@ impl Evicting {
 
 impl Session {
     /// How many slots of a layer are to stay once `work` is done; `None`: all.
-    fn n_keep(&self, work: &Work) -> Option<usize> {
+    pub(crate) fn n_keep(&self, work: &Work) -> Option<usize> {
         let evicting = self.evicting.as_ref().filter(|_| work.is_last)?;
         let n_new = match &self.pending {
             Pending::Prompt { tokens, .. } => Some(tokens.len()),

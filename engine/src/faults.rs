@@ -2,11 +2,12 @@
 //! sessions and the device.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::mpsc;
 
-use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Weights};
+use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Tokenizer, Weights};
 
 use crate::backend::{Draw, Stop, Table};
 use crate::cache::{AuxRow, PageId};
@@ -262,7 +263,7 @@ fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
     let generate = |s: &mut Session| {
         let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
         let mut sampler = Sampler::new(params, s.model()).unwrap();
-        let options = GenerateOptions { max_tokens: 2, ignore_eos: true, ..Default::default() };
+        let options = GenerateOptions { max_tokens: 1, ignore_eos: true, ..Default::default() };
         crate::generate(s, &mut sampler, &options, &mut |_| std::ops::ControlFlow::Continue(()))
             .map(drop)
     };
@@ -538,10 +539,15 @@ fn logits_that_cannot_be_recalled_cost_no_token() {
         assert!(*lock(&met) && !matches!(outcome, Ok(Ok(()))));
         assert_eq!(snapshot(&s), before, "{fault:?}");
 
-        // The session goes on where it was.
+        // They can be asked for again, and the session goes on where it was.
         let mut want = session(&model, 20);
         want.decode(first).unwrap();
         assert_eq!(best(want.logits().unwrap()), second);
+        let mut fork = s.fork().unwrap();
+        for s in [&mut s, &mut fork] {
+            s.recall_logits().unwrap();
+            assert!(bits(s) == bits(&want), "{fault:?}");
+        }
         want.decode(second).unwrap();
         s.decode(second).unwrap();
         assert!(bits(&s) == bits(&want));
@@ -556,20 +562,262 @@ fn a_drawn_answer_is_the_same_and_its_logits_come_back() {
     let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
     let mut s = session(&model, 20);
     let mut other = session(&model, 5);
-    let mut id = 0;
+    let mut shown = Vec::new();
     let finish = crate::generate(&mut s, &mut sampler, &options, &mut |token| {
-        id = token.id;
-        other.decode(id).unwrap();
+        shown.push(token.id);
+        other.decode(token.id).unwrap();
         std::ops::ControlFlow::Continue(())
     });
     assert!(matches!(finish, Ok(Finish::Length)));
-    assert_eq!(s.receipt().n_drawn, 4);
+    assert_eq!((s.receipt().n_drawn, &s.tokens()[20..]), (4, &shown[..]));
     let mut want = session(&model, 20);
-    for &token in &s.tokens()[20..] {
+    for &token in &shown {
+        assert_eq!(best(want.logits().unwrap()), token);
         want.decode(token).unwrap();
     }
     assert!(bits(&s) == bits(&want));
-    assert_eq!(best(want.logits().unwrap()), id);
+}
+
+/// With a tokenizer: one character a token.
+fn talking(eos_ids: Vec<u32>) -> Checkpoint {
+    let checkpoint = checkpoint();
+    let vocab: serde_json::Map<String, serde_json::Value> =
+        (0..N_VOCAB).map(|id| (text_of(id as u32), id.into())).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": { "type": "Fuse" },
+        "model": { "type": "BPE", "dropout": null, "unk_token": null,
+                   "continuing_subword_prefix": null, "end_of_word_suffix": null,
+                   "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": [] },
+    });
+    let tokenizer = Tokenizer::parse(tokenizer.to_string().as_bytes(), "tokenizer.json".as_ref());
+    let config = ModelConfig { eos_ids, ..checkpoint.config };
+    Checkpoint { config, tokenizer: Some(tokenizer.unwrap()), ..checkpoint }
+}
+
+fn text_of(id: u32) -> String {
+    char::from_u32(0x4e00 + id).unwrap().to_string()
+}
+
+/// An answer: how it ended, and what was shown; `stop` is told how much was.
+fn answer(
+    s: &mut Session,
+    sampler: &mut Sampler,
+    options: &GenerateOptions,
+    stop: &mut dyn FnMut(usize) -> bool,
+) -> (Result<Finish, Error>, Vec<u32>) {
+    let mut shown = Vec::new();
+    let finish = crate::generate(s, sampler, options, &mut |token| {
+        if !token.is_rest {
+            shown.push(token.id);
+        }
+        match stop(shown.len()) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    });
+    (finish, shown)
+}
+
+/// Every end of an answer: those with a reason, and faults of the device in each call of each kind.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    Length,
+    Eos,
+    Stop,
+    Callback,
+    CancelledBefore,
+    CancelledInAPass,
+    CtxFull,
+    KvFull,
+    Fault(Call),
+}
+
+#[test]
+fn whatever_ends_an_answer_the_session_holds_what_was_shown_and_goes_on() {
+    const N: usize = 24;
+    let ends = [
+        End::Length,
+        End::Eos,
+        End::Stop,
+        End::Callback,
+        End::CancelledBefore,
+        End::CancelledInAPass,
+        End::CtxFull,
+        End::KvFull,
+        End::Fault(Call::Run),
+        End::Fault(Call::Sample),
+        End::Fault(Call::ReadLogits),
+    ];
+    let never = &mut |_| false;
+    let go_on = GenerateOptions { max_tokens: N, ignore_eos: true, ..GenerateOptions::default() };
+    for (draws, temperature) in [(false, 0.0), (false, 1.0), (true, 0.0)] {
+        let seed = Some(3);
+        let params = SamplerParams { temperature, seed, ..SamplerParams::default() };
+        let open = |eos_ids| model_of(talking(eos_ids), draws);
+        let (model, _) = open(vec![]);
+        let sampler = Sampler::new(params, &model).unwrap();
+        let mut whole = session(&model, 20);
+        let (finish, want) = answer(&mut whole, &mut sampler.clone(), &go_on, never);
+        assert!(matches!(finish, Ok(Finish::Length)) && want.len() == N);
+        // The token that is new as late as any, and where it is.
+        let first = |id: u32| want.iter().position(|&other| other == id).unwrap();
+        let last_new = want.iter().map(|&id| first(id)).max().unwrap();
+        for end in ends {
+            let what = format!("{end:?}, drawn by the device: {draws}, temperature {temperature}");
+            let eos_ids = if matches!(end, End::Eos) { vec![want[last_new]] } else { vec![] };
+            let (model, hook) = open(eos_ids);
+            let ctx_len = matches!(end, End::CtxFull).then_some(25);
+            let mut s =
+                model.session(&SessionOptions { ctx_len, ..SessionOptions::default() }).unwrap();
+            s.prefill(&prompt(20, 20)).unwrap();
+            let mut sampler = sampler.clone();
+            let mut options = GenerateOptions { ignore_eos: false, ..go_on.clone() };
+            let (mut n_most, mut others) = (usize::MAX, Vec::new());
+            let canceller = s.canceller();
+            match end {
+                End::Length => options.max_tokens = 5,
+                End::Stop => options.stop = vec![text_of(want[last_new])],
+                End::Callback => n_most = 5,
+                End::CancelledBefore => canceller.cancel(),
+                End::CancelledInAPass => {
+                    let mut n_left = 5;
+                    *lock(&hook) = Box::new(move |call| {
+                        n_left -= i32::from(call == Call::Run);
+                        if n_left == 0 {
+                            canceller.cancel();
+                        }
+                        Ok(())
+                    });
+                }
+                End::KvFull => {
+                    for seed in 0.. {
+                        let mut other = session(&model, 0);
+                        match other.prefill(&prompt(seed, 16)) {
+                            Ok(()) => others.push(other),
+                            Err(_) => break,
+                        }
+                    }
+                }
+                End::Fault(call) => drop(plant(&hook, Fault::Error, call, 4)),
+                End::Eos | End::CtxFull => {}
+            }
+            let (finish, shown) = answer(&mut s, &mut sampler, &options, &mut |n| n >= n_most);
+            unplant(&hook);
+            let (is_right, n_shown) = match end {
+                End::Length => (matches!(finish, Ok(Finish::Length)), 5),
+                End::Eos => (matches!(finish, Ok(Finish::Eos)), last_new),
+                End::Stop => (matches!(finish, Ok(Finish::Stop)), last_new + 1),
+                End::Callback => (matches!(finish, Ok(Finish::Cancelled)), 5),
+                End::CancelledBefore => (matches!(finish, Ok(Finish::Cancelled)), 0),
+                End::CancelledInAPass => (matches!(finish, Ok(Finish::Cancelled)), 4),
+                End::CtxFull => (matches!(finish, Ok(Finish::CtxFull)), 5),
+                End::KvFull => (matches!(finish, Err(Error::KvFull { .. })), 12),
+                // Where the device draws, logits are read once, for the last token.
+                End::Fault(Call::ReadLogits) if draws => (finish.is_ok(), N),
+                End::Fault(_) => (matches!(finish, Err(Error::Device { .. })), 4),
+            };
+            assert!(is_right, "{what}: {finish:?}");
+            assert_eq!(shown, want[..n_shown], "{what}");
+            assert_eq!(s.tokens()[20..], shown, "{what}");
+            drop(others);
+            if matches!(end, End::CtxFull) {
+                continue;
+            }
+            let options = GenerateOptions { max_tokens: N - n_shown, ..go_on.clone() };
+            let (finish, rest) = answer(&mut s, &mut sampler, &options, never);
+            assert!(matches!(finish, Ok(Finish::Length)), "{what}: {finish:?}");
+            assert_eq!(rest, want[n_shown..], "{what}");
+            assert!(bits(&s) == bits(&whole), "{what}");
+        }
+    }
+}
+
+/// What has been shown is an answer, whether its logits come back or not.
+#[test]
+fn an_answer_whose_logits_cannot_be_recalled_is_no_error() {
+    #[derive(Clone, Copy, Debug)]
+    enum Cause {
+        Unreadable,
+        Overwritten,
+        NoPage,
+    }
+    let (model, _) = model_of(talking(vec![]), true);
+    let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
+    let sampler = Sampler::new(params, &model).unwrap();
+    let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
+    let (_, want) =
+        answer(&mut session(&model, 20), &mut sampler.clone(), &options, &mut |_| false);
+    let first = |id: u32| want.iter().position(|&other| other == id).unwrap();
+    let n = want.iter().map(|&id| first(id)).max().unwrap();
+    assert!(n > 0, "{want:?}");
+    for cause in [Cause::Unreadable, Cause::Overwritten, Cause::NoPage] {
+        let (model, hook) = model_of(talking(vec![want[n]]), true);
+        let (mut s, mut other) = (session(&model, 20), session(&model, 5));
+        let mut others = Vec::new();
+        let (finish, shown) = answer(&mut s, &mut sampler.clone(), &options, &mut |n_shown| {
+            if n_shown < n {
+                return false;
+            }
+            match cause {
+                Cause::Unreadable => drop(plant(&hook, Fault::Error, Call::ReadLogits, 0)),
+                Cause::Overwritten => {
+                    other.decode(1).unwrap();
+                    drop(plant(&hook, Fault::Error, Call::Run, 0));
+                }
+                Cause::NoPage => {
+                    for seed in 100.. {
+                        let mut another = session(&model, 0);
+                        match another.prefill(&prompt(seed, 16)) {
+                            Ok(()) => others.push(another),
+                            Err(_) => break,
+                        }
+                    }
+                }
+            }
+            false
+        });
+        unplant(&hook);
+        assert!(matches!(finish, Ok(Finish::Eos)), "{cause:?}: {finish:?}");
+        assert_eq!((&shown[..], &s.tokens()[20..]), (&want[..n], &want[..n]), "{cause:?}");
+        assert!(s.logits().is_none(), "{cause:?}");
+        drop(others);
+        s.recall_logits().unwrap();
+        let mut plain = session(&model, 20);
+        shown.iter().for_each(|&id| plain.decode(id).unwrap());
+        assert!(bits(&s) == bits(&plain), "{cause:?}");
+        s.truncate(20).unwrap();
+        s.recall_logits().unwrap();
+        assert!(s.logits().is_none(), "they went with the token");
+    }
+}
+
+/// What a token has taken up again is there when it is decoded once more for its logits, and no more than that.
+#[test]
+fn logits_of_a_session_that_prunes_are_recalled_as_they_were() {
+    let points = [(1, 0.5), (3, 0.5)].map(|(layer, keep_rate)| PrunePoint { layer, keep_rate });
+    let lazy = Lazy { min_len: 0, sinks: 2, max_revived: 2, ..Lazy::new(points.to_vec()) };
+    let options = SessionOptions { lazy: Some(lazy), ..SessionOptions::default() };
+    let [drawn, plain] = [true, false].map(|draws| model_of(four_layers(), draws).0);
+    let [mut s, mut want] = [&drawn, &plain].map(|model| {
+        let mut s = model.session(&options).unwrap();
+        s.prefill(&prompt(3, 50)).unwrap();
+        s
+    });
+    let mut other = session(&drawn, 5);
+    let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
+    let mut sampler = Sampler::new(params, &drawn).unwrap();
+    for token in 0..6 {
+        s.decode_and_draw(token, &mut sampler).unwrap();
+        want.decode(token).unwrap();
+        assert!(s.drawn.is_some());
+        other.decode(1).unwrap(); // overwrites the logits
+        s.recall_logits().unwrap();
+        assert!(bits(&s) == bits(&want), "token {token}");
+        assert_eq!(s.receipt().n_revived, want.receipt().n_revived);
+    }
+    assert!(want.receipt().n_revived > 6 && want.receipt().n_waiting > 0);
 }
 
 /// Has the next pass wait until the sender is used or gone; the receiver hears when it has begun.

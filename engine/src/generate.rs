@@ -54,8 +54,13 @@ pub struct Token<'a> {
 
 /// Generates from a session whose logits are ready, until something says stop.
 ///
+/// A token is shown once the session holds it. So after any end, errors included, the session holds the tokens that were
+/// shown and no other, the random sequence has advanced by as many, and the next call goes on from there. (Its logits are
+/// those after the last token. They may have been left on the device by a call that could not read them:
+/// [`Session::recall_logits`].)
+///
 /// `on_token` is called once a token, in order, and once more with the last token's id if text was
-/// still held back at the end. An end-of-sequence token is neither shown nor added to the session.
+/// still held back at the end. An end-of-sequence token is neither shown nor held.
 pub fn generate(
     session: &mut Session,
     sampler: &mut Sampler,
@@ -66,60 +71,71 @@ pub fn generate(
     let mut text =
         StopText::new(model.tokenizer().map(|t| TextStream::new(t, Special::Parse)), &options.stop);
     let mut last_id = 0;
-    let finish = loop_tokens(session, sampler, options, &mut text, &mut |token| {
-        last_id = token.id;
+    let mut shown = sampler.state();
+    let finish = loop_tokens(session, sampler, options, &mut text, &mut |token, state| {
+        (last_id, shown) = (token.id, state);
         on_token(token)
     });
-    let recalled = session.recall_logits();
+    sampler.go_back(shown); // a token that was chosen and not shown is chosen again
+    // The answer is complete without them, and who wants them can ask again.
+    let _ = session.recall_logits();
     // Tokens that were shown are part of the answer, whatever ended it: so is their text.
     let rest = text.finish()?;
     if !rest.is_empty() && !matches!(finish, Ok(Finish::Cancelled)) {
         let _ = on_token(Token { id: last_id, is_rest: true, text: &rest });
     }
-    let finish = finish?;
-    recalled?;
-    Ok(finish)
+    finish
 }
 
+/// `show` is told each token, and what the sampler was when it had chosen it.
 fn loop_tokens(
     session: &mut Session,
     sampler: &mut Sampler,
     options: &GenerateOptions,
     text: &mut StopText<'_>,
-    on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
+    show: &mut dyn FnMut(Token<'_>, u64) -> ControlFlow<()>,
 ) -> Result<Finish, Error> {
     let model = session.model().clone();
     if options.max_tokens == 0 {
         return Ok(Finish::Length);
     }
+    session.recall_logits()?;
     let Some(logits) = session.logits() else {
         let reason = "the session has no logits; prefill a prompt first".into();
         return Err(Error::State { call: "generate", reason });
     };
     if session.cancel.swap(false, Relaxed) {
-        return Ok(Finish::Cancelled); // one token needs no pass that would see it
+        return Ok(Finish::Cancelled); // an answer that ends at once needs no pass that would see it
     }
     let mut id = sampler.sample(logits, session.tokens());
     for n in 1.. {
         if !options.ignore_eos && model.config().eos_ids.contains(&id) {
             return Ok(Finish::Eos);
         }
-        let shown = text.push(id)?;
-        if on_token(Token { id, is_rest: false, text: &shown }).is_break() {
-            return Ok(Finish::Cancelled);
-        }
-        if text.stopped {
-            return Ok(Finish::Stop);
-        }
-        if n == options.max_tokens {
-            return Ok(Finish::Length); // the last token's successor is not asked for
-        }
-        match session.decode_and_draw(id, sampler) {
-            Ok(next) => id = next,
+        let (state, is_last) = (sampler.state(), n == options.max_tokens);
+        let next = match is_last {
+            true => session.decode(id).map(|()| id), // its successor is not asked for
+            false => session.decode_and_draw(id, sampler),
+        };
+        let next = match next {
+            Ok(next) => next,
             Err(Error::CtxFull { .. }) => return Ok(Finish::CtxFull),
             Err(Error::Cancelled) => return Ok(Finish::Cancelled),
             Err(e) => return Err(e),
+        };
+        let pushed = text.push(id); // what has no text is held all the same, so it is shown
+        let shown = pushed.as_deref().unwrap_or_default();
+        if show(Token { id, is_rest: false, text: shown }, state).is_break() {
+            return Ok(Finish::Cancelled);
         }
+        pushed?;
+        if text.stopped {
+            return Ok(Finish::Stop);
+        }
+        if is_last {
+            return Ok(Finish::Length);
+        }
+        id = next;
     }
     Ok(Finish::Length)
 }

@@ -260,7 +260,8 @@ impl Session {
         self.ctx_len
     }
 
-    /// Logits after the last token: `None` before the first token and after a truncation.
+    /// Logits after the last token: `None` before the first token, after a truncation, and where they could not be
+    /// [recalled](Self::recall_logits) from the device.
     pub fn logits(&self) -> Option<&[f32]> {
         self.logits_ready.then_some(&self.logits)
     }
@@ -417,25 +418,31 @@ impl Session {
         }
     }
 
-    /// Brings logits that were left on the device to the host. If another pass has overwritten them, the
-    /// last token is decoded once more, which gives the same bits.
-    pub(crate) fn recall_logits(&mut self) -> Result<(), Error> {
-        let Some(Drawn { run, idx, .. }) = self.drawn.take() else { return Ok(()) };
+    /// Brings logits that were left on the device to the host; does nothing where there are none. If another pass has
+    /// overwritten them, the last token is decoded once more, which gives the same bits.
+    ///
+    /// [`generate`](crate::generate()) does so at its end. Where the device failed then, or there was no page for it,
+    /// [`logits`](Self::logits) are `None` and this tries again. After an error the session is as it was.
+    pub fn recall_logits(&mut self) -> Result<(), Error> {
+        let Some(Drawn { run, idx, .. }) = self.drawn else { return Ok(()) };
         let model = self.model.clone();
         let mut device = model.shared.device();
         if device.n_runs() == run {
             device.read_logits(idx, &mut self.logits)?;
-            self.logits_ready = true;
+            (self.drawn, self.logits_ready) = (None, true);
             return Ok(());
         }
         drop(device);
         let Some(&last) = self.tokens.last() else { return Ok(()) };
         // In a fork: whatever happens to it, this session keeps its tokens.
         let mut again = self.fork()?;
-        again.truncate(self.len() - 1);
+        again.truncate(self.len() - 1)?;
+        if let Some(lazy) = &mut again.lazy {
+            lazy.revives = false; // those that it took up are there
+        }
         again.decode(last)?;
         std::mem::swap(&mut self.logits, &mut again.logits);
-        self.logits_ready = true;
+        (self.drawn, self.logits_ready) = (None, true);
         Ok(())
     }
 
@@ -455,7 +462,7 @@ impl Session {
         self.attempt(|session| model.score_one(session, visit))
     }
 
-    /// A second session with the same tokens. Pages are shared until one of the two writes to them.
+    /// A second session with the same tokens and logits. Pages are shared until one of the two writes to them.
     pub fn fork(&self) -> Result<Session, Error> {
         if self.pending != Pending::Nothing {
             let reason = "tokens are queued; step or clear them first".into();
@@ -476,7 +483,7 @@ impl Session {
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
             draw: None,
-            drawn: None,
+            drawn: self.drawn,
             n_shareable: self.n_shareable,
             rope: self.rope.clone(),
             cancel: Arc::default(),
@@ -509,14 +516,6 @@ impl Session {
         if len < self.len() {
             self.cut(len);
         }
-    }
-
-    /// [`truncate`](Self::truncate) to a length that is possible, with nothing queued.
-    pub(crate) fn cut(&mut self, len: usize) {
-        let shared = &*self.model.shared;
-        self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
-        if let Some(evicting) = &mut self.evicting {
-            evicting.truncate(self.cache.segments[0].len());
         Ok(())
     }
 
@@ -536,12 +535,21 @@ impl Session {
             }
         });
         since.max(of_stream)
+    }
+
+    /// [`truncate`](Self::truncate) to a length that is possible, with nothing queued.
+    pub(crate) fn cut(&mut self, len: usize) {
+        let shared = &*self.model.shared;
+        self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
+        if let Some(evicting) = &mut self.evicting {
+            evicting.truncate(self.cache.segments[0].len());
         }
         if len == 0 {
             self.n_gone = 0;
         }
         self.tokens.truncate(len - self.n_gone);
         self.n_shareable = self.n_shareable.min(len);
+        (self.logits_ready, self.drawn) = (false, None);
     }
 
     /// What was pending is done with: nothing can be undone any more.
@@ -549,7 +557,6 @@ impl Session {
         self.cache.settle(pool);
         // The last token may be computed once more.
         self.roll(self.len().saturating_sub(1), pool);
-        (self.logits_ready, self.drawn) = (false, None);
         let n_gone = self.cache.segments[0].n_gone;
         let first = self.model.plan().layout.n_slots(1);
         if n_gone > self.n_gone {

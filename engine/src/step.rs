@@ -312,7 +312,11 @@ impl<'s> Job<'s> {
                 return Err(e);
             }
         };
-        let draw = if work.is_last { session.draw.take() } else { None };
+        // Behind an eviction the last token cannot be computed once more, should its logits be overwritten.
+        let draw = match work.is_last && session.n_keep(&work).is_none() {
+            true => session.draw.take(),
+            false => None,
+        };
         Ok(Self { session, work, draw, taken: Some(taken), has_adopted })
     }
 
@@ -404,7 +408,7 @@ impl<'s> Job<'s> {
             let is_old = |&&p: &&u32| (p as usize) < session.tokens.len() - n_new;
             session.receipt.n_revived += work.positions.iter().filter(is_old).count();
         }
-        session.logits_ready = logits_ready;
+        (session.logits_ready, session.drawn) = (logits_ready, None);
         if !(work.ends_stage && work.segment + 1 == session.cache.segments.len()) {
             return session.progress();
         }

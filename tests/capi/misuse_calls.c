@@ -217,10 +217,77 @@ static void queues(void) {
     loris_model_free(other);
 }
 
+typedef struct {
+    uint32_t tokens[64];
+    size_t n, most;
+} shown;
+
+static int32_t show(void *data, uint32_t token, const char *text, size_t text_len) {
+    shown *s = data;
+    (void)text, (void)text_len;
+    if (token != LORIS_NO_TOKEN) s->tokens[s->n++] = token;
+    return s->n >= s->most;
+}
+
+/* The session holds its first n_prompt ids and what was shown, and nothing else; how much is what a first answer was. */
+static int holds(loris_session *session, size_t n_prompt, const shown *s, const shown *whole) {
+    uint32_t held[N_IDS];
+    size_t n_held;
+    MUST(loris_session_tokens(session, held, N_IDS, &n_held));
+    return n_held == n_prompt + s->n && memcmp(held, ids, n_prompt * sizeof *held) == 0 &&
+           memcmp(held + n_prompt, s->tokens, s->n * sizeof *held) == 0 &&
+           memcmp(s->tokens, whole->tokens, s->n * sizeof *held) == 0;
+}
+
+/* Each end of an answer. Whatever it is, the next call goes on from there. */
+static void ends(void) {
+    enum { N_PROMPT = 8, N_WHOLE = 12 };
+    const int32_t expected[] = {LORIS_OK, LORIS_STOP, LORIS_CTX_FULL, LORIS_CANCELLED};
+    shown whole = {{0}, 0, 64};
+    loris_session *session = open_filled(model, N_PROMPT);
+    loris_generate_params params;
+    loris_session_params session_params;
+    char text[16];
+    const char *stop = text;
+    size_t i, at = 0;
+    MUST(loris_generate_params_init(&params, sizeof params));
+    params.flags = LORIS_IGNORE_EOS;
+    params.max_tokens = N_WHOLE;
+    params.on_token = show;
+    params.user_data = &whole;
+    CASE(LORIS_OK, loris_session_generate(session, &params));
+    HOLDS(whole.n == N_WHOLE && holds(session, N_PROMPT, &whole, &whole));
+    loris_session_free(session);
+    for (n = 0; n == 0 && at < N_WHOLE; at++) MUST(loris_detokenize(model, whole.tokens + at, 1, 0, text, sizeof text, &n));
+    HOLDS(n > 0);
+    for (i = 0; i < sizeof expected / sizeof *expected; i++) {
+        shown part = {{0}, 0, expected[i] == LORIS_CANCELLED ? 3 : 64};
+        MUST(loris_session_params_init(&session_params, sizeof session_params));
+        if (expected[i] == LORIS_CTX_FULL) session_params.ctx_len = N_PROMPT + 4;
+        MUST(loris_session_open(model, &session_params, &session));
+        MUST(loris_session_prefill(session, ids, N_PROMPT, NULL, NULL));
+        params.max_tokens = expected[i] == LORIS_OK ? 5 : 64;
+        params.stop = &stop;
+        params.n_stop = expected[i] == LORIS_STOP;
+        params.user_data = &part;
+        CASE(expected[i], loris_session_generate(session, &params));
+        HOLDS(part.n > 0 && part.n <= 5 + at && holds(session, N_PROMPT, &part, &whole));
+        if (expected[i] != LORIS_CTX_FULL) {
+            part.most = 64;
+            params.n_stop = 0;
+            params.max_tokens = N_WHOLE - part.n;
+            if (part.n < N_WHOLE) CASE(LORIS_OK, loris_session_generate(session, &params));
+            HOLDS(part.n == N_WHOLE && holds(session, N_PROMPT, &part, &whole));
+        }
+        loris_session_free(session);
+    }
+}
+
 static void full_pools(void) {
     loris_model *small = open_model(dir, 64);
     loris_session *a = open_filled(small, 33), *b = open_session(small), *list[2];
     loris_generate_params params;
+    shown part = {{0}, 0, 64};
     int32_t statuses[2];
     uint32_t others[64];
     size_t i;
@@ -244,7 +311,10 @@ static void full_pools(void) {
     MUST(loris_session_prefill(b, others, 8, NULL, NULL));
     MUST(loris_generate_params_init(&params, sizeof params));
     params.flags = LORIS_IGNORE_EOS;
+    params.on_token = show;
+    params.user_data = &part;
     CASE(LORIS_KV_FULL, loris_session_generate(a, &params));
+    HOLDS(part.n == 15 && holds(a, 33, &part, &part));
     KEPT(a, LORIS_KV_FULL, loris_session_decode(a, 5));
     loris_session_free(b);
     CASE(LORIS_OK, loris_session_decode(a, 5));
@@ -308,6 +378,7 @@ static void run_cases(void) {
     threads_and_callbacks();
     cancelling();
     queues();
+    ends();
     full_pools();
     poison();
 }

@@ -152,7 +152,6 @@ static void answer_alone(job *j) {
     MUST(loris_session_set_sampling(session, &j->sampling));
     MUST(loris_session_prefill(session, j->prompt, j->n_prompt, NULL, NULL));
     MUST(loris_session_generate(session, &params));
-    MUST(loris_session_decode(session, j->out[j->n_out - 1]));
     j->logits = logits_hash(session);
     loris_session_free(session);
 }
@@ -241,17 +240,14 @@ static int32_t collect(void *data, uint32_t token, const char *text, size_t text
 
 static void generate(worker *w, slot *s) {
     collector c = {s, &w->random};
-    size_t n_before = s->n_out;
     loris_generate_params params;
-    int32_t status;
     MUST(loris_generate_params_init(&params, sizeof params));
     params.flags = LORIS_IGNORE_EOS;
     params.max_tokens = 1 + below(&w->random, s->job->n_out - s->n_out);
     params.on_token = collect;
     params.user_data = &c;
-    status = loris_session_generate(s->session, &params);
-    if (s->n_out > n_before) s->phase = LAST; /* before WENT_WELL, which may start the slot anew */
-    (void)WENT_WELL(status);
+    /* Whatever its end: what was shown is held, and the next token is to be chosen. */
+    (void)WENT_WELL(loris_session_generate(s->session, &params));
 }
 
 static void sample_and_decode(worker *w, slot *s) {
@@ -260,10 +256,11 @@ static void sample_and_decode(worker *w, slot *s) {
     if (WENT_WELL(loris_session_decode(s->session, s->out[s->n_out - 1]))) s->phase = READY;
 }
 
+/* A fork draws numbers of its own, so only one that takes the likeliest tokens gives the same answer. */
 static void fork_into(worker *w, slot *s) {
     slot *to = &w->slots[below(&w->random, (size_t)w->n_slots)];
     loris_session *fork;
-    if (to == s) return;
+    if (to == s || s->job->sampling.temperature > 0) return;
     MUST(loris_session_fork(s->session, &fork));
     replace(to, fork);
     to->phase = s->phase;

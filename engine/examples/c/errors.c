@@ -139,7 +139,7 @@ static void sessions(const loris_model *model) {
     sampling.temperature = -1;
     met("a negative temperature", LORIS_E_INVALID_ARG, loris_session_set_sampling(session, &sampling));
 
-    /* The answer so far is good, and the session holds all of it but the last token. */
+    /* The answer so far is good, and the session holds all of it. */
     check(loris_generate_params_init(&answer, sizeof answer), "generate");
     answer.flags = LORIS_IGNORE_EOS;
     answer.on_token = stop_answer;

@@ -23,27 +23,23 @@ static void check(int32_t status, const char *what) {
     exit(1);
 }
 
-/* Prints the text, and remembers the token for who wants to go on after it. */
 static int32_t on_token(void *user_data, uint32_t token, const char *text, size_t text_len) {
-    if (token != LORIS_NO_TOKEN) *(uint32_t *)user_data = token;
+    (void)user_data;
+    (void)token;
     fwrite(text, 1, text_len, stdout);
     return fflush(stdout);
 }
 
 /* Prints up to n tokens. Afterwards the session holds all of them, ready for more. */
 static void answer(loris_session *session, uint64_t n) {
-    uint32_t last = LORIS_NO_TOKEN;
     int32_t end;
     loris_generate_params params;
     check(loris_generate_params_init(&params, sizeof params), "generate");
     params.max_tokens = n;
     params.on_token = on_token;
-    params.user_data = &last;
     end = loris_session_generate(session, &params);
     if (end == LORIS_EOS || end == LORIS_CTX_FULL || end == LORIS_KV_FULL) return;
     check(end, "generate");
-    /* The last token was shown, but nobody has asked for its successor yet: the session does not hold it. */
-    if (last != LORIS_NO_TOKEN) check(loris_session_decode(session, last), "decode");
 }
 
 static loris_session *open_with_prompt(const loris_model *model, const char *text) {

@@ -260,6 +260,7 @@ pub unsafe extern "C" fn loris_session_sample(session: *mut loris_session, token
     unsafe {
         with(session, |inner| {
             write("token", token, LORIS_NO_TOKEN)?;
+            inner.session.recall_logits()?;
             let logits = inner.session.logits().ok_or_else(no_logits)?;
             write("token", token, inner.sampler.sample(logits, inner.session.tokens()))?;
             Ok(LORIS_OK)
@@ -271,7 +272,8 @@ fn no_logits() -> Failure {
     Failure::new(LORIS_E_STATE, "the session has no logits; prefill or decode first")
 }
 
-/// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
+/// Copies the logits after the session's last token. Where they are still on the device and it fails, that is the status.
+/// buf has room for cap floats; *n is set to the size of the
 /// vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
 /// ready: before the first token and after a truncation. One thread at a time.
 #[unsafe(no_mangle)]
@@ -283,7 +285,10 @@ pub unsafe extern "C" fn loris_session_logits(
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
     unsafe {
-        with(session, |inner| copy(inner.session.logits().ok_or_else(no_logits)?, buf, cap, n))
+        with(session, |inner| {
+            inner.session.recall_logits()?;
+            copy(inner.session.logits().ok_or_else(no_logits)?, buf, cap, n)
+        })
     }
 }
 
@@ -314,9 +319,12 @@ pub unsafe extern "C" fn loris_session_score(
 ///
 /// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
 /// LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
-/// it. After each of these, and after an error, the session holds every token that was shown but the last, whose
-/// successor nobody has asked for: loris_session_decode it to go on, or put it before the next turn's tokens. A
-/// token that ends an answer is neither shown nor held. LORIS_E_STATE if no logits are ready. One thread at a time.
+/// it. LORIS_E_STATE if no logits are ready.
+///
+/// A token is shown once the session holds it. So after each of these, and after an error, the session holds the tokens
+/// that were shown and no other: call this again to go on, or loris_session_prefill with the next turn's tokens. (Versions
+/// before 0.5 held all but the last after most of these; a program that decodes the last one itself has it twice
+/// now.) A token that ends an answer is neither shown nor held. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_generate(
     session: *mut loris_session,
@@ -435,6 +443,8 @@ pub unsafe extern "C" fn loris_session_get_receipt(
                 n_revived: facts.n_revived as u64,
                 mass_kept: facts.mass_kept,
                 n_evicted: facts.n_evicted as u64,
+                seed: inner.sampler.seed(),
+                least_tokens: inner.session.least_len() as u64,
                 ..Versioned::defaults()
             };
             fill_sized(receipt, filled)
@@ -443,8 +453,6 @@ pub unsafe extern "C" fn loris_session_get_receipt(
 }
 
 /// Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
-                seed: inner.sampler.seed(),
-                least_tokens: inner.session.least_len() as u64,
 /// set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
 /// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
 #[unsafe(no_mangle)]
@@ -457,6 +465,7 @@ pub unsafe extern "C" fn loris_session_save(
     // SAFETY: the caller keeps to the header.
     unsafe {
         with(session, |inner| {
+            inner.session.recall_logits()?;
             let n_bytes = inner.session.saved_bytes()?;
             write("n", n, n_bytes)?;
             if buf.is_null() && cap == 0 {
@@ -507,6 +516,7 @@ pub unsafe extern "C" fn loris_session_save_file(
     // SAFETY: the caller keeps to the header.
     unsafe {
         with(session, |inner| {
+            inner.session.recall_logits()?;
             inner.session.save_file(Path::new(c_text("path", path)?))?;
             Ok(LORIS_OK)
         })

@@ -30,7 +30,6 @@ pub(crate) struct Answerer<'a> {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) text: String,
-    pub(crate) last_id: Option<u32>,
     pub(crate) statistics: Statistics,
 }
 
@@ -51,9 +50,9 @@ pub(crate) struct Statistics {
     pub(crate) context_tokens: usize,
     pub(crate) ctx_len: usize,
     pub(crate) peak_bytes: Option<u64>,
+    pub(crate) finish: Finish,
     /// Of the random sequence; `None`: the likeliest tokens were taken.
     pub(crate) seed: Option<u64>,
-    pub(crate) finish: Finish,
     pub(crate) receipt: Receipt,
 }
 
@@ -121,7 +120,6 @@ impl<'a> Answerer<'a> {
             shown.take(self.report, token)
         });
         self.history.extend(&shown.ids);
-        self.history.truncate(session.len()); // the last one's successor was not asked for
         let finish = generated?;
         if let Some(failure) = shown.failure {
             return Err(failure);
@@ -143,12 +141,12 @@ impl<'a> Answerer<'a> {
             kv_format: session.model().plan().layout.kv,
             context_tokens: session.len(),
             ctx_len: session.ctx_len(),
-            seed: (self.params.temperature > 0.0).then(|| self.sampler.seed()),
             peak_bytes: peak_bytes(),
             finish,
+            seed: (self.params.temperature > 0.0).then(|| self.sampler.seed()),
             receipt,
         };
-        Ok(Answer { text: shown.text, last_id: shown.last_id, statistics })
+        Ok(Answer { text: shown.text, statistics })
     }
 
     fn prefill(&self, session: &mut Session, tokens: &[u32], guard: &Guard) -> Result<(), Failure> {
@@ -200,7 +198,6 @@ impl<'a> Answerer<'a> {
 #[derive(Default)]
 struct Shown {
     text: String,
-    last_id: Option<u32>,
     ids: Vec<u32>,
     times: Vec<Instant>,
     failure: Option<Failure>,
@@ -210,7 +207,6 @@ impl Shown {
     fn take(&mut self, report: &Report, token: loris::Token<'_>) -> ControlFlow<()> {
         if !token.is_rest {
             self.times.push(Instant::now());
-            self.last_id = Some(token.id);
             self.ids.push(token.id);
         }
         self.text.push_str(token.text);
@@ -285,11 +281,11 @@ impl Statistics {
 
     /// The fields of a `done` event; `null` is what cannot be said.
     pub(crate) fn event(&self) -> Value {
-            "seed": self.seed,
         let ms = |p| quantile(&self.gaps_s, p).map(|s| rounded(s * 1e3));
         let r = &self.receipt;
         json!({
             "finish": finish_name(self.finish),
+            "seed": self.seed,
             "load_s": rounded(self.load_s),
             "prompt_tokens": self.prompt_tokens,
             "reused_tokens": self.reused_tokens,
@@ -328,11 +324,11 @@ impl Statistics {
         let end = match self.finish {
             Finish::Eos => "ended by the model",
             Finish::Stop => "ended by a stop text",
-        let seed = self.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
             Finish::Length => "ended by -n/--max-tokens",
             Finish::CtxFull => "ended because the context is full",
             Finish::Cancelled => "interrupted",
         };
+        let seed = self.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
         let peak = self.peak_bytes.map_or(String::new(), |n| format!("peak {}, ", bytes(n)));
         format!(
             "load    {:.2} s\n\

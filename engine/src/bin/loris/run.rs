@@ -43,7 +43,7 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
         report.print("\n")?;
     }
     if let Some(path) = &args.save_state {
-        save(&mut session, &answer, path)?;
+        save(&session, path)?;
     }
     finish(&answerer, &answer, report)
 }
@@ -126,14 +126,8 @@ fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     })
 }
 
-/// Saves the session with the whole answer in it; the file is complete or not there.
-fn save(session: &mut Session, answer: &Answer, path: &Path) -> Result<(), Failure> {
-    // The last token was shown but nobody has asked for its successor.
-    let statistics = &answer.statistics;
-    let is_short = matches!(statistics.finish, Finish::Length | Finish::Stop);
-    if let Some(id) = answer.last_id.filter(|_| is_short && session.len() < session.ctx_len()) {
-        session.decode(id)?;
-    }
+/// Saves the session, which holds all that was shown; the file is complete or not there.
+fn save(session: &Session, path: &Path) -> Result<(), Failure> {
     session.save_file(path).map_err(|e| {
         Failure::new(RUN_TIME, format!("{}: cannot save the session: {e}", path.display()))
     })
