@@ -10,14 +10,16 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use loris::{Engine, EngineOptions, Error, Model, ModelOptions, Session, SessionOptions};
+
+use machine::{Machine, ms};
+
+mod machine;
 
 /// Prompt tokens of a pass.
 const CHUNK: usize = 512;
@@ -27,9 +29,7 @@ const HEADER: &str = "date,commit,cpu,features,threads,load,busy_elsewhere,model
 
 fn main() {
     let options = Options::parse();
-    let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or("?").to_owned();
-    let busy = busy_elsewhere();
+    let machine = Machine::at_rest();
     let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().unwrap().get());
     let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
     let sizes =
@@ -37,10 +37,10 @@ fn main() {
     let model = engine.unwrap().open(&options.model, &sizes).unwrap();
     let record = options.csv.then(|| {
         let name = options.model.file_name().unwrap().to_string_lossy().to_lowercase();
-        format!("{},{threads},{load},{busy:.2},{name}", cpu())
+        format!("{},{name}", machine.columns(threads))
     });
     let mut bench = Bench { model, random: 1, n: options.n, record };
-    println!("{threads} threads, load {load}, busy elsewhere {busy:.2} CPUs");
+    println!("{threads} threads, {machine}");
     println!(
         "| {:<24} | {:>5} | {:>9} | {:>9} | {:>8} | {:>8} | {:>8} | {:>9} |",
         "cancelled", "n", "pass ms", "layer ms", "p50 ms", "p99 ms", "max ms", "p99/layer"
@@ -254,18 +254,8 @@ impl Row {
 
     /// Adds the row to the record.
     fn record(&self, machine: &str) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu/cancel.csv");
-        let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| HEADER.into());
-        let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
-        let git = ["-C", env!("CARGO_MANIFEST_DIR")];
-        let head = output("git", &[&git[..], &["rev-parse", "--short", "HEAD"]].concat());
-        // The record itself may have changed: its rows come one by one.
-        let status = ["status", "--porcelain", "-uno", ".", ":!benches/record"];
-        let changed = output("git", &[&git[..], &status].concat());
-        let plus = if changed.is_empty() { "" } else { "+" };
-        writeln!(
-            text,
-            "{date},{head}{plus},{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
+        let row = format!(
+            "{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
             self.what,
             self.latencies.len(),
             ms(self.pass),
@@ -274,48 +264,7 @@ impl Row {
             ms(self.at(0.99)),
             ms(self.at(1.0)),
             self.ratio()
-        )
-        .unwrap();
-        std::fs::write(&path, text).unwrap();
+        );
+        machine::add_row("cancel.csv", HEADER, &row);
     }
-}
-
-fn ms(time: Duration) -> f64 {
-    1e3 * time.as_secs_f64()
-}
-
-fn output(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap();
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-/// CPUs in use while this program rests: the load average counts what ran a minute ago.
-fn busy_elsewhere() -> f64 {
-    let idle = || -> f64 {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let fields: Vec<f64> =
-            stat.lines().next().unwrap_or("").split(' ').filter_map(|f| f.parse().ok()).collect();
-        fields.get(3..5).map_or(0.0, |idle| idle.iter().sum::<f64>() / 100.0)
-    };
-    let (start, before) = (Instant::now(), idle());
-    thread::sleep(Duration::from_secs(2));
-    let n_cpus = thread::available_parallelism().unwrap().get() as f64;
-    (n_cpus - (idle() - before) / start.elapsed().as_secs_f64()).max(0.0)
-}
-
-/// The CPU and what kernels it can run, as the other records have it.
-fn cpu() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = info.lines().find(|line| line.split(':').next().unwrap_or("").trim() == name);
-        line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
-    };
-    let (family, model, stepping) = (field("cpu family"), field("model"), field("stepping"));
-    let known = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"];
-    let features = known.into_iter().filter(|&f| field("flags").split(' ').any(|flag| flag == f));
-    let features = features.collect::<Vec<_>>().join(" ");
-    format!(
-        "\"{} (family {family}, model {model}, stepping {stepping})\",{features}",
-        field("model name")
-    )
 }

@@ -689,6 +689,65 @@ fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
     }
 }
 
+#[test]
+fn prompts_of_different_schedules_all_go_on_in_every_step() {
+    let schedules = [
+        None,
+        Some(lazy(&[(1, 0.5), (4, 0.5)])),
+        Some(Lazy { window: 9, ..lazy(&[(2, 0.3)]) }),
+        Some(lazy(&[(3, 0.2)])),
+    ];
+    let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options(24));
+    for first in 0..schedules.len() {
+        let mut all: Vec<Session> = schedules.iter().map(|l| session(&model, l.as_ref())).collect();
+        all.iter_mut().enumerate().for_each(|(i, s)| s.feed(&prompt(i, 100)).unwrap());
+        all.rotate_left(first);
+        while all.iter().any(|s| s.logits().is_none()) {
+            let before: Vec<usize> = all.iter().map(|s| s.receipt().token_layers).collect();
+            let mut refs: Vec<&mut Session> = all.iter_mut().collect();
+            assert!(model.step(&mut refs).iter().all(Result::is_ok));
+            let mut n_rows = 0;
+            for (s, before) in all.iter().zip(before) {
+                let n_layers = s.receipt().token_layers - before;
+                n_rows += n_layers.div_ceil(N_LAYERS);
+                assert!(n_layers > 0 || s.logits().is_some(), "first {first}");
+            }
+            assert!(n_rows <= 24);
+        }
+    }
+}
+
+#[test]
+fn prompts_that_prune_and_begin_alike_are_computed_once() {
+    let lazy = lazy(&[(2, 0.4), (3, 0.5)]);
+    let begin = prompt(1, 100);
+    let prompts: Vec<_> = (0..4).map(|i| [&begin[..], &prompt(10 + i, 9)].concat()).collect();
+    let alone = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options(32));
+    for chunk in [16, 32, 64] {
+        let keeping = ModelOptions { keep_prefixes: true, ..options(chunk) };
+        let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &keeping);
+        let mut all: Vec<Session> = prompts.iter().map(|_| session(&model, Some(&lazy))).collect();
+        all.iter_mut().zip(&prompts).for_each(|(s, tokens)| s.feed(tokens).unwrap());
+        while all.iter().any(|s| s.logits().is_none()) {
+            let mut refs: Vec<&mut Session> = all.iter_mut().collect();
+            assert!(model.step(&mut refs).iter().all(Result::is_ok));
+        }
+        let n_shared: usize = all.iter().map(|s| s.receipt().n_shared).sum();
+        assert_eq!(n_shared, 3 * 96, "chunk {chunk}");
+        for (s, tokens) in all.iter_mut().zip(&prompts) {
+            let mut computes = session(&alone, Some(&lazy));
+            let want = answer(&mut computes, tokens);
+            assert!(bits(s.logits().unwrap()) == want[0], "chunk {chunk}");
+            for want in &want[1..] {
+                s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
+                assert!(bits(s.logits().unwrap()) == *want, "chunk {chunk}");
+            }
+        }
+        drop(all);
+        assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
+    }
+}
+
 /// All that a call which fails must leave.
 fn left(s: &Session) -> (Vec<u32>, loris::Receipt, Option<Vec<u32>>, [usize; 2]) {
     let usage = s.model().pool_usage();

@@ -379,6 +379,271 @@ fn a_batch_larger_than_one_pass_is_served_whole() {
     assert!(sessions.iter().all(|s| s.len() == 12));
 }
 
+/// Steps all of them, those in `order` first to last.
+fn step_in(model: &Model, sessions: &mut [Session], order: &[usize]) -> Vec<Progress> {
+    let mut slots: Vec<Option<&mut Session>> = sessions.iter_mut().map(Some).collect();
+    let mut refs: Vec<&mut Session> = order.iter().map(|&i| slots[i].take().unwrap()).collect();
+    let results = model.step(&mut refs);
+    let mut all = vec![Progress::Idle; order.len()];
+    order.iter().zip(results).for_each(|(&i, result)| all[i] = result.unwrap());
+    all
+}
+
+#[test]
+fn a_long_prompt_keeps_nobody_waiting() {
+    let model = model(&ModelOptions { chunk: 16, ..options(4096) });
+    let (long, short) = (prompt(1, 250), prompt(2, 60));
+    let alone = [run(&model, &long, 0), run(&model, &short, 0)];
+    let alone_running: Vec<_> = (0..8).map(|i| run(&model, &prompt(10 + i, 12), 30)).collect();
+    let orders: [Vec<usize>; 3] =
+        [(0..10).collect(), (0..10).rev().collect(), [4, 9, 0, 8, 1, 2, 3, 5, 7, 6].to_vec()];
+    for order in orders {
+        // 0 to 7 decode; 8 is the long prompt, 9 the short one that comes later.
+        let mut all: Vec<Session> = (0..10).map(|_| session(&model)).collect();
+        for (i, s) in all.iter_mut().enumerate().take(8) {
+            s.prefill(&prompt(10 + i, 12)).unwrap();
+        }
+        all[8].feed(&long).unwrap();
+        let mut n_behind = None;
+        for step in 0.. {
+            if step == 3 {
+                all[9].feed(&short).unwrap();
+                n_behind = Some(0);
+            }
+            all[..8].iter_mut().for_each(|s| s.push(best(s)).unwrap());
+            let before = [all[8].len(), all[9].len()];
+            let progress = step_in(&model, &mut all, &order);
+            for (i, s) in all[..8].iter().enumerate() {
+                assert_eq!(progress[i], Progress::Ready, "step {step}");
+                assert!(bits(s.logits().unwrap()) == alone_running[i][step + 1]);
+            }
+            let n_rows = (all[8].len() - before[0]) + (all[9].len() - before[1]);
+            if progress[8] == Progress::Ready {
+                break;
+            }
+            assert_eq!(n_rows, 16, "a step computes a chunk");
+            assert!(all[8].len() > before[0], "the long prompt goes on");
+            n_behind = n_behind.map(|n| n + usize::from(all[9].len() > before[1]));
+        }
+        // 60 rows, 8 in each step.
+        assert_eq!(n_behind, Some(8));
+        for (s, alone) in all[8..].iter().zip(&alone) {
+            assert!(bits(s.logits().unwrap()) == alone[0]);
+        }
+    }
+}
+
+#[test]
+fn more_prompts_than_a_step_has_room_for_go_on_in_turn() {
+    for (chunk, batch, n_steps_at_most) in [(8, 2, 4), (3, 16, 3), (1, 1, 7), (16, 16, 1)] {
+        let model = model(&ModelOptions { chunk, batch, ..options(2048) });
+        let mut all: Vec<Session> = (0..7).map(|_| session(&model)).collect();
+        all.iter_mut().enumerate().for_each(|(i, s)| s.feed(&prompt(i, 30)).unwrap());
+        let order: Vec<usize> = (0..7).collect();
+        let (mut len, mut since) = ([0; 7], [0; 7]);
+        while all.iter().any(|s| s.logits().is_none()) {
+            step_in(&model, &mut all, &order);
+            for (i, s) in all.iter().enumerate() {
+                since[i] = if s.len() > len[i] || s.len() == 30 { 0 } else { since[i] + 1 };
+                assert!(since[i] < n_steps_at_most, "session {i}, chunk {chunk}, batch {batch}");
+                len[i] = s.len();
+            }
+        }
+        for (i, s) in all.iter().enumerate() {
+            assert!(bits(s.logits().unwrap()) == run(&model, &prompt(i, 30), 0)[0]);
+        }
+    }
+}
+
+#[test]
+fn prompts_of_one_step_that_begin_alike_are_computed_once() {
+    let begin = prompt(3, 100);
+    // Pages of 16: 96 tokens can be shared, whatever comes behind them.
+    let alike = |i: usize| [&begin[..], &prompt(20 + i, 10)].concat();
+    for chunk in [7, 16, 40, 512] {
+        let sizes = ModelOptions { page_len: 16, chunk, ..options(4096) };
+        let alone = model(&sizes);
+        for is_same in [false, true] {
+            let prompts: Vec<_> = (0..8).map(|i| alike(if is_same { 0 } else { i })).collect();
+            let model = model(&sizes);
+            let mut all: Vec<Session> = (0..8).map(|_| session(&model)).collect();
+            all.iter_mut().zip(&prompts).for_each(|(s, tokens)| s.feed(tokens).unwrap());
+            let order: Vec<usize> = (0..8).rev().collect();
+            while all.iter().any(|s| s.logits().is_none()) {
+                step_in(&model, &mut all, &order);
+            }
+            let mut computed: Vec<usize> = all.iter().map(|s| s.receipt().n_prefilled).collect();
+            computed.sort_unstable();
+            assert_eq!(computed, [14, 14, 14, 14, 14, 14, 14, 110], "chunk {chunk}");
+            for (s, tokens) in all.iter_mut().zip(&prompts) {
+                let receipt = s.receipt();
+                assert_eq!(receipt.n_shared + receipt.n_prefilled, 110);
+                assert_eq!(receipt.token_layers, receipt.n_prefilled * model.plan().n_layers);
+                let want = run(&alone, tokens, 2);
+                assert!(bits(s.logits().unwrap()) == want[0]);
+                for want in &want[1..] {
+                    s.decode(best(s)).unwrap();
+                    assert!(bits(s.logits().unwrap()) == *want);
+                }
+            }
+            drop(all);
+            assert_eq!(model.pool_usage().n_used, 0);
+        }
+    }
+}
+
+/// Whoever computes what several prompts begin with may be cancelled, dropped or left out of a step: the others go on
+/// from where it was.
+#[test]
+fn prompts_go_on_without_the_one_that_was_ahead() {
+    let sizes = ModelOptions { page_len: 16, chunk: 16, ..options(4096) };
+    let tokens = prompt(3, 100);
+    let want = run(&model(&sizes), &tokens, 3);
+    for how in 0..4 {
+        let model = model(&sizes);
+        let mut ahead = session(&model);
+        let mut others = [session(&model), session(&model)];
+        ahead.feed(&tokens).unwrap();
+        others.iter_mut().for_each(|s| s.feed(&tokens).unwrap());
+        for _ in 0..2 {
+            let [a, b] = &mut others;
+            let results = model.step(&mut [&mut ahead, a, b]);
+            assert!(results.iter().all(|r| matches!(r, Ok(Progress::Pending { .. }))));
+        }
+        assert_eq!((ahead.len(), others[0].len(), others[1].len()), (32, 16, 16));
+        let mut ahead = Some(ahead);
+        match how {
+            0 => ahead.as_ref().unwrap().canceller().cancel(),
+            1 => ahead = None,
+            2 => drop(ahead.as_mut().map(Session::clear_pending)),
+            _ => {}
+        }
+        for n in 1.. {
+            let [a, b] = &mut others;
+            let mut refs = vec![a, b];
+            refs.extend(ahead.as_mut().filter(|_| n == 1 && how < 3));
+            let results = model.step(&mut refs);
+            assert!(results[..2].iter().all(Result::is_ok));
+            if how == 0 && n == 1 {
+                assert!(matches!(results[2], Err(Error::Cancelled)));
+            }
+            if others.iter().all(|s| s.logits().is_some()) {
+                break;
+            }
+            assert!(n < 10, "way {how}");
+        }
+        // Without the session its last page is gone, if nobody had taken that over.
+        let n_prefilled: usize = others.iter().map(|s| s.receipt().n_prefilled).sum();
+        assert_eq!(n_prefilled, if how == 1 { 84 + 4 } else { 68 + 4 }, "way {how}");
+        for s in &mut others {
+            for want in &want {
+                assert!(bits(s.logits().unwrap()) == *want, "way {how}");
+                s.decode(best(s)).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_call_has_computed_is_shared_before_its_end_and_survives_it() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 8, ..options(1024) });
+    let (tokens, other) = (prompt(3, 100), prompt(4, 100));
+    let want = [run(&model, &tokens, 3), run(&model, &other, 3)];
+    for stop_at in (8..96).step_by(8) {
+        let mut b = session(&model);
+        let mut a = session(&model);
+        let outcome = a.prefill_with(&tokens, &mut |done, _| match done == stop_at {
+            true => {
+                b.prefill(&tokens).unwrap();
+                assert_eq!(b.receipt().n_shared, stop_at / 16 * 16);
+                ControlFlow::Break(())
+            }
+            false => ControlFlow::Continue(()),
+        });
+        assert!(matches!(outcome, Err(Error::Cancelled)) && a.is_empty());
+        a.prefill(&other).unwrap();
+        for (s, want) in [(&mut b, &want[0]), (&mut a, &want[1])] {
+            for want in want {
+                assert!(bits(s.logits().unwrap()) == *want, "stopped at {stop_at}");
+                s.decode(best(s)).unwrap();
+            }
+        }
+        drop((a, b));
+        assert_eq!(model.pool_usage().n_used, 0);
+    }
+}
+
+/// A page that was full when it was offered, and is not any more since its call was taken back.
+#[test]
+fn a_page_that_is_taken_back_and_written_again_is_not_shared() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 8, ..options(1024) });
+    let (first, second, third) = (prompt(5, 20), prompt(6, 40), prompt(7, 40));
+    let (taken_back, written) = ([&first[..], &second].concat(), [&first[..], &third].concat());
+    let mut a = session(&model);
+    a.prefill(&first).unwrap();
+    let stop =
+        &mut |done, _| if done < 30 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) };
+    assert!(matches!(a.prefill_with(&second, stop), Err(Error::Cancelled)));
+    a.prefill(&third).unwrap();
+    for (tokens, n_shared) in [(&taken_back, 16), (&written, 48)] {
+        let mut s = session(&model);
+        s.prefill(tokens).unwrap();
+        assert_eq!(s.receipt().n_shared, n_shared);
+        let alone = run(&open(rounded(NAME, Dtype::BF16), &options(1024)), tokens, 0);
+        assert!(bits(s.logits().unwrap()) == alone[0]);
+    }
+}
+
+#[test]
+fn a_prompt_that_shares_and_finds_no_room_stays_as_it_was() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 16, ..options(64) });
+    let tokens = prompt(3, 33);
+    let mut a = session(&model);
+    a.prefill(&tokens).unwrap(); // three of four columns
+    let n_used = model.pool_usage().n_used;
+    let mut b = session(&model);
+    b.feed(&[&tokens[..32], &prompt(4, 30)].concat()).unwrap();
+    let step = |b: &mut Session| model.step(&mut [b]).remove(0);
+    assert!(matches!(step(&mut b), Ok(Progress::Pending { done: 48, total: 62 })));
+    for _ in 0..2 {
+        assert!(matches!(step(&mut b), Err(Error::KvFull { .. })));
+        assert_eq!((b.len(), b.receipt().n_shared), (48, 32));
+    }
+    b.clear_pending();
+    b.truncate(0);
+    let mut c = session(&model);
+    c.prefill(&prompt(8, 10)).unwrap(); // the last column
+    b.feed(&tokens).unwrap();
+    for _ in 0..2 {
+        assert!(matches!(step(&mut b), Err(Error::KvFull { .. })));
+        assert_eq!((b.len(), b.receipt().n_shared), (0, 32), "what it got from the first prompt");
+        assert_eq!(model.pool_usage().n_used, n_used + model.plan().n_layers);
+    }
+    drop(c);
+    assert!(matches!(step(&mut b), Ok(Progress::Ready)));
+    assert!(bits(b.logits().unwrap()) == bits(a.logits().unwrap()));
+}
+
+/// Together they would fill the pool, and none would come to its end.
+#[test]
+fn prompts_that_do_not_fit_beside_each_other_go_one_after_the_other() {
+    let model = model(&ModelOptions { page_len: 16, chunk: 16, ..options(64) });
+    let mut all: Vec<Session> = (0..3).map(|_| session(&model)).collect();
+    all.iter_mut().enumerate().for_each(|(i, s)| s.feed(&prompt(i, 40)).unwrap());
+    for done in 0..3 {
+        // Three of four columns; whoever is through gives them back.
+        for n in 1..=3 {
+            let order: Vec<usize> = (0..3).rev().collect();
+            let progress = step_in(&model, &mut all, &order);
+            let n_ready = progress.iter().filter(|&&p| p == Progress::Ready).count();
+            assert_eq!(n_ready, usize::from(n == 3), "{done} were through before");
+        }
+        let through = all.iter_mut().find(|s| s.logits().is_some()).unwrap();
+        through.truncate(0);
+    }
+    assert_eq!(model.pool_usage().n_used, 0);
+}
+
 #[test]
 fn weights_that_are_not_numbers_are_an_error() {
     let mut checkpoint = rounded(NAME, Dtype::BF16);

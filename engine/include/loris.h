@@ -25,6 +25,8 @@
  *
  * Threads. Engines and models may be used by any threads at once. A session and a text stream belong to one call at a
  * time, on any thread; a second call is told LORIS_E_BUSY. loris_session_cancel is for any thread.
+ * Calls that compute take turns on the device, pass by pass, in the order in which they come: a token that one thread
+ * decodes waits for at most one chunk of a prompt that another computes.
  *
  * Structs begin with struct_size and are set by their loris_*_params_init, then changed. They only grow at their end,
  * so a program keeps running with a newer library. Fields named flags and reserved are 0 where nothing else is said.
@@ -475,8 +477,15 @@ int32_t loris_model_sampling_params(const struct loris_model *model,
                                     struct loris_sampling_params *params);
 
 // Advances n sessions of the model that have tokens queued (loris_session_feed, loris_session_push): one token where
-// a generated one is queued, the next chunk where a prompt is. One pass runs many sessions, which costs far
+// a generated one is queued, the next rows where a prompt is. One pass runs many sessions, which costs far
 // less than one pass each.
+//
+// Prompts share the rows of one chunk (chunk of loris_model_params): each gets what it has left or an equal share, and what
+// short ones leave goes to the long ones; one that gets none comes first in the next step. So a long prompt keeps nobody
+// waiting: whatever prompts come, a session whose next token is queued as soon as it is known gets it within one
+// step, which is a decode pass for each batch of tokens and prefill passes of one chunk's rows in all. (Sessions that
+// prune take a pass for each run of layers.) What prompts of one step have in common at their beginning is computed once; those
+// that wait for it are LORIS_PENDING, and so is one for which the pool may have no room beside those that have begun.
 //
 // statuses[i] becomes that of sessions[i]: LORIS_OK (all queued tokens are in the cache, logits are ready),
 // LORIS_PENDING (step again), LORIS_IDLE (nothing was queued), or what went wrong; then that session is as it

@@ -897,6 +897,78 @@ fn of_many_that_wait_one_is_cancelled_and_the_others_keep_what_was_queued() {
     assert!(model.step(&mut [a, b]).iter().all(|r| matches!(r, Ok(Progress::Ready))));
 }
 
+/// Whenever a pass of the prompt begins, the other thread has its token in the line: the next pass is that token's.
+#[test]
+fn a_token_waits_for_one_pass_of_another_threads_prompt() {
+    let (model, hook) = model(false);
+    let mut running = session(&model, 20);
+    let n_left = Arc::new(Mutex::new(6));
+    let order = Arc::new(Mutex::new(Vec::new()));
+    let (begin, begun) = mpsc::channel();
+    thread::scope(|scope| {
+        let of_thread = &model;
+        let prompt = scope.spawn(move || {
+            begun.recv().unwrap();
+            session(of_thread, 200).len()
+        });
+        let (gate, of_prompt) = (model.shared.gate.clone(), prompt.thread().id());
+        let (n_to_come, passes) = (n_left.clone(), order.clone());
+        *lock(&hook) = Box::new(move |call| {
+            let is_prompt = thread::current().id() == of_prompt;
+            if call == Call::Run {
+                while is_prompt && *lock(&n_to_come) > 0 && gate.len() < 2 {
+                    thread::yield_now();
+                }
+                lock(&passes).push((is_prompt, *lock(&n_to_come)));
+            }
+            Ok(())
+        });
+        begin.send(()).unwrap();
+        for _ in 0..6 {
+            running.decode(1).unwrap();
+            *lock(&n_left) -= 1;
+        }
+        assert_eq!(prompt.join().unwrap(), 200);
+    });
+    let passes = lock(&order);
+    let is_prompt: Vec<bool> = passes.iter().map(|&(is_prompt, _)| is_prompt).collect();
+    assert_eq!(is_prompt.iter().filter(|&&is_prompt| is_prompt).count(), 13, "chunks of 16");
+    let last = is_prompt.iter().rposition(|&is_prompt| !is_prompt).unwrap();
+    assert!(is_prompt[..=last].windows(2).all(|pair| pair != [true, true]), "{passes:?}");
+}
+
+/// Two prompts begin alike, and the one that is ahead fails in every step.
+#[test]
+fn nobody_waits_for_a_prompt_that_fails() {
+    let (model, hook) = model(false);
+    let tokens = prompt(3, 60);
+    let mut all = [session(&model, 0), session(&model, 0)];
+    all[0].feed(&tokens[..32]).unwrap();
+    all[1].feed(&tokens).unwrap();
+    let step = |all: &mut [Session; 2]| {
+        let [a, b] = all;
+        model.step(&mut [a, b])
+    };
+    *lock(&hook) = Box::new(|call| match call {
+        Call::ReadLogits => Err(Error::Device { reason: "planted".into() }),
+        _ => Ok(()),
+    });
+    for (len, fails) in [([16, 0], false), ([16, 16], true), ([24, 24], false), ([24, 32], true)] {
+        let results = step(&mut all);
+        assert_eq!((all.each_ref().map(Session::len), results[0].is_err()), (len, fails));
+        assert!(results[1].is_ok());
+    }
+    unplant(&hook);
+    while all.iter().any(|s| s.pending != Pending::Nothing) {
+        assert!(step(&mut all).iter().all(Result::is_ok));
+    }
+    for (s, n) in all.iter().zip([32, 60]) {
+        let mut alone = model.session(&SessionOptions::default()).unwrap();
+        alone.prefill(&tokens[..n]).unwrap();
+        assert_eq!(bits(s), bits(&alone));
+    }
+}
+
 /// Slots that have moved in some layers and not in others are of no use.
 #[test]
 fn a_session_whose_eviction_fails_is_empty() {

@@ -44,6 +44,7 @@ pub mod policy;
 mod receipt;
 mod sampler;
 mod session;
+mod share;
 mod stage;
 mod state;
 mod step;

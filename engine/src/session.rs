@@ -18,7 +18,7 @@ use crate::policy::{Evict, Lazy, Stream};
 use crate::receipt::Receipt;
 use crate::sampler::Sampler;
 use crate::stage::Stage;
-use crate::step::Progress;
+use crate::step::{Progress, Turn};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -64,6 +64,7 @@ pub struct Session {
     pub(crate) pending: Pending,
     /// How far what is pending has come through the segments.
     pub(crate) stage: Stage,
+    pub(crate) turn: Turn,
     /// Logits after the last token, if `logits_ready`.
     pub(crate) logits: Vec<f32>,
     pub(crate) logits_ready: bool,
@@ -197,6 +198,7 @@ impl Session {
             evicting: options.evict.map(|policy| Evicting::new(policy, plan.n_layers)),
             pending: Pending::Nothing,
             stage: Stage::default(),
+            turn: Turn::default(),
             logits: memory::zeros(config.vocab_size, "a session's logits")?,
             logits_ready: false,
             draw: None,
@@ -310,10 +312,16 @@ impl Session {
         let Self { receipt, logits_ready, drawn, .. } = *self;
         self.before = Before { receipt, logits_ready, drawn };
         self.cache.begin();
+        self.turn = Turn::default();
         let is_prompt = matches!(self.pending, Pending::Prompt { .. });
         if let Some(evicting) = &mut self.evicting {
             evicting.begin(is_prompt);
         }
+    }
+
+    /// True if rows of the prompt that is pending have been computed.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.receipt.n_prefilled > self.before.receipt.n_prefilled
     }
 
     /// Drops tokens that were queued and not computed; returns how many. In a session that prunes, what was
@@ -480,6 +488,7 @@ impl Session {
             evicting: self.evicting.clone(),
             pending: Pending::Nothing,
             stage: Stage::default(),
+            turn: Turn::default(),
             logits: self.logits.clone(),
             logits_ready: self.logits_ready,
             draw: None,
@@ -588,20 +597,19 @@ impl Session {
         Ok(())
     }
 
-    /// A prompt is through the first segment: lets later sessions share what it filled there. One that prunes
-    /// needs the hidden states behind it too, which are there if the model was opened to keep them.
-    pub(crate) fn offer_prefix(&self, pool: &mut Pool) {
-        let plan = self.model.plan();
-        let prunes = self.lazy.is_some();
-        let has_rolled = self.cache.segments[0].n_gone > 0;
-        if !matches!(self.pending, Pending::Prompt { .. })
-            || (prunes && !plan.keep_prefixes)
-            || has_rolled
-            || plan.layout.kv.are_sealed()
-        {
+    /// Rows of a prompt are through the first segment: lets other sessions share the pages that they filled there, where
+    /// `n_before` tokens could be shared before. What a full page holds is final: it leaves the index before
+    /// anything is written to it again. One that prunes needs the hidden states behind it too, which are there if
+    /// the model was opened to keep them.
+    pub(crate) fn offer_prefix(&self, n_before: usize, pool: &mut Pool) {
+        let layout = &self.model.plan().layout;
+        let n_full = |n_tokens: usize| layout.place(n_tokens).0;
+        let is_prompt = matches!(self.pending, Pending::Prompt { .. });
+        if !is_prompt || !self.offers() || n_full(self.n_shareable) == n_full(n_before) {
             return;
         }
-        let (layout, segment) = (&plan.layout, &self.cache.segments[0]);
+        let segment = &self.cache.segments[0];
+        let prunes = self.lazy.is_some();
         let hidden = prunes.then(|| self.cache.aux.whole_pages(self.n_shareable, layout.page_len));
         let filled = Filled {
             page_table: &segment.page_table,
@@ -613,42 +621,106 @@ impl Session {
         pool.aux.transit.share(&held);
     }
 
+    /// True if other sessions may share its pages.
+    fn offers(&self) -> bool {
+        let plan = self.model.plan();
+        let has_rolled = self.cache.segments[0].n_gone > 0;
+        let keeps = self.lazy.is_none() || plan.keep_prefixes;
+        keeps && !has_rolled && !plan.layout.kv.are_sealed()
+    }
+
     /// Where the chains of pages begin that the session may share.
-    fn prefix_root(&self) -> u64 {
+    pub(crate) fn prefix_root(&self) -> u64 {
         if self.lazy.is_some() { self.cache.layers(0).len() as u64 } else { ROOT }
     }
 
-    /// Takes over the leading full pages that another session's prompt has filled already; true if there
-    /// were some.
-    pub(crate) fn share_prefix(&mut self) -> bool {
-        let root = self.prefix_root();
-        let Pending::Prompt { tokens, done: done @ 0 } = &mut self.pending else { return false };
+    /// The prompt and how much of it is done, if it is all that the session has and not through the first segment.
+    fn whole_prompt(&self) -> Option<(&[u32], usize)> {
+        match &self.pending {
+            Pending::Prompt { tokens, done } if self.len() == *done && self.stage.segment == 0 => {
+                Some((tokens, *done))
+            }
+            _ => None,
+        }
+    }
+
+    /// The leading tokens of a prompt whose pages may be another session's, and how many of them are done: full pages.
+    fn wanted(&self) -> Option<(&[u32], usize)> {
+        let (tokens, done) = self.whole_prompt()?;
         let shared = &*self.model.shared;
-        let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
+        let layout = &shared.plan.layout;
         // Dynamic scaling rotates a key by the length of the prompt it came with.
+        let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
         // What a row sees of a table with sealed pages depends on where it stands.
-        let seals = shared.plan.layout.kv.are_sealed();
+        let seals = layout.kv.are_sealed();
         // Pages do not say what attention their tokens got.
         let counts_all = self.evicting.as_ref().is_some_and(Evicting::counts_all);
-        if !self.tokens.is_empty() || dynamic || seals || counts_all {
-            return false;
+        if dynamic || seals || counts_all || layout.n_slots(layout.n_pages(done)) != done {
+            return None;
         }
-        let layout = &shared.plan.layout;
-        let mut pool = shared.pool();
         // The last token is always computed: its logits are wanted. Up to its capacity a stream is as any other.
         let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
-        let wanted = &tokens[..(tokens.len() - 1).min(capacity)];
+        Some((&tokens[..(tokens.len() - 1).min(capacity)], done))
+    }
+
+    /// The tokens of a prompt up to the end of the page that it could take over next.
+    pub(crate) fn next_page(&self) -> Option<&[u32]> {
+        let (wanted, done) = self.wanted()?;
+        let layout = &self.model.plan().layout;
+        wanted.get(..layout.n_slots(layout.n_pages(done) + 1))
+    }
+
+    /// True if the session computes a prompt that begins with these tokens, and others may share its pages as soon as it
+    /// has come to their end.
+    pub(crate) fn is_filling(&self, wanted: &[u32]) -> bool {
+        let is_ahead = |(tokens, done): (&[u32], usize)| {
+            // From the end: prompts that begin alike differ there.
+            let begins_so = |begin: &[u32]| begin.iter().rev().eq(wanted.iter().rev());
+            done < wanted.len() && tokens.get(..wanted.len()).is_some_and(begins_so)
+        };
+        self.offers() && self.whole_prompt().is_some_and(is_ahead)
+    }
+
+    /// Takes over the next full pages that another session's prompt has filled already; gives how many tokens they hold.
+    pub(crate) fn share_prefix(&mut self) -> usize {
+        let root = self.prefix_root();
+        let Some((wanted, n_done)) = self.wanted() else { return 0 };
+        let shared = self.model.shared.clone();
+        let layout = &shared.plan.layout;
+        let mut pool = shared.pool();
+        let mut found = pool.prefixes.find(root, wanted, layout);
         let n_layers = self.cache.layers(0).len();
-        let found = pool.prefixes.find(root, wanted, layout);
+        let end = layout.n_slots(found.columns.len() / n_layers);
+        if end <= n_done {
+            return 0;
+        }
+        found.skip(layout.n_pages(n_done), n_layers);
         pool.pages.share(&found.columns);
         pool.aux.transit.share(&found.hidden);
-        let n_found = layout.n_slots(found.columns.len() / n_layers);
-        self.cache.adopt(found, n_found, layout.page_len);
-        self.tokens.extend_from_slice(&tokens[..n_found]);
-        self.n_shareable = n_found;
-        self.receipt.n_shared += n_found;
-        *done = n_found;
-        n_found > 0
+        self.cache.adopt(found, n_done..end, layout.page_len);
+        if let Pending::Prompt { tokens, done } = &mut self.pending {
+            self.tokens.extend_from_slice(&tokens[n_done..end]);
+            *done = end;
+        }
+        self.n_shareable = end;
+        self.receipt.n_shared += end - n_done;
+        end - n_done
+    }
+
+    /// Takes back the last `n` tokens, which were taken over.
+    pub(crate) fn unshare(&mut self, n: usize) {
+        if n == 0 {
+            return;
+        }
+        let shared = self.model.shared.clone();
+        let len = self.tokens.len() - n;
+        self.cache.forget(len, &shared.plan.layout, &mut shared.pool());
+        self.tokens.truncate(len);
+        if let Pending::Prompt { done, .. } = &mut self.pending {
+            *done -= n;
+        }
+        self.n_shareable = len;
+        self.receipt.n_shared -= n;
     }
 }
 

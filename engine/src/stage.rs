@@ -3,9 +3,12 @@
 //! The layers of a session that prunes are cut into segments, and what is pending goes through them one by
 //! one. This is the bookkeeping between two passes: what is left of a stage, and who goes on from its end.
 
+use std::cmp::Ordering;
+
 use crate::backend::Phase;
-use crate::cache::GIVEN_UP;
+use crate::cache::{GIVEN_UP, Segment};
 use crate::session::{Pending, Session};
+use crate::share::Wish;
 use crate::step::Work;
 
 /// The segment that tokens are going through: the new ones through the first, then those that were chosen at
@@ -31,10 +34,8 @@ impl Session {
             (Pending::Token(token), Phase::Decode) => std::slice::from_ref(token),
             _ => return None,
         };
-        let n_left = if *segment == 0 { new.len() } else { chosen.len() - done };
-        let layout = &self.model.plan().layout;
-        let n_together = layout.n_together(self.cache.segments[*segment].len());
-        let n = self.n_rows(n_left, max_rows.min(n_together))?;
+        let n_left = self.n_left();
+        let n = self.n_rows(n_left, max_rows.min(self.n_together()))?;
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         let len = self.len() as u32;
         let (tokens, positions) = match segment {
@@ -47,6 +48,52 @@ impl Session {
         let ends_stage = n == n_left;
         let is_last = ends_stage && segment + 1 == self.cache.segments.len();
         Some(Work { segment: *segment, tokens, positions, ends_stage, is_last })
+    }
+
+    /// Rows that are left of the stage.
+    fn n_left(&self) -> usize {
+        match &self.stage {
+            Stage { segment: 0, .. } => self.pending.len(),
+            Stage { chosen, done, .. } => chosen.len() - done,
+        }
+    }
+
+    /// Rows that a pass can take.
+    fn n_together(&self) -> usize {
+        let n_slots = self.cache.segments[self.stage.segment].len();
+        self.model.plan().layout.n_together(n_slots)
+    }
+
+    /// What a prompt asks of a chunk.
+    pub(crate) fn wish(&self) -> Wish {
+        let plan = self.model.plan();
+        let n_left = self.n_left();
+        let most = n_left.min(self.n_together()).min(plan.chunk);
+        // Hidden states are shared by the page.
+        let is_kept = self.lazy.is_some() && plan.keep_prefixes && self.stage.segment == 0;
+        let unit = if is_kept { plan.layout.page_len.min(plan.chunk) } else { 1 };
+        let least = if n_left == self.n_score_rows().min(n_left) { most } else { unit.min(most) };
+        Wish { least, unit, most, waited: self.turn.waited }
+    }
+
+    /// KV pages that what is left of a prompt takes, at most.
+    pub(crate) fn pages_to_come(&self) -> usize {
+        let plan = self.model.plan();
+        let held_at_most = self.stream.map_or(usize::MAX, |stream| {
+            stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len
+        });
+        let of = |(idx, segment): (usize, &Segment)| {
+            let n_new = match (idx.cmp(&self.stage.segment), self.stage.segment) {
+                (Ordering::Less, _) => return 0,
+                (Ordering::Equal, _) => self.n_left(),
+                (Ordering::Greater, 0) => self.n_new() + self.pending.len(),
+                (Ordering::Greater, _) => self.stage.chosen.len(),
+            };
+            let n_slots = (segment.len() + n_new).min(held_at_most);
+            let n_pages = plan.layout.n_pages_at_most(n_slots) * segment.n_layers;
+            n_pages.saturating_sub(segment.page_table.len())
+        };
+        self.cache.segments.iter().enumerate().map(of).sum()
     }
 
     /// Of `n_left` rows of a stage, how many go together: at most `max_rows`, and never so many that the last

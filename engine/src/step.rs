@@ -1,14 +1,20 @@
 //! One call, many sessions: prefill chunks and decode steps side by side.
 //!
 //! A step runs the decode rows of all sessions as one pass and their prompt chunks as another, because a
-//! pass has one phase. Pages are taken before a pass and kept only if it succeeds, so a session that
+//! pass has one phase, and a pass goes through one run of layers, so that sessions that prune elsewhere take passes of
+//! their own. Pages are taken before a pass and kept only if it succeeds, so a session that
 //! gets none is told so and stays as it was, and the others go on. A pass waits for its turn on the device;
 //! a session that is cancelled in the meantime ends it there.
+//!
+//! Every token that is queued gets its row in every step. Prompts share the rows of one chunk ([`share`]), so what
+//! a token waits for does not grow with them. Where the prompts of a step begin alike, the one that is ahead computes, and
+//! the others take over its pages as they fill.
 //!
 //! A session that prunes goes through its segments of layers one by one: a prompt by a chunk a step, all
 //! chunks through one segment before the next begins, so that its last rows score the same tokens whatever the
 //! chunk; a generated token through all of them in one step.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::backend::{Batch, Draw, Phase, Rolling, Score, Seq, Stop};
@@ -19,6 +25,7 @@ use crate::evict::Evicting;
 use crate::forward::{Execute, Observed, Pass};
 use crate::memory;
 use crate::session::{Drawn, Pending, Session};
+use crate::share::{Wish, share_out};
 use crate::stage::Stage;
 use crate::sync::Arc;
 use crate::sync::atomic::Ordering::Relaxed;
@@ -61,62 +68,193 @@ struct Job<'s> {
     /// The choice that the device is to make afterwards.
     draw: Option<Draw>,
     taken: Option<Taken>,
-    /// The session has just taken over pages of another one's prompt: they go back too.
-    has_adopted: bool,
+    /// Tokens that the session has just taken over from another one's prompt: they go back too.
+    n_adopted: usize,
+}
+
+/// A session's prompt in a step.
+struct Prompt<'s> {
+    session: &'s mut Session,
+    result: &'s mut Result<Progress, Error>,
+    /// Tokens that it has taken over in this step.
+    n_adopted: usize,
+    /// Before the step.
+    turn: Turn,
+    /// It has had what it gets of this step.
+    is_served: bool,
+}
+
+/// How a prompt fared in the steps before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// Steps in a row that it got no rows, others did, and nobody computed any for it.
+    pub(crate) waited: usize,
+    /// The last step was an error: nobody waits for this prompt.
+    pub(crate) is_stuck: bool,
+}
+
+/// True if another prompt of the step is ahead, and about to fill the page that this one needs next.
+fn follows(prompts: &[Prompt<'_>], lacks_room: &[bool], idx: usize) -> bool {
+    let rank = |idx: usize| (prompts[idx].session.len(), Reverse(idx));
+    let Some(wanted) = prompts[idx].session.next_page() else { return false };
+    let leads = |other: usize| {
+        let Prompt { session, turn, .. } = &prompts[other];
+        rank(other) > rank(idx)
+            && !(turn.is_stuck || lacks_room[other])
+            && session.prefix_root() == prompts[idx].session.prefix_root()
+            && session.is_filling(wanted)
+    };
+    (0..prompts.len()).any(leads)
 }
 
 impl Model {
     /// Advances every session that has tokens queued: one token where a generated one is queued, the next
-    /// chunk where a prompt is. Results are in the order of `sessions`; an error concerns its session
+    /// rows where a prompt is. Results are in the order of `sessions`; an error concerns its session
     /// alone, which is unchanged and keeps what was queued, so that the step can be tried again.
+    ///
+    /// Prompts share the rows of one [`chunk`](crate::ModelOptions::chunk): each gets what it has left or an equal share,
+    /// and what short ones leave goes to the long ones. One that gets no row, because there are more prompts than rows or
+    /// than a [`batch`](crate::ModelOptions::batch), comes first in the next step, so the order of `sessions` decides
+    /// nothing. A prompt that begins like another one of the step waits while that one computes what they have in common,
+    /// and takes it over; and one for which the page pool may have no room beside those that have begun waits for these.
+    ///
+    /// So a session whose next token is queued as soon as it is known gets it within one step, whatever
+    /// prompts come: a decode pass for each `batch` of tokens, and prefill passes of one chunk's rows in all. (Sessions
+    /// that prune take a pass for each run of layers instead of one; the rows are no more.)
     pub fn step(&self, sessions: &mut [&mut Session]) -> Vec<Result<Progress, Error>> {
         let mut results: Vec<_> = sessions.iter().map(|_| Ok(Progress::Idle)).collect();
-        for phase in [Phase::Decode, Phase::Prefill] {
-            let max_rows = match phase {
-                // Beside the new tokens, those that sessions take up again.
-                Phase::Decode => self.plan().max_rows,
-                Phase::Prefill => self.plan().chunk,
-            };
-            let mut is_served = vec![false; sessions.len()];
-            loop {
-                let mut layers = None;
-                let mut jobs = Vec::new();
-                let mut n_free = max_rows;
-                let parts = sessions.iter_mut().zip(&mut results).zip(&mut is_served);
-                for ((session, result), is_served) in parts {
-                    if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
-                        continue;
-                    }
-                    // One pass, one run of layers: where sessions differ, the others wait for the next.
-                    if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
-                        continue;
-                    }
-                    match self.admit(session, phase, n_free) {
-                        Ok(Some(job)) => {
-                            layers = Some(job.session.layers());
-                            n_free -= job.work.tokens.len();
-                            jobs.push((job, result, is_served));
-                        }
-                        Ok(None) => *is_served = true,
-                        Err(e) => (*result, *is_served) = (Err(e), true),
-                    }
+        self.step_tokens(sessions, &mut results);
+        self.step_prompts(sessions, &mut results);
+        results
+    }
+
+    /// Passes of generated tokens until each that is queued is through.
+    fn step_tokens(&self, sessions: &mut [&mut Session], results: &mut [Result<Progress, Error>]) {
+        let mut is_served = vec![false; sessions.len()];
+        loop {
+            let mut layers = None;
+            let mut jobs = Vec::new();
+            let mut n_free = self.plan().max_rows; // beside the new tokens, those that sessions take up again
+            let parts = sessions.iter_mut().zip(&mut *results).zip(&mut is_served);
+            for ((session, result), is_served) in parts {
+                if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
+                    continue;
                 }
-                if jobs.is_empty() {
-                    break;
+                // One pass, one run of layers: where sessions differ, the others wait for the next.
+                if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
+                    continue;
                 }
-                self.pass(phase, jobs);
-                // Prompts share the rows of one chunk a step; decode goes on until every session has its row.
-                if phase == Phase::Prefill {
-                    break;
+                let job = match self.admit(session, Phase::Decode) {
+                    Ok(()) => session
+                        .work(Phase::Decode, n_free)
+                        .map(|work| Job::new(session, work, 0))
+                        .transpose(),
+                    Err(e) => Err(e),
+                };
+                match job {
+                    Ok(Some(job)) => {
+                        layers = Some(job.session.layers());
+                        n_free -= job.work.tokens.len();
+                        jobs.push((job, result, is_served));
+                    }
+                    Ok(None) => *is_served = true,
+                    Err(e) => (*result, *is_served) = (Err(e), true),
                 }
             }
-            for ((session, result), is_served) in sessions.iter().zip(&mut results).zip(is_served) {
-                if !is_served && session.has_work(phase) && result.is_ok() {
+            if jobs.is_empty() {
+                return;
+            }
+            self.pass(Phase::Decode, jobs);
+        }
+    }
+
+    /// Passes of prompts, which share the rows of one chunk.
+    fn step_prompts(&self, sessions: &mut [&mut Session], results: &mut [Result<Progress, Error>]) {
+        let mut prompts = Vec::new();
+        for (session, result) in sessions.iter_mut().zip(results) {
+            if !session.has_work(Phase::Prefill) {
+                continue;
+            }
+            match self.admit(session, Phase::Prefill) {
+                Ok(()) => {
+                    let n_adopted = session.share_prefix();
                     *result = Ok(session.progress());
+                    let turn = session.turn;
+                    prompts.push(Prompt { session, result, n_adopted, turn, is_served: false });
                 }
+                Err(e) => (*result, session.turn.is_stuck) = (Err(e), true),
             }
         }
-        results
+        if prompts.is_empty() {
+            return;
+        }
+        let lacks_room = self.lack_room(&prompts);
+        let follows: Vec<bool> =
+            (0..prompts.len()).map(|idx| follows(&prompts, &lacks_room, idx)).collect();
+        let mut n_free = self.plan().chunk;
+        // Sessions of a pass are limited: where they leave rows, others come.
+        while n_free > 0 {
+            let mut asking = Vec::new();
+            for ((prompt, follows), lacks_room) in prompts.iter_mut().zip(&follows).zip(&lacks_room)
+            {
+                if !(prompt.is_served || *follows || *lacks_room) {
+                    asking.push(prompt);
+                }
+            }
+            let wishes: Vec<Wish> = asking.iter().map(|prompt| prompt.session.wish()).collect();
+            let shares = share_out(&wishes, n_free, self.plan().batch);
+            let mut jobs = Vec::new();
+            for (prompt, share) in asking.into_iter().zip(shares).filter(|&(_, share)| share > 0) {
+                let Prompt { session, result, n_adopted, is_served, .. } = prompt;
+                *is_served = true;
+                let Some(work) = session.work(Phase::Prefill, share) else { continue };
+                match Job::new(session, work, *n_adopted) {
+                    Ok(job) => {
+                        n_free -= job.work.tokens.len();
+                        jobs.push((job, &mut **result, is_served));
+                    }
+                    Err(e) => **result = Err(e),
+                }
+            }
+            if jobs.is_empty() {
+                break;
+            }
+            while let Some((first, ..)) = jobs.first() {
+                let layers = first.session.layers();
+                let is_alike = |(job, ..): &Admitted<'_, '_>| job.session.layers() == layers;
+                let (now, later) = jobs.into_iter().partition(is_alike);
+                self.pass(Phase::Prefill, now);
+                jobs = later;
+            }
+        }
+        for (prompt, follows) in prompts.into_iter().zip(follows) {
+            let waited = if prompt.is_served || follows { 0 } else { prompt.turn.waited + 1 };
+            prompt.session.turn = Turn { waited, is_stuck: prompt.result.is_err() };
+        }
+    }
+
+    /// Of the prompts that have not begun, those for which there may be no room beside the others: all of them would
+    /// fill the pool together and none would come to its end. They wait in line.
+    fn lack_room(&self, prompts: &[Prompt<'_>]) -> Vec<bool> {
+        let n_free = self.shared.pool().pages.n_free();
+        let begun = |prompt: &&Prompt<'_>| prompt.session.has_begun() && !prompt.turn.is_stuck;
+        let to_come = |prompt: &Prompt<'_>| prompt.session.pages_to_come();
+        let mut n_needed: usize = prompts.iter().filter(begun).map(to_come).sum();
+        let mut is_first = !prompts.iter().any(|prompt| begun(&prompt));
+        let mut line: Vec<usize> = (0..prompts.len()).collect();
+        line.retain(|&i| !prompts[i].session.has_begun());
+        line.sort_by_key(|&i| Reverse(prompts[i].turn.waited));
+        let mut lack = vec![false; prompts.len()];
+        let mut n_served = 0;
+        for &i in &line {
+            n_needed += to_come(&prompts[i]);
+            if n_needed > n_free && !is_first {
+                break;
+            }
+            (is_first, n_served) = (false, n_served + 1);
+        }
+        line[n_served..].iter().for_each(|&i| lack[i] = true);
+        lack
     }
 
     /// [`step`](Self::step) for one session.
@@ -124,13 +262,8 @@ impl Model {
         self.step(&mut [session]).pop().unwrap_or(Ok(Progress::Idle))
     }
 
-    /// Takes the pages for a session's next rows; `None` if there are none to compute.
-    fn admit<'s>(
-        &self,
-        session: &'s mut Session,
-        phase: Phase,
-        max_rows: usize,
-    ) -> Result<Option<Job<'s>>, Error> {
+    /// Refuses a session of another model, and one that was cancelled before it came to a pass.
+    fn admit(&self, session: &mut Session, phase: Phase) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.shared, &session.model.shared) {
             let reason = "the session belongs to another model".into();
             return Err(Error::State { call: "step", reason });
@@ -139,21 +272,17 @@ impl Model {
             session.undo_token();
             return Err(Error::Cancelled);
         }
-        let has_adopted = phase == Phase::Prefill && session.share_prefix();
-        match session.work(phase, max_rows) {
-            Some(work) => Job::new(session, work, has_adopted).map(Some),
-            None => Ok(None),
-        }
+        Ok(())
     }
 
     /// Runs the jobs of one phase and writes their results.
     fn pass(&self, phase: Phase, mut jobs: Vec<Admitted<'_, '_>>) {
         if let Err(e) = self.run_jobs(phase, &mut jobs) {
             for (mut job, result, is_served) in jobs {
+                job.give_back();
                 let stopped = job.session.cancel.swap(false, Relaxed);
                 *result = job.session.outcome_of_failed_pass(&e, stopped);
                 *is_served = true;
-                job.give_back();
             }
         }
     }
@@ -194,7 +323,7 @@ impl Model {
         let vocab_size = session.logits.len();
         let mut idx = 0;
         while let Some(work) = session.work(Phase::Prefill, self.plan().batch) {
-            let mut job = Job::new(session, work, false)?;
+            let mut job = Job::new(session, work, 0)?;
             let rows = self.logits_of_all_rows(&job)?;
             for logits in rows.chunks_exact(vocab_size) {
                 visit(idx, logits); // it may run other sessions, and it may panic
@@ -289,7 +418,7 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
 
 impl<'s> Job<'s> {
     /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to.
-    fn new(session: &'s mut Session, work: Work, has_adopted: bool) -> Result<Self, Error> {
+    fn new(session: &'s mut Session, work: Work, n_adopted: usize) -> Result<Self, Error> {
         session.rope.fit(&session.model, session.len() + session.pending.len());
         let shared = session.model.shared.clone();
         let (positions, parked) = (work.positions.clone(), session.stage.parked.clone());
@@ -303,11 +432,8 @@ impl<'s> Job<'s> {
         );
         let taken = match taken {
             Ok(taken) => taken,
-            Err(e) if has_adopted => {
-                session.roll_back();
-                return Err(e);
-            }
             Err(e) => {
+                session.unshare(n_adopted);
                 session.undo_token();
                 return Err(e);
             }
@@ -317,7 +443,7 @@ impl<'s> Job<'s> {
             true => session.draw.take(),
             false => None,
         };
-        Ok(Self { session, work, draw, taken: Some(taken), has_adopted })
+        Ok(Self { session, work, draw, taken: Some(taken), n_adopted })
     }
 
     /// How many of the last rows score the slots, if any do.
@@ -341,10 +467,8 @@ impl<'s> Job<'s> {
         if let Some(taken) = self.taken.take() {
             let Session { cache, model, .. } = &mut *self.session;
             cache.undo(taken, &mut model.shared.pool());
-            match self.has_adopted {
-                true => self.session.roll_back(),
-                false => self.session.undo_token(),
-            }
+            self.session.unshare(self.n_adopted);
+            self.session.undo_token();
         }
     }
 
@@ -398,10 +522,9 @@ impl<'s> Job<'s> {
         let n = work.tokens.len();
         session.receipt.token_layers += n * session.cache.layers(work.segment).len();
         if work.segment == 0 {
+            let n_before = session.n_shareable;
             session.take_in(phase, &work.tokens);
-            if work.ends_stage {
-                session.offer_prefix(&mut pool);
-            }
+            session.offer_prefix(n_before, &mut pool);
         } else {
             session.stage.done += n;
             let n_new = session.n_new();

@@ -136,9 +136,9 @@ impl Aux {
         (0..n_tokens / page_len).map_while(|idx| page_of((idx * page_len) as u32)).collect()
     }
 
-    /// Takes over pages in transit that hold the tokens from 0 on.
-    pub fn adopt(&mut self, pages: &[PageId], page_len: usize) {
-        for (position, &page) in (0..).step_by(page_len).zip(pages) {
+    /// Takes over pages in transit that hold the tokens from `first` on.
+    pub fn adopt(&mut self, pages: &[PageId], first: u32, page_len: usize) {
+        for (position, &page) in (first..).step_by(page_len).zip(pages) {
             let mut taken = Taken::default();
             for i in 0..small(page_len) {
                 taken.set(i as usize, true);

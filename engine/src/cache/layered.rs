@@ -255,17 +255,18 @@ impl LayeredCache {
         self.aux.give(&waiting, &mut pool.aux);
     }
 
-    /// Takes over pages that hold the first tokens of a sequence in the first segment, and their hidden states if
+    /// Takes over pages that hold the next tokens of a sequence in the first segment, and their hidden states if
     /// there is another.
-    pub fn adopt(&mut self, found: Found, n_tokens: usize, page_len: usize) {
-        self.aux.adopt(&found.hidden, page_len);
-        let segment = &mut self.segments[0];
-        segment.page_table = found.columns;
+    pub fn adopt(&mut self, found: Found, tokens: Range<usize>, page_len: usize) {
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        segment.positions.extend(0..n_tokens as u32);
-        self.len = n_tokens;
+        let positions = tokens.start as u32..tokens.end as u32;
+        self.aux.adopt(&found.hidden, positions.start, page_len);
+        let segment = &mut self.segments[0];
+        segment.page_table.extend(found.columns);
+        segment.positions.extend(positions);
+        self.len = tokens.end;
         if self.segments.len() > 1 {
-            self.depth.resize(n_tokens, 1);
+            self.depth.resize(tokens.end, 1);
         }
     }
 

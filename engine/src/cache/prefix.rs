@@ -4,7 +4,8 @@
 //! entry before it and of its own tokens, and the tokens are compared, so a hash collision cannot give a
 //! session somebody else's cache. An entry lives as long as some session holds its page: the index
 //! holds none itself. Only pages that were written by prefill from the very first token are entered,
-//! because their bits do not depend on chunking or on the rest of the batch.
+//! because their bits do not depend on chunking or on the rest of the batch. They are entered as they fill, in the midst of
+//! a prompt: what becomes of the prompt changes nothing in a full page, and a page that is to be written again is forgotten first.
 //!
 //! Sessions that prune share the layers before their first prune point, with others whose first point is the
 //! same. For that the hidden states behind these layers are needed too, which a session gives up as its
@@ -44,6 +45,14 @@ pub struct Found {
     pub columns: Vec<PageId>,
     /// A page of hidden states for each column, where sessions prune.
     pub hidden: Vec<PageId>,
+}
+
+impl Found {
+    /// Leaves out the first columns.
+    pub fn skip(&mut self, n_columns: usize, n_layers: usize) {
+        self.columns.drain(..n_columns * n_layers);
+        self.hidden.drain(..n_columns.min(self.hidden.len()));
+    }
 }
 
 /// Pages that a prompt has filled.

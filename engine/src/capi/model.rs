@@ -211,8 +211,15 @@ pub unsafe extern "C" fn loris_model_sampling_params(
 }
 
 /// Advances n sessions of the model that have tokens queued (loris_session_feed, loris_session_push): one token where
-/// a generated one is queued, the next chunk where a prompt is. One pass runs many sessions, which costs far
+/// a generated one is queued, the next rows where a prompt is. One pass runs many sessions, which costs far
 /// less than one pass each.
+///
+/// Prompts share the rows of one chunk (chunk of loris_model_params): each gets what it has left or an equal share, and what
+/// short ones leave goes to the long ones; one that gets none comes first in the next step. So a long prompt keeps nobody
+/// waiting: whatever prompts come, a session whose next token is queued as soon as it is known gets it within one
+/// step, which is a decode pass for each batch of tokens and prefill passes of one chunk's rows in all. (Sessions that
+/// prune take a pass for each run of layers.) What prompts of one step have in common at their beginning is computed once; those
+/// that wait for it are LORIS_PENDING, and so is one for which the pool may have no room beside those that have begun.
 ///
 /// statuses[i] becomes that of sessions[i]: LORIS_OK (all queued tokens are in the cache, logits are ready),
 /// LORIS_PENDING (step again), LORIS_IDLE (nothing was queued), or what went wrong; then that session is as it

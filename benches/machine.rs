@@ -1,0 +1,90 @@
+//! What a row of a record says of its machine and commit.
+
+use std::fmt;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What else the machine does when a run begins.
+pub struct Machine {
+    /// Load average of the last minute.
+    load: String,
+    /// CPUs in use while this program rests: the load average counts what ran a minute ago.
+    busy_elsewhere: f64,
+}
+
+impl Machine {
+    /// Looks for two seconds.
+    pub fn at_rest() -> Self {
+        let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().unwrap_or("?").to_owned();
+        Self { load, busy_elsewhere: busy_elsewhere() }
+    }
+
+    /// The columns `cpu,features,threads,load,busy_elsewhere`.
+    pub fn columns(&self, threads: usize) -> String {
+        format!("{},{threads},{},{:.2}", cpu(), self.load, self.busy_elsewhere)
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "load {}, busy elsewhere {:.2} CPUs", self.load, self.busy_elsewhere)
+    }
+}
+
+/// Adds `date,commit` and the columns of a row to a record.
+pub fn add_row(record: &str, header: &str, columns: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu").join(record);
+    let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| header.into());
+    let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
+    let git = ["-C", env!("CARGO_MANIFEST_DIR")];
+    let head = output("git", &[&git[..], &["rev-parse", "--short", "HEAD"]].concat());
+    // The record itself may have changed: its rows come one by one.
+    let status = ["status", "--porcelain", "-uno", ".", ":!benches/record"];
+    let changed = output("git", &[&git[..], &status].concat());
+    let plus = if changed.is_empty() { "" } else { "+" };
+    text += &format!("{date},{head}{plus},{columns}\n");
+    std::fs::write(&path, text).unwrap();
+}
+
+/// Milliseconds.
+pub fn ms(time: Duration) -> f64 {
+    1e3 * time.as_secs_f64()
+}
+
+fn output(program: &str, args: &[&str]) -> String {
+    let output = Command::new(program).args(args).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn busy_elsewhere() -> f64 {
+    let idle = || -> f64 {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let fields: Vec<f64> =
+            stat.lines().next().unwrap_or("").split(' ').filter_map(|f| f.parse().ok()).collect();
+        fields.get(3..5).map_or(0.0, |idle| idle.iter().sum::<f64>() / 100.0)
+    };
+    let (start, before) = (Instant::now(), idle());
+    thread::sleep(Duration::from_secs(2));
+    let n_cpus = thread::available_parallelism().unwrap().get() as f64;
+    (n_cpus - (idle() - before) / start.elapsed().as_secs_f64()).max(0.0)
+}
+
+/// The CPU and what kernels it can run, as the other records have it.
+fn cpu() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.split(':').next().unwrap_or("").trim() == name);
+        line.and_then(|line| line.split_once(':')).map_or("?", |(_, value)| value.trim())
+    };
+    let (family, model, stepping) = (field("cpu family"), field("model"), field("stepping"));
+    let known = ["avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16"];
+    let features = known.into_iter().filter(|&f| field("flags").split(' ').any(|flag| flag == f));
+    let features = features.collect::<Vec<_>>().join(" ");
+    format!(
+        "\"{} (family {family}, model {model}, stepping {stepping})\",{features}",
+        field("model name")
+    )
+}
