@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use crate::eval::tasks::{TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use loris::backend::cpu::Isa;
 use loris::loader::LoadMode;
 use loris::{DeviceChoice, KvFormats, ModelOptions, StreamOptions};
 
@@ -250,6 +251,9 @@ pub(crate) struct EngineArgs {
     /// Threads of the CPU [default: as many as the process may use]
     #[arg(long, value_name = "N")]
     pub(crate) threads: Option<usize>,
+    /// Instruction set of the CPU: portable, avx2, avx512 or avx512-bf16 [default: the fastest that it has]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<Isa>,
     /// Map the weight files, or read them (for files that others may truncate)
     #[arg(long, value_name = "MODE", default_value = "mmap")]
     pub(crate) load: Load,

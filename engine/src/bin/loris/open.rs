@@ -24,6 +24,7 @@ pub(crate) fn engine(args: &EngineArgs) -> Result<Engine, Failure> {
     Ok(Engine::new(&EngineOptions {
         device: args.device,
         threads: args.threads,
+        isa: args.isa,
         driver: driver(),
         ..EngineOptions::default()
     })?)
