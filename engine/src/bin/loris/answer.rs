@@ -30,8 +30,11 @@ pub(crate) struct Answerer<'a> {
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) text: String,
-    pub(crate) last_id: Option<u32>,
+    /// The last token, where it was shown but the session has not taken it in.
+    pub(crate) left_out: Option<u32>,
     pub(crate) statistics: Statistics,
+    /// Why it could not be shown to its end.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// What an answer took.
@@ -119,15 +122,13 @@ impl<'a> Answerer<'a> {
         let shared = session.receipt().n_shared - before;
 
         let mut shown = Shown::default();
+        let len_before = session.len();
         let generated = loris::generate(session, &mut self.sampler, &self.options, &mut |token| {
             shown.take(self.report, token)
         });
         self.history.extend(&shown.ids);
         self.history.truncate(session.len()); // the last one's successor was not asked for
         let finish = generated?;
-        if let Some(failure) = shown.failure {
-            return Err(failure);
-        }
         let mut gaps_s: Vec<f64> =
             shown.times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         gaps_s.sort_by(f64::total_cmp);
@@ -149,7 +150,9 @@ impl<'a> Answerer<'a> {
             finish,
             receipt,
         };
-        Ok(Answer { text: shown.text, last_id: shown.last_id, statistics })
+        let is_short = session.len() < len_before + shown.ids.len();
+        let left_out = shown.ids.last().copied().filter(|_| is_short);
+        Ok(Answer { text: shown.text, left_out, statistics, failure: shown.failure })
     }
 
     fn prefill(&self, session: &mut Session, tokens: &[u32], guard: &Guard) -> Result<(), Failure> {
@@ -201,7 +204,6 @@ impl<'a> Answerer<'a> {
 #[derive(Default)]
 struct Shown {
     text: String,
-    last_id: Option<u32>,
     ids: Vec<u32>,
     times: Vec<Instant>,
     failure: Option<Failure>,
@@ -211,7 +213,6 @@ impl Shown {
     fn take(&mut self, report: &Report, token: loris::Token<'_>) -> ControlFlow<()> {
         if !token.is_rest {
             self.times.push(Instant::now());
-            self.last_id = Some(token.id);
             self.ids.push(token.id);
         }
         self.text.push_str(token.text);

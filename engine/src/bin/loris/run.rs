@@ -10,11 +10,15 @@ use crate::answer::{Answer, Answerer, sampling};
 use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
 use crate::exit::{Failure, RUN_TIME, USAGE};
 use crate::open::{self, Opened};
+use crate::output;
 use crate::prompt;
 use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     check_flags(&args.generate)?;
+    if let Some(path) = &args.save_state {
+        output::check(path)?;
+    }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
     let text = prompt::text(args)?;
@@ -38,12 +42,15 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
         None | Some("") => Vec::new(),
         Some(text) => prompt::encode(model, tokenizer, args, text)?,
     };
-    let answer = answerer.answer(&mut session, &tokens, started)?;
+    let mut answer = answerer.answer(&mut session, &tokens, started)?;
+    if let Some(path) = &args.save_state {
+        save(&mut session, &answer, path)?; // also where nobody reads the answer any more
+    }
+    if let Some(failure) = answer.failure.take() {
+        return Err(failure);
+    }
     if !report.is_json() && !answer.text.is_empty() && !answer.text.ends_with('\n') {
         report.print("\n")?;
-    }
-    if let Some(path) = &args.save_state {
-        save(&mut session, &answer, path)?;
     }
     finish(&answerer, &answer, report)
 }
@@ -73,7 +80,8 @@ pub(crate) fn open_for_answers(
     context: &ContextArgs,
     report: &Report,
 ) -> Result<Opened, Failure> {
-    open::open(dir, engine, context.model_options(), report)
+    let check = |config: &_| open::check_context(context, config);
+    open::open(dir, engine, context.model_options(), &check, report)
 }
 
 /// The fields of a `load` event.
@@ -126,13 +134,14 @@ fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     })
 }
 
-/// Saves the session with the whole answer in it; the file is complete or not there.
+/// Saves the session with the whole answer in it, whatever ended it; the file is complete or not there.
 fn save(session: &mut Session, answer: &Answer, path: &Path) -> Result<(), Failure> {
-    // The last token was shown but nobody has asked for its successor.
-    let statistics = &answer.statistics;
-    let is_short = matches!(statistics.finish, Finish::Length | Finish::Stop);
-    if let Some(id) = answer.last_id.filter(|_| is_short && session.len() < session.ctx_len()) {
-        session.decode(id)?;
+    if let Some(id) = answer.left_out.filter(|_| session.len() < session.ctx_len()) {
+        match session.decode(id) {
+            // Meant for the answer, and come just after its end: a cancel stops one call.
+            Err(Error::Cancelled) => session.decode(id)?,
+            outcome => outcome?,
+        }
     }
     session.save_file(path).map_err(|e| {
         Failure::new(RUN_TIME, format!("{}: cannot save the session: {e}", path.display()))
