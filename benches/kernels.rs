@@ -32,7 +32,7 @@ fn main() {
     bench.peak_gflops = peak::multiply_add(threads, clock);
     bench.peak_gbs = peak::read(threads, clock);
     let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    println!("{isa:?}, {threads} threads, load {}", load.split(' ').next().unwrap_or("?"));
+    println!("{isa}, {threads} threads, load {}", load.split(' ').next().unwrap_or("?"));
     println!("f32 multiply-add {:.1} GFLOP/s, read {:.1} GB/s", bench.peak_gflops, bench.peak_gbs);
     println!(
         "| {:<38} | {:>9} | {:>9} | {:>9} | {:>6} |",
@@ -92,12 +92,7 @@ impl Options {
         while let Some(arg) = args.next() {
             match arg.as_str() {
                 "--threads" => options.threads = args.next().unwrap().parse().unwrap(),
-                "--isa" => {
-                    let name = args.next().unwrap();
-                    let known = Isa::available();
-                    let isa = known.iter().find(|isa| format!("{isa:?}") == name);
-                    options.isa = Some(*isa.unwrap_or_else(|| panic!("--isa is one of {known:?}")));
-                }
+                "--isa" => options.isa = Some(args.next().unwrap().parse().unwrap()),
                 "--cpu-time" => options.cpu_time = true,
                 "--bench" => {}
                 _ => options.filter = arg,

@@ -3,6 +3,8 @@
 
 #[path = "cli/chat.rs"]
 mod chat;
+#[path = "cli/numbers.rs"]
+mod numbers;
 #[path = "cli/support.rs"]
 mod support;
 
@@ -153,18 +155,15 @@ fn each_class_of_error_has_its_code() {
     let latin1 = folder.path("latin1");
     std::fs::write(&latin1, b"caf\xe9").unwrap();
 
-    let rows: [(&Folder, &[&str], i32, &str); 17] = [
+    let rows: [(&Folder, &[&str], i32, &str); 14] = [
         (&folder, &["-p", "a", "--device", "cuda"], 5, "cuda"),
         (&folder, &["-p", "a", "--device", "cuda:1"], 5, "--device cpu"),
         (&folder, &["-p", &long], 1, "the context holds 256"),
         (&folder, &["-p", &long, "-c", "64"], 1, "the context holds 64"),
-        (&folder, &["-p", "a", "-c", "257"], 2, "256"),
-        (&folder, &["-p", "a", "-c", "0"], 2, "expected"),
-        (&folder, &["-p", "a", "--temp", "-1"], 2, "temp"),
-        (&folder, &["-p", "a", "--top-p", "0"], 2, "top-p"),
-        (&folder, &["-p", "a", "--threads", "0"], 2, "threads"),
-        (&folder, &["-p", "a", "--page-len", "48"], 2, "power of two"),
-        (&folder, &["-p", "a", "--chunk", "0"], 2, "chunk"),
+        (&folder, &["-p", "a", "-c", "257"], 2, "-c/--ctx 257: expected 1 to 256"),
+        (&folder, &["-p", "a", "--temp", "-1"], 2, "--temp -1: expected 0 to 100"),
+        (&folder, &["-p", "a", "--top-p", "0"], 2, "--top-p 0: expected above 0"),
+        (&folder, &["-p", "a", "--page-len", "48"], 2, "--page-len 48: expected a power of two"),
         (&folder, &[], 2, "-p TEXT"),
         (&folder, &["-p", ""], 2, "there is no prompt"),
         (&folder, &["-f", &missing], 1, "missing"),
@@ -232,7 +231,8 @@ fn colour_is_asked_for_or_absent() {
 #[test]
 fn a_reader_that_has_left_is_no_error() {
     let folder = Folder::new();
-    for args in [fixed(&[]), fixed(&["--json"])] {
+    let state = folder.arg("state");
+    for args in [fixed(&["--save-state", &state]), fixed(&["--json"])] {
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
         let mut child =
@@ -241,6 +241,7 @@ fn a_reader_that_has_left_is_no_error() {
         child.stderr.take().unwrap().read_to_string(&mut err).unwrap();
         assert_eq!((child.wait().unwrap().code(), err.as_str()), (Some(0), ""));
     }
+    assert!(Path::new(&state).is_file(), "what was answered is saved all the same");
 }
 
 #[test]
@@ -306,6 +307,31 @@ fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
 
     let other_format = folder.run(&["-n", "1", "--kv", "f32", "--load-state", &state]);
     assert_failed(&other_format, 1, "KV format");
+}
+
+/// Before anything runs, and whatever is there stays as it was.
+#[test]
+fn a_state_that_cannot_be_written_is_refused_before_the_work() {
+    let folder = Folder::new();
+    let file = folder.write("file", "mine");
+    for path in ["missing/state", "file/state", ".", "file/..", ""] {
+        let run = folder.run(&fixed(&["--save-state", &folder.arg(path)]));
+        assert_failed(&run, 1, "cannot write");
+    }
+    // A run that fails later leaves an earlier file, and nothing beside it.
+    let n_files = || std::fs::read_dir(folder.0.path()).unwrap().count();
+    let n_before = n_files();
+    for name in ["file", "new"] {
+        let run = folder.run(&["-p", &"x".repeat(300), "--save-state", &folder.arg(name)]);
+        assert_failed(&run, 1, "the context holds 256");
+    }
+    assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), n_files()), ("mine", n_before));
+    folder.run(&fixed(&["--save-state", &folder.arg("file")])).ok();
+    assert!(std::fs::read(&file).unwrap() != b"mine");
+
+    let csv = folder.arg("missing/a.csv");
+    let bench = ["bench", &folder.arg(""), "--policy", "kv=int8", "--csv", &csv];
+    assert_failed(&done(&mut loris(&bench)), 1, "cannot write");
 }
 
 #[test]

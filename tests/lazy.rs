@@ -17,7 +17,7 @@ use loris::policy::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
 use naive::Naive;
 use reference::compare_to;
-use support::{argmax, bits, checkpoint, deep, open_cpu, open_cuda, rounded};
+use support::{argmax, bits, checkpoint, deep, isa, open_cpu, open_cuda, rounded};
 
 const NAME: &str = "llama-tied";
 
@@ -213,13 +213,14 @@ fn a_session_follows_the_reference_token_by_token() {
             let want = reference.feed(&prompt(turn, n), usize::MAX);
             check(&s, &want, &reference, &what);
             n_pruned += reference.n_waiting();
-            for step in 0..12 {
-                let id = argmax(s.logits().unwrap()) as u32;
+            for id in 0..12 {
                 s.decode(id).unwrap();
                 let want = reference.feed(&[id], cap);
-                check(&s, &want, &reference, &format!("{what}, step {step}"));
+                check(&s, &want, &reference, &format!("{what}, step {id}"));
             }
         }
+        // No choice is closer than f32 can tell apart, in whatever order an instruction set adds.
+        assert!(reference.margin > 1.0001, "{}", reference.margin);
         n_revived += reference.n_revived;
         drop(s);
         assert_eq!(model.pool_usage().n_used, 0);
@@ -412,7 +413,7 @@ fn a_pruned_prompt_takes_three_quarters_of_the_bytes_at_most() {
 
 #[test]
 fn rows_that_wait_in_bf16_are_rounded_to_nearest_even() {
-    let mut backend = CpuBackend::new(CpuOptions { threads: 1, isa: None }).unwrap();
+    let mut backend = CpuBackend::new(CpuOptions { threads: 1, isa: Some(isa()) }).unwrap();
     let width = 24;
     // Every way a mantissa can end, a tie of each parity among them, in both signs; and what is as it was.
     let patterns = [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].into_iter().flat_map(|low: u32| {
@@ -816,7 +817,9 @@ fn a_full_pool_in_the_middle_loses_nothing() {
         drop(s);
         assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
     }
-    assert!(n_kv >= 4 && n_aux >= 4 && n_whole >= 4, "{n_kv}, {n_aux}, {n_whole}");
+    // How many fail depends on who goes on, and so on rounding. But a page of each segment, or of waiting tokens, is too
+    // little for the first prompt, and eight a layer hold both turns whoever goes on.
+    assert!(n_kv >= 2 && n_aux >= 2 && n_whole >= 1, "{n_kv}, {n_aux}, {n_whole}");
 }
 
 #[test]
@@ -852,7 +855,8 @@ fn a_prompt_can_be_stopped_after_every_pass() {
         assert!(left(&s) == before, "cleared after pass {n_stopped}");
         n_stopped += 1;
     }
-    assert!(n_stopped > 10, "{n_stopped} passes");
+    // Five chunks through the first segment, and a pass at least for each of the other three.
+    assert!(n_stopped >= 7, "{n_stopped} passes");
     assert!(bits(s.logits().unwrap()) == want[0]);
     for want in &want[1..] {
         s.decode(argmax(s.logits().unwrap()) as u32).unwrap();

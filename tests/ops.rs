@@ -620,6 +620,17 @@ fn an_absent_instruction_set_is_refused() {
     }
 }
 
+#[test]
+fn instruction_sets_are_named_and_found_by_name() {
+    for isa in Isa::available() {
+        assert_eq!(isa.to_string().parse::<Isa>().unwrap(), isa);
+    }
+    // Where a name is unknown nothing else is tested in its stead.
+    for name in ["", "Avx2", "avx", "sse2"] {
+        assert!(name.parse::<Isa>().unwrap_err().to_string().contains("portable, avx2"), "{name}");
+    }
+}
+
 fn check_token<B: Backend>(target: &Target<B>) {
     let model = Model::new(BASE);
     let mut world = World::new(&model, target, 1);

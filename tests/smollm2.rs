@@ -9,7 +9,7 @@ use loris::loader::Special;
 use loris::{Engine, KvFormat, Model, ModelOptions, SessionOptions};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use support::{argmax, engine, fixture, on, options, smollm2};
+use support::{argmax, engine, fixture, isa, on, options, smollm2};
 
 fn rows<T: DeserializeOwned>(name: &str) -> Vec<T> {
     let text = std::fs::read_to_string(fixture("smollm2").join(name)).unwrap();
@@ -70,9 +70,9 @@ fn greedy_text_is_that_of_transformers() {
     let rows: Vec<Greedy> = rows("greedy.json");
     assert_eq!(rows.len(), 20);
     let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
-    let n_parted = parted(&on(Isa::detect()), KvFormat::Bf16, 0.15, &rows);
+    let n_parted = parted(&on(isa(), 2), KvFormat::Bf16, 0.15, &rows);
     // Here the cache alone is rounded, or the activations of prefill too: never more than all of it.
-    let bound = if Isa::detect().pairs() { n_bf16 } else { 5 };
+    let bound = if isa().pairs() { n_bf16 } else { 5 };
     assert!(n_parted <= bound, "{n_parted} of 20 part, {n_bf16} of transformers in bfloat16");
 }
 
@@ -82,14 +82,14 @@ fn greedy_text_with_bf16_dot_products_is_that_of_transformers() {
     let Some(isa) = Isa::available().into_iter().rfind(|isa| isa.pairs()) else { return };
     let rows: Vec<Greedy> = rows("greedy.json");
     let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
-    assert!(parted(&on(isa), KvFormat::Bf16, 0.15, &rows) <= n_bf16);
+    assert!(parted(&on(isa, 2), KvFormat::Bf16, 0.15, &rows) <= n_bf16);
 }
 
 /// With nothing rounded what is left is the order of additions.
 #[test]
 fn greedy_text_with_a_float32_cache_is_that_of_transformers() {
     let Some(isa) = Isa::available().into_iter().rfind(|isa| !isa.pairs()) else { return };
-    assert!(parted(&on(isa), KvFormat::F32, 1e-3, &rows::<Greedy>("greedy.json")) <= 1);
+    assert!(parted(&on(isa, 2), KvFormat::F32, 1e-3, &rows::<Greedy>("greedy.json")) <= 1);
 }
 
 /// On a GPU, with `LORIS_TEST_DRIVER=cuda`: the twin would take hours.

@@ -418,8 +418,10 @@ int32_t loris_build_info(char *buf,
                          size_t cap,
                          size_t *n);
 
-// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "kv-bf16", "kv-f32",
-// "batch", "fork", "prefix-sharing", "save". Any thread.
+// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "batch", "fork",
+// "prefix-sharing", "save", "lazy", "window", "evict", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
+// format and each eviction policy "kv-" or "evict-" before its name, as in "kv-int4-channel" and "evict-snapkv".
+// loris_build_info lists them all. Any thread.
 int32_t loris_has_feature(const char *name);
 
 // Lists the CUDA devices of this machine as JSON: [{"index", "name", "compute", "memory", "why_not"}], where why_not

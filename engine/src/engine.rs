@@ -3,7 +3,7 @@
 //! An [`Engine`] is a choice of device and threads, a [`Model`] is weights and a page pool on it, and a
 //! [`Session`] is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
 
-use std::ops::{ControlFlow, Deref, DerefMut};
+use std::ops::{ControlFlow, Deref, DerefMut, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use loris_loader::{
@@ -40,6 +40,11 @@ pub struct EngineOptions {
     pub passes: Passes,
     /// Who is told what happens besides results and errors.
     pub log: Log,
+}
+
+impl EngineOptions {
+    /// Threads that can be asked for.
+    pub const THREADS: RangeInclusive<usize> = 1..=1024;
 }
 
 /// A device to open models on.
@@ -85,8 +90,9 @@ impl Engine {
     pub fn new(options: &EngineOptions) -> Result<Self, Error> {
         let mut cpu = CpuOptions { isa: options.isa, ..CpuOptions::default() };
         if let Some(threads) = options.threads {
-            if !(1..=1024).contains(&threads) {
-                return Err(Error::option("threads", threads, "1 to 1024"));
+            if !EngineOptions::THREADS.contains(&threads) {
+                let (least, most) = EngineOptions::THREADS.into_inner();
+                return Err(Error::option("threads", threads, format!("{least} to {most}")));
             }
             cpu.threads = threads;
         }
@@ -117,7 +123,7 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
         let checkpoint = loris_loader::open(dir, &OpenOptions { load: options.load })?;
-        self.load(checkpoint, options, progress)
+        self.open_checkpoint_with(checkpoint, options, progress)
     }
 
     /// Opens a checkpoint that is in memory already.
@@ -126,10 +132,11 @@ impl Engine {
         checkpoint: Checkpoint,
         options: &ModelOptions,
     ) -> Result<Model, Error> {
-        self.load(checkpoint, options, &mut |_| ControlFlow::Continue(()))
+        self.open_checkpoint_with(checkpoint, options, &mut |_| ControlFlow::Continue(()))
     }
 
-    fn load(
+    /// As [`open_with`](Self::open_with), of a checkpoint that is in memory already.
+    pub fn open_checkpoint_with(
         &self,
         checkpoint: Checkpoint,
         options: &ModelOptions,

@@ -109,8 +109,14 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn model_of(checkpoint: Checkpoint, draws: bool) -> (Model, Arc<Mutex<Hook>>) {
-    let options =
-        EngineOptions { device: DeviceChoice::Cpu, threads: Some(2), ..EngineOptions::default() };
+    // As `isa` of `tests/support`: what the machine lacks is refused when the model is opened.
+    let isa = std::env::var_os("LORIS_TEST_ISA").map(|isa| isa.to_str().unwrap().parse().unwrap());
+    let options = EngineOptions {
+        device: DeviceChoice::Cpu,
+        threads: Some(2),
+        isa,
+        ..EngineOptions::default()
+    };
     let sizes = ModelOptions {
         page_len: PAGE_LEN,
         kv_tokens: Some(1024),
@@ -203,6 +209,19 @@ fn plant(hook: &Mutex<Hook>, fault: Fault, at: Call, nth: usize) -> Arc<Mutex<bo
         }
     });
     met
+}
+
+/// How often a call that succeeds comes to each kind of call of the device.
+fn count(hook: &Mutex<Hook>, call: impl FnOnce()) -> [usize; 4] {
+    let counts = Arc::new(Mutex::new([0; 4]));
+    let seen = counts.clone();
+    *lock(hook) = Box::new(move |call| {
+        lock(&seen)[call as usize] += 1;
+        Ok(())
+    });
+    call();
+    unplant(hook);
+    *lock(&counts)
 }
 
 fn unplant(hook: &Mutex<Hook>) {
@@ -411,24 +430,27 @@ fn a_call_that_fails_in_any_segment_leaves_the_session_as_it_was() {
         }
         Ok(())
     };
+    // The first segment takes a prompt in three chunks of 16 rows. Behind it the rows are those that go on, and which do
+    // is a matter of rounding: of the others only that there is a pass for each is true everywhere.
     let calls: [(&str, Act<'_>, usize); 4] = [
-        ("prefill", &|s| s.prefill(&prompt(1, 40)), 7),
+        ("prefill", &|s| s.prefill(&prompt(1, 40)), 5),
         ("decode", &|s| s.decode(5), 3),
-        ("steps of a prompt", &|s| step(s, &|s| s.feed(&prompt(1, 40)).unwrap()), 7),
+        ("steps of a prompt", &|s| step(s, &|s| s.feed(&prompt(1, 40)).unwrap()), 5),
         ("steps of a token", &|s| step(s, &|s| s.push(5).unwrap()), 3),
     ];
     for (name, call, n_runs_min) in calls {
         let is_stepped = name.starts_with("steps");
         let mut s = start();
-        assert!(s.receipt().n_waiting > 20, "{:?}", s.receipt());
-        call(&mut s).unwrap();
+        assert!(s.receipt().n_waiting > 0, "{:?}", s.receipt());
+        let n_calls = count(&hook, || call(&mut s).unwrap());
+        assert!(n_calls[Call::Run as usize] >= n_runs_min, "{name}: {n_calls:?}");
         let want = layers(&s);
-        assert!(want.receipt.n_revived > 5 && want.receipt.n_waiting > 10, "{:?}", want.receipt);
+        assert!(want.receipt.n_revived > 0 && want.receipt.n_waiting > 0, "{:?}", want.receipt);
         drop(s);
         for (fault, has_fork) in
             [(Fault::Error, false), (Fault::Panic, false), (Fault::Error, true)]
         {
-            let mut n_met = [0; 3];
+            let mut n_met = [0; 4];
             for at in [Call::Run, Call::ReadLogits] {
                 for nth in 0.. {
                     let mut s = start();
@@ -469,7 +491,7 @@ fn a_call_that_fails_in_any_segment_leaves_the_session_as_it_was() {
                     assert_eq!(n_used(), [0, 0], "{what}");
                 }
             }
-            assert!(n_met[Call::Run as usize] >= n_runs_min, "{name}: {n_met:?}");
+            assert_eq!(n_met, n_calls, "{name}, {fault:?}, fork {has_fork}");
             assert_eq!(n_met[Call::ReadLogits as usize], 1, "{name}");
         }
     }

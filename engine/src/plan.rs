@@ -4,6 +4,8 @@
 //! allocated. All arithmetic on sizes happens here, checked; whoever allocates later takes the number
 //! from the plan, and `loris inspect` prints it.
 
+use std::ops::RangeInclusive;
+
 use loris_loader::{LoadMode, ModelConfig};
 
 use crate::backend::{AttentionShape, cuda};
@@ -36,6 +38,17 @@ pub struct ModelOptions {
     /// that begin alike skip that segment, if their first prune point is the same. Needs a chunk that is a multiple
     /// of the page length.
     pub keep_prefixes: bool,
+}
+
+impl ModelOptions {
+    /// Lengths of pages: of these the powers of two.
+    pub const PAGE_LENS: RangeInclusive<usize> = 16..=256;
+    /// Chunks.
+    pub const CHUNKS: RangeInclusive<usize> = 1..=65_536;
+    /// Batches.
+    pub const BATCHES: RangeInclusive<usize> = 1..=4_096;
+    /// Tokens of the page pool; of hidden states too, and none of these.
+    pub const KV_TOKENS: RangeInclusive<usize> = 1..=1 << 32;
 }
 
 impl Default for ModelOptions {
@@ -101,14 +114,14 @@ impl Plan {
         weight_bytes: u64,
         options: &ModelOptions,
     ) -> Result<Self, Error> {
-        check_range("page-len", options.page_len, 16, 256)?;
+        check_range("page-len", options.page_len, ModelOptions::PAGE_LENS)?;
         if !options.page_len.is_power_of_two() {
             return Err(Error::option("page-len", options.page_len, "a power of two"));
         }
-        check_range("chunk", options.chunk, 1, 65_536)?;
-        check_range("batch", options.batch, 1, 4_096)?;
+        check_range("chunk", options.chunk, ModelOptions::CHUNKS)?;
+        check_range("batch", options.batch, ModelOptions::BATCHES)?;
         let kv_tokens = options.kv_tokens.unwrap_or(config.ctx_len.min(131_072));
-        check_range("kv-tokens", kv_tokens, 1, 1 << 32)?;
+        check_range("kv-tokens", kv_tokens, ModelOptions::KV_TOKENS)?;
 
         let shape = AttentionShape {
             n_q_heads: config.n_q_heads,
@@ -134,7 +147,7 @@ impl Plan {
             .ok_or_else(too_large("the KV page pool"))?;
         let kv_bytes = n_pages.checked_mul(page_bytes).ok_or_else(too_large("the KV page pool"))?;
 
-        check_range("aux-tokens", options.aux_tokens, 0, 1 << 32)?;
+        check_range("aux-tokens", options.aux_tokens, 0..=*ModelOptions::KV_TOKENS.end())?;
         let max_rows = options.chunk.max(options.batch);
         let n_aux_pages = options.aux_tokens.div_ceil(options.page_len);
         // What a pass writes, while what it read is kept.
@@ -274,10 +287,14 @@ fn product(factors: &[usize]) -> Option<usize> {
     factors.iter().try_fold(1_usize, |product, &f| product.checked_mul(f))
 }
 
-fn check_range(name: &'static str, value: usize, min: usize, max: usize) -> Result<(), Error> {
-    if (min..=max).contains(&value) {
+fn check_range(
+    name: &'static str,
+    value: usize,
+    range: RangeInclusive<usize>,
+) -> Result<(), Error> {
+    if range.contains(&value) {
         Ok(())
     } else {
-        Err(Error::option(name, value, format!("{min} to {max}")))
+        Err(Error::option(name, value, format!("{} to {}", range.start(), range.end())))
     }
 }

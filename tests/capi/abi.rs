@@ -1,6 +1,10 @@
 //! `loris.h` is what cbindgen makes of the sources. `LORIS_BLESS=1` writes it.
 
+use std::ffi::CString;
 use std::path::{Path, PathBuf};
+
+use loris::KvFormat;
+use loris::policy::evict::Rank;
 
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -33,6 +37,32 @@ fn the_header_is_fresh() {
     let mut made = Vec::new();
     builder.generate().unwrap().write(&mut made);
     check(&root().join("engine/include/loris.h"), &String::from_utf8(made).unwrap());
+}
+
+/// Every format and policy that can be asked for, and what the header says of features.
+#[test]
+fn no_feature_is_left_out() {
+    let has = |name: &str| {
+        let text = CString::new(name).unwrap();
+        // SAFETY: a text that ends with a NUL.
+        unsafe { loris::capi::loris_has_feature(text.as_ptr()) == 1 }
+    };
+    for format in KvFormat::ALL {
+        assert!(has(&format!("kv-{format}")), "{format}");
+    }
+    for (_, policy) in Rank::ALL {
+        assert!(has(&format!("evict-{policy}")), "{policy}");
+    }
+    let header = std::fs::read_to_string(root().join("engine/include/loris.h")).unwrap();
+    let (comment, _) = header.split_once("int32_t loris_has_feature").unwrap();
+    let (_, comment) = comment.rsplit_once("Returns 1 if this build has the feature").unwrap();
+    let named: Vec<&str> = comment.split('"').skip(1).step_by(2).collect();
+    assert!(named.contains(&"keep-prefixes") && named.len() > 10, "{named:?}");
+    // A build without nvcc has no kernels.
+    for name in named.into_iter().filter(|name| *name != "cuda" && !name.ends_with('-')) {
+        assert!(has(name), "{name}");
+    }
+    assert!(!has("telepathy") && !has("kv-int3") && !has("kv-"));
 }
 
 /// Sizes, offsets and signatures as a C compiler sees them. What is in the committed dump may only be added to;

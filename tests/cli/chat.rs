@@ -1,8 +1,9 @@
 //! Conversations through pipes, and Ctrl-C.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
+use loris::{DeviceChoice, Engine, EngineOptions, ModelOptions, SessionOptions};
 use serde_json::Value;
 
 use super::support::{Folder, done_with_stdin, named};
@@ -82,6 +83,53 @@ fn ctrl_c_stops_a_run_with_code_130() {
     assert_eq!(wait_for(&mut out, "done")["finish"], "cancelled");
     assert_eq!(wait_for(&mut out, "error")["code"], 130);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// What is saved of an answer that Ctrl-C ended is all of it that was shown, and goes on as if it had not been.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_loses_no_token_of_a_saved_answer() {
+    let folder = Folder::with_ctx(1 << 20);
+    let state = folder.arg("state");
+    let common = ["--ignore-eos", "-c", "100000", "--json"];
+    let start = [&common[..], &["-p", "a", "-n", "90000", "--save-state", &state]].concat();
+    let (mut child, mut out) = spawn(&mut folder.command("run", &start));
+    let mut ids = Vec::new();
+    while ids.len() < 5 {
+        ids.push(wait_for(&mut out, "token")["id"].as_u64().unwrap());
+    }
+    interrupt(&child);
+    let mut rest = String::new();
+    out.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    let parse = |line: &str| serde_json::from_str::<Value>(line).unwrap();
+    let events: Vec<Value> = rest.lines().map(parse).collect();
+    let done = named(&events, "done")[0];
+    assert_eq!(done["finish"], "cancelled");
+    ids.extend(ids_of(&events));
+
+    let restored = {
+        let options = EngineOptions { device: DeviceChoice::Cpu, ..EngineOptions::default() };
+        let engine = Engine::new(&options).unwrap();
+        let model = engine.open(folder.0.path(), &ModelOptions::default()).unwrap();
+        let session = model.restore_file(state.as_ref(), &SessionOptions::default()).unwrap();
+        session.tokens().iter().map(|&id| id.into()).collect::<Vec<u64>>()
+    };
+    let n_prompt = done["prompt_tokens"].as_u64().unwrap() as usize;
+    assert!(restored[n_prompt..] == ids, "{} of {} tokens", restored.len() - n_prompt, ids.len());
+
+    let more = folder.run(&[&common[..], &["-n", "9", "--load-state", &state]].concat());
+    let n = (ids.len() + 9).to_string();
+    let whole = folder.run(&[&common[..], &["-n", &n, "-p", "a"]].concat());
+    ids.extend(ids_of(&more.ok().events()));
+    assert!(ids_of(&whole.ok().events()).eq(ids));
+}
+
+/// The tokens of an answer.
+fn ids_of(events: &[Value]) -> impl Iterator<Item = u64> {
+    let ids: Vec<u64> =
+        named(events, "token").iter().filter_map(|token| token["id"].as_u64()).collect();
+    ids.into_iter()
 }
 
 #[cfg(unix)]

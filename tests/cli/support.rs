@@ -70,6 +70,9 @@ impl Folder {
     pub(crate) fn command(&self, subcommand: &str, args: &[&str]) -> Command {
         let mut command = loris(&[subcommand, "--threads", "1", "-m"]);
         command.arg(self.0.path()).args(args);
+        if let Some(isa) = std::env::var_os("LORIS_TEST_ISA") {
+            command.arg("--isa").arg(isa); // as `isa` of `tests/support`
+        }
         command
     }
 

@@ -200,7 +200,7 @@ fn what_makes_no_sense_is_refused() {
     let rows: [(&[&str], i32, &str); 19] = [
         (&["--policy", "lazy"], 2, "--policy lazy: expected one of dense, kv=FORMAT, lazy=SPEC"),
         (&["--policy", "lazy_keep=0.5"], 2, "expected one of dense"),
-        (&["--policy", "kv=int3"], 2, "int3 is not usable; expected one of bf16"),
+        (&["--policy", "kv=int3"], 2, "--policy kv=int3: int3: expected one of bf16"),
         (&["--policy", "kv"], 2, "kv=FORMAT"),
         (&["--policy", "dense=1"], 2, "expected one of dense"),
         (&["--policy", "kv=f32", "--policy", "kv=f32"], 2, "given twice"),
@@ -212,9 +212,9 @@ fn what_makes_no_sense_is_refused() {
         (&["--lens", "100", "--tasks", "cwe"], 2, "the shortest prompt of cwe"),
         (&["--lens", "4096"], 2, "context is 4096"),
         (&["--lens", "900,900"], 2, "given twice"),
-        (&["-n", "0"], 2, "--samples-per-task 0: expected 1 to"),
-        (&["--prose-windows", "0"], 2, "--prose-windows 0"),
-        (&["--max-tokens", "4097"], 2, "--max-tokens 4097"),
+        (&["-n", "0"], 2, "--samples-per-task <N>': expected 1 to"),
+        (&["--prose-windows", "0"], 2, "--prose-windows <N>': expected 1 to"),
+        (&["--max-tokens", "4097"], 2, "--max-tokens <N>': expected 1 to 4096"),
         (&["--text", "nowhere.txt"], 1, "nowhere.txt"),
         (&["--csv", &missing], 1, "cannot write"),
     ];

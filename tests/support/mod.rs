@@ -85,14 +85,20 @@ pub fn rounded(name: &str, dtype: Dtype) -> Checkpoint {
     Checkpoint { weights: Weights::from_memory(tensors.collect()).unwrap(), ..checkpoint }
 }
 
+/// The instruction set of the CPU that tests run on: the fastest that the machine has, or `LORIS_TEST_ISA`.
+pub fn isa() -> Isa {
+    let Some(name) = std::env::var_os("LORIS_TEST_ISA") else { return Isa::detect() };
+    let isa: Isa = name.to_str().unwrap().parse().unwrap();
+    assert!(isa.is_available(), "LORIS_TEST_ISA: this machine has no {isa}");
+    isa
+}
+
 /// The CPU, or with `LORIS_TEST_DRIVER` set to `twin` or `cuda` the CUDA kernels.
 pub fn engine(threads: usize) -> Engine {
     if std::env::var_os("LORIS_TEST_DRIVER").is_some() {
         return Engine::new(&cuda_options()).unwrap();
     }
-    let device = DeviceChoice::Cpu;
-    Engine::new(&EngineOptions { device, threads: Some(threads), ..EngineOptions::default() })
-        .unwrap()
+    on(isa(), threads)
 }
 
 /// Options for the CUDA kernels: on the twin, or with `LORIS_TEST_DRIVER=cuda` on a GPU.
@@ -112,13 +118,13 @@ pub fn open(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
 }
 
 pub fn open_cpu(checkpoint: Checkpoint, options: &ModelOptions) -> Model {
-    open_on(Isa::detect(), checkpoint, options)
+    open_on(isa(), checkpoint, options)
 }
 
-pub fn on(isa: Isa) -> Engine {
+pub fn on(isa: Isa, threads: usize) -> Engine {
     let options = EngineOptions {
         device: DeviceChoice::Cpu,
-        threads: Some(2),
+        threads: Some(threads),
         isa: Some(isa),
         ..EngineOptions::default()
     };
@@ -126,7 +132,7 @@ pub fn on(isa: Isa) -> Engine {
 }
 
 pub fn open_on(isa: Isa, checkpoint: Checkpoint, options: &ModelOptions) -> Model {
-    on(isa).open_checkpoint(checkpoint, options).unwrap()
+    on(isa, 2).open_checkpoint(checkpoint, options).unwrap()
 }
 
 pub fn open_with(threads: usize, checkpoint: Checkpoint, options: &ModelOptions) -> Model {

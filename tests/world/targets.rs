@@ -68,11 +68,11 @@ impl Numbers {
 
 pub(crate) fn cpus() -> Vec<Target<CpuBackend>> {
     let target = |isa: Isa| Target {
-        name: format!("cpu {isa:?}"),
+        name: format!("cpu {isa}"),
         make: Box::new(move |threads| {
             CpuBackend::new(CpuOptions { threads, isa: Some(isa) }).unwrap()
         }),
-        numbers: match format!("{isa:?}").contains("Bf16") {
+        numbers: match isa.pairs() {
             true => Numbers::Bf16Prefill,
             false => Numbers::F32,
         },

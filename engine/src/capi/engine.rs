@@ -5,23 +5,33 @@ use std::path::PathBuf;
 
 use super::guard::{Failure, call};
 use super::handle::{free, loris_engine, make};
+use super::model::MODEL_FLAGS;
 use super::out::{c_text, copy_text, optional, write};
 use super::params::{check_flags, loris_engine_params, read};
 use super::status::LORIS_OK;
+use crate::cache::KvFormat;
 use crate::device::{CudaDevice, DeviceChoice, cuda_devices};
 use crate::engine::{Engine, EngineOptions};
 use crate::log::{Level, Log};
+use crate::policy::evict::Rank;
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.
 pub const LORIS_ABI_VERSION: u32 = 5;
 
-/// What this build can do, for [`loris_has_feature`].
-fn features() -> Vec<&'static str> {
-    let mut features = vec!["cpu", "kv-bf16", "kv-f32", "batch", "fork", "prefix-sharing", "save"];
-    features.extend(["kv-fp8", "kv-int8", "kv-int4", "lazy", "window", "evict"]);
+/// What every build can do that is in no table.
+const ALWAYS: [&str; 8] =
+    ["cpu", "batch", "fork", "prefix-sharing", "save", "lazy", "window", "evict"];
+
+/// What this build can do, for [`loris_has_feature`]. What comes in kinds is taken from the table that its names are
+/// looked up in, so that nothing can be asked for that is not said here.
+fn features() -> Vec<String> {
+    let mut features: Vec<String> = ALWAYS.map(str::to_owned).into();
+    features.extend(KvFormat::ALL.map(|format| format!("kv-{format}")));
+    features.extend(Rank::ALL.map(|(_, name)| format!("evict-{name}")));
+    features.extend(MODEL_FLAGS.map(|(_, name)| name.to_owned()));
     if !loris_kernels::images().is_empty() {
-        features.push("cuda");
+        features.push("cuda".into());
     }
     features
 }
@@ -67,14 +77,16 @@ pub unsafe extern "C" fn loris_build_info(buf: *mut c_char, cap: usize, n: *mut 
     }
 }
 
-/// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "kv-bf16", "kv-f32",
-/// "batch", "fork", "prefix-sharing", "save". Any thread.
+/// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "batch", "fork",
+/// "prefix-sharing", "save", "lazy", "window", "evict", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
+/// format and each eviction policy "kv-" or "evict-" before its name, as in "kv-int4-channel" and "evict-snapkv".
+/// loris_build_info lists them all. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_has_feature(name: *const c_char) -> i32 {
     let known = call(|| {
         // SAFETY: the caller keeps to the header.
         let name = unsafe { c_text("name", name) }?;
-        Ok(i32::from(features().contains(&name)))
+        Ok(i32::from(features().iter().any(|feature| feature == name)))
     });
     known.max(0)
 }

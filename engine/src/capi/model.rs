@@ -22,6 +22,9 @@ use loris_loader::LoadMode;
 /// long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
 pub const LORIS_KEEP_PREFIXES: u32 = 1;
 
+/// The flags of loris_model_params, and the feature that each stands for.
+pub(super) const MODEL_FLAGS: [(u32, &str); 1] = [(LORIS_KEEP_PREFIXES, "keep-prefixes")];
+
 /// Opens the Hugging Face model folder dir (a path in UTF-8): config.json, safetensors, and where they exist the
 /// tokenizer and the chat template. params may be NULL for the defaults. On LORIS_OK *model is a handle for
 /// loris_model_free, else it is NULL.
@@ -64,7 +67,8 @@ pub unsafe extern "C" fn loris_model_free(model: *mut loris_model) {
 /// # Safety
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(params: &loris_model_params) -> Result<ModelOptions, Failure> {
-    check_flags("loris_model_params.flags", params.flags, LORIS_KEEP_PREFIXES)?;
+    let known = MODEL_FLAGS.iter().fold(0, |all, (flag, _)| all | flag);
+    check_flags("loris_model_params.flags", params.flags, known)?;
     check_flags("loris_model_params.reserved", params.reserved, 0)?;
     let mut options = ModelOptions {
         page_len: params.page_len as usize,

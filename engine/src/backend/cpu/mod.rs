@@ -127,7 +127,8 @@ impl CpuBackend {
     pub fn new(options: CpuOptions) -> Result<Self, Error> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
         if !isa.is_available() {
-            let reason = format!("this machine has no {isa:?}; it has {:?}", Isa::available());
+            let names: Vec<String> = Isa::available().iter().map(Isa::to_string).collect();
+            let reason = format!("this machine has no {isa}; it has {}", names.join(", "));
             return Err(Error::NoDevice { device: "cpu".into(), reason });
         }
         let n_threads = match options.threads {

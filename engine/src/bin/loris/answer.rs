@@ -31,6 +31,8 @@ pub(crate) struct Answerer<'a> {
 pub(crate) struct Answer {
     pub(crate) text: String,
     pub(crate) statistics: Statistics,
+    /// Why it could not be shown to its end.
+    pub(crate) failure: Option<Failure>,
 }
 
 /// What an answer took.
@@ -121,9 +123,6 @@ impl<'a> Answerer<'a> {
         });
         self.history.extend(&shown.ids);
         let finish = generated?;
-        if let Some(failure) = shown.failure {
-            return Err(failure);
-        }
         let mut gaps_s: Vec<f64> =
             shown.times.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64()).collect();
         gaps_s.sort_by(f64::total_cmp);
@@ -146,7 +145,7 @@ impl<'a> Answerer<'a> {
             seed: (self.params.temperature > 0.0).then(|| self.sampler.seed()),
             receipt,
         };
-        Ok(Answer { text: shown.text, statistics })
+        Ok(Answer { text: shown.text, statistics, failure: shown.failure })
     }
 
     fn prefill(&self, session: &mut Session, tokens: &[u32], guard: &Guard) -> Result<(), Failure> {

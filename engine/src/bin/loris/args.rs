@@ -4,12 +4,40 @@
 //! "not said" and "said, and equal to the default" stay apart: the model's own advice on sampling fills
 //! only what was not said.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use crate::eval::tasks::{TASKS, Task};
+use crate::eval::{ANSWERS, LENS, SAMPLES};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use loris::backend::cpu::Isa;
 use loris::loader::LoadMode;
-use loris::{DeviceChoice, KvFormats, ModelOptions, StreamOptions};
+use loris::policy::stream::MAX_SINKS;
+use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions};
+
+/// Counts of tokens, where nothing else limits them before the model is known.
+const TOKENS: RangeInclusive<usize> = ModelOptions::KV_TOKENS;
+
+/// Counts that may be any.
+const ANY: RangeInclusive<usize> = 0..=usize::MAX;
+
+/// Measurements.
+const ROUNDS: RangeInclusive<usize> = 1..=1_000_000;
+
+/// Reads a number of a range; what is none is refused with the range.
+fn within<T>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static
+where
+    T: FromStr + PartialOrd + Display + Clone + Send + Sync + 'static,
+{
+    move |text| {
+        let found = text.parse().ok().filter(|n| range.contains(n));
+        found.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
+    }
+}
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
 #[derive(Debug, Parser)]
@@ -84,7 +112,7 @@ pub(crate) struct RunArgs {
     /// is that token
     #[arg(long)]
     pub(crate) raw: bool,
-    /// Write the session to a file after the answer
+    /// Write the session to a file after the answer, also one that Ctrl-C ends
     #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
     /// Start from a saved session: what the prompt has in common with it is not computed again; without
@@ -121,13 +149,14 @@ pub(crate) struct ChatArgs {
 #[command(next_help_heading = "Answer")]
 pub(crate) struct GenerateArgs {
     /// Tokens at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 512,
+          value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
     /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
     /// Only the K likeliest tokens; 0: all
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) top_k: Option<usize>,
     /// Only the likeliest tokens that reach probability P together
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
@@ -139,7 +168,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
     /// Start of the random sequence [default: random; `load` and `done` events show it]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(0..=u64::MAX), allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
     /// End the answer before this text; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -153,7 +182,8 @@ pub(crate) struct GenerateArgs {
 #[command(next_help_heading = "Memory")]
 pub(crate) struct ContextArgs {
     /// Tokens that prompt and answer may take together [default: the model's, at most 131072]
-    #[arg(short, long, value_name = "N", conflicts_with = "window")]
+    #[arg(short, long, value_name = "N", conflicts_with = "window",
+          value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) ctx: Option<usize>,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
@@ -178,10 +208,11 @@ pub(crate) struct ContextArgs {
 pub(crate) struct StreamArgs {
     /// Go on without end: each token sees --sink tokens at the start and the last N, itself among them, and
     /// what no token sees any more is forgotten
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) window: Option<usize>,
     /// With --window: tokens at the start that every token sees
-    #[arg(long, value_name = "N", default_value_t = 4, requires = "window")]
+    #[arg(long, value_name = "N", default_value_t = 4, requires = "window",
+          value_parser = within(0..=MAX_SINKS), allow_negative_numbers = true)]
     pub(crate) sink: usize,
 }
 
@@ -219,10 +250,12 @@ pub(crate) struct SizeArgs {
     #[arg(long, value_name = "FORMAT", default_value = "bf16")]
     pub(crate) kv: KvFormats,
     /// Prompt tokens that go through the layers together
-    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().chunk)]
+    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().chunk,
+          value_parser = within(ModelOptions::CHUNKS), allow_negative_numbers = true)]
     pub(crate) chunk: usize,
     /// Tokens that a page of the KV cache holds: a power of two from 16 to 256
-    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().page_len)]
+    #[arg(long, value_name = "N", default_value_t = ModelOptions::default().page_len,
+          value_parser = within(ModelOptions::PAGE_LENS), allow_negative_numbers = true)]
     pub(crate) page_len: usize,
 }
 
@@ -248,8 +281,11 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "DEVICE", default_value = "auto", value_parser = parse_device)]
     pub(crate) device: DeviceChoice,
     /// Threads of the CPU [default: as many as the process may use]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(EngineOptions::THREADS), allow_negative_numbers = true)]
     pub(crate) threads: Option<usize>,
+    /// Instruction set of the CPU: portable, avx2, avx512 or avx512-bf16 [default: the fastest that it has]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) isa: Option<Isa>,
     /// Map the weight files, or read them (for files that others may truncate)
     #[arg(long, value_name = "MODE", default_value = "mmap")]
     pub(crate) load: Load,
@@ -288,16 +324,20 @@ pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: BenchModel,
     /// Prompt lengths to measure
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [512, 2048])]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [512, 2048],
+          value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) prompt_lens: Vec<usize>,
     /// Tokens to decode
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = within(0..=*TOKENS.end()), allow_negative_numbers = true)]
     pub(crate) decode: usize,
     /// Tokens in the context before decoding is measured
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16,
+          value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) decode_ctx: usize,
     /// Measurements of each; the result is their median
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = within(ROUNDS), allow_negative_numbers = true)]
     pub(crate) rounds: usize,
     /// Compare this with dense, as --policy of `eval` has it, on each prompt and --decode tokens behind it: `lazy=SPEC`,
     /// `kv=FORMAT`, `evict=SPEC`; may be repeated
@@ -332,20 +372,21 @@ pub(crate) struct PerplexityArgs {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Tokens of a window; each window is scored alone
-    #[arg(short, long, value_name = "N", default_value_t = 2048)]
+    #[arg(short, long, value_name = "N", default_value_t = 2048,
+          value_parser = within(2..=*TOKENS.end()), allow_negative_numbers = true)]
     pub(crate) ctx: usize,
     /// Windows at most [default: all; tokens that do not fill a last one are left out]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(1..=usize::MAX), allow_negative_numbers = true)]
     pub(crate) windows: Option<usize>,
     /// Windows begin N tokens after one another, and of each only the last N tokens are scored: nearly all of the
     /// context is in front of them [default: --ctx, and all but the first are scored]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) stride: Option<usize>,
     /// Leave out the first N tokens of the text
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) skip: usize,
     /// With --json: the mean and the seconds of each N tokens of a window, and the memory behind them
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(TOKENS), allow_negative_numbers = true)]
     pub(crate) spans: Option<usize>,
     #[command(flatten)]
     pub(crate) stream: StreamArgs,
@@ -377,19 +418,23 @@ pub(crate) struct EvalArgs {
           help = format!("Tasks: {} [default: all; prose if there is --text]", task_names()))]
     pub(crate) tasks: Vec<Task>,
     /// Tokens of a prompt; samples are the longest that are not longer
-    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1024])]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_values_t = [1024],
+          value_parser = within(LENS), allow_negative_numbers = true)]
     pub(crate) lens: Vec<usize>,
     /// Samples of each task and length
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50,
+          value_parser = within(SAMPLES), allow_negative_numbers = true)]
     pub(crate) samples_per_task: usize,
     /// Windows of `prose`, each of a length's tokens
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8,
+          value_parser = within(SAMPLES), allow_negative_numbers = true)]
     pub(crate) prose_windows: usize,
     /// Start of the random sequence that samples are made from
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = within(0..=u64::MAX), allow_negative_numbers = true)]
     pub(crate) seed: u64,
     /// Tokens of an answer at most [default: what the task needs, 16 or 40]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(ANSWERS), allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<usize>,
     /// Prose between needles and for `prose`, UTF-8 [default: made-up sentences]
     #[arg(long, value_name = "FILE")]

@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use loris::loader::ModelConfig;
+use loris::model::synthetic;
 use loris::{Model, ModelOptions, SessionOptions};
 use serde_json::{Value, json};
 
@@ -29,15 +31,6 @@ struct Results {
 }
 
 pub(crate) fn bench(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
-    let usage = |message: &str| Err(Failure::new(USAGE, message));
-    if args.rounds == 0 {
-        return usage("--rounds 0: expected at least 1");
-    }
-    if args.prompt_lens.contains(&0) || args.decode_ctx == 0 {
-        return usage(
-            "a prompt of 0 tokens has no speed; give --prompt-lens and --decode-ctx 1 or more",
-        );
-    }
     if !args.policies.is_empty() {
         return compare(args, report);
     }
@@ -74,14 +67,40 @@ pub(crate) fn open_model(
     options: ModelOptions,
     report: &Report,
 ) -> Result<Model, Failure> {
+    let check = |config: &ModelConfig| check_lens(args, config);
     if let Some(dir) = &args.model.dir {
-        return Ok(open::open(dir, &args.engine, options, report)?.model);
+        return Ok(open::open(dir, &args.engine, options, &check, report)?.model);
     }
     let name = args.model.synthetic.as_deref().unwrap_or_default();
+    check(&synthetic::config(name)?)?;
     let options = ModelOptions { load: args.engine.load.into(), ..options };
     let engine = open::engine(&args.engine)?;
     report.note(format!("making {name} with random weights"));
     Ok(engine.open_synthetic(name, &options)?)
+}
+
+/// Refuses prompts and answers that the model has no room for.
+fn check_lens(args: &BenchArgs, config: &ModelConfig) -> Result<(), Failure> {
+    for &len in &args.prompt_lens {
+        open::check_ctx("--prompt-lens", len, config)?;
+    }
+    // With --policy what is decoded follows each prompt.
+    let longest = args.prompt_lens.iter().max();
+    let (before, option) = match (args.policies.is_empty(), longest) {
+        (false, Some(&longest)) => (longest, "--prompt-lens"),
+        _ => (args.decode_ctx, "--decode-ctx"),
+    };
+    open::check_ctx(option, before, config)?;
+    let n_tokens = before.saturating_add(args.decode);
+    if open::has_room(config, n_tokens) {
+        return Ok(());
+    }
+    let message = format!(
+        "--decode {}: expected at most {}, the model's context without {option}",
+        args.decode,
+        config.ctx_len.saturating_sub(before)
+    );
+    Err(Failure::new(USAGE, message))
 }
 
 /// Brings weights and buffers into memory.

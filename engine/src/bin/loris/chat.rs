@@ -120,6 +120,9 @@ impl Chat<'_> {
             return Err(Failure::new(RUN_TIME, message));
         }
         let answer = self.answerer.answer(&mut self.session, &tokens, started)?;
+        if let Some(failure) = answer.failure {
+            return Err(failure);
+        }
         if !self.report.is_json() && !answer.text.ends_with('\n') {
             self.report.print("\n")?;
         }

@@ -7,7 +7,7 @@
 //! `time_ratio_max` is the worst ratio of the whole time over answers of 1, 2, 4, ... tokens.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::fs::OpenOptions;
 use std::time::Instant;
 
 use loris::policy::Lazy;
@@ -16,9 +16,10 @@ use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
 use crate::bench::{Ids, load_average, median, model_name, open_model, warm_up};
-use crate::exit::{Failure, RUN_TIME};
+use crate::exit::{Failure, USAGE};
 use crate::interrupt::Guard;
 use crate::open;
+use crate::output::cannot_write;
 use crate::report::{Report, quantile, rounded};
 use crate::variant::{DENSE, Variant, same_models, variants};
 
@@ -42,6 +43,13 @@ struct Line {
 }
 
 pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
+    if args.decode == 0 {
+        return Err(Failure::new(USAGE, "--decode 0: expected 1 or more with --policy"));
+    }
+    if let Some(path) = &args.csv {
+        let opened = OpenOptions::new().append(true).create(true).open(path);
+        opened.map_err(|e| cannot_write(path, &e))?; // rather now than when all is measured
+    }
     // What is decoded follows the prompt here.
     let longest = args.prompt_lens.iter().max().map_or(0, |len| len.saturating_add(args.decode));
     let base = args.size.model_options(Some(longest));
@@ -267,8 +275,4 @@ fn table(rows: &[Value]) -> String {
         ); // a String takes everything
     }
     out
-}
-
-fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display()))
 }

@@ -10,15 +10,18 @@ use crate::report::{Report, bytes};
 
 pub(crate) fn devices(report: &Report) -> Result<(), Failure> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let isa = format!("{:?}", Isa::detect());
+    let isa = Isa::detect().to_string();
     let cuda = loris::cuda_devices(open::driver()).map_err(|e| match e {
         Error::NoDevice { reason, .. } => reason,
         e => e.to_string(),
     });
     let text = match report.is_json() {
         true => {
-            let cpu = json!({ "name": "cpu", "available": true, "threads": threads, "isa": isa });
-            let mut devices = vec![cpu];
+            let isas = Isa::available().into_iter().filter(|isa| !isa.is_emulated());
+            let isas: Vec<String> = isas.map(|isa| isa.to_string()).collect();
+            let mut devices = vec![json!({
+                "name": "cpu", "available": true, "threads": threads, "isa": isa, "isas": isas,
+            })];
             match &cuda {
                 Ok(found) => devices.extend(found.iter().map(object)),
                 Err(reason) => {

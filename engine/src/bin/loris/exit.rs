@@ -47,7 +47,10 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         let code = match &e {
             Error::Load(e) => return Self::new(loader_code(e), e.to_string()),
-            Error::Option { .. } => USAGE,
+            // The library calls them as the flags are called.
+            Error::Option { name, value, expected } => {
+                return Self::new(USAGE, format!("--{name} {value}: expected {expected}"));
+            }
             Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::KvFull { .. } => {
                 OUT_OF_MEMORY
             }

@@ -7,8 +7,8 @@ use loris::{CudaBytes, Plan};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
-use crate::exit::{Failure, USAGE};
-use crate::open::check_dir;
+use crate::exit::Failure;
+use crate::open::{check_context, check_dir};
 use crate::report::{Report, bytes};
 
 /// What is said, in both forms.
@@ -31,14 +31,9 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
     let checkpoint = loris::loader::open(&args.dir, &OpenOptions::default())?;
     let config = &checkpoint.config;
     loris::model::check(config, &checkpoint.weights)?;
+    check_context(&args.context, config)?;
     let options = args.context.model_options();
     let plan = Plan::new(config, checkpoint.weights.total_bytes(), &options)?;
-    let is_dynamic = matches!(config.rope.scaling, RopeScaling::Dynamic { .. });
-    if let Some(ctx) = args.context.ctx.filter(|&ctx| ctx > config.ctx_len && !is_dynamic) {
-        let message =
-            format!("--ctx {ctx}: expected at most {}, the model's context", config.ctx_len);
-        return Err(Failure::new(USAGE, message));
-    }
     let mut dtypes = BTreeMap::new();
     for tensor in checkpoint.weights.tensors() {
         let n = tensor.shape.iter().product::<usize>() as u64;

@@ -18,6 +18,7 @@ mod exit;
 mod inspect;
 mod interrupt;
 mod open;
+mod output;
 mod perplexity;
 mod prompt;
 mod report;

@@ -4,12 +4,15 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use loris::loader::Tokenizer;
-use loris::policy::{Evict, Lazy};
-use loris::{Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions};
+use loris::loader::{ModelConfig, OpenOptions, RopeScaling, Tokenizer};
+use loris::policy::stream::MAX_SINKS;
+use loris::policy::{Evict, Lazy, Stream};
+use loris::{
+    Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions, StreamOptions,
+};
 
 use crate::args::{ContextArgs, EngineArgs};
-use crate::exit::{BAD_MODEL, Failure};
+use crate::exit::{BAD_MODEL, Failure, USAGE};
 use crate::report::{Report, Unit};
 
 /// A model and how long it took.
@@ -24,6 +27,7 @@ pub(crate) fn engine(args: &EngineArgs) -> Result<Engine, Failure> {
     Ok(Engine::new(&EngineOptions {
         device: args.device,
         threads: args.threads,
+        isa: args.isa,
         driver: driver(),
         ..EngineOptions::default()
     })?)
@@ -40,23 +44,27 @@ pub(crate) fn n_threads(args: &EngineArgs) -> usize {
     args.threads.unwrap_or_else(all)
 }
 
-/// Opens a folder.
+/// Opens a folder. `check` refuses what the model is too small for, before memory is taken for it.
 pub(crate) fn open(
     dir: &Path,
     args: &EngineArgs,
     options: ModelOptions,
+    check: &dyn Fn(&ModelConfig) -> Result<(), Failure>,
     report: &Report,
 ) -> Result<Opened, Failure> {
     let engine = engine(args)?;
     check_dir(dir)?;
     let options = ModelOptions { load: args.load.into(), ..options };
     let started = Instant::now();
+    let checkpoint = loris::loader::open(dir, &OpenOptions { load: options.load })?;
+    check(&checkpoint.config)?;
     let bar = report.bar("loading", Unit::Bytes, 0);
-    let model = engine.open_with(dir, &options, &mut |LoadProgress { done, total }| {
+    let mut progress = |LoadProgress { done, total }| {
         bar.set_length(total);
         bar.set_position(done);
         ControlFlow::Continue(())
-    });
+    };
+    let model = engine.open_checkpoint_with(checkpoint, &options, &mut progress);
     bar.finish_and_clear();
     let model = model?;
     let placement = model.placement();
@@ -65,6 +73,41 @@ pub(crate) fn open(
         report.note(format!("note: on the CPU: {reason}"));
     }
     Ok(Opened { model, load: started.elapsed() })
+}
+
+/// Whether sessions of the model may hold so many tokens.
+pub(crate) fn has_room(config: &ModelConfig, n_tokens: usize) -> bool {
+    n_tokens <= config.ctx_len || matches!(config.rope.scaling, RopeScaling::Dynamic { .. })
+}
+
+/// Refuses an option's tokens where they are more than the model's context.
+pub(crate) fn check_ctx(
+    option: &str,
+    n_tokens: usize,
+    config: &ModelConfig,
+) -> Result<(), Failure> {
+    if has_room(config, n_tokens) {
+        return Ok(());
+    }
+    let message =
+        format!("{option} {n_tokens}: expected 1 to {}, the model's context", config.ctx_len);
+    Err(Failure::new(USAGE, message))
+}
+
+/// Refuses a stream that sees more than the model's context. (A coded cache may have room for fewer sinks: that is known
+/// when it is there.)
+pub(crate) fn check_stream(stream: StreamOptions, config: &ModelConfig) -> Result<(), Failure> {
+    Stream::new(stream.sink, stream.window, config.ctx_len, MAX_SINKS)?;
+    Ok(())
+}
+
+/// Refuses a context or a stream that the model is too small for.
+pub(crate) fn check_context(args: &ContextArgs, config: &ModelConfig) -> Result<(), Failure> {
+    match (args.stream.options(), args.ctx) {
+        (Some(stream), _) => check_stream(stream, config),
+        (None, Some(ctx)) => check_ctx("-c/--ctx", ctx, config),
+        (None, None) => Ok(()),
+    }
 }
 
 /// Fails where there is no folder, before anything is said about the files in it.

@@ -31,19 +31,16 @@ struct Scored {
 pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), Failure> {
     let ctx = args.ctx;
     let stride = args.stride.unwrap_or(ctx);
-    if ctx < 2 {
-        let message = format!("--ctx {ctx}: expected at least 2, a token and its predecessor");
-        return Err(Failure::new(USAGE, message));
-    }
-    if stride == 0 || stride > ctx {
+    if stride > ctx {
         return Err(Failure::new(USAGE, format!("--stride {stride}: expected 1 to --ctx, {ctx}")));
-    }
-    if args.spans == Some(0) {
-        return Err(Failure::new(USAGE, "--spans 0: expected at least 1"));
     }
     let text = read_file(&args.file)?;
     let options = ModelOptions { batch: BATCH, ..args.model_options() };
-    let model = open::open(&args.dir, &args.engine, options, report)?.model;
+    let check = |config: &_| match args.stream.options() {
+        Some(stream) => open::check_stream(stream, config),
+        None => open::check_ctx("-c/--ctx", ctx, config),
+    };
+    let model = open::open(&args.dir, &args.engine, options, &check, report)?.model;
     let tokens = open::tokenizer(&model, &args.dir)?.encode(&text, Special::Plain)?;
     let tokens = tokens.get(args.skip..).unwrap_or_default();
     let n_there = (tokens.len() + stride).saturating_sub(ctx) / stride;

@@ -10,11 +10,15 @@ use crate::answer::{Answer, Answerer, sampling};
 use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
 use crate::exit::{Failure, RUN_TIME, USAGE};
 use crate::open::{self, Opened};
+use crate::output;
 use crate::prompt;
 use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     check_flags(&args.generate)?;
+    if let Some(path) = &args.save_state {
+        output::check(path)?;
+    }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
     let text = prompt::text(args)?;
@@ -38,12 +42,15 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
         None | Some("") => Vec::new(),
         Some(text) => prompt::encode(model, tokenizer, args, text)?,
     };
-    let answer = answerer.answer(&mut session, &tokens, started)?;
+    let mut answer = answerer.answer(&mut session, &tokens, started)?;
+    if let Some(path) = &args.save_state {
+        save(&session, path)?; // also where nobody reads the answer any more
+    }
+    if let Some(failure) = answer.failure.take() {
+        return Err(failure);
+    }
     if !report.is_json() && !answer.text.is_empty() && !answer.text.ends_with('\n') {
         report.print("\n")?;
-    }
-    if let Some(path) = &args.save_state {
-        save(&session, path)?;
     }
     finish(&answerer, &answer, report)
 }
@@ -73,7 +80,8 @@ pub(crate) fn open_for_answers(
     context: &ContextArgs,
     report: &Report,
 ) -> Result<Opened, Failure> {
-    open::open(dir, engine, context.model_options(), report)
+    let check = |config: &_| open::check_context(context, config);
+    open::open(dir, engine, context.model_options(), &check, report)
 }
 
 /// The fields of a `load` event.
@@ -126,7 +134,7 @@ fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
     })
 }
 
-/// Saves the session, which holds all that was shown; the file is complete or not there.
+/// Saves the session, which holds all that was shown, whatever ended the answer; the file is complete or not there.
 fn save(session: &Session, path: &Path) -> Result<(), Failure> {
     session.save_file(path).map_err(|e| {
         Failure::new(RUN_TIME, format!("{}: cannot save the session: {e}", path.display()))

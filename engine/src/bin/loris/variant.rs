@@ -4,7 +4,7 @@
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
 use loris::policy::{Evict, Lazy};
-use loris::{ModelOptions, SessionOptions};
+use loris::{Error, ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
 
@@ -28,7 +28,8 @@ impl Variant {
     /// Makes the schedule one for a model of `n_layers`.
     pub(crate) fn fit(&mut self, n_layers: usize) -> Result<(), Failure> {
         if let Some(spec) = &self.lazy {
-            self.session.lazy = Some(Lazy::parse(spec, n_layers)?);
+            let lazy = Lazy::parse(spec, n_layers).map_err(|e| refused(&self.name, e))?;
+            self.session.lazy = Some(lazy);
         }
         Ok(())
     }
@@ -71,9 +72,14 @@ fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
     let mut variant = Variant { name: policy.into(), ..dense.clone() };
     for part in policy.split('+') {
         match part.split_once('=') {
-            Some(("kv", format)) => variant.model.kv = format.parse()?,
+            Some(("kv", format)) => {
+                variant.model.kv = format.parse().map_err(|e| refused(policy, e))?;
+            }
             Some(("lazy", spec)) => variant.lazy = Some(spec.into()),
-            Some(("evict", spec)) => variant.session.evict = Some(Evict::parse(spec)?),
+            Some(("evict", spec)) => {
+                let evict = Evict::parse(spec).map_err(|e| refused(policy, e))?;
+                variant.session.evict = Some(evict);
+            }
             _ => {
                 let message = format!("--policy {policy}: expected one of {KNOWN}");
                 return Err(Failure::new(USAGE, message));
@@ -81,4 +87,14 @@ fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
         }
     }
     Ok(variant)
+}
+
+/// Why the library refuses a part of a policy.
+fn refused(policy: &str, e: Error) -> Failure {
+    match e {
+        Error::Option { value, expected, .. } => {
+            Failure::new(USAGE, format!("--policy {policy}: {value}: expected {expected}"))
+        }
+        e => e.into(),
+    }
 }

@@ -19,7 +19,12 @@ mod avx2;
 mod avx512;
 mod portable;
 
+use std::fmt;
+use std::str::FromStr;
+
 use portable::Portable;
+
+use crate::error::Error;
 
 /// The most lanes that a vector has.
 pub(super) const MAX_LANES: usize = 16;
@@ -43,13 +48,14 @@ pub enum Isa {
 }
 
 impl Isa {
-    const ALL: [Self; 6] = [
-        Self::Portable,
-        Self::Avx2,
-        Self::Avx2EmulatedBf16,
-        Self::Avx512,
-        Self::Avx512EmulatedBf16,
-        Self::Avx512Bf16,
+    /// All of them, and how they are spelled.
+    const ALL: [(Self, &str); 6] = [
+        (Self::Portable, "portable"),
+        (Self::Avx2, "avx2"),
+        (Self::Avx2EmulatedBf16, "avx2-emulated-bf16"),
+        (Self::Avx512, "avx512"),
+        (Self::Avx512EmulatedBf16, "avx512-emulated-bf16"),
+        (Self::Avx512Bf16, "avx512-bf16"),
     ];
 
     /// Whether this machine runs it.
@@ -69,7 +75,12 @@ impl Isa {
 
     /// Everything that this machine runs, the emulations included.
     pub fn available() -> Vec<Self> {
-        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
+        Self::ALL.into_iter().map(|(isa, _)| isa).filter(|isa| isa.is_available()).collect()
+    }
+
+    /// True for those that are there for tests alone.
+    pub fn is_emulated(self) -> bool {
+        matches!(self, Self::Avx2EmulatedBf16 | Self::Avx512EmulatedBf16)
     }
 
     /// The fastest that this machine runs.
@@ -135,6 +146,26 @@ impl Isa {
                 _ => unreachable!("refused when the backend was made"),
             }
         }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::ALL.iter().find(|(isa, _)| isa == self).map_or("", |(_, name)| name);
+        f.write_str(name)
+    }
+}
+
+impl FromStr for Isa {
+    type Err = Error;
+
+    /// Knows all names, whatever this machine has.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let found = Self::ALL.into_iter().find(|(_, name)| *name == text);
+        found.map(|(isa, _)| isa).ok_or_else(|| {
+            let names = Self::ALL.map(|(_, name)| name).join(", ");
+            Error::option("isa", text, format!("one of {names}"))
+        })
     }
 }
 

@@ -27,18 +27,20 @@ mod words;
 
 use std::fs::File;
 use std::io::Write;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
-use loris::loader::{RopeScaling, Special};
+use loris::loader::{ModelConfig, Special};
 use loris::{Model, ModelOptions, Session, SessionOptions};
 use serde_json::json;
 
 use crate::args::EvalArgs;
-use crate::exit::{Failure, INTERRUPTED, RUN_TIME, USAGE};
+use crate::exit::{Failure, INTERRUPTED, USAGE};
 use crate::interrupt::Guard;
 use crate::open;
+use crate::output::cannot_write;
 use crate::prompt::read_file;
 use crate::report::{Report, Unit, peak_bytes};
 use crate::variant::{Variant, same_models, variants};
@@ -51,11 +53,11 @@ use run::Place;
 use tasks::{Seed, TASKS, Task};
 
 /// Lengths of prompts that can be asked for.
-const LENS: (usize, usize) = (64, 4_000_000);
-/// Samples of a task and length, and windows of prose, at most.
-const MAX_SAMPLES: usize = 100_000;
-/// Tokens of an answer at most.
-const MAX_ANSWER: usize = 4_096;
+pub(crate) const LENS: RangeInclusive<usize> = 64..=4_000_000;
+/// Samples of a task and length, and windows of prose.
+pub(crate) const SAMPLES: RangeInclusive<usize> = 1..=100_000;
+/// Tokens that an answer may have.
+pub(crate) const ANSWERS: RangeInclusive<usize> = 1..=4_096;
 /// Tokens that a later turn's question may take.
 const TURN_ROOM: usize = 256;
 /// What the tail of a session's tables takes at most where pages are sealed, in pages.
@@ -109,7 +111,6 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
         std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
     }
     let models = open_models(args, report, &variants, longest, tasks.contains(&Task::Prose))?;
-    check_ctx(&models[0], longest)?;
     for variant in &mut variants {
         variant.fit(models[0].plan().n_layers)?;
     }
@@ -182,7 +183,7 @@ impl Bench<'_> {
         for (model, variant) in self.models.iter().zip(&self.variants) {
             let mut session: Session = model.session(&variant.session)?;
             guard.turn_to(&session);
-            session.prefill(&vec![0; LENS.0])?;
+            session.prefill(&vec![0; *LENS.start()])?;
             session.decode(0)?;
         }
         Ok(())
@@ -342,21 +343,8 @@ fn check(args: &EvalArgs) -> Result<Vec<Task>, Failure> {
         }
     }
     for (idx, &len) in args.lens.iter().enumerate() {
-        if !(LENS.0..=LENS.1).contains(&len) {
-            return usage(format!("--lens {len}: expected {} to {}", LENS.0, LENS.1));
-        }
         if args.lens[..idx].contains(&len) {
             return usage(format!("--lens {len}: given twice"));
-        }
-    }
-    let counts = [
-        ("--samples-per-task", args.samples_per_task, MAX_SAMPLES),
-        ("--prose-windows", args.prose_windows, MAX_SAMPLES),
-        ("--max-tokens", args.max_tokens.unwrap_or(1), MAX_ANSWER),
-    ];
-    for (name, value, most) in counts {
-        if !(1..=most).contains(&value) {
-            return usage(format!("{name} {value}: expected 1 to {most}"));
         }
     }
     Ok(tasks)
@@ -373,18 +361,6 @@ fn longest(args: &EvalArgs, tasks: &[Task]) -> usize {
     };
     let len = args.lens.iter().copied().max().unwrap_or(0);
     len + tasks.iter().map(beyond).max().unwrap_or(0)
-}
-
-fn check_ctx(model: &Model, longest: usize) -> Result<(), Failure> {
-    let ctx_len = model.plan().ctx_len;
-    let is_dynamic = matches!(model.config().rope.scaling, RopeScaling::Dynamic { .. });
-    if longest > ctx_len && !is_dynamic {
-        let message = format!(
-            "--lens: prompts and answers take up to {longest} tokens, and the model's context is {ctx_len}"
-        );
-        return Err(Failure::new(USAGE, message));
-    }
-    Ok(())
 }
 
 /// A model for each variant. Variants whose options of the model are the same share one.
@@ -416,15 +392,21 @@ fn open_models(
             batch: rows,
             ..variant.model.clone()
         };
-        models.push(open::open(&args.dir, &args.engine, options, report)?.model);
+        let check = |config: &ModelConfig| match open::has_room(config, longest) {
+            true => Ok(()),
+            false => {
+                let message = format!(
+                    "--lens: prompts and answers take up to {longest} tokens, and the model's context is {}",
+                    config.ctx_len
+                );
+                Err(Failure::new(USAGE, message))
+            }
+        };
+        models.push(open::open(&args.dir, &args.engine, options, &check, report)?.model);
     }
     Ok(models)
 }
 
 fn create(path: &Path) -> Result<File, Failure> {
     File::create(path).map_err(|e| cannot_write(path, &e))
-}
-
-fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display()))
 }
