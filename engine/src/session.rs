@@ -71,7 +71,8 @@ pub struct Session {
     pub(crate) draw: Option<Draw>,
     /// The choice that it made: the logits are still there, and `logits_ready` is false.
     pub(crate) drawn: Option<Drawn>,
-    /// Leading tokens that prefill wrote from the very first on: their full pages can be shared.
+    /// Leading tokens that prefill wrote from the very first on: their full pages can be shared. 0 where a blob is at
+    /// the bottom: what is computed behind KV from elsewhere depends on it.
     pub(crate) n_shareable: usize,
     /// Of the step at hand.
     pub(crate) rope: Rope,

@@ -56,7 +56,7 @@ pub(super) struct Header {
     pub(super) vocab_size: u32,
     /// Without those that a stream has left behind.
     pub(super) n_tokens: u64,
-    /// Leading tokens that prefill wrote.
+    /// 0. Older versions of loris wrote how many leading tokens came from prefill, which is not believed.
     pub(super) n_shareable: u64,
     /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`].
     pub(super) flags: u32,

@@ -3,6 +3,9 @@
 //! A blob ([`blob`]) is parsed as untrusted: every field is checked against the opened model before memory is taken,
 //! and a session exists only if all of it was sound. The checksum finds damage, not malice: a forged cache gives
 //! wrong text, never a wrong access.
+//!
+//! What a blob says holds for its own session alone. Nothing can tell whether its KV is what its tokens lead to, so
+//! neither restored pages nor those computed behind them are offered to other sessions (`n_shareable` stays 0).
 
 mod blob;
 mod contents;
@@ -106,7 +109,6 @@ impl Session {
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
         let header = Header {
             n_tokens: self.tokens.len() as u64,
-            n_shareable: self.n_shareable as u64,
             flags: [
                 (self.logits_ready, HAS_LOGITS),
                 (self.stream.is_some(), IS_STREAM),
@@ -206,10 +208,6 @@ impl Model {
             header.n_tokens,
             session.ctx_len as u64,
         )?;
-        // What some layers have lost is nobody's prefix.
-        let is_whole = evicted.is_none_or(|evicted| evicted.since == 0);
-        let most = if is_whole { header.n_tokens } else { 0 };
-        let n_shareable = at_most("shareable tokens", header.n_shareable, most)?;
         let positions = match (streamed, evicted) {
             (Some(streamed), _) => self.positions_of_stream(&streamed, &mut session, n_tokens)?,
             (_, Some(evicted)) => self.read_evicted(&mut from, &evicted, &mut session, n_tokens)?,
@@ -249,7 +247,6 @@ impl Model {
             let stored = u64::from_le_bytes(stored);
             return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
         }
-        session.n_shareable = n_shareable;
         session.logits_ready = header.flags & HAS_LOGITS != 0;
         Ok(session)
     }
@@ -309,6 +306,7 @@ impl Model {
         }
         let most = if header.version == 1 { 0 } else { MAX_POINTS as u64 };
         at_most("prune points", header.n_points.into(), most)?;
+        at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
         Ok(header)
     }
 
