@@ -306,6 +306,19 @@ fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
 
     let other_format = folder.run(&["-n", "1", "--kv", "f32", "--load-state", &state]);
     assert_failed(&other_format, 1, "KV format");
+
+    // An older file does not say of which config it is.
+    let mut bytes = std::fs::read(&state).unwrap();
+    bytes[8] = 3;
+    bytes[48..56].fill(0);
+    let end = bytes.len() - 8;
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..end]);
+    bytes[end..].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&state, bytes).unwrap();
+    assert_failed(&folder.run(&["-n", "1", "--load-state", &state]), 1, "--trust-old-state");
+    let trusting = [&resume[..], &["--trust-old-state"]].concat();
+    assert_eq!(text(&folder.run(&trusting).ok().events()), text(&rest));
+    assert_failed(&folder.run(&["-p", "a", "--trust-old-state"]), 2, "--load-state");
 }
 
 #[test]

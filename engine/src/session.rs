@@ -33,6 +33,9 @@ pub struct SessionOptions {
     pub stream: Option<StreamOptions>,
     /// Which tokens leave the cache for good, layer by layer; `None`: none does.
     pub evict: Option<Evict>,
+    /// Restores blobs of before version 4 of the format too. They do not say with which config and tokenizer they were
+    /// made: if it was not the model's, the session answers nonsense.
+    pub trust_old_state: bool,
 }
 
 /// What a session without end sees; see [`Stream`].

@@ -14,7 +14,7 @@ use crate::log::{Level, Log};
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.
-pub const LORIS_ABI_VERSION: u32 = 4;
+pub const LORIS_ABI_VERSION: u32 = 5;
 
 /// What this build can do, for [`loris_has_feature`].
 fn features() -> Vec<&'static str> {

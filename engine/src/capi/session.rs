@@ -26,6 +26,9 @@ use crate::session::{Session, SessionOptions, StreamOptions};
 
 /// No token.
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;
+/// Flag of loris_session_params: loris_session_restore takes what a library before ABI 0.5 saved, which does not say with
+/// which config and tokenizer it was made; if it was not this model's, the session answers nonsense. Since 0.5.
+pub const LORIS_TRUST_OLD_STATE: u32 = 1;
 /// Flag of loris_generate_params: go on after a token that ends an answer.
 pub const LORIS_IGNORE_EOS: u32 = 1;
 
@@ -61,7 +64,8 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
 /// # Safety
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(model: &Model, params: &loris_session_params) -> Result<SessionOptions, Failure> {
-    check_flags("loris_session_params.flags", params.flags, 0)?;
+    check_flags("loris_session_params.flags", params.flags, LORIS_TRUST_OLD_STATE)?;
+    let trust_old_state = params.flags & LORIS_TRUST_OLD_STATE != 0;
     if !params.sparse.is_null() {
         let why = String::from("sparse: this version has no such option; leave it NULL");
         return Err(Failure::new(LORIS_E_UNSUPPORTED, why));
@@ -83,7 +87,7 @@ unsafe fn options(model: &Model, params: &loris_session_params) -> Result<Sessio
     };
     // SAFETY: the caller's promise.
     let evict = unsafe { optional("evict", params.evict) }?.map(Evict::parse).transpose()?;
-    Ok(SessionOptions { ctx_len, lazy, stream, evict })
+    Ok(SessionOptions { ctx_len, lazy, stream, evict, trust_old_state })
 }
 
 /// A session's handle, greedy to begin with.
@@ -504,9 +508,11 @@ pub unsafe extern "C" fn loris_session_save_file(
     }
 }
 
-/// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
+/// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights,
+/// config, KV format, and tokenizer if both models have one.
 /// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them, LORIS_KV_FULL says that there is no room
-/// for as many tokens. params may be NULL for the defaults. On
+/// for as many tokens, and no other session is given any of their KV. What a library before ABI 0.5 saved is
+/// LORIS_E_FORMAT without LORIS_TRUST_OLD_STATE. params may be NULL for the defaults. On
 /// LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_restore(

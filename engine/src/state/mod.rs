@@ -165,13 +165,13 @@ impl Session {
 }
 
 impl Model {
-    /// Opens a session from what [`Session::save`] wrote for the same weights and KV format.
+    /// Opens a session from what [`Session::save`] wrote for the same weights, config, tokenizer and KV format.
     ///
     /// It prunes, streams or evicts as the saved one did. What `options` say of that must be the same; without, it is
     /// taken from the blob. A stream takes a page length as that of the model that saved it.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
         let mut from = Summed { inner: from, sum: Xxh3::new() };
-        let header = self.read_header(&mut from)?;
+        let header = self.read_header(&mut from, options.trust_old_state)?;
         let lazy = match header.n_points {
             0 => None,
             n => Some(read_schedule(&mut from, n as usize)?),
@@ -197,7 +197,7 @@ impl Model {
         agree("eviction", &evict, &options.evict)?;
         // A stream has no end, whatever the others are opened with.
         let ctx_len = options.ctx_len.filter(|_| stream.is_none());
-        let dense = SessionOptions { ctx_len, lazy: None, stream, evict };
+        let dense = SessionOptions { ctx_len, stream, evict, ..SessionOptions::default() };
         let mut session = match (stream, evict) {
             (None, None) => Session::new(self.clone(), &dense)?,
             _ => Session::new(self.clone(), &dense).map_err(|e| unsound("policy", &e))?,
@@ -262,7 +262,11 @@ impl Model {
         }
     }
 
-    fn read_header(&self, from: &mut Summed<&mut dyn Read>) -> Result<Header, Error> {
+    fn read_header(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        trusts_old: bool,
+    ) -> Result<Header, Error> {
         let header: Header = read_pod(from, "header")?;
         let want = expected_header(self);
         let check = |field, found: u64, expected: u64| match found == expected {
@@ -270,15 +274,32 @@ impl Model {
             false => Err(mismatch(field, found.to_string(), expected.to_string())),
         };
         check("magic", u64::from_le_bytes(header.magic), u64::from_le_bytes(want.magic))?;
-        if !(1..VERSION).contains(&header.version) {
+        let is_old = (1..VERSION).contains(&header.version);
+        if !is_old {
             check("version", header.version.into(), want.version.into())?;
+        } else if !trusts_old {
+            let expected = format!(
+                "{VERSION}, as older files do not say with which config and tokenizer they were made; if it is this model's, restore it with trust_old_state (C: LORIS_TRUST_OLD_STATE, loris run: --trust-old-state)"
+            );
+            return Err(mismatch("version", header.version.to_string(), expected));
         }
         check(
             "KV format (0 = bf16, 1 = f32, 2 = fp8, ...)",
             header.kv_format.into(),
             want.kv_format.into(),
         )?;
-        check("fingerprint of the weights", header.fingerprint, want.fingerprint)?;
+        check("fingerprint of the weights", header.weights, want.weights)?;
+        if is_old {
+            at_most("shareable tokens", header.n_shareable(), header.n_tokens)?;
+        } else {
+            let (found, expected) = (header.config, want.config);
+            check("fingerprint of the model's config", found.into(), expected.into())?;
+            let (found, expected) = (header.tokenizer, want.tokenizer);
+            // Without a tokenizer ids mean what the embedder says.
+            if header.n_tokens > 0 && found != 0 && expected != 0 {
+                check("fingerprint of the tokenizer's ids", found.into(), expected.into())?;
+            }
+        }
         check("layers", header.n_layers.into(), want.n_layers.into())?;
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
         check("head width", header.head_dim.into(), want.head_dim.into())?;
@@ -306,7 +327,6 @@ impl Model {
         }
         let most = if header.version == 1 { 0 } else { MAX_POINTS as u64 };
         at_most("prune points", header.n_points.into(), most)?;
-        at_most("shareable tokens", header.n_shareable, header.n_tokens)?;
         Ok(header)
     }
 

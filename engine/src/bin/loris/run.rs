@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use loris::{Error, Finish, Model, SamplerParams, Session};
+use loris::{Error, Finish, Model, SamplerParams, Session, SessionOptions};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Answerer, sampling};
@@ -100,9 +100,15 @@ pub(crate) fn load_event(
 
 /// An empty session, or the saved one.
 fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
-    let options = open::session_options(model, &args.context)?;
+    let options = SessionOptions {
+        trust_old_state: args.trust_old_state,
+        ..open::session_options(model, &args.context)?
+    };
     let Some(path) = &args.load_state else { return Ok(model.session(&options)?) };
     model.restore_file(path, &options).map_err(|e| match e {
+        Error::SavedState { field: "version", .. } => {
+            Failure::new(RUN_TIME, format!("{}: {e}", path.display()))
+        }
         Error::SavedState { .. } => Failure::new(
             RUN_TIME,
             format!(
