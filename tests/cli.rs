@@ -321,6 +321,30 @@ fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
     assert_failed(&folder.run(&["-p", "a", "--trust-old-state"]), 2, "--load-state");
 }
 
+/// A limit on the size of files stands for a full disk.
+#[cfg(unix)]
+#[test]
+fn a_save_without_room_leaves_the_old_file_and_nothing_else() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("states")).unwrap();
+    let state = folder.write("states/state", "old");
+    let run = folder.command("run", &["-p", "a b c", "--save-state", state.to_str().unwrap()]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "sh"]).stdin(Stdio::null());
+    limited.arg(run.get_program()).args(run.get_args()).args(["-q", "-n", "2", "--ignore-eos"]);
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let run = done(&mut limited);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(run.err.contains("states/state: cannot save the session"), "{}", run.err);
+    assert_eq!(std::fs::read(&state).unwrap(), b"old");
+    assert_eq!(folder.path("states").read_dir().unwrap().count(), 1);
+}
+
 #[test]
 fn inspect_says_what_is_there_and_what_it_takes() {
     let folder = Folder::new();

@@ -3,6 +3,8 @@
 
 #[path = "state/config.rs"]
 mod config;
+#[path = "state/files.rs"]
+mod files;
 mod support;
 
 use loris::loader::Dtype;

@@ -2,6 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "misuse.h"
 
+#include <sys/stat.h>
+
 /* ---- Saved sessions ------------------------------------------------------------------------------------------ */
 
 /* How many damaged copies of a saved session are not refused as such. */
@@ -96,7 +98,12 @@ static void saved(void) {
     CASE(LORIS_E_IO, loris_session_save_file(session, "/nowhere/at/all"));
     CASE(LORIS_E_IO, loris_session_save_file(session, "/proc/loris"));
     CASE(LORIS_E_IO, loris_session_save_file(session, folder));
+    SAYS("is a folder");
     CASE(LORIS_E_IO, loris_session_save_file(session, ""));
+    snprintf(path, sizeof path, "%s/pipe", folder);
+    if (mkfifo(path, 0600) != 0) abort();
+    CASE(LORIS_E_IO, loris_session_save_file(session, path));
+    SAYS("a pipe");
     CASE(LORIS_E_IO, loris_session_save_file(session, "/dev/full/x"));
     CASE(LORIS_E_IO, loris_session_restore_file(model, folder, NULL, &restored));
     CASE(LORIS_E_IO, loris_session_restore_file(model, "/nowhere", NULL, &restored));

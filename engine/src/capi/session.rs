@@ -492,8 +492,10 @@ impl Write for Buffer {
     }
 }
 
-/// As loris_session_save, into the file path (UTF-8), which is complete or not there: it is written beside its place,
-/// as path.part, and renamed. One thread at a time.
+/// As loris_session_save, into the file path (UTF-8). It is written beside its place under a name of its own, readable by
+/// its owner alone, synced, and moved there: after an error or a crash, and whoever else writes to path, the old file
+/// or a whole new one is there. A symbolic link stays and the file that it leads to is replaced. LORIS_E_IO, with the
+/// reason in the message, if that cannot be done, and for what is no regular file. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_save_file(
     session: *mut loris_session,

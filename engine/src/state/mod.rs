@@ -12,7 +12,7 @@ mod contents;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -25,6 +25,7 @@ use self::contents::runs;
 use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
+use crate::file::NewFile;
 use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
@@ -89,21 +90,17 @@ impl Session {
         &self.cache.segments[first..]
     }
 
-    /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
+    /// Saves to a [`NewFile`]: after an error, a crash or beside other writers, the path leads to the old file or to a whole
+    /// new one, which only its owner may read.
     pub fn save_file(&self, path: &Path) -> Result<(), Error> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let io = |source: io::Error| Error::Io { path: part.display().to_string(), source };
-        let write = || {
-            let mut out = BufWriter::new(File::create(&part).map_err(io)?);
-            self.save(&mut out)?;
-            out.flush().map_err(io)?;
-            std::fs::rename(&part, path).map_err(io)
-        };
-        write().inspect_err(|_| {
-            let _ = std::fs::remove_file(&part); // the first error is the one to tell
-        })
+        let io = |source: io::Error| Error::Io { path: path.display().to_string(), source };
+        let mut out = BufWriter::new(NewFile::create(path).map_err(io)?);
+        self.save(&mut out).map_err(|e| match e {
+            Error::Io { source, .. } => io(source),
+            e => e,
+        })?;
+        let file = out.into_inner().map_err(|e| io(e.into_error()))?;
+        file.commit().map(drop).map_err(io)
     }
 
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {

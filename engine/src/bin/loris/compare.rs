@@ -7,7 +7,6 @@
 //! `time_ratio_max` is the worst ratio of the whole time over answers of 1, 2, 4, ... tokens.
 
 use std::fmt::Write as _;
-use std::path::Path;
 use std::time::Instant;
 
 use loris::policy::Lazy;
@@ -16,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
 use crate::bench::{Ids, load_average, median, model_name, open_model, warm_up};
-use crate::exit::{Failure, RUN_TIME};
+use crate::exit::Failure;
+use crate::files;
 use crate::interrupt::Guard;
 use crate::open;
 use crate::report::{Report, quantile, rounded};
@@ -42,6 +42,7 @@ struct Line {
 }
 
 pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> {
+    let file = args.csv.as_deref().map(files::create).transpose()?;
     // What is decoded follows the prompt here.
     let longest = args.prompt_lens.iter().max().map_or(0, |len| len.saturating_add(args.decode));
     let base = args.size.model_options(Some(longest));
@@ -77,8 +78,8 @@ pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> 
             row(args, &models[0], line, lines.iter().find(is_dense).unwrap_or(line))
         })
         .collect();
-    if let Some(path) = &args.csv {
-        std::fs::write(path, csv(&rows)).map_err(|e| cannot_write(path, &e))?;
+    if let Some(file) = file {
+        files::write(file, &csv(&rows))?;
     }
     match report.is_json() {
         true => report.print(&format!("{}\n", Value::Array(rows))),
@@ -267,8 +268,4 @@ fn table(rows: &[Value]) -> String {
         ); // a String takes everything
     }
     out
-}
-
-fn cannot_write(path: &Path, e: &std::io::Error) -> Failure {
-    Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display()))
 }

@@ -15,6 +15,7 @@ mod compare;
 mod devices;
 mod eval;
 mod exit;
+mod files;
 mod inspect;
 mod interrupt;
 mod open;
