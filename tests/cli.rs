@@ -307,6 +307,43 @@ fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
 
     let other_format = folder.run(&["-n", "1", "--kv", "f32", "--load-state", &state]);
     assert_failed(&other_format, 1, "KV format");
+
+    // An older file does not say of which config it is.
+    let mut bytes = std::fs::read(&state).unwrap();
+    bytes[8] = 3;
+    bytes[48..56].fill(0);
+    let end = bytes.len() - 8;
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..end]);
+    bytes[end..].copy_from_slice(&sum.to_le_bytes());
+    std::fs::write(&state, bytes).unwrap();
+    assert_failed(&folder.run(&["-n", "1", "--load-state", &state]), 1, "--trust-old-state");
+    let trusting = [&resume[..], &["--trust-old-state"]].concat();
+    assert_eq!(text(&folder.run(&trusting).ok().events()), text(&rest));
+    assert_failed(&folder.run(&["-p", "a", "--trust-old-state"]), 2, "--load-state");
+}
+
+/// A limit on the size of files stands for a full disk.
+#[cfg(unix)]
+#[test]
+fn a_save_without_room_leaves_the_old_file_and_nothing_else() {
+    let folder = Folder::new();
+    std::fs::create_dir(folder.path("states")).unwrap();
+    let state = folder.write("states/state", "old");
+    let run = folder.command("run", &["-p", "a b c", "--save-state", state.to_str().unwrap()]);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2; exec \"$@\"", "sh"]).stdin(Stdio::null());
+    limited.arg(run.get_program()).args(run.get_args()).args(["-q", "-n", "2", "--ignore-eos"]);
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let run = done(&mut limited);
+    assert_eq!(run.code, Some(1), "{}", run.err);
+    assert!(run.err.contains("states/state: cannot save the session"), "{}", run.err);
+    assert_eq!(std::fs::read(&state).unwrap(), b"old");
+    assert_eq!(folder.path("states").read_dir().unwrap().count(), 1);
 }
 
 /// Before anything runs, and whatever is there stays as it was.

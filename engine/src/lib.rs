@@ -33,6 +33,7 @@ mod error;
 mod evict;
 #[cfg(test)]
 mod faults;
+mod file;
 mod forward;
 mod gate;
 mod generate;
@@ -55,6 +56,7 @@ pub use cache::{KvFormat, KvFormats};
 pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
+pub use file::NewFile;
 pub use generate::{Finish, GenerateOptions, Token, generate};
 pub use log::{Level, Log};
 pub use loris_loader as loader;

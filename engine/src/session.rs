@@ -33,6 +33,9 @@ pub struct SessionOptions {
     pub stream: Option<StreamOptions>,
     /// Which tokens leave the cache for good, layer by layer; `None`: none does.
     pub evict: Option<Evict>,
+    /// Restores blobs of before version 4 of the format too. They do not say with which config and tokenizer they were
+    /// made: if it was not the model's, the session answers nonsense.
+    pub trust_old_state: bool,
 }
 
 /// What a session without end sees; see [`Stream`].
@@ -72,7 +75,8 @@ pub struct Session {
     pub(crate) draw: Option<Draw>,
     /// The choice that it made: the logits are still there, and `logits_ready` is false.
     pub(crate) drawn: Option<Drawn>,
-    /// Leading tokens that prefill wrote from the very first on: their full pages can be shared.
+    /// Leading tokens that prefill wrote from the very first on: their full pages can be shared. 0 where a blob is at
+    /// the bottom: what is computed behind KV from elsewhere depends on it.
     pub(crate) n_shareable: usize,
     /// Of the step at hand.
     pub(crate) rope: Rope,

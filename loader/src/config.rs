@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use serde_json::Value;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::dtype::Dtype;
 use crate::error::Error;
@@ -192,6 +193,50 @@ impl ModelConfig {
     pub fn add_eos(&mut self, id: u32) {
         self.eos_ids.push(id);
         sort_unique(&mut self.eos_ids);
+    }
+
+    /// A number that tells apart configurations with which the same weights compute something else: of every fact that
+    /// the layers read, and of no other. It is part of the format of saved sessions, so it never changes for a
+    /// configuration.
+    pub fn fingerprint(&self) -> u64 {
+        // Field by field, so that a new one has to be placed here.
+        let ModelConfig {
+            architecture,
+            n_layers,
+            n_q_heads,
+            n_kv_heads,
+            head_dim,
+            hidden_dim,
+            ffn_dim,
+            vocab_size,
+            norm_eps,
+            rope,
+            tied_embeddings,
+            qkv_bias,
+            qk_norm,
+            windows,
+            // How long a session may be, where an answer ends, what is advised; and what tensors say themselves.
+            ctx_len: _,
+            bos_id: _,
+            eos_ids: _,
+            pad_id: _,
+            generation: _,
+            dtype: _,
+        } = self;
+        let architecture = match architecture {
+            Architecture::Llama => 0,
+            Architecture::Mistral => 1,
+            Architecture::Qwen2 => 2,
+            Architecture::Qwen3 => 3,
+        };
+        let sizes = [n_layers, n_q_heads, n_kv_heads, head_dim, hidden_dim, ffn_dim, vocab_size];
+        let mut facts = vec![architecture, u64::from(norm_eps.to_bits())];
+        facts.extend(sizes.map(|&size| size as u64));
+        facts.extend([tied_embeddings, qkv_bias, qk_norm].map(|&flag| u64::from(flag)));
+        facts.extend(rope.facts());
+        facts.extend(windows.iter().map(|window| window.map_or(0, |window| window as u64)));
+        let bytes: Vec<u8> = facts.into_iter().flat_map(u64::to_le_bytes).collect();
+        xxh3_64(&bytes)
     }
 
     /// Query heads that share one key and value head.

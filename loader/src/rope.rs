@@ -93,6 +93,53 @@ impl RopeConfig {
         }
     }
 
+    /// All of it as numbers, for [`ModelConfig::fingerprint`](crate::ModelConfig::fingerprint).
+    pub(crate) fn facts(&self) -> Vec<u64> {
+        // Field by field, so that a new one has to be placed here.
+        let RopeConfig { theta, scaling } = self;
+        let number = |x: &f64| x.to_bits();
+        let option = |x: &Option<f64>| x.map_or(u64::MAX, f64::to_bits); // the bits of no number
+        let count = |n: &usize| *n as u64;
+        let mut facts = vec![number(theta)];
+        facts.extend(match scaling {
+            RopeScaling::None => vec![0],
+            RopeScaling::Linear { factor } => vec![1, number(factor)],
+            RopeScaling::Dynamic { factor, original_ctx } => {
+                vec![2, number(factor), count(original_ctx)]
+            }
+            RopeScaling::Yarn {
+                factor,
+                original_ctx,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                mscale,
+                mscale_all_dim,
+                truncate,
+            } => vec![
+                3,
+                number(factor),
+                count(original_ctx),
+                number(beta_fast),
+                number(beta_slow),
+                option(attention_factor),
+                option(mscale),
+                option(mscale_all_dim),
+                u64::from(*truncate),
+            ],
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_ctx } => {
+                vec![
+                    4,
+                    number(factor),
+                    number(low_freq_factor),
+                    number(high_freq_factor),
+                    count(original_ctx),
+                ]
+            }
+        });
+        facts
+    }
+
     /// For each frequency, how far it goes from being kept (0) to being divided by the factor (1).
     fn yarn_ramp(&self, head_dim: usize) -> Vec<f64> {
         let RopeScaling::Yarn { original_ctx, beta_fast, beta_slow, truncate, .. } = self.scaling

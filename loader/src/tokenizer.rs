@@ -14,6 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokenizers::ModelWrapper;
 use tokenizers::Tokenizer as Inner;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Error;
 use crate::json;
@@ -43,6 +44,8 @@ struct Shared {
     /// Whether special tokens are parsed is a flag inside the tokenizer; the lock lets it be flipped.
     inner: RwLock<Inner>,
     n_ids: u32,
+    /// Of every token's text and id.
+    fingerprint: u64,
     /// Ids below `n_ids` that no token has.
     holes: Vec<u32>,
     special_ids: BTreeSet<u32>,
@@ -70,7 +73,12 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|err| refuse(err.to_string()))?;
         inner.with_padding(None);
 
-        let ids: BTreeSet<u32> = inner.get_vocab(true).into_values().collect();
+        let vocab = inner.get_vocab(true);
+        // A sum, because the order of a map is a matter of chance.
+        let of_token =
+            |(text, id): (&String, &u32)| xxh3_64_with_seed(text.as_bytes(), u64::from(*id));
+        let fingerprint = vocab.iter().map(of_token).fold(0, u64::wrapping_add);
+        let ids: BTreeSet<u32> = vocab.into_values().collect();
         let Some(&last) = ids.last().filter(|&&last| last < 1 << 22) else {
             return Err(refuse(format!(
                 "expected ids below 2^22 and at least one, found {:?}",
@@ -87,6 +95,7 @@ impl Tokenizer {
         Ok(Tokenizer(Arc::new(Shared {
             path: path.into(),
             n_ids: last + 1,
+            fingerprint,
             holes: (0..last).filter(|id| !ids.contains(id)).collect(),
             special_ids: special.iter().map(|(id, _)| **id).collect(),
             special_texts,
@@ -146,6 +155,11 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.0.n_ids as usize
+    }
+
+    /// A number that tells tokenizers apart whose ids mean different tokens.
+    pub fn fingerprint(&self) -> u64 {
+        self.0.fingerprint
     }
 
     /// The id of a token, by its text in the vocabulary.

@@ -2,6 +2,8 @@
 #define _POSIX_C_SOURCE 200809L
 #include "misuse.h"
 
+#include <sys/stat.h>
+
 /* ---- Saved sessions ------------------------------------------------------------------------------------------ */
 
 /* How many damaged copies of a saved session are not refused as such. */
@@ -30,6 +32,25 @@ static int n_accepted(const uint8_t *bytes, size_t len) {
     }
     free(copy);
     return n_wrong;
+}
+
+/* A blob of before version 4, which does not say of which config it is. */
+static void old_versions(const uint8_t *bytes, size_t len) {
+    uint8_t *old = malloc(len);
+    loris_session *restored = NULL;
+    loris_session_params params;
+    if (!old) abort();
+    memcpy(old, bytes, len);
+    old[8] = 3;
+    MUST(loris_session_params_init(&params, sizeof params));
+    CASE(LORIS_E_FORMAT, loris_session_restore(model, old, len, &params, &restored));
+    SAYS("LORIS_TRUST_OLD_STATE");
+    params.flags = LORIS_TRUST_OLD_STATE;
+    CASE(LORIS_E_FORMAT, loris_session_restore(model, old, len, &params, &restored));
+    SAYS("shareable"); /* where that number was is now the config, so it was read as an old one */
+    CASE(LORIS_OK, loris_session_restore(model, bytes, len, &params, &restored));
+    loris_session_free(restored);
+    free(old);
 }
 
 static void saved(void) {
@@ -64,9 +85,10 @@ static void saved(void) {
     MUST(loris_session_params_init(&shorter, sizeof shorter));
     shorter.ctx_len = 39;
     CASE(LORIS_E_FORMAT, loris_session_restore(model, bytes, len, &shorter, &restored));
-    shorter.flags = 1;
+    shorter.flags = 2;
     CASE(LORIS_E_INVALID_ARG, loris_session_restore(model, bytes, len, &shorter, &restored));
     HOLDS(restored == NULL);
+    old_versions(bytes, len);
     CASE(LORIS_OK, loris_session_restore(bare, bytes, len, NULL, &restored)); /* the same weights, another folder */
     loris_session_free(restored);
     CASE(LORIS_OK, loris_session_restore(model, (uint8_t *)memmove(bytes + 1, bytes, len), len, NULL, &restored));
@@ -76,7 +98,12 @@ static void saved(void) {
     CASE(LORIS_E_IO, loris_session_save_file(session, "/nowhere/at/all"));
     CASE(LORIS_E_IO, loris_session_save_file(session, "/proc/loris"));
     CASE(LORIS_E_IO, loris_session_save_file(session, folder));
+    SAYS("is a folder");
     CASE(LORIS_E_IO, loris_session_save_file(session, ""));
+    snprintf(path, sizeof path, "%s/pipe", folder);
+    if (mkfifo(path, 0600) != 0) abort();
+    CASE(LORIS_E_IO, loris_session_save_file(session, path));
+    SAYS("a pipe");
     CASE(LORIS_E_IO, loris_session_save_file(session, "/dev/full/x"));
     CASE(LORIS_E_IO, loris_session_restore_file(model, folder, NULL, &restored));
     CASE(LORIS_E_IO, loris_session_restore_file(model, "/nowhere", NULL, &restored));

@@ -98,7 +98,7 @@ pub struct loris_model_params {
 pub struct loris_session_params {
     /// sizeof(loris_session_params).
     pub struct_size: u32,
-    /// 0.
+    /// LORIS_TRUST_OLD_STATE or 0.
     pub flags: u32,
     /// Tokens the session may hold; 0: what the model was trained for.
     pub ctx_len: u64,

@@ -28,6 +28,9 @@ use crate::session::{Session, SessionOptions, StreamOptions};
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;
 /// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
 pub const LORIS_RANDOM_SEED: u64 = u64::MAX;
+/// Flag of loris_session_params: loris_session_restore takes what a library before ABI 0.5 saved, which does not say with
+/// which config and tokenizer it was made; if it was not this model's, the session answers nonsense. Since 0.5.
+pub const LORIS_TRUST_OLD_STATE: u32 = 1;
 /// Flag of loris_generate_params: go on after a token that ends an answer.
 pub const LORIS_IGNORE_EOS: u32 = 1;
 
@@ -63,7 +66,8 @@ pub unsafe extern "C" fn loris_session_free(session: *mut loris_session) {
 /// # Safety
 /// The struct's texts are NULL or end with a NUL.
 unsafe fn options(model: &Model, params: &loris_session_params) -> Result<SessionOptions, Failure> {
-    check_flags("loris_session_params.flags", params.flags, 0)?;
+    check_flags("loris_session_params.flags", params.flags, LORIS_TRUST_OLD_STATE)?;
+    let trust_old_state = params.flags & LORIS_TRUST_OLD_STATE != 0;
     if !params.sparse.is_null() {
         let why = String::from("sparse: this version has no such option; leave it NULL");
         return Err(Failure::new(LORIS_E_UNSUPPORTED, why));
@@ -85,7 +89,7 @@ unsafe fn options(model: &Model, params: &loris_session_params) -> Result<Sessio
     };
     // SAFETY: the caller's promise.
     let evict = unsafe { optional("evict", params.evict) }?.map(Evict::parse).transpose()?;
-    Ok(SessionOptions { ctx_len, lazy, stream, evict })
+    Ok(SessionOptions { ctx_len, lazy, stream, evict, trust_old_state })
 }
 
 /// A session's handle, greedy to begin with.
@@ -506,8 +510,10 @@ impl Write for Buffer {
     }
 }
 
-/// As loris_session_save, into the file path (UTF-8), which is complete or not there: it is written beside its place,
-/// as path.part, and renamed. One thread at a time.
+/// As loris_session_save, into the file path (UTF-8). It is written beside its place under a name of its own, readable by
+/// its owner alone, synced, and moved there: after an error or a crash, and whoever else writes to path, the old file
+/// or a whole new one is there. A symbolic link stays and the file that it leads to is replaced. LORIS_E_IO, with the
+/// reason in the message, if that cannot be done, and for what is no regular file. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_save_file(
     session: *mut loris_session,
@@ -523,9 +529,11 @@ pub unsafe extern "C" fn loris_session_save_file(
     }
 }
 
-/// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
+/// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights,
+/// config, KV format, and tokenizer if both models have one.
 /// The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them, LORIS_KV_FULL says that there is no room
-/// for as many tokens. params may be NULL for the defaults. On
+/// for as many tokens, and no other session is given any of their KV. What a library before ABI 0.5 saved is
+/// LORIS_E_FORMAT without LORIS_TRUST_OLD_STATE. params may be NULL for the defaults. On
 /// LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_restore(

@@ -22,7 +22,8 @@
 //! because the order of slots decides the bits of attention; what it held does not, unless pages are sealed.
 //! KV does not depend on the length of pages but where they are sealed.
 //!
-//! Version 2 had no streams and no eviction, version 1 no pruning either.
+//! Version 3 did not say with which config and tokenizer it was made, version 2 had no streams and no eviction, version
+//! 1 no pruning either.
 
 use std::io::{self, Read, Write};
 
@@ -37,7 +38,7 @@ use crate::policy::evict::{Keep, Rank};
 use crate::policy::{Evict, Lazy, Order, PrunePoint};
 
 pub(super) const MAGIC: [u8; 8] = *b"loris-kv";
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 
 /// The fixed start of a blob.
 #[repr(C)]
@@ -49,19 +50,29 @@ pub(super) struct Header {
     /// that of values, xor that of keys.
     pub(super) kv_format: u32,
     /// Of the weights that made the cache.
-    pub(super) fingerprint: u64,
+    pub(super) weights: u64,
     pub(super) n_layers: u32,
     pub(super) n_kv_heads: u32,
     pub(super) head_dim: u32,
     pub(super) vocab_size: u32,
     /// Without those that a stream has left behind.
     pub(super) n_tokens: u64,
-    /// Leading tokens that prefill wrote.
-    pub(super) n_shareable: u64,
+    /// [`ModelConfig::fingerprint`](loris_loader::ModelConfig::fingerprint), its low half; see [`Header::n_shareable`].
+    pub(super) config: u32,
+    /// [`Tokenizer::fingerprint`](loris_loader::Tokenizer::fingerprint), its low half; 0: the model had no tokenizer.
+    pub(super) tokenizer: u32,
     /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`].
     pub(super) flags: u32,
     /// Prune points; 0 in a session that does not prune, and in version 1.
     pub(super) n_points: u32,
+}
+
+impl Header {
+    /// What stood in the place of `config` and `tokenizer` before version 4: how many leading tokens came from prefill.
+    /// It is not believed.
+    pub(super) fn n_shareable(&self) -> u64 {
+        u64::from(self.config) | u64::from(self.tokenizer) << 32
+    }
 }
 
 /// A row of logits follows the tokens.
@@ -236,17 +247,20 @@ pub(super) fn expected_header(model: &Model) -> Header {
     let plan = model.plan();
     #[allow(clippy::cast_possible_truncation)] // range-checked when the config was read
     let small = |n: usize| n as u32;
+    #[allow(clippy::cast_possible_truncation)] // of the bits of a hash
+    let low = |hash: u64| hash as u32;
     Header {
         magic: MAGIC,
         version: VERSION,
         kv_format: kv_format(plan.layout.kv),
-        fingerprint: model.shared.fingerprint,
+        weights: model.shared.fingerprint,
         n_layers: small(plan.n_layers),
         n_kv_heads: small(plan.layout.n_kv_heads),
         head_dim: small(plan.layout.head_dim),
         vocab_size: small(model.config().vocab_size),
         n_tokens: 0,
-        n_shareable: 0,
+        config: low(model.config().fingerprint()),
+        tokenizer: model.tokenizer().map_or(0, |tokenizer| low(tokenizer.fingerprint())),
         flags: 0,
         n_points: 0,
     }

@@ -3,13 +3,16 @@
 //! A blob ([`blob`]) is parsed as untrusted: every field is checked against the opened model before memory is taken,
 //! and a session exists only if all of it was sound. The checksum finds damage, not malice: a forged cache gives
 //! wrong text, never a wrong access.
+//!
+//! What a blob says holds for its own session alone. Nothing can tell whether its KV is what its tokens lead to, so
+//! neither restored pages nor those computed behind them are offered to other sessions (`n_shareable` stays 0).
 
 mod blob;
 mod contents;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -22,6 +25,7 @@ use self::contents::runs;
 use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
+use crate::file::NewFile;
 use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
@@ -86,27 +90,22 @@ impl Session {
         &self.cache.segments[first..]
     }
 
-    /// Saves to a file, which is complete or not there: it is written beside its place and renamed.
+    /// Saves to a [`NewFile`]: after an error, a crash or beside other writers, the path leads to the old file or to a whole
+    /// new one, which only its owner may read.
     pub fn save_file(&self, path: &Path) -> Result<(), Error> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let io = |source: io::Error| Error::Io { path: part.display().to_string(), source };
-        let write = || {
-            let mut out = BufWriter::new(File::create(&part).map_err(io)?);
-            self.save(&mut out)?;
-            out.flush().map_err(io)?;
-            std::fs::rename(&part, path).map_err(io)
-        };
-        write().inspect_err(|_| {
-            let _ = std::fs::remove_file(&part); // the first error is the one to tell
-        })
+        let io = |source: io::Error| Error::Io { path: path.display().to_string(), source };
+        let mut out = BufWriter::new(NewFile::create(path).map_err(io)?);
+        self.save(&mut out).map_err(|e| match e {
+            Error::Io { source, .. } => io(source),
+            e => e,
+        })?;
+        let file = out.into_inner().map_err(|e| io(e.into_error()))?;
+        file.commit().map(drop).map_err(io)
     }
 
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
         let header = Header {
             n_tokens: self.tokens.len() as u64,
-            n_shareable: self.n_shareable as u64,
             flags: [
                 (self.logits_ready, HAS_LOGITS),
                 (self.stream.is_some(), IS_STREAM),
@@ -163,13 +162,13 @@ impl Session {
 }
 
 impl Model {
-    /// Opens a session from what [`Session::save`] wrote for the same weights and KV format.
+    /// Opens a session from what [`Session::save`] wrote for the same weights, config, tokenizer and KV format.
     ///
     /// It prunes, streams or evicts as the saved one did. What `options` say of that must be the same; without, it is
     /// taken from the blob. A stream takes a page length as that of the model that saved it.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
         let mut from = Summed { inner: from, sum: Xxh3::new() };
-        let header = self.read_header(&mut from)?;
+        let header = self.read_header(&mut from, options.trust_old_state)?;
         let lazy = match header.n_points {
             0 => None,
             n => Some(read_schedule(&mut from, n as usize)?),
@@ -195,7 +194,7 @@ impl Model {
         agree("eviction", &evict, &options.evict)?;
         // A stream has no end, whatever the others are opened with.
         let ctx_len = options.ctx_len.filter(|_| stream.is_none());
-        let dense = SessionOptions { ctx_len, lazy: None, stream, evict };
+        let dense = SessionOptions { ctx_len, stream, evict, ..SessionOptions::default() };
         let mut session = match (stream, evict) {
             (None, None) => Session::new(self.clone(), &dense)?,
             _ => Session::new(self.clone(), &dense).map_err(|e| unsound("policy", &e))?,
@@ -206,10 +205,6 @@ impl Model {
             header.n_tokens,
             session.ctx_len as u64,
         )?;
-        // What some layers have lost is nobody's prefix.
-        let is_whole = evicted.is_none_or(|evicted| evicted.since == 0);
-        let most = if is_whole { header.n_tokens } else { 0 };
-        let n_shareable = at_most("shareable tokens", header.n_shareable, most)?;
         let positions = match (streamed, evicted) {
             (Some(streamed), _) => self.positions_of_stream(&streamed, &mut session, n_tokens)?,
             (_, Some(evicted)) => self.read_evicted(&mut from, &evicted, &mut session, n_tokens)?,
@@ -249,7 +244,6 @@ impl Model {
             let stored = u64::from_le_bytes(stored);
             return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
         }
-        session.n_shareable = n_shareable;
         session.logits_ready = header.flags & HAS_LOGITS != 0;
         Ok(session)
     }
@@ -265,7 +259,11 @@ impl Model {
         }
     }
 
-    fn read_header(&self, from: &mut Summed<&mut dyn Read>) -> Result<Header, Error> {
+    fn read_header(
+        &self,
+        from: &mut Summed<&mut dyn Read>,
+        trusts_old: bool,
+    ) -> Result<Header, Error> {
         let header: Header = read_pod(from, "header")?;
         let want = expected_header(self);
         let check = |field, found: u64, expected: u64| match found == expected {
@@ -273,15 +271,32 @@ impl Model {
             false => Err(mismatch(field, found.to_string(), expected.to_string())),
         };
         check("magic", u64::from_le_bytes(header.magic), u64::from_le_bytes(want.magic))?;
-        if !(1..VERSION).contains(&header.version) {
+        let is_old = (1..VERSION).contains(&header.version);
+        if !is_old {
             check("version", header.version.into(), want.version.into())?;
+        } else if !trusts_old {
+            let expected = format!(
+                "{VERSION}, as older files do not say with which config and tokenizer they were made; if it is this model's, restore it with trust_old_state (C: LORIS_TRUST_OLD_STATE, loris run: --trust-old-state)"
+            );
+            return Err(mismatch("version", header.version.to_string(), expected));
         }
         check(
             "KV format (0 = bf16, 1 = f32, 2 = fp8, ...)",
             header.kv_format.into(),
             want.kv_format.into(),
         )?;
-        check("fingerprint of the weights", header.fingerprint, want.fingerprint)?;
+        check("fingerprint of the weights", header.weights, want.weights)?;
+        if is_old {
+            at_most("shareable tokens", header.n_shareable(), header.n_tokens)?;
+        } else {
+            let (found, expected) = (header.config, want.config);
+            check("fingerprint of the model's config", found.into(), expected.into())?;
+            let (found, expected) = (header.tokenizer, want.tokenizer);
+            // Without a tokenizer ids mean what the embedder says.
+            if header.n_tokens > 0 && found != 0 && expected != 0 {
+                check("fingerprint of the tokenizer's ids", found.into(), expected.into())?;
+            }
+        }
         check("layers", header.n_layers.into(), want.n_layers.into())?;
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
         check("head width", header.head_dim.into(), want.head_dim.into())?;

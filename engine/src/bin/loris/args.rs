@@ -119,6 +119,10 @@ pub(crate) struct RunArgs {
     /// a prompt, the saved answer goes on
     #[arg(long, value_name = "FILE")]
     pub(crate) load_state: Option<PathBuf>,
+    /// With --load-state: take a file of an older loris, which does not say with which config.json and tokenizer it was
+    /// made; with others than the model's the answer is nonsense
+    #[arg(long, requires = "load_state")]
+    pub(crate) trust_old_state: bool,
     #[command(flatten)]
     pub(crate) generate: GenerateArgs,
     #[command(flatten)]

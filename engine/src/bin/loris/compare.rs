@@ -7,7 +7,6 @@
 //! `time_ratio_max` is the worst ratio of the whole time over answers of 1, 2, 4, ... tokens.
 
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
 use std::time::Instant;
 
 use loris::policy::Lazy;
@@ -17,9 +16,9 @@ use serde_json::{Value, json};
 use crate::args::BenchArgs;
 use crate::bench::{Ids, load_average, median, model_name, open_model, warm_up};
 use crate::exit::{Failure, USAGE};
+use crate::files;
 use crate::interrupt::Guard;
 use crate::open;
-use crate::output::cannot_write;
 use crate::report::{Report, quantile, rounded};
 use crate::variant::{DENSE, Variant, same_models, variants};
 
@@ -46,10 +45,7 @@ pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> 
     if args.decode == 0 {
         return Err(Failure::new(USAGE, "--decode 0: expected 1 or more with --policy"));
     }
-    if let Some(path) = &args.csv {
-        let opened = OpenOptions::new().append(true).create(true).open(path);
-        opened.map_err(|e| cannot_write(path, &e))?; // rather now than when all is measured
-    }
+    let file = args.csv.as_deref().map(files::create).transpose()?;
     // What is decoded follows the prompt here.
     let longest = args.prompt_lens.iter().max().map_or(0, |len| len.saturating_add(args.decode));
     let base = args.size.model_options(Some(longest));
@@ -85,8 +81,8 @@ pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> 
             row(args, &models[0], line, lines.iter().find(is_dense).unwrap_or(line))
         })
         .collect();
-    if let Some(path) = &args.csv {
-        std::fs::write(path, csv(&rows)).map_err(|e| cannot_write(path, &e))?;
+    if let Some(file) = file {
+        files::write(file, &csv(&rows))?;
     }
     match report.is_json() {
         true => report.print(&format!("{}\n", Value::Array(rows))),

@@ -136,7 +136,8 @@ pub(crate) fn session_options(
     let stream = args.stream.options();
     let ctx_len = args.ctx.unwrap_or(plan.ctx_len.min(pool));
     let evict = args.evict.as_deref().map(Evict::parse).transpose()?;
-    Ok(SessionOptions { ctx_len: stream.is_none().then_some(ctx_len), lazy, stream, evict })
+    let ctx_len = stream.is_none().then_some(ctx_len);
+    Ok(SessionOptions { ctx_len, lazy, stream, evict, trust_old_state: false })
 }
 
 /// The tokenizer, which a folder may lack and text needs.

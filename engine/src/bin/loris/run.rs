@@ -3,21 +3,21 @@
 use std::path::Path;
 use std::time::Instant;
 
-use loris::{Error, Finish, Model, SamplerParams, Session};
+use loris::{Error, Finish, Model, SamplerParams, Session, SessionOptions};
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Answerer, sampling};
 use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
 use crate::exit::{Failure, RUN_TIME, USAGE};
+use crate::files;
 use crate::open::{self, Opened};
-use crate::output;
 use crate::prompt;
 use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     check_flags(&args.generate)?;
     if let Some(path) = &args.save_state {
-        output::check(path)?;
+        files::create(path)?; // and dropped: it can be written to
     }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
@@ -108,9 +108,15 @@ pub(crate) fn load_event(
 
 /// An empty session, or the saved one.
 fn session(args: &RunArgs, model: &Model) -> Result<Session, Failure> {
-    let options = open::session_options(model, &args.context)?;
+    let options = SessionOptions {
+        trust_old_state: args.trust_old_state,
+        ..open::session_options(model, &args.context)?
+    };
     let Some(path) = &args.load_state else { return Ok(model.session(&options)?) };
     model.restore_file(path, &options).map_err(|e| match e {
+        Error::SavedState { field: "version", .. } => {
+            Failure::new(RUN_TIME, format!("{}: {e}", path.display()))
+        }
         Error::SavedState { .. } => Failure::new(
             RUN_TIME,
             format!(

@@ -28,19 +28,18 @@ mod words;
 use std::fs::File;
 use std::io::Write;
 use std::ops::RangeInclusive;
-use std::path::Path;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
 use loris::loader::{ModelConfig, Special};
-use loris::{Model, ModelOptions, Session, SessionOptions};
+use loris::{Model, ModelOptions, NewFile, Session, SessionOptions};
 use serde_json::json;
 
 use crate::args::EvalArgs;
 use crate::exit::{Failure, INTERRUPTED, USAGE};
+use crate::files::{self, cannot_write};
 use crate::interrupt::Guard;
 use crate::open;
-use crate::output::cannot_write;
 use crate::prompt::read_file;
 use crate::report::{Report, Unit, peak_bytes};
 use crate::variant::{Variant, same_models, variants};
@@ -85,7 +84,7 @@ struct Desk<'a> {
 
 /// Files to write, made before anything runs.
 struct Files {
-    csv: Option<File>,
+    csv: Option<NewFile>,
     samples: Option<File>,
 }
 
@@ -101,7 +100,8 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
             .ok_or_else(|| Failure::new(USAGE, "--text: the file has no words"))?,
         None => Filler::Synthetic,
     };
-    let mut files = Files { csv: args.csv.as_deref().map(create).transpose()?, samples: None };
+    let mut files =
+        Files { csv: args.csv.as_deref().map(files::create).transpose()?, samples: None };
     let mut results = Results::default();
     if let Some(path) = &args.samples {
         let samples = resume::open(path, args.resume, &variants)?;
@@ -301,9 +301,8 @@ impl Bench<'_> {
     fn finish(&self, results: &Results, files: &mut Files, seconds: f64) -> Result<(), Failure> {
         let Self { args, report, variants, .. } = self;
         let rows: Vec<Row> = rows::rows(results, &self.tasks, &args.lens, variants.len());
-        if let (Some(file), Some(path)) = (&mut files.csv, &args.csv) {
-            file.write_all(rows::csv(&rows, variants).as_bytes())
-                .map_err(|e| cannot_write(path, &e))?;
+        if let Some(file) = files.csv.take() {
+            files::write(file, &rows::csv(&rows, variants))?;
         }
         if let (Some(dir), false) = (&args.svg, results.outcomes.is_empty()) {
             plot::write(dir, results, variants, &args.lens)?;
@@ -405,8 +404,4 @@ fn open_models(
         models.push(open::open(&args.dir, &args.engine, options, &check, report)?.model);
     }
     Ok(models)
-}
-
-fn create(path: &Path) -> Result<File, Failure> {
-    File::create(path).map_err(|e| cannot_write(path, &e))
 }

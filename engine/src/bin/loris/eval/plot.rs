@@ -8,6 +8,7 @@ use plotters::prelude::*;
 use super::rows::{Results, first_token, quality};
 use super::stats::Estimate;
 use crate::exit::{Failure, RUN_TIME};
+use crate::files;
 use crate::variant::Variant;
 
 const SIZE: (u32, u32) = (760, 480);
@@ -71,11 +72,12 @@ pub(crate) fn write(
 
 fn draw(dir: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Failure> {
     let path = dir.join(chart.file);
-    try_draw(&path, chart, series)
-        .map_err(|e| Failure::new(RUN_TIME, format!("{}: cannot write: {e}", path.display())))
+    let svg = svg(chart, series)
+        .map_err(|e| Failure::new(RUN_TIME, format!("{}: cannot draw: {e}", path.display())))?;
+    files::write(files::create(&path)?, &svg)
 }
 
-fn try_draw(path: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Box<dyn Error>> {
+fn svg(chart: &Chart, series: Vec<Series>) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
@@ -114,5 +116,5 @@ fn try_draw(path: &Path, chart: &Chart, series: Vec<Series>) -> Result<(), Box<d
             .draw()?;
         area.present()?;
     }
-    Ok(std::fs::write(path, svg)?)
+    Ok(svg)
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::run::Outcome;
 use super::tasks::{Seed, Task};
-use super::{cannot_write, create};
 use crate::exit::{Failure, RUN_TIME};
+use crate::files::{self, cannot_write};
 use crate::variant::Variant;
 
 /// A file of samples that is open for more, and the outcomes in it.
@@ -21,7 +21,13 @@ pub(crate) struct Samples {
 /// Starts a new file, or goes on with the one that is there.
 pub(crate) fn open(path: &Path, goes_on: bool, variants: &[Variant]) -> Result<Samples, Failure> {
     if !goes_on || !path.exists() {
-        return Ok(Samples { file: create(path)?, outcomes: Vec::new() });
+        // In its place before there is anything in it: what an interrupted run has come to is wanted.
+        let file = files::create(path)?.commit().map_err(|e| cannot_write(path, &e))?;
+        return Ok(Samples { file, outcomes: Vec::new() });
+    }
+    if !path.is_file() {
+        let message = format!("{}: cannot go on with what is no regular file", path.display());
+        return Err(Failure::new(RUN_TIME, message));
     }
     let cannot_read = |e| Failure::new(RUN_TIME, format!("{}: cannot read: {e}", path.display()));
     let (mut lines, mut is_whole) = (BTreeMap::new(), true);
