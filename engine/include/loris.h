@@ -114,7 +114,7 @@
 
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
-#define LORIS_ABI_VERSION 4
+#define LORIS_ABI_VERSION 5
 
 // Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
 // long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
@@ -136,6 +136,9 @@
 
 // No token.
 #define LORIS_NO_TOKEN UINT32_MAX
+
+// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
+#define LORIS_RANDOM_SEED UINT64_MAX
 
 // Flag of loris_generate_params: go on after a token that ends an answer.
 #define LORIS_IGNORE_EOS 1
@@ -255,7 +258,8 @@ typedef struct loris_sampling_params {
     uint32_t top_k;
     // 0.
     uint32_t reserved;
-    // Start of the random sequence: the same seed gives the same tokens.
+    // Start of the random sequence: the same seed gives the same tokens. LORIS_RANDOM_SEED, the default since 0.5 (before, it
+    // was 0): a random one, which loris_receipt.seed tells.
     uint64_t seed;
 } loris_sampling_params;
 
@@ -374,6 +378,11 @@ typedef struct loris_receipt {
     double mass_kept;
     // Tokens that were evicted, of each layer. Since 0.4.
     uint64_t n_evicted;
+    // The seed of its random sequence, which was given, drawn or followed from that of the session it is a fork of: given to
+    // another session, that draws the same. Since 0.5, as all that follows.
+    uint64_t seed;
+    // The least length, besides 0, that loris_session_truncate can cut the session back to; 0: any.
+    uint64_t least_tokens;
 } loris_receipt;
 
 #ifdef __cplusplus
@@ -618,8 +627,9 @@ int32_t loris_session_push(struct loris_session *session, uint32_t token);
 // Drops tokens that are queued and not computed; what is in the cache stays. One thread at a time.
 int32_t loris_session_clear(struct loris_session *session);
 
-// Sets how the session's next tokens are chosen, and starts its random sequence anew. params may be NULL for greedy,
-// which is how a session starts. After an error the old choice stays. One thread at a time.
+// Sets how the session's next tokens are chosen, and starts its random sequence anew: the n-th token that is chosen by
+// chance takes the n-th number of the seed's sequence. params may be NULL for greedy, which is how a session starts. After
+// an error the old choice stays. One thread at a time.
 int32_t loris_session_set_sampling(struct loris_session *session,
                                    const struct loris_sampling_params *params);
 
@@ -628,7 +638,8 @@ int32_t loris_session_set_sampling(struct loris_session *session,
 int32_t loris_session_sample(struct loris_session *session,
                              uint32_t *token);
 
-// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
+// Copies the logits after the session's last token. Where they are still on the device and it fails, that is the status.
+// buf has room for cap floats; *n is set to the size of the
 // vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
 // ready: before the first token and after a truncation. One thread at a time.
 int32_t loris_session_logits(struct loris_session *session,
@@ -648,20 +659,27 @@ int32_t loris_session_score(struct loris_session *session,
 //
 // LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
 // LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
-// it. After each of these, and after an error, the session holds every token that was shown but the last, whose
-// successor nobody has asked for: loris_session_decode it to go on, or put it before the next turn's tokens. A
-// token that ends an answer is neither shown nor held. LORIS_E_STATE if no logits are ready. One thread at a time.
+// it. LORIS_E_STATE if no logits are ready.
+//
+// A token is shown once the session holds it. So after each of these, and after an error, the session holds the tokens
+// that were shown and no other: call this again to go on, or loris_session_prefill with the next turn's tokens. (Versions
+// before 0.5 held all but the last after most of these; a program that decodes the last one itself has it twice
+// now.) A token that ends an answer is neither shown nor held. One thread at a time.
 int32_t loris_session_generate(struct loris_session *session,
                                const struct loris_generate_params *params);
 
-// Opens a second session with the same tokens, logits and choice of tokens. Pages are shared until one of the two
-// writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
+// Opens a second session with the same tokens, logits and sampling parameters. Its random sequence is its own: the seed
+// is the upper 53 bits of XXH3 (64 bits) over the first session's seed and the number of forks that came before since that was
+// set, 8 bytes each, little-endian. (Before 0.5 a fork drew what the first session drew.) Pages are shared until one of
+// the two writes to them. On LORIS_OK *fork is a handle for loris_session_free, else it is NULL. LORIS_E_STATE if tokens
 // are queued. One thread at a time.
 int32_t loris_session_fork(struct loris_session *session,
                            struct loris_session **fork);
 
 // Forgets the tokens from len on; pages that only they needed are free at once. Queued tokens are dropped. The logits
-// are gone unless nothing was forgotten. One thread at a time.
+// are gone unless nothing was forgotten. LORIS_E_STATE if what tokens from len on would see is gone, of a session that
+// streams or evicts: loris_receipt.least_tokens and the message say how many can be kept, and nothing has changed. A len of 0
+// always clears. (Before 0.5 such a session was cleared.) One thread at a time.
 int32_t loris_session_truncate(struct loris_session *session,
                                uint64_t len);
 

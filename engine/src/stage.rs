@@ -131,7 +131,11 @@ impl Session {
         let lazy = self.lazy.as_ref();
         let selected = match (lazy.filter(|lazy| lazy.prunes(self.len())), scores) {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
-            _ => positions.iter().flatten().copied().collect(),
+            _ => {
+                let mut all: Vec<u32> = positions.iter().flatten().copied().collect();
+                all.sort_unstable(); // tokens that were taken up again are in later slots
+                all
+            }
         };
         if let (Some(scores), Pending::Prompt { .. }) = (scores, &self.pending) {
             let of = |(position, score): (&Option<u32>, &f32)| {
