@@ -4,7 +4,8 @@
 //! random times: a prefill of one chunk, a decode, and a prefill that waits while another session's runs.
 //! It prints the time from `cancel()` to the return of the call beside the time of one layer: a pass that
 //! nobody cancels, its median in the same run, divided by the number of layers. A call that ended before
-//! its cancel is not counted. `--csv` adds the rows to `benches/record/cpu/cancel.csv`; `--n 0.1` takes a
+//! its cancel is not counted. Last comes the time of a look at the mapped weight files, which every prompt begins with.
+//! `--csv` adds the rows to `benches/record/cpu/cancel.csv`; `--n 0.1` takes a
 //! tenth of the samples.
 
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
@@ -15,6 +16,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use loris::loader::{LoadMode, Weights};
 use loris::{Engine, EngineOptions, Error, Model, ModelOptions, Session, SessionOptions};
 
 use machine::{Machine, ms};
@@ -49,6 +51,7 @@ fn main() {
     bench.prefill();
     bench.decode();
     bench.waiting();
+    bench.weights(&options.model);
 }
 
 struct Options {
@@ -126,6 +129,10 @@ impl Bench {
             let after = pass.mul_f64(self.unit());
             latencies.extend(call(self, after));
         }
+        self.show(what, pass, latencies);
+    }
+
+    fn show(&self, what: &'static str, pass: Duration, mut latencies: Vec<Duration>) {
         latencies.sort();
         let layer = pass / self.model.plan().n_layers as u32;
         let row = Row { what, pass, layer, latencies };
@@ -159,6 +166,17 @@ impl Bench {
             s.truncate(CHUNK).unwrap();
             latency
         });
+    }
+
+    /// No cancel, but what each prompt pays first: a look at the weight files that are mapped.
+    fn weights(&mut self, dir: &Path) {
+        let weights = Weights::open(dir, LoadMode::Mmap, &mut |_, _| {}).unwrap();
+        let prompt = self.prompt();
+        let pass = self.prefill_pass(&prompt);
+        let look = || weights.files().iter().try_for_each(|file| file.check_unchanged()).unwrap();
+        let n = ((10_000.0 * self.n) as usize).max(1);
+        let latencies = (0..n).map(|_| median(1, look)).collect();
+        self.show("look at weight files", pass, latencies);
     }
 
     /// The call waits for its turn while another session's prefill runs.
@@ -240,7 +258,7 @@ impl Row {
 
     fn print(&self) {
         println!(
-            "| {:<24} | {:>5} | {:>9.3} | {:>9.3} | {:>8.3} | {:>8.3} | {:>8.3} | {:>9.3} |",
+            "| {:<24} | {:>5} | {:>9.3} | {:>9.3} | {:>8.4} | {:>8.4} | {:>8.4} | {:>9.3} |",
             self.what,
             self.latencies.len(),
             ms(self.pass),
@@ -255,7 +273,7 @@ impl Row {
     /// Adds the row to the record.
     fn record(&self, machine: &str) {
         let row = format!(
-            "{machine},{},{},{:.3},{:.3},{:.3},{:.3},{:.3},{:.3}",
+            "{machine},{},{},{:.3},{:.3},{:.4},{:.4},{:.4},{:.3}",
             self.what,
             self.latencies.len(),
             ms(self.pass),

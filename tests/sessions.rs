@@ -4,10 +4,15 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::SystemTime;
 
-use loris::loader::Dtype;
-use loris::{Error, Model, ModelOptions, Progress, Session, SessionOptions};
+use loris::backend::cpu::Isa;
+use loris::loader::{Dtype, LoadMode};
+use loris::{Engine, Error, Model, ModelOptions, Progress, Session, SessionOptions};
 use support::{argmax, bits, open, open_with, options, reference, rounded};
 
 const NAME: &str = "llama3-rope";
@@ -41,6 +46,63 @@ fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
         out.push(bits(s.logits().unwrap()));
     }
     out
+}
+
+/// A prompt looks at the weight files first; a token does not.
+#[test]
+fn a_mapped_weight_file_that_changes_is_an_error_of_the_next_prompt() {
+    let change = |path: &Path, how: &str| {
+        let file = || File::options().append(true).open(path).unwrap();
+        match how {
+            "grows" => file().write_all(&[0]).unwrap(),
+            "is touched" => file().set_modified(SystemTime::UNIX_EPOCH).unwrap(),
+            "is replaced" => {
+                let new = path.with_extension("new");
+                std::fs::write(&new, "other weights").unwrap();
+                std::fs::rename(new, path).unwrap();
+            }
+            _ => std::fs::remove_file(path).unwrap(),
+        }
+    };
+    let open = |on: Engine, load, how: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        // The last shard only.
+        let last = "model-00005-of-00005.safetensors";
+        for file in support::fixture("llama-sharded").read_dir().unwrap() {
+            let from = file.unwrap().path();
+            std::fs::copy(&from, folder.path().join(from.file_name().unwrap())).unwrap();
+        }
+        let model = on.open(folder.path(), &ModelOptions { load, ..options(256) }).unwrap();
+        let mut s = session(&model);
+        s.prefill(&prompt(1, 20)).unwrap();
+        change(&folder.path().join(last), how);
+        (model, s, folder)
+    };
+    let cpu = || support::on(Isa::detect());
+    for how in ["grows", "is touched"] {
+        let (model, mut s, _folder) = open(cpu(), LoadMode::Mmap, how);
+        let (before, receipt) = (bits(s.logits().unwrap()), format!("{:?}", s.receipt()));
+        let changed =
+            |e: &Error| matches!(e, Error::Load(loris::loader::Error::FileChanged { .. }));
+        assert!(changed(&s.prefill(&prompt(2, 9)).unwrap_err()), "{how}");
+        assert!(changed(&s.score(&prompt(2, 9), &mut |_, _| {}).unwrap_err()), "{how}");
+        assert!(changed(&s.feed(&prompt(2, 9)).unwrap_err()), "{how}");
+        assert!(changed(&session(&model).prefill(&prompt(2, 9)).unwrap_err()), "{how}");
+        assert_eq!(model.step(&mut [&mut s]).pop().unwrap().unwrap(), Progress::Idle);
+        assert_eq!((s.len(), format!("{:?}", s.receipt())), (20, receipt), "{how}");
+        assert!(bits(s.logits().unwrap()) == before, "{how}");
+        s.decode(best(&s)).unwrap();
+    }
+    // The map keeps a file that has lost its name, and what was copied knows no file.
+    for how in ["is replaced", "is removed"] {
+        let (_, mut s, _folder) = open(cpu(), LoadMode::Mmap, how);
+        s.prefill(&prompt(2, 9)).unwrap();
+    }
+    let cuda = || Engine::new(&support::cuda_options()).unwrap();
+    for (on, load) in [(cpu(), LoadMode::Read), (cuda(), LoadMode::Mmap)] {
+        let (_, mut s, _folder) = open(on, load, "grows");
+        s.prefill(&prompt(2, 9)).unwrap();
+    }
 }
 
 #[test]

@@ -140,6 +140,10 @@
 // Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
 #define LORIS_RANDOM_SEED UINT64_MAX
 
+// Flag of loris_session_params: loris_session_restore takes what a library before ABI 0.5 saved, which does not say with
+// which config and tokenizer it was made; if it was not this model's, the session answers nonsense. Since 0.5.
+#define LORIS_TRUST_OLD_STATE 1
+
 // Flag of loris_generate_params: go on after a token that ends an answer.
 #define LORIS_IGNORE_EOS 1
 
@@ -189,8 +193,10 @@ typedef struct loris_model_params {
     uint32_t struct_size;
     // LORIS_KEEP_PREFIXES or 0.
     uint32_t flags;
-    // "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
-    // which would end a process that maps them. NULL: "mmap".
+    // "mmap": weights are used where the file is mapped. Whoever cuts the file short while it is in use ends the process
+    // (SIGBUS; no handler is installed); a change is noticed when the next prompt begins, which is then LORIS_E_IO. New
+    // weights belong in a new file that is renamed over the old one, which then stays as it is for those who map it.
+    // "read": weights are copied, and what happens to the file does not matter. NULL: "mmap".
     const char *load;
     // Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
     // one for values, as in "int8:int4". NULL: "bf16".
@@ -218,7 +224,7 @@ typedef struct loris_model_params {
 typedef struct loris_session_params {
     // sizeof(loris_session_params).
     uint32_t struct_size;
-    // 0.
+    // LORIS_TRUST_OLD_STATE or 0.
     uint32_t flags;
     // Tokens the session may hold; 0: what the model was trained for.
     uint64_t ctx_len;
@@ -603,7 +609,8 @@ int32_t loris_session_uncancel(const struct loris_session *session);
 // progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call until the last.
 //
 // Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
-// before the call. One thread at a time.
+// before the call. LORIS_E_IO: a mapped weight file was written to since the model was opened; open it again. One
+// thread at a time.
 int32_t loris_session_prefill(struct loris_session *session,
                               const uint32_t *tokens,
                               size_t n,
@@ -616,7 +623,8 @@ int32_t loris_session_decode(struct loris_session *session,
                              uint32_t token);
 
 // Queues n tokens of a prompt for loris_model_step. LORIS_E_STATE if earlier tokens are still queued,
-// LORIS_CTX_FULL if they do not fit; then nothing is queued. One thread at a time.
+// LORIS_CTX_FULL if they do not fit, LORIS_E_IO as in loris_session_prefill; then nothing is queued. One thread at a
+// time.
 int32_t loris_session_feed(struct loris_session *session,
                            const uint32_t *tokens,
                            size_t n);
@@ -700,14 +708,18 @@ int32_t loris_session_save(struct loris_session *session,
                            size_t cap,
                            size_t *n);
 
-// As loris_session_save, into the file path (UTF-8), which is complete or not there: it is written beside its place,
-// as path.part, and renamed. One thread at a time.
+// As loris_session_save, into the file path (UTF-8). It is written beside its place under a name of its own, readable by
+// its owner alone, synced, and moved there: after an error or a crash, and whoever else writes to path, the old file
+// or a whole new one is there. A symbolic link stays and the file that it leads to is replaced. LORIS_E_IO, with the
+// reason in the message, if that cannot be done, and for what is no regular file. One thread at a time.
 int32_t loris_session_save_file(struct loris_session *session,
                                 const char *path);
 
-// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights and KV format.
+// Opens a session from the n bytes that loris_session_save wrote, in this process or another, for the same weights,
+// config, KV format, and tokenizer if both models have one.
 // The bytes are not trusted: LORIS_E_FORMAT names what is wrong with them, LORIS_KV_FULL says that there is no room
-// for as many tokens. params may be NULL for the defaults. On
+// for as many tokens, and no other session is given any of their KV. What a library before ABI 0.5 saved is
+// LORIS_E_FORMAT without LORIS_TRUST_OLD_STATE. params may be NULL for the defaults. On
 // LORIS_OK *session is a handle for loris_session_free, else it is NULL. Any thread.
 int32_t loris_session_restore(const struct loris_model *model,
                               const uint8_t *bytes,

@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Deref, DerefMut, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use loris_loader::{
-    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, RopeScaling, Tokenizer,
+    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, RopeScaling, Storage, Tokenizer,
 };
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     pub(crate) config: ModelConfig,
     pub(crate) plan: Plan,
     pub(crate) fingerprint: u64,
+    /// Weight files that passes read where they are mapped.
+    mapped: Vec<std::sync::Arc<Storage>>,
     placement: Placement,
     /// Who may lock `exec`.
     pub(crate) gate: Arc<Gate>,
@@ -148,11 +150,25 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
         let fingerprint = weights.fingerprint();
+        let mut mapped: Vec<_> =
+            weights.files().iter().filter(|file| file.is_mapped()).cloned().collect();
+        drop(weights);
+        // A backend that copied its weights holds none.
+        mapped.retain(|file| std::sync::Arc::strong_count(file) > 1);
         let pool = Mutex::new(Pool::new(&plan)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
-        let shared =
-            Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
-        Ok(self.opened(shared))
+        Ok(self.opened(Shared {
+            config,
+            plan,
+            fingerprint,
+            mapped,
+            placement,
+            gate,
+            exec,
+            pool,
+            tokenizer,
+            chat,
+        }))
     }
 
     /// A model with the shape of a published one and random weights, which are made on the device:
@@ -165,10 +181,18 @@ impl Engine {
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         let pool = Mutex::new(Pool::new(&plan)?);
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
-        let (tokenizer, chat) = (None, None);
-        let shared =
-            Shared { config, plan, fingerprint, placement, gate, exec, pool, tokenizer, chat };
-        Ok(self.opened(shared))
+        Ok(self.opened(Shared {
+            config,
+            plan,
+            fingerprint,
+            mapped: Vec::new(),
+            placement,
+            gate,
+            exec,
+            pool,
+            tokenizer: None,
+            chat: None,
+        }))
     }
 
     fn opened(&self, shared: Shared) -> Model {
@@ -408,6 +432,12 @@ pub struct PoolUsage {
 }
 
 impl Shared {
+    /// Fails where a weight file that passes read from was written to since it was opened: a file that became shorter
+    /// would end the process.
+    pub(crate) fn check_weights(&self) -> Result<(), Error> {
+        self.mapped.iter().try_for_each(|file| Ok(file.check_unchanged()?))
+    }
+
     /// The page pool.
     pub(crate) fn pool(&self) -> MutexGuard<'_, Pool> {
         lock(&self.pool)

@@ -289,12 +289,15 @@ impl Session {
         Canceller { flag: self.cancel.clone(), gate: self.model.shared.gate.clone() }
     }
 
-    /// Queues a prompt (or the next turn's tokens) for [`Model::step`](crate::Model::step).
+    /// Queues a prompt (or the next turn's tokens) for [`Model::step`](crate::Model::step). Here, once a prompt, weight
+    /// files that are mapped are looked at: one that was written to since it was opened is an error
+    /// ([`FileChanged`](loris_loader::Error::FileChanged)), in every call that takes a prompt.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<(), Error> {
         self.check_input("feed", tokens)?;
         if tokens.is_empty() {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
+        self.model.shared.check_weights()?;
         self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
         self.begin();
         Ok(())

@@ -6,8 +6,8 @@
 //! Replace a checkpoint by writing a new file and renaming it over the old one; the map keeps the old file alive.
 //! [`LoadMode::Read`] copies the file into memory once, aligned to a cache line, and is immune to both.
 //!
-//! [`Storage::check_unchanged`] compares the file's length and time with those at opening, for callers that want to
-//! notice a change in time. Files under 8 bytes are never mapped.
+//! [`Storage::check_unchanged`] compares the file's length and time with those at opening; the engine calls it before each
+//! prompt. Files under 8 bytes are never mapped.
 
 use std::fmt;
 use std::fs::{File, Metadata};
@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use memmap2::{Mmap, MmapOptions, UncheckedAdvice};
+use memmap2::{Mmap, MmapOptions};
 
 use crate::error::Error;
 
@@ -35,12 +35,11 @@ pub enum LoadMode {
 pub struct Storage {
     /// The file, or a name for what was made in memory.
     pub path: PathBuf,
-    facts: Option<Facts>,
     backing: Backing,
 }
 
 enum Backing {
-    Map(Mmap),
+    Map { map: Mmap, file: File, was: Facts },
     Heap(AlignedBytes),
 }
 
@@ -56,11 +55,10 @@ impl Facts {
         Facts { len: meta.len(), modified: meta.modified().ok() }
     }
 
-    fn describe(facts: Facts) -> String {
-        let since =
-            facts.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+    fn describe(&self) -> String {
+        let since = self.modified.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
         let seconds = since.map_or(0.0, |time| time.as_secs_f64());
-        format!("{} bytes modified at {seconds:.3}", facts.len)
+        format!("{} bytes modified at {seconds:.3}", self.len)
     }
 }
 
@@ -76,58 +74,39 @@ impl Storage {
         }
         let facts = Facts::of(&meta);
         let backing = match mode {
-            LoadMode::Mmap if facts.len >= 8 => Backing::Map(map(&file).map_err(io("map"))?),
+            LoadMode::Mmap if facts.len >= 8 => {
+                Backing::Map { map: map(&file).map_err(io("map"))?, file, was: facts }
+            }
             _ => Backing::Heap(read(&mut file, path, facts.len)?),
         };
-        Ok(Storage { path: path.into(), facts: Some(facts), backing })
+        Ok(Storage { path: path.into(), backing })
     }
 
     /// Wraps bytes that were made in memory.
     pub fn from_memory(name: &str, bytes: AlignedBytes) -> Storage {
-        Storage { path: name.into(), facts: None, backing: Backing::Heap(bytes) }
+        Storage { path: name.into(), backing: Backing::Heap(bytes) }
     }
 
     /// Whether the bytes are mapped and not in memory of our own.
     pub fn is_mapped(&self) -> bool {
-        matches!(self.backing, Backing::Map(_))
+        matches!(self.backing, Backing::Map { .. })
     }
 
-    /// Tells the system that the mapped pages inside `range` can go: they come back from the file when touched.
-    /// Pages that `range` shares with its neighbours stay. Nothing happens to bytes in memory of our own.
-    pub fn release(&self, range: Range<usize>) {
-        let Backing::Map(map) = &self.backing else { return };
-        let Some((start, len)) = whole_pages(range, map.len()) else { return };
-        // SAFETY: the map is read-only, private and of a file, so that dropped pages hold no bytes of ours and are read
-        // again from the file at the next access; references into them see the same values. `start` and `len` lie
-        // within the map and are multiples of the page size.
-        let dropped = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
-        // Advice may be refused (locked pages, unusual file systems); nothing depends on it.
-        drop(dropped);
-    }
-
-    /// Asks the system to read `range` ahead. Nothing happens to bytes in memory of our own.
-    pub fn will_need(&self, range: Range<usize>) {
-        let Backing::Map(map) = &self.backing else { return };
-        let end = range.end.min(map.len());
-        if range.start < end {
-            // As with `release`, nothing depends on the advice.
-            drop(map.advise_range(memmap2::Advice::WillNeed, range.start, end - range.start));
-        }
-    }
-
-    /// Fails where the file's length or time of change differ from those when it was opened.
+    /// Fails where the length or the time of change of the file that is mapped differ from those when it was opened: its
+    /// bytes may be others, or gone. That another file has its name now, or none, does not matter, and bytes in memory
+    /// of our own do not change.
     pub fn check_unchanged(&self) -> Result<(), Error> {
-        let Some(was) = self.facts else { return Ok(()) };
-        let meta = std::fs::metadata(&self.path).map_err(|source| Error::Io {
+        let Backing::Map { file, was, .. } = &self.backing else { return Ok(()) };
+        let meta = file.metadata().map_err(|source| Error::Io {
             file: self.path.clone(),
             action: "stat",
             source,
         })?;
         let now = Facts::of(&meta);
-        if now == was {
+        if now == *was {
             return Ok(());
         }
-        let (was, now) = (Facts::describe(was), Facts::describe(now));
+        let (was, now) = (was.describe(), now.describe());
         Err(Error::FileChanged { file: self.path.clone(), was, now })
     }
 }
@@ -136,7 +115,7 @@ impl Deref for Storage {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match &self.backing {
-            Backing::Map(map) => map,
+            Backing::Map { map, .. } => map,
             Backing::Heap(bytes) => bytes,
         }
     }
@@ -165,15 +144,6 @@ fn read(file: &mut File, path: &Path, len: u64) -> Result<AlignedBytes, Error> {
         source,
     })?;
     Ok(buffer)
-}
-
-/// The whole pages inside `range`, as start and length, or `None` where there are none.
-fn whole_pages(range: Range<usize>, len: usize) -> Option<(usize, usize)> {
-    // Elsewhere than on x86-64 pages have up to 64 KiB; multiples of that are whole pages whatever their size.
-    const PAGE: usize = if cfg!(target_arch = "x86_64") { 4096 } else { 64 * 1024 };
-    let start = range.start.checked_next_multiple_of(PAGE)?;
-    let end = range.end.min(len) / PAGE * PAGE;
-    (start < end).then(|| (start, end - start))
 }
 
 /// Bytes on the heap, aligned to a cache line.
@@ -247,16 +217,6 @@ impl TensorBytes {
     /// Where in the file the bytes lie.
     pub fn range(&self) -> Range<usize> {
         self.range.clone()
-    }
-
-    /// Lets the mapped pages of these bytes go; see [`Storage::release`].
-    pub fn release(&self) {
-        self.storage.release(self.range.clone());
-    }
-
-    /// Asks for these bytes ahead of use; see [`Storage::will_need`].
-    pub fn will_need(&self) {
-        self.storage.will_need(self.range.clone());
     }
 }
 

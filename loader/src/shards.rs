@@ -197,11 +197,6 @@ impl Weights {
         self.tensors.values().map(|tensor| tensor.bytes.len() as u64).sum()
     }
 
-    /// Fails where a weight file was written to since it was opened.
-    pub fn check_unchanged(&self) -> Result<(), Error> {
-        self.files.iter().try_for_each(|file| file.check_unchanged())
-    }
-
     /// A number that tells checkpoints apart without reading them whole: names, element types, shapes, the lengths of
     /// the files, and the first and last 4 KiB of every tensor. Not a proof against forgery.
     pub fn fingerprint(&self) -> u64 {

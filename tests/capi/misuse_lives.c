@@ -268,9 +268,37 @@ static void long_contexts(void) {
     loris_model_free(model_dynamic);
 }
 
+/* The last one, because nothing can be prefilled on the model afterwards. */
+static void changed_weights(void) {
+    char path[4096];
+    loris_session *session = open_filled(model, 20), *copied;
+    loris_model_params params;
+    loris_model *read_model;
+    FILE *file;
+    MUST(loris_model_params_init(&params, sizeof params));
+    params.load = "read";
+    params.kv_tokens = 256;
+    MUST(loris_model_open(engine, dir, &params, &read_model));
+    copied = open_filled(read_model, 20);
+
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    file = fopen(path, "ab");
+    if (!file || fputc(0, file) == EOF || fclose(file) != 0) abort();
+    KEPT(session, LORIS_E_IO, loris_session_prefill(session, ids, 20, NULL, NULL));
+    SAYS("changed while in use");
+    KEPT(session, LORIS_E_IO, loris_session_feed(session, ids, 20));
+    KEPT(session, LORIS_E_IO, loris_session_score(session, ids, 20, ignore_logits, NULL));
+    CASE(LORIS_OK, loris_session_decode(session, ids[20]));
+    CASE(LORIS_OK, loris_session_prefill(copied, ids, 20, NULL, NULL));
+    loris_session_free(session);
+    loris_session_free(copied);
+    loris_model_free(read_model);
+}
+
 static void run_cases(void) {
     saved();
     engines();
     freed_by_callbacks();
     long_contexts();
+    changed_weights();
 }

@@ -67,8 +67,10 @@ pub struct loris_model_params {
     pub struct_size: u32,
     /// LORIS_KEEP_PREFIXES or 0.
     pub flags: u32,
-    /// "mmap": weights are used where the file is mapped; "read": they are copied, for files that others may truncate,
-    /// which would end a process that maps them. NULL: "mmap".
+    /// "mmap": weights are used where the file is mapped. Whoever cuts the file short while it is in use ends the process
+    /// (SIGBUS; no handler is installed); a change is noticed when the next prompt begins, which is then LORIS_E_IO. New
+    /// weights belong in a new file that is renamed over the old one, which then stays as it is for those who map it.
+    /// "read": weights are copied, and what happens to the file does not matter. NULL: "mmap".
     pub load: *const c_char,
     /// Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
     /// one for values, as in "int8:int4". NULL: "bf16".

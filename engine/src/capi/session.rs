@@ -143,7 +143,8 @@ pub unsafe extern "C" fn loris_session_uncancel(session: *const loris_session) -
 /// progress (may be NULL) is told tokens done and in all after each chunk, and may stop the call until the last.
 ///
 /// Anything but LORIS_OK - LORIS_CANCELLED, LORIS_CTX_FULL, LORIS_KV_FULL, an error - leaves the session as it was
-/// before the call. One thread at a time.
+/// before the call. LORIS_E_IO: a mapped weight file was written to since the model was opened; open it again. One
+/// thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_prefill(
     session: *mut loris_session,
@@ -185,7 +186,8 @@ pub unsafe extern "C" fn loris_session_decode(session: *mut loris_session, token
 }
 
 /// Queues n tokens of a prompt for loris_model_step. LORIS_E_STATE if earlier tokens are still queued,
-/// LORIS_CTX_FULL if they do not fit; then nothing is queued. One thread at a time.
+/// LORIS_CTX_FULL if they do not fit, LORIS_E_IO as in loris_session_prefill; then nothing is queued. One thread at a
+/// time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_feed(
     session: *mut loris_session,
