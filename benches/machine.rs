@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 /// What else the machine does when a run begins.
-pub struct Machine {
+pub(crate) struct Machine {
     /// Load average of the last minute.
     load: String,
     /// CPUs in use while this program rests: the load average counts what ran a minute ago.
@@ -16,14 +16,14 @@ pub struct Machine {
 
 impl Machine {
     /// Looks for two seconds.
-    pub fn at_rest() -> Self {
+    pub(crate) fn at_rest() -> Self {
         let load = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split(' ').next().unwrap_or("?").to_owned();
         Self { load, busy_elsewhere: busy_elsewhere() }
     }
 
     /// The columns `cpu,features,threads,load,busy_elsewhere`.
-    pub fn columns(&self, threads: usize) -> String {
+    pub(crate) fn columns(&self, threads: usize) -> String {
         format!("{},{threads},{},{:.2}", cpu(), self.load, self.busy_elsewhere)
     }
 }
@@ -35,7 +35,7 @@ impl fmt::Display for Machine {
 }
 
 /// Adds `date,commit` and the columns of a row to a record.
-pub fn add_row(record: &str, header: &str, columns: &str) {
+pub(crate) fn add_row(record: &str, header: &str, columns: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/record/cpu").join(record);
     let mut text = std::fs::read_to_string(&path).unwrap_or_else(|_| header.into());
     let date = output("date", &["-u", "+%Y-%m-%dT%H:%MZ"]);
@@ -50,7 +50,7 @@ pub fn add_row(record: &str, header: &str, columns: &str) {
 }
 
 /// Milliseconds.
-pub fn ms(time: Duration) -> f64 {
+pub(crate) fn ms(time: Duration) -> f64 {
     1e3 * time.as_secs_f64()
 }
 
