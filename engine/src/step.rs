@@ -82,6 +82,7 @@ impl Model {
                 let mut layers = None;
                 let mut jobs = Vec::new();
                 let mut n_free = max_rows;
+                let mut list_bytes = 0;
                 let parts = sessions.iter_mut().zip(&mut results).zip(&mut is_served);
                 for ((session, result), is_served) in parts {
                     if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
@@ -91,7 +92,7 @@ impl Model {
                     if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
                         continue;
                     }
-                    match self.admit(session, phase, n_free) {
+                    match self.admit(session, phase, n_free, &mut list_bytes) {
                         Ok(Some(job)) => {
                             layers = Some(job.session.layers());
                             n_free -= job.work.tokens.len();
@@ -124,12 +125,14 @@ impl Model {
         self.step(&mut [session]).pop().unwrap_or(Ok(Progress::Idle))
     }
 
-    /// Takes the pages for a session's next rows; `None` if there are none to compute.
+    /// Takes the pages for a session's next rows; `None` if there are none to compute. `list_bytes` is the memory for the lists
+    /// of those that were admitted to the pass before.
     fn admit<'s>(
         &self,
         session: &'s mut Session,
         phase: Phase,
         max_rows: usize,
+        list_bytes: &mut usize,
     ) -> Result<Option<Job<'s>>, Error> {
         if !Arc::ptr_eq(&self.shared, &session.model.shared) {
             let reason = "the session belongs to another model".into();
@@ -139,6 +142,10 @@ impl Model {
             session.undo_token();
             return Err(Error::Cancelled);
         }
+        if !session.has_work(phase) {
+            return Ok(None);
+        }
+        session.room_for_pass(max_rows, list_bytes).inspect_err(|_| session.undo_token())?;
         let has_adopted = phase == Phase::Prefill && session.share_prefix();
         match session.work(phase, max_rows) {
             Some(work) => Job::new(session, work, has_adopted).map(Some),
@@ -193,7 +200,9 @@ impl Model {
     ) -> Result<(), Error> {
         let vocab_size = session.logits.len();
         let mut idx = 0;
-        while let Some(work) = session.work(Phase::Prefill, self.plan().batch) {
+        while session.has_work(Phase::Prefill) {
+            session.room_for_pass(self.plan().batch, &mut 0)?;
+            let Some(work) = session.work(Phase::Prefill, self.plan().batch) else { break };
             let mut job = Job::new(session, work, false)?;
             let rows = self.logits_of_all_rows(&job)?;
             for logits in rows.chunks_exact(vocab_size) {
