@@ -188,7 +188,10 @@ impl Bench {
         assert!(all[n_prompts..].iter().all(|p| *p == Progress::Ready), "each gets its token");
         all.truncate(n_prompts);
         let time = start.elapsed();
-        running.iter_mut().filter(|s| s.len() > RUNNING + 256).for_each(|s| s.truncate(RUNNING).unwrap());
+        running
+            .iter_mut()
+            .filter(|s| s.len() > RUNNING + 256)
+            .for_each(|s| s.truncate(RUNNING).unwrap());
         (time, all)
     }
 

@@ -143,9 +143,9 @@ fn a_fork_draws_what_its_stated_seed_says() {
     let mut parent = sampler(warm());
     let mut undisturbed = sampler(warm());
     draw(&mut parent, 3);
-    let mut first = parent.fork();
-    let mut grandchild = first.fork();
-    let mut second = parent.fork();
+    let mut first = parent.fork().unwrap();
+    let mut grandchild = first.fork().unwrap();
+    let mut second = parent.fork().unwrap();
     assert_eq!((first.seed(), second.seed()), (stated(42, 0), stated(42, 1)));
     assert_eq!(grandchild.seed(), stated(first.seed(), 0));
     let mut all = vec![draw(&mut first, 50), draw(&mut second, 50), draw(&mut grandchild, 50)];
@@ -159,7 +159,10 @@ fn a_fork_draws_what_its_stated_seed_says() {
     assert_eq!(draw(&mut again, 50), all[1]);
     // The likeliest token is what it is.
     let mut greedy = sampler(SamplerParams::default());
-    assert_eq!(greedy.fork().sample(&[0.0, 2.0, 1.0], &[]), greedy.sample(&[0.0, 2.0, 1.0], &[]));
+    assert_eq!(
+        greedy.fork().unwrap().sample(&[0.0, 2.0, 1.0], &[]),
+        greedy.sample(&[0.0, 2.0, 1.0], &[])
+    );
 }
 
 #[test]

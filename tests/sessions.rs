@@ -78,7 +78,7 @@ fn a_mapped_weight_file_that_changes_is_an_error_of_the_next_prompt() {
         change(&folder.path().join(last), how);
         (model, s, folder)
     };
-    let cpu = || support::on(Isa::detect());
+    let cpu = || support::on(Isa::detect(), 2);
     for how in ["grows", "is touched"] {
         let (model, mut s, _folder) = open(cpu(), LoadMode::Mmap, how);
         let (before, receipt) = (bits(s.logits().unwrap()), format!("{:?}", s.receipt()));
@@ -672,7 +672,7 @@ fn a_prompt_that_shares_and_finds_no_room_stays_as_it_was() {
         assert_eq!((b.len(), b.receipt().n_shared), (48, 32));
     }
     b.clear_pending();
-    b.truncate(0);
+    b.truncate(0).unwrap();
     let mut c = session(&model);
     c.prefill(&prompt(8, 10)).unwrap(); // the last column
     b.feed(&tokens).unwrap();
@@ -701,7 +701,7 @@ fn prompts_that_do_not_fit_beside_each_other_go_one_after_the_other() {
             assert_eq!(n_ready, usize::from(n == 3), "{done} were through before");
         }
         let through = all.iter_mut().find(|s| s.logits().is_some()).unwrap();
-        through.truncate(0);
+        through.truncate(0).unwrap();
     }
     assert_eq!(model.pool_usage().n_used, 0);
 }

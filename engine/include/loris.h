@@ -33,7 +33,10 @@
  *
  * Memory. Texts and arrays that a caller passes are read during the call only. The library writes into the caller's
  * buffers; pointers that it gives out are good until the time that is said. If it cannot get memory for what
- * grows with the input, that is LORIS_E_OOM_HOST or LORIS_E_OOM_DEVICE.
+ * grows with the input, that is LORIS_E_OOM_HOST or LORIS_E_OOM_DEVICE. Room for what cannot fail half-way is asked for
+ * first, with 2 MiB to spare, and let go: a call may be refused while a little memory is left. At most 48 MiB and 192 bytes for
+ * each byte of the messages are asked for to render a chat, 512 bytes for each byte of a text to tokenise it: of
+ * 16 KiB of it where it can be cut at spaces and lines without a change to its tokens.
  *
  * The library prints nothing, ends no process, installs no handlers and needs no initialisation. Callbacks must return:
  * no longjmp and no C++ exception may pass through it. Processes that use it must not fork and go on in the child.

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::forward::{Execute, Executor};
 use crate::gate::{Gate, Turn};
 use crate::log::{Level, Log};
+use crate::memory;
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::policy::{Evict, Lazy, Stream};
@@ -98,6 +99,7 @@ impl Engine {
             }
             cpu.threads = threads;
         }
+        memory::room_for(0, "the device")?;
         let cuda = CudaOptions { index: 0, driver: options.driver.clone(), passes: options.passes };
         let found = Found::new(options.device, cuda)?;
         if let Found::Cpu { why_not_cuda: Some(reason) } = &found {
@@ -144,6 +146,7 @@ impl Engine {
         options: &ModelOptions,
         progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
+        memory::room_for(0, "the model")?;
         let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;

@@ -10,13 +10,14 @@ use crate::backend::Table;
 use crate::cache::PageId;
 use crate::error::Error;
 use crate::forward::Execute;
+use crate::memory;
 use crate::policy::Evict;
 use crate::policy::evict::Rank;
 use crate::session::{Pending, Session};
 use crate::step::Work;
 
 /// The policy of a session, and what it goes by.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Evicting {
     pub(crate) policy: Evict,
     /// Attention that each slot has got so far, `[layer][slot]`; `h2o` only.
@@ -34,6 +35,13 @@ impl Evicting {
             _ => Vec::new(),
         };
         Self { policy, before: Vec::new(), sums, since: 0 }
+    }
+
+    /// The same for a second session, between calls.
+    pub(crate) fn copy(&self) -> Result<Self, Error> {
+        let copy = |sums: &Vec<f32>| memory::copy(sums, "the attention of slots");
+        let sums = self.sums.iter().map(copy).collect::<Result<_, _>>()?;
+        Ok(Self { policy: self.policy, before: Vec::new(), sums, since: self.since })
     }
 
     /// True if every row's attention counts.

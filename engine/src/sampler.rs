@@ -4,7 +4,6 @@
 //! top-p, min-p; then one draw. The draw takes its randomness from a counter-based generator, so a seed
 //! gives the same tokens on every machine that gives the same logits.
 
-use std::collections::HashSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
@@ -14,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::backend::Draw;
 use crate::engine::Model;
 use crate::error::Error;
+use crate::memory;
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
@@ -95,7 +95,14 @@ pub struct Sampler {
     /// The same as a bit set, for devices; `None`: none.
     mask_bits: Option<Arc<[u32]>>,
     candidates: Vec<Candidate>,
+    /// Of the candidates, likeliest first.
+    weights: Vec<f64>,
+    /// Which tokens occurred; filled where there is a repetition penalty.
+    seen: Vec<bool>,
 }
+
+/// What a sampler's memory is for.
+const LISTS: &str = "a sampler's lists";
 
 #[derive(Clone, Copy, Debug)]
 struct Candidate {
@@ -107,12 +114,25 @@ impl Sampler {
     /// A sampler for a model: ids that its tokenizer does not have are never chosen.
     pub fn new(params: SamplerParams, model: &Model) -> Result<Self, Error> {
         let vocab_size = model.config().vocab_size;
-        let mut masked = Vec::new();
+        let mut masked: Vec<bool> = Vec::new();
         for id in model.tokenizer().iter().flat_map(|t| t.padded_ids(vocab_size)) {
-            masked.resize(vocab_size, false);
+            if masked.is_empty() {
+                masked = memory::zeros(vocab_size, LISTS)?;
+            }
             masked[id as usize] = true;
         }
-        Self::with_mask(params, masked)
+        let sampler = Self::with_mask(params, masked)?;
+        sampler.with_room(vocab_size)
+    }
+
+    /// Asks for what a choice among `vocab_size` tokens takes.
+    fn with_room(self, vocab_size: usize) -> Result<Self, Error> {
+        Ok(Self {
+            candidates: memory::empty(vocab_size, LISTS)?,
+            weights: memory::empty(vocab_size, LISTS)?,
+            seen: memory::empty(vocab_size, LISTS)?,
+            ..self
+        })
     }
 
     /// A sampler that never chooses the ids that are true in `masked`; empty: all may be chosen.
@@ -121,8 +141,9 @@ impl Sampler {
         let bits = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
         let mask_bits = (!masked.is_empty()).then(|| masked.chunks(32).map(bits).collect());
         let seed = params.seed.unwrap_or_else(random_seed);
-        let candidates = Vec::new();
-        Ok(Self { params, seed, state: seed, n_forks: 0, masked, mask_bits, candidates })
+        let (candidates, weights, seen) = Default::default();
+        let state = seed;
+        Ok(Self { params, seed, state, n_forks: 0, masked, mask_bits, candidates, weights, seen })
     }
 
     /// The seed in use, which was given or drawn: a sampler that is given it makes the same choices.
@@ -132,10 +153,22 @@ impl Sampler {
 
     /// A sampler for a fork of the session, with a random sequence of its own. Its seed follows from this one's and from how
     /// many forks came before: the upper 53 bits of XXH3 (64 bits) over both numbers, 8 bytes each, little-endian.
-    pub fn fork(&mut self) -> Self {
+    pub fn fork(&mut self) -> Result<Self, Error> {
         let seed = seed_of_fork(self.seed, self.n_forks);
+        let fork = Self {
+            params: self.params.clone(),
+            seed,
+            state: seed,
+            n_forks: 0,
+            masked: memory::copy(&self.masked, LISTS)?,
+            mask_bits: self.mask_bits.clone(),
+            candidates: Vec::new(),
+            weights: Vec::new(),
+            seen: Vec::new(),
+        };
+        let fork = fork.with_room(self.candidates.capacity())?;
         self.n_forks += 1;
-        Self { seed, state: seed, n_forks: 0, ..self.clone() }
+        Ok(fork)
     }
 
     /// The next token's choice for a device to make; `None`: it needs the tokens so far, so it is
@@ -182,7 +215,14 @@ impl Sampler {
         }
         self.candidates.clear();
         self.candidates.extend(choices);
-        penalise(&mut self.candidates, history, p.repetition_penalty);
+        if p.repetition_penalty != 1.0 {
+            self.seen.clear();
+            self.seen.resize(logits.len(), false);
+            history.iter().for_each(|&id| {
+                self.seen.get_mut(id as usize).into_iter().for_each(|seen| *seen = true);
+            });
+            penalise(&mut self.candidates, &self.seen, p.repetition_penalty);
+        }
         if p.temperature == 0.0 {
             return likeliest(self.candidates.iter().copied());
         }
@@ -203,8 +243,9 @@ impl Sampler {
         }
         self.candidates.sort_unstable_by(by_logit);
         let top = self.candidates.first().map_or(0.0, |c| c.logit);
-        let mut weights: Vec<f64> =
-            self.candidates.iter().map(|c| f64::from(c.logit - top).exp()).collect();
+        let weights = &mut self.weights;
+        weights.clear();
+        weights.extend(self.candidates.iter().map(|c| f64::from(c.logit - top).exp()));
         if p.top_p < 1.0 {
             let total: f64 = weights.iter().sum();
             let mut reached = 0.0;
@@ -221,7 +262,7 @@ impl Sampler {
         let n = weights.partition_point(|&w| w >= f64::from(p.min_p)).max(1);
         weights.truncate(n);
         let mut left = uniform(&mut self.state) * weights.iter().sum::<f64>();
-        for (c, w) in self.candidates.iter().zip(&weights) {
+        for (c, w) in self.candidates.iter().zip(&*weights) {
             left -= w;
             if left < 0.0 {
                 return c.id;
@@ -267,12 +308,8 @@ fn likeliest(choices: impl Iterator<Item = Candidate>) -> u32 {
     best.id
 }
 
-fn penalise(candidates: &mut [Candidate], history: &[u32], penalty: f32) {
-    if penalty == 1.0 {
-        return;
-    }
-    let seen: HashSet<u32> = history.iter().copied().collect();
-    for c in candidates.iter_mut().filter(|c| seen.contains(&c.id)) {
+fn penalise(candidates: &mut [Candidate], seen: &[bool], penalty: f32) {
+    for c in candidates.iter_mut().filter(|c| seen[c.id as usize]) {
         c.logit = if c.logit > 0.0 { c.logit / penalty } else { c.logit * penalty };
     }
 }

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
-use crate::cache::{Filled, LayeredCache, Pool, ROOT, Store};
+use crate::cache::{Filled, LayeredCache, Pool, ROOT, Segment, Store};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::evict::Evicting;
@@ -50,6 +50,22 @@ pub struct StreamOptions {
 /// Tokens that a session without end may take in: positions are 32 bits wide, and so is the end of the tile or split of
 /// slots that the last one is in.
 const MAX_STREAM: usize = u32::MAX as usize - 1_023;
+
+/// What is noted of a slot in a pass, in bytes at most: its token, its position and how deep it is, in lists that double as
+/// they grow, and ten numbers where a policy chooses.
+const SLOT_BYTES: usize = 192;
+/// Of a slot of a layer where attention counts.
+const ATTENTION_BYTES: usize = 40;
+/// Of a row, for each key head: its token and position, where its hidden state is and was, its tasks of attention.
+const ROW_BYTES: usize = 768;
+/// Of a row, for each number of a head: sine and cosine of two rotations, in lists that double.
+const ANGLE_BYTES: usize = 24;
+/// Of a page of tokens, besides an entry of the table for each layer: who may share it, where hidden states are.
+const PAGE_BYTES: usize = 512;
+/// Pages of a table that hold less than others at most.
+const N_SHORT_PAGES: usize = 32;
+/// Of an entry of a page table: tables of three parts, and of the step before and after.
+const ENTRY_BYTES: usize = 40;
 
 /// One sequence in a model's page pool.
 #[derive(Debug)]
@@ -298,6 +314,7 @@ impl Session {
             return Err(Error::State { call: "feed", reason: "there are no tokens".into() });
         }
         self.model.shared.check_weights()?;
+        self.room_for_lists(tokens.len())?;
         self.pending = Pending::Prompt { tokens: memory::copy(tokens, "a prompt")?, done: 0 };
         self.begin();
         Ok(())
@@ -313,6 +330,44 @@ impl Session {
         self.pending = Pending::Token(token);
         self.begin();
         Ok(())
+    }
+
+    /// Fails unless there is memory for the lists of a pass of at most `max_rows` rows, and for those of the sessions that were
+    /// admitted to it before, `list_bytes`.
+    pub(crate) fn room_for_pass(
+        &self,
+        max_rows: usize,
+        list_bytes: &mut usize,
+    ) -> Result<(), Error> {
+        let n_new = self.pending.len();
+        let n_rows = n_new.max(self.stage.chosen.len()).min(max_rows);
+        *list_bytes = list_bytes.saturating_add(self.list_bytes(n_new, n_rows));
+        let n_pages = n_new / self.model.plan().layout.page_len + 1;
+        self.model.shared.pool().prefixes.reserve(n_pages)?;
+        memory::room_for(*list_bytes, "the lists of a pass")
+    }
+
+    /// Fails unless there is memory for the lists of the session's tokens and `n_new` more.
+    pub(crate) fn room_for_lists(&self, n_new: usize) -> Result<(), Error> {
+        memory::room_for(self.list_bytes(n_new, 0), "the lists of a session's tokens")
+    }
+
+    /// The most that is noted of the session's tokens, `n_new` more and as many of these as `n_rows` in a pass, until the
+    /// pass is committed and what follows from it is chosen, in bytes: copies of page tables, the rows of a batch, the
+    /// lists that a policy sorts. As it is asked for before, nothing of that has to fail half-way.
+    fn list_bytes(&self, n_new: usize, n_rows: usize) -> usize {
+        let plan = self.model.plan();
+        let n_held = self.cache.segments.iter().map(Segment::len).max().unwrap_or(0);
+        let n_slots = n_held.max(self.tokens.len()).saturating_add(n_new);
+        let n_pages = n_slots / plan.layout.page_len + N_SHORT_PAGES;
+        // The attention of slots: before the call, before the pass, after it, and as it is sorted.
+        let of_layers = if self.evicting.is_some() { plan.n_layers * ATTENTION_BYTES } else { 0 };
+        let of_slot = SLOT_BYTES + plan.shape.n_kv_heads + of_layers;
+        let of_row = ROW_BYTES * plan.shape.n_kv_heads + ANGLE_BYTES * plan.shape.head_dim;
+        let of_page = PAGE_BYTES + plan.n_layers * ENTRY_BYTES;
+        [(n_slots, of_slot), (n_rows, of_row), (n_pages, of_page)]
+            .into_iter()
+            .fold(0, |sum: usize, (n, bytes)| sum.saturating_add(n.saturating_mul(bytes)))
     }
 
     fn begin(&mut self) {
@@ -483,20 +538,24 @@ impl Session {
             let reason = "tokens are queued; step or clear them first".into();
             return Err(Error::State { call: "fork", reason });
         }
-        let cache = self.cache.fork(&mut self.model.shared.pool());
+        let tokens = memory::copy(&self.tokens, "a fork's tokens")?;
+        let logits = memory::copy(&self.logits, "a session's logits")?;
+        let evicting = self.evicting.as_ref().map(Evicting::copy).transpose()?;
+        // The last that can fail: the pages have one more holder from here on, who gives them back.
+        let cache = self.cache.fork(&mut self.model.shared.pool())?;
         Ok(Session {
             model: self.model.clone(),
             ctx_len: self.ctx_len,
-            tokens: self.tokens.clone(),
+            tokens,
             stream: self.stream,
             n_gone: self.n_gone,
             cache,
             lazy: self.lazy.clone(),
-            evicting: self.evicting.clone(),
+            evicting,
             pending: Pending::Nothing,
             stage: Stage::default(),
             turn: Turn::default(),
-            logits: self.logits.clone(),
+            logits,
             logits_ready: self.logits_ready,
             draw: None,
             drawn: self.drawn,

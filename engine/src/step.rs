@@ -135,6 +135,7 @@ impl Model {
             let mut layers = None;
             let mut jobs = Vec::new();
             let mut n_free = self.plan().max_rows; // beside the new tokens, those that sessions take up again
+            let mut list_bytes = 0;
             let parts = sessions.iter_mut().zip(&mut *results).zip(&mut is_served);
             for ((session, result), is_served) in parts {
                 if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
@@ -144,7 +145,7 @@ impl Model {
                 if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
                     continue;
                 }
-                let job = match self.admit(session, Phase::Decode) {
+                let job = match self.admit(session, Phase::Decode, n_free, &mut list_bytes) {
                     Ok(()) => session
                         .work(Phase::Decode, n_free)
                         .map(|work| Job::new(session, work, 0))
@@ -171,11 +172,12 @@ impl Model {
     /// Passes of prompts, which share the rows of one chunk.
     fn step_prompts(&self, sessions: &mut [&mut Session], results: &mut [Result<Progress, Error>]) {
         let mut prompts = Vec::new();
+        let mut list_bytes = 0;
         for (session, result) in sessions.iter_mut().zip(results) {
             if !session.has_work(Phase::Prefill) {
                 continue;
             }
-            match self.admit(session, Phase::Prefill) {
+            match self.admit(session, Phase::Prefill, self.plan().chunk, &mut list_bytes) {
                 Ok(()) => {
                     let n_adopted = session.share_prefix();
                     *result = Ok(session.progress());
@@ -262,8 +264,15 @@ impl Model {
         self.step(&mut [session]).pop().unwrap_or(Ok(Progress::Idle))
     }
 
-    /// Refuses a session of another model, and one that was cancelled before it came to a pass.
-    fn admit(&self, session: &mut Session, phase: Phase) -> Result<(), Error> {
+    /// Refuses a session of another model, one that was cancelled before it came to a pass, and one for whose lists in a pass
+    /// there is no memory beside those of the sessions that were admitted before, `list_bytes`.
+    fn admit(
+        &self,
+        session: &mut Session,
+        phase: Phase,
+        max_rows: usize,
+        list_bytes: &mut usize,
+    ) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.shared, &session.model.shared) {
             let reason = "the session belongs to another model".into();
             return Err(Error::State { call: "step", reason });
@@ -272,7 +281,10 @@ impl Model {
             session.undo_token();
             return Err(Error::Cancelled);
         }
-        Ok(())
+        if !session.has_work(phase) {
+            return Ok(());
+        }
+        session.room_for_pass(max_rows, list_bytes).inspect_err(|_| session.undo_token())
     }
 
     /// Runs the jobs of one phase and writes their results.
@@ -322,7 +334,9 @@ impl Model {
     ) -> Result<(), Error> {
         let vocab_size = session.logits.len();
         let mut idx = 0;
-        while let Some(work) = session.work(Phase::Prefill, self.plan().batch) {
+        while session.has_work(Phase::Prefill) {
+            session.room_for_pass(self.plan().batch, &mut 0)?;
+            let Some(work) = session.work(Phase::Prefill, self.plan().batch) else { break };
             let mut job = Job::new(session, work, 0)?;
             let rows = self.logits_of_all_rows(&job)?;
             for logits in rows.chunks_exact(vocab_size) {

@@ -22,6 +22,7 @@ use serde_json::Value as Json;
 
 use crate::error::Error;
 use crate::json;
+use crate::memory;
 use crate::metered::{Metered, meter};
 use crate::python::{self, Budget};
 
@@ -36,6 +37,15 @@ pub const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 pub const FUEL: u64 = 200_000;
 /// The most bytes that a rendering may copy, besides 64 times the messages' bytes.
 pub const COPY_BUDGET: u64 = 16 << 20;
+
+/// Memory that the template library takes at most to read a template, for each of its bytes.
+const PARSE_BYTES: usize = 160;
+/// The same to render a chat, for each byte of the budget: what was copied, what is being copied, and the output, whose
+/// room doubles as it grows.
+const RENDER_BYTES: usize = 3;
+/// Besides, for each message, and for the environment.
+const MESSAGE_BYTES: usize = 1 << 10;
+const ENVIRONMENT_BYTES: usize = 1 << 20;
 
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
 const SPECIAL_TOKENS: [&str; 7] =
@@ -107,6 +117,8 @@ impl ChatTemplate {
             return Err(Error::TooLarge { file: path.into(), actual: source.len() as u64, limit });
         }
         let refuse = |why: String| Error::Template { file: path.into(), why: why.into() };
+        let bytes = PARSE_BYTES * source.len() + ENVIRONMENT_BYTES;
+        memory::room_for(bytes, "reading a chat template")?;
         let metered =
             meter(&python::without_generation_marks(source), &syntax()).map_err(refuse)?;
         let template =
@@ -123,7 +135,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, Error> {
         let input: u64 = messages.iter().map(|m| (m.role.len() + m.content.len()) as u64).sum();
-        let budget = Arc::new(Budget::new(COPY_BUDGET.saturating_add(input.saturating_mul(64))));
+        let limit = COPY_BUDGET.saturating_add(input.saturating_mul(64));
+        self.room_to_render(limit, messages.len())?;
+        let budget = Arc::new(Budget::new(limit));
         let env = self.environment(&budget, messages.len())?;
         let template = env
             .template_from_str(&self.metered.source)
@@ -145,6 +159,14 @@ impl ChatTemplate {
             .map_err(|err| self.explain(&err, &budget))?;
         String::from_utf8(out.bytes)
             .map_err(|err| Error::Template { file: self.path.clone(), why: err.to_string().into() })
+    }
+
+    fn room_to_render(&self, budget: u64, n_messages: usize) -> Result<(), Error> {
+        let copied = usize::try_from(budget).unwrap_or(usize::MAX).saturating_mul(RENDER_BYTES);
+        let parsed = PARSE_BYTES * self.metered.source.len() + ENVIRONMENT_BYTES;
+        let messages = MESSAGE_BYTES.saturating_mul(n_messages);
+        let bytes = copied.saturating_add(parsed).saturating_add(messages);
+        memory::room_for(bytes, "rendering a chat")
     }
 
     fn environment(

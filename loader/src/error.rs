@@ -43,6 +43,14 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// The machine has no memory for what an input needs.
+    #[error("out of memory: {what} needs {bytes} bytes")]
+    NoMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Bytes that it takes at most.
+        bytes: usize,
+    },
     /// A weight file was written to after it was opened.
     #[error("{}: changed while in use (was {was}, is {now}); write new weights beside it and rename", file.display())]
     FileChanged {
@@ -286,6 +294,17 @@ pub enum Error {
         /// The budget.
         limit: u64,
     },
+}
+
+impl Error {
+    /// Whether memory could not be had, from the allocator or from the system.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Error::OutOfMemory { .. } | Error::NoMemory { .. } => true,
+            Error::Io { source, .. } => source.kind() == io::ErrorKind::OutOfMemory,
+            _ => false,
+        }
+    }
 }
 
 /// Text from a file, shown in quotes with control characters escaped and shortened to 120 characters.

@@ -11,6 +11,24 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Vis
 use serde_json::{Map, Number, Value};
 
 use crate::error::{Error, Text};
+use crate::memory;
+
+/// Memory that reading JSON takes at most, for each byte and for each value of it: a string is there twice
+/// while it is read, and an object of one key takes a node with room for eleven.
+const BYTES: usize = 3;
+const BYTES_OF_VALUE: usize = 416;
+
+/// How many values JSON holds at most: each but the first follows one of three characters.
+pub(crate) fn n_values(json: &[u8]) -> usize {
+    1 + json.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count()
+}
+
+/// Fails unless there is memory to read JSON.
+pub(crate) fn room_to_read(json: &[u8]) -> Result<(), Error> {
+    let bytes = BYTES.saturating_mul(json.len());
+    let values = BYTES_OF_VALUE.saturating_mul(n_values(json));
+    memory::room_for(bytes.saturating_add(values), "reading JSON")
+}
 
 /// The bytes of a file that may not exist and may not be longer than `limit`.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
@@ -23,6 +41,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Erro
     if actual > limit {
         return Err(Error::TooLarge { file: path.into(), actual, limit });
     }
+    memory::room_for(usize::try_from(actual).unwrap_or(usize::MAX), "reading a file")?;
     let mut bytes = Vec::new();
     // One byte more than allowed shows a file that grew, and special files whose length is said to be 0.
     file.take(limit + 1).read_to_end(&mut bytes).map_err(io("read"))?;
@@ -40,6 +59,7 @@ pub(crate) fn read_object(path: &Path, limit: u64) -> Result<Option<Map<String, 
 /// Reads a JSON object; `path` is for the message.
 pub(crate) fn parse_object(bytes: &[u8], path: &Path) -> Result<Map<String, Value>, Error> {
     let invalid = |why: String| Error::Json { file: path.into(), why };
+    room_to_read(bytes)?;
     match serde_json::from_slice::<Strict>(bytes) {
         Ok(Strict(Value::Object(map))) => Ok(map),
         Ok(Strict(other)) => {

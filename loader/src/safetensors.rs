@@ -136,7 +136,7 @@ pub fn parse(bytes: &[u8]) -> Result<Header, Fault> {
 }
 
 /// The header's JSON: it starts with `{` and ends with `}` and spaces.
-fn header_bytes(bytes: &[u8]) -> Result<&[u8], Fault> {
+pub(crate) fn header_bytes(bytes: &[u8]) -> Result<&[u8], Fault> {
     let len = bytes.len();
     let (prefix, rest) = bytes.split_first_chunk::<PREFIX>().ok_or(Fault::TooShort { len })?;
     let header = u64::from_le_bytes(*prefix);

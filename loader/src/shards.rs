@@ -281,8 +281,9 @@ fn open_file(
     mode: LoadMode,
 ) -> Result<(Arc<Storage>, BTreeMap<String, TensorInfo>), Error> {
     let storage = Arc::new(Storage::open(path, mode)?);
-    let header = safetensors::parse(&storage)
-        .map_err(|fault| Error::Safetensors { file: path.into(), fault })?;
+    let refuse = |fault| Error::Safetensors { file: path.into(), fault };
+    json::room_to_read(safetensors::header_bytes(&storage).map_err(refuse)?)?;
+    let header = safetensors::parse(&storage).map_err(refuse)?;
     Ok((storage, header.tensors))
 }
 

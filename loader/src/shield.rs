@@ -10,10 +10,15 @@ use std::borrow::Cow;
 
 use crate::chat::{ChatTemplate, Message};
 use crate::error::Error;
+use crate::memory;
 use crate::tokenizer::{Special, Tokenizer};
 
 const OPEN: char = '\u{fdd0}';
 const CLOSE: char = '\u{fdd1}';
+
+/// Memory that shielding takes at most for each byte: a special token of one character becomes a mark of nine, in a
+/// string whose room doubles as it grows.
+const SHIELD_BYTES: usize = 32;
 
 impl Tokenizer {
     /// Marks the text of special tokens in a content that a chat template will render.
@@ -54,17 +59,17 @@ impl Tokenizer {
             let mark = tail.split_once(CLOSE);
             let text =
                 mark.and_then(|(index, _)| self.special_texts().get(index.parse::<usize>().ok()?));
-            ids.extend(self.encode(before, Special::Parse)?);
+            memory::extend(&mut ids, &self.encode(before, Special::Parse)?, "token ids")?;
             // A template that cut a mark in two leaves a part that means nothing.
             rest = match (text, mark) {
                 (Some(text), Some((_, after))) => {
-                    ids.extend(self.encode(text, Special::Plain)?);
+                    memory::extend(&mut ids, &self.encode(text, Special::Plain)?, "token ids")?;
                     after
                 }
                 _ => tail,
             };
         }
-        ids.extend(self.encode(rest, Special::Parse)?);
+        memory::extend(&mut ids, &self.encode(rest, Special::Parse)?, "token ids")?;
         Ok(ids)
     }
 }
@@ -78,6 +83,9 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>, Error> {
+        let n_bytes: usize = messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+        let bytes = SHIELD_BYTES.saturating_mul(n_bytes) + size_of_val(messages);
+        memory::room_for(bytes, "a chat's messages")?;
         let shield =
             |m: &Message| Message::new(tokenizer.shield(&m.role), tokenizer.shield(&m.content));
         let shielded: Vec<Message> = messages.iter().map(shield).collect();

@@ -12,12 +12,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokenizers::ModelWrapper;
 use tokenizers::Tokenizer as Inner;
+use tokenizers::{Encoding, ModelWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Error;
 use crate::json;
+use crate::memory;
+use crate::pieces::Cuts;
 
 /// The tokenizer's file.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -25,6 +27,18 @@ pub const TOKENIZER: &str = "tokenizer.json";
 pub const MAX_TEXT_BYTES: usize = 64 << 20;
 
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// A text goes through the tokenizer library in pieces of so many bytes, where it can be cut.
+const PIECE: usize = 16 << 10;
+/// Memory that the library takes at most to encode a text, for each of its bytes and besides.
+const ENCODE_BYTES: usize = 512;
+const ENCODE_BYTES_BESIDES: usize = 2 << 20;
+/// The same to decode ids, for each id and for each byte of their texts.
+const DECODE_BYTES_OF_ID: usize = 160;
+const DECODE_BYTES: usize = 16;
+/// The same to read a file, for each value in it and for each of its bytes.
+const READ_BYTES_OF_VALUE: usize = 400;
+const READ_BYTES: usize = 4;
 
 /// What the text of a special token means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +67,9 @@ struct Shared {
     special_texts: Vec<String>,
     unknown_id: Option<u32>,
     byte_fallback: bool,
+    cuts: Cuts,
+    /// The ids that are put around a prompt; `None`: the library has to be asked.
+    edges: Option<[Vec<u32>; 2]>,
 }
 
 impl Tokenizer {
@@ -66,6 +83,9 @@ impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
         let refuse = |why: String| Error::Tokenizer { file: path.into(), why: why.into() };
+        let n_values = READ_BYTES_OF_VALUE.saturating_mul(json::n_values(bytes));
+        let n_bytes = READ_BYTES.saturating_mul(bytes.len());
+        memory::room_for(n_values.saturating_add(n_bytes), "the tokenizer")?;
         // The file goes to code that was not written for hostile input; a panic there must stay an error here.
         let mut inner = catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| refuse("the tokenizer library failed on this file".into()))?
@@ -101,43 +121,73 @@ impl Tokenizer {
             special_texts,
             unknown_id,
             byte_fallback: decoder.contains("\"ByteFallback\""),
+            cuts: Cuts::of(&inner),
+            edges: edges(&inner),
             inner: RwLock::new(inner),
         })))
     }
 
     /// Encodes a text as it is.
     pub fn encode(&self, text: &str, special: Special) -> Result<Vec<u32>, Error> {
-        self.encode_edges(text, special, false)
+        self.encode_by(text, special, false, PIECE)
     }
 
     /// Encodes a whole prompt that no chat template was applied to: where the tokenizer says so, with the token that
     /// starts a sequence.
     pub fn encode_prompt(&self, text: &str, special: Special) -> Result<Vec<u32>, Error> {
-        self.encode_edges(text, special, true)
+        self.encode_by(text, special, true, PIECE)
     }
 
-    fn encode_edges(&self, text: &str, special: Special, edges: bool) -> Result<Vec<u32>, Error> {
+    /// [`encode`](Self::encode), or with `edges` [`encode_prompt`](Self::encode_prompt), in pieces of at most `max`
+    /// bytes where the text can be cut. The ids do not depend on `max`.
+    #[doc(hidden)]
+    pub fn encode_by(
+        &self,
+        text: &str,
+        special: Special,
+        edges: bool,
+        max: usize,
+    ) -> Result<Vec<u32>, Error> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(Error::TextTooLong { actual: text.len(), limit: MAX_TEXT_BYTES });
         }
+        let [before, after] = match &self.0.edges {
+            Some([before, after]) if edges => [&before[..], &after[..]],
+            _ => [&[][..], &[][..]],
+        };
+        let asks = edges && self.0.edges.is_none();
+        let cuts = if asks { Cuts::NONE } else { self.0.cuts };
+        let mut ids = Vec::new();
+        memory::extend(&mut ids, before, "token ids")?;
+        for piece in cuts.pieces(text, max) {
+            let encoding = self.encode_piece(piece, special, asks)?;
+            if special == Special::Plain && !edges {
+                self.refuse_special(encoding.get_ids())?;
+            }
+            memory::extend(&mut ids, encoding.get_ids(), "token ids")?;
+        }
+        memory::extend(&mut ids, after, "token ids")?;
+        Ok(ids)
+    }
+
+    fn encode_piece(&self, text: &str, special: Special, edges: bool) -> Result<Encoding, Error> {
+        let bytes = ENCODE_BYTES.saturating_mul(text.len()).saturating_add(ENCODE_BYTES_BESIDES);
+        memory::room_for(bytes, "tokenising a text")?;
         let encoding = self.with_flag(special == Special::Plain, |inner| {
             catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, edges)))
         });
-        let refuse = |why: String| Error::Text { action: "encode this text", why: why.into() };
-        let encoding = encoding
-            .map_err(|_| refuse("the tokenizer library failed on it".into()))?
-            .map_err(|err| refuse(err.to_string()))?;
-        let ids = encoding.get_ids();
-        if special == Special::Plain && !edges {
-            // Some models hold special tokens among their ordinary pieces, where the flag does not reach.
-            let slipped =
-                ids.iter().find(|id| self.is_special(**id) && Some(**id) != self.0.unknown_id);
-            if let Some(id) = slipped {
-                let token = self.id_to_token(*id).unwrap_or_default();
-                return Err(refuse(format!("it holds the text of special token {token}")));
-            }
-        }
-        Ok(ids.to_vec())
+        encoding
+            .map_err(|_| refuse_text("the tokenizer library failed on it".into()))?
+            .map_err(|err| refuse_text(err.to_string()))
+    }
+
+    /// Some models hold special tokens among their ordinary pieces, where the flag does not reach.
+    fn refuse_special(&self, ids: &[u32]) -> Result<(), Error> {
+        let slipped =
+            ids.iter().find(|id| self.is_special(**id) && Some(**id) != self.0.unknown_id);
+        let Some(&id) = slipped else { return Ok(()) };
+        let token = self.id_to_token(id).unwrap_or_default();
+        Err(refuse_text(format!("it holds the text of special token {token}")))
     }
 
     /// The text of these ids; with `Special::Plain` the text of special tokens is part of it, with `Special::Parse`
@@ -148,6 +198,10 @@ impl Tokenizer {
             return Err(Error::Text { action: "decode", why: why.into() });
         }
         let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let len = |id: &u32| inner.id_to_token(*id).map_or(0, |token| token.len());
+        let n_bytes = DECODE_BYTES.saturating_mul(ids.iter().map(len).sum());
+        let n_ids = DECODE_BYTES_OF_ID.saturating_mul(ids.len());
+        memory::room_for(n_bytes.saturating_add(n_ids), "the text of tokens")?;
         let text = inner.decode(ids, special == Special::Parse);
         text.map_err(|err| Error::Text { action: "decode", why: err.to_string().into() })
     }
@@ -225,6 +279,23 @@ impl Tokenizer {
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tokenizer({}, {} ids)", self.0.path.display(), self.0.n_ids)
+    }
+}
+
+fn refuse_text(why: String) -> Error {
+    Error::Text { action: "encode this text", why: why.into() }
+}
+
+/// The ids that the tokenizer puts around those of a text, if it puts them around and does nothing else.
+fn edges(inner: &Inner) -> Option<[Vec<u32>; 2]> {
+    const TEXT: u32 = u32::MAX;
+    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
+    let prompt = catch_unwind(AssertUnwindSafe(|| inner.post_process(text, None, true)));
+    let prompt = prompt.ok()?.ok()?;
+    let mut parts = prompt.get_ids().split(|&id| id == TEXT);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(before), Some(after), None) => Some([before.to_vec(), after.to_vec()]),
+        _ => None,
     }
 }
 

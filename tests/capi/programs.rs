@@ -343,6 +343,55 @@ fn a_process_ends_as_its_host_wishes() {
     }
 }
 
+/// Each step of a session's life is done or refused, whatever the address space; none ends the process.
+#[test]
+fn short_memory_is_a_status() {
+    let workshop = Workshop::new();
+    let program = workshop.test("short_memory", Checks::None);
+    let folder = Folder::with_ctx(1 << 14);
+    let (dir, file) = (folder.arg(""), workshop.path("session").to_str().unwrap().to_owned());
+    let run = |limit: u64| {
+        let mut command = command(&program);
+        command.args([&dir, &file, &limit.to_string()]);
+        // One arena: those of other threads take address space that they do not use.
+        sound(done(command.env("MALLOC_ARENA_MAX", "1"))).out
+    };
+    let free = run(0);
+    print!("no limit: {free}");
+    let number = |name: &str| -> u64 {
+        let (_, rest) = free.split_once(&format!("{name} ")).unwrap();
+        1024 * rest.split([',', '\n']).next().unwrap().parse::<u64>().unwrap()
+    };
+    let (start, loaded) = (number("start"), number("loaded"));
+    let even = (0..20).map(|i| loaded * 105 / 100 + loaded * 95 / 100 * i / 19);
+    let seed = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
+    println!("seed {seed}");
+    let mut state = seed;
+    // One at random in each twentieth of what makes a difference. A program that has used up its memory before it calls
+    // is none that this is about.
+    let (least, most) = (start + (2 << 20), loaded + (24 << 20));
+    let random = (0..20).map(|i| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let part = (most - least) / 20;
+        least + part * i + (state >> 11) % part
+    });
+    let mut levels: Vec<u64> = even.chain(random).collect();
+    levels.sort_unstable();
+    let mut refused = std::collections::BTreeMap::new();
+    for limit in levels {
+        let steps = run(limit);
+        print!("{limit} bytes, {:.2} of loaded: {steps}", limit as f64 / loaded as f64);
+        for step in steps.trim().split(", ").filter_map(|step| step.strip_suffix(" -8")) {
+            *refused.entry(step.to_owned()).or_insert(0) += 1;
+        }
+    }
+    println!("refused: {refused:?}");
+    for step in ["load", "tokenize", "prefill", "fork", "save"] {
+        assert!(refused.contains_key(step), "no level refuses {step}: {refused:?}");
+    }
+}
+
 #[test]
 fn random_calls_from_many_threads_give_the_answers_of_sessions_alone() {
     let workshop = Workshop::new();

@@ -161,12 +161,16 @@ impl Aux {
 
     /// Forgets positions from `len` on.
     pub fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
-        let cut = self.row_of.split_off(&u32::try_from(len).unwrap_or(u32::MAX));
-        let rows: Vec<AuxRow> = cut.into_values().collect();
-        self.give(&rows, pool);
+        while let Some((position, row)) = self.row_of.pop_last() {
+            if (position as usize) < len {
+                self.row_of.insert(position, row);
+                return;
+            }
+            self.give(&[row], pool);
+        }
     }
 
-    /// A second session with the same hidden states.
+    /// A second session with the same hidden states. The caller has asked for the room.
     pub fn fork(&self, pool: &mut AuxPool) -> Self {
         Self {
             row_of: self.row_of.clone(),
@@ -254,13 +258,15 @@ impl Rows {
     }
 
     fn fork(&self, pool: &mut PagePool) -> Self {
-        let pages: Vec<PageId> = self.0.keys().copied().collect();
-        pool.share(&pages);
+        for &page in self.0.keys() {
+            pool.share(&[page]);
+        }
         self.clone()
     }
 
     fn clear(&mut self, pool: &mut PagePool) {
-        let pages: Vec<PageId> = std::mem::take(&mut self.0).into_keys().collect();
-        pool.release(&pages);
+        for page in std::mem::take(&mut self.0).into_keys() {
+            pool.release(&[page]);
+        }
     }
 }

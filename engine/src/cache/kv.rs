@@ -11,6 +11,7 @@ use super::format::{PageLayout, Part};
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
+use crate::memory;
 use crate::plan::Plan;
 
 /// The pages of all sessions of a model, and the prefixes that can be shared.
@@ -59,7 +60,7 @@ impl Pool {
 }
 
 /// The tokens that a run of layers holds, and the pages that hold them.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Segment {
     /// The first of its layers.
     pub first_layer: usize,
@@ -127,6 +128,13 @@ impl Segment {
     /// An empty segment of some layers.
     pub fn new(layers: Range<usize>) -> Self {
         Self { first_layer: layers.start, n_layers: layers.len(), ..Self::default() }
+    }
+
+    /// The same lists once more.
+    pub fn copy(&self) -> Result<Self, Error> {
+        let positions = memory::copy(&self.positions, "a fork's slots")?;
+        let page_table = memory::copy(&self.page_table, "a fork's page table")?;
+        Ok(Self { positions, page_table, ..*self })
     }
 
     /// Its layers.

@@ -15,6 +15,11 @@ use super::format::PageLayout;
 use super::kv::{Gone, Growth, Pool, Segment, Unsealed};
 use super::prefix::Found;
 use crate::error::Error;
+use crate::memory;
+
+/// Memory that the place of a hidden state takes at most, in trees whose nodes may be half empty and in a page
+/// that no other row is in.
+const ROW_BYTES: usize = 256;
 
 /// Segments and hidden states of one session.
 #[derive(Debug)]
@@ -108,8 +113,9 @@ impl LayeredCache {
     /// The call is done: nothing can be undone any more.
     pub fn settle(&mut self, pool: &mut Pool) {
         if let Some(since) = self.since.take() {
-            let rows: Vec<AuxRow> = since.moved.into_values().map(|(_, row)| row).collect();
-            self.aux.give(&rows, &mut pool.aux);
+            for (_, row) in since.moved.into_values() {
+                self.aux.give(&[row], &mut pool.aux);
+            }
             for page in since.gone {
                 pool.release(page.column(), self.segments[0].n_layers);
             }
@@ -314,17 +320,15 @@ impl LayeredCache {
     }
 
     /// The same for a second session: pages have one more holder.
-    pub fn fork(&self, pool: &mut Pool) -> Self {
-        for segment in &self.segments {
+    pub fn fork(&self, pool: &mut Pool) -> Result<Self, Error> {
+        memory::room_for(self.aux.len() * ROW_BYTES, "a fork's hidden states")?;
+        let depth = memory::copy(&self.depth, "a fork's tokens")?;
+        let segments: Result<_, Error> = self.segments.iter().map(Segment::copy).collect();
+        let segments: Vec<Segment> = segments?;
+        for segment in &segments {
             pool.pages.share(&segment.page_table);
         }
-        Self {
-            segments: self.segments.clone(),
-            aux: self.aux.fork(&mut pool.aux),
-            len: self.len,
-            depth: self.depth.clone(),
-            since: None,
-        }
+        Ok(Self { segments, aux: self.aux.fork(&mut pool.aux), len: self.len, depth, since: None })
     }
 
     /// Gives everything back.

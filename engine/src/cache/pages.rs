@@ -26,7 +26,8 @@ impl PagePool {
     /// A pool of `n_pages` free pages.
     pub fn new(n_pages: usize) -> Result<Self, Error> {
         let holders = memory::zeros(n_pages, "the KV page table")?;
-        Ok(Self { holders, fresh: 0, freed: Vec::new(), n_used: 0, peak: 0 })
+        let freed = memory::empty(n_pages, "the KV page table")?; // giving back must not need memory
+        Ok(Self { holders, fresh: 0, freed, n_used: 0, peak: 0 })
     }
 
     /// Pages in the pool.

@@ -18,6 +18,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::format::PageLayout;
 use super::pages::PageId;
+use crate::error::Error;
+use crate::memory;
 
 /// Names a chain of full pages.
 pub type ChainKey = u64;
@@ -70,6 +72,16 @@ pub struct Filled<'a> {
 pub const ROOT: ChainKey = 0;
 
 impl PrefixIndex {
+    /// Room for `n` columns more.
+    pub fn reserve(&mut self, n: usize) -> Result<(), Error> {
+        let what = "the index of prefixes";
+        let bytes = n.saturating_mul(size_of::<(ChainKey, Entry)>());
+        let refused = |_| Error::OutOfMemory { what, bytes };
+        self.entries.try_reserve(n).map_err(refused)?;
+        self.key_of.try_reserve(n).map_err(refused)?;
+        memory::room_for(0, what)
+    }
+
     /// The leading full pages of `tokens`. `root` keeps apart what must not be shared: [`ROOT`], or the number of
     /// layers before the first prune point.
     pub fn find(&self, root: ChainKey, tokens: &[u32], layout: &PageLayout) -> Found {

@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
+use std::fmt::{self, Write};
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
@@ -18,6 +19,15 @@ pub(super) struct Failure {
 impl Failure {
     pub(super) fn new(status: i32, message: impl Into<String>) -> Self {
         Self { status, message: message.into() }
+    }
+
+    /// A failure with the text of an error: none where not even that much memory is left.
+    pub(super) fn of(status: i32, e: &dyn fmt::Display) -> Self {
+        let mut message = String::new();
+        if message.try_reserve(256).is_ok() {
+            let _ = write!(message, "{e}");
+        }
+        Self { status, message }
     }
 
     pub(super) fn invalid(message: impl Into<String>) -> Self {
@@ -47,8 +57,11 @@ pub(super) fn call(body: impl FnOnce() -> Result<i32, Failure>) -> i32 {
     }
 }
 
-/// Stores the failure for [`loris_last_error`] and gives its status.
-pub(super) fn remember(failure: Failure) -> i32 {
+/// Stores the failure for [`loris_last_error`], which takes no memory, and gives its status.
+pub(super) fn remember(mut failure: Failure) -> i32 {
+    if failure.message.contains('\0') {
+        failure.message = failure.message.replace('\0', "\u{fffd}");
+    }
     let status = failure.status;
     LAST.set(failure);
     status
@@ -82,7 +95,7 @@ fn silence_panics() {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_last_error(buf: *mut c_char, cap: usize) -> usize {
     LAST.with_borrow(|last| {
-        let message = last.message.replace('\0', "\u{fffd}");
+        let message = &last.message;
         if !buf.is_null() && cap > 0 {
             let n = message.floor_char_boundary(cap - 1);
             // SAFETY: the caller promises `cap` bytes, and n < cap.

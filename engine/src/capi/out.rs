@@ -4,6 +4,7 @@ use std::ffi::{CStr, c_char};
 
 use super::guard::Failure;
 use super::status::{LORIS_BUFFER_TOO_SMALL, LORIS_OK};
+use crate::memory;
 
 /// A caller's array; NULL is an empty one if `n` is 0.
 ///
@@ -72,6 +73,12 @@ pub(super) unsafe fn optional<'a>(
 fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, Failure> {
     std::str::from_utf8(bytes)
         .map_err(|e| Failure::invalid(format!("{name}: is not UTF-8 at byte {}", e.valid_up_to())))
+}
+
+/// A caller's text, to keep.
+pub(super) fn owned(text: &str) -> Result<String, Failure> {
+    memory::room_for(text.len(), "a text")?;
+    Ok(text.to_owned())
 }
 
 /// Writes a value through a pointer that must not be NULL.

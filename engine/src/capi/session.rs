@@ -8,7 +8,7 @@ use std::path::Path;
 use super::guard::{Failure, call};
 use super::handle::{Inner, SharedSession, free, get, loris_model, loris_session, make};
 use super::model::as_usize;
-use super::out::{c_text, copy, optional, slice, write};
+use super::out::{c_text, copy, optional, owned, slice, write};
 use super::params::{
     Versioned, check_flags, fill_sized, loris_generate_params, loris_logits_callback,
     loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
@@ -342,7 +342,7 @@ pub unsafe extern "C" fn loris_session_generate(
             let params = read(params)?;
             check_flags("loris_generate_params.flags", params.flags, LORIS_IGNORE_EOS)?;
             let stop = slice("stop", params.stop, params.n_stop)?;
-            let stop = stop.iter().map(|&text| Ok(c_text("stop", text)?.to_owned()));
+            let stop = stop.iter().map(|&text| owned(c_text("stop", text)?));
             let options = GenerateOptions {
                 max_tokens: as_usize("max_tokens", params.max_tokens)?,
                 stop: stop.collect::<Result<_, Failure>>()?,
@@ -390,7 +390,7 @@ pub unsafe extern "C" fn loris_session_fork(
     unsafe {
         with(session, |inner| {
             write("fork", fork, std::ptr::null_mut())?;
-            let copy = SharedSession::new(inner.session.fork()?, inner.sampler.fork());
+            let copy = SharedSession::new(inner.session.fork()?, inner.sampler.fork()?);
             write("fork", fork, make(copy))?;
             Ok(LORIS_OK)
         })

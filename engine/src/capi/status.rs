@@ -1,5 +1,7 @@
 //! Statuses, and which error leads to which.
 
+use std::io::ErrorKind;
+
 use super::guard::Failure;
 use crate::error::Error;
 use loris_loader::Error as LoadError;
@@ -63,12 +65,13 @@ impl From<Error> for Failure {
             Error::NonFinite { .. } => LORIS_E_NUMERIC,
             Error::State { .. } => LORIS_E_STATE,
             Error::SavedState { .. } => LORIS_E_FORMAT,
+            Error::Io { source, .. } if source.kind() == ErrorKind::OutOfMemory => LORIS_E_OOM_HOST,
             Error::Io { .. } => LORIS_E_IO,
             Error::Device { .. } => LORIS_E_DEVICE,
             Error::Unsupported { .. } => LORIS_E_UNSUPPORTED,
             Error::NoDevice { .. } => LORIS_E_NO_DEVICE,
         };
-        Self::new(status, e.to_string())
+        Self::of(status, &e)
     }
 }
 
@@ -81,10 +84,10 @@ impl From<LoadError> for Failure {
 /// Texts and messages come from the caller, everything else from the folder.
 fn load_status(e: &LoadError) -> i32 {
     match e {
+        e if e.is_out_of_memory() => LORIS_E_OOM_HOST,
         LoadError::Io { .. } | LoadError::FileChanged { .. } | LoadError::NoWeights { .. } => {
             LORIS_E_IO
         }
-        LoadError::OutOfMemory { .. } => LORIS_E_OOM_HOST,
         LoadError::Unsupported { .. } | LoadError::Quantised { .. } => LORIS_E_UNSUPPORTED,
         LoadError::Text { .. }
         | LoadError::TextTooLong { .. }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use super::guard::{Failure, call};
 use super::handle::{Stream, enter, free, get, loris_model, loris_text_stream, make};
-use super::out::{c_text, copy, copy_text, slice, text, write};
+use super::out::{c_text, copy, copy_text, owned, slice, text, write};
 use super::params::check_flags;
 use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
 use crate::engine::Model;
@@ -206,7 +206,8 @@ unsafe fn messages(
         let roles = slice("roles", roles, n)?;
         let contents = slice("contents", contents, n)?;
         let message = |(&role, &content): (&*const c_char, &*const c_char)| {
-            Ok(Message::new(c_text("roles", role)?, c_text("contents", content)?))
+            let (role, content) = (c_text("roles", role)?, c_text("contents", content)?);
+            Ok(Message::new(owned(role)?, owned(content)?))
         };
         roles.iter().zip(contents).map(message).collect()
     }

@@ -35,6 +35,7 @@ impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
     pub fn save(&self, out: &mut dyn Write) -> Result<(), Error> {
         self.check_savable()?;
+        self.room_for_lists(0)?;
         let mut out = Summed { inner: out, sum: Xxh3::new() };
         self.write(&mut out).and_then(|()| {
             let sum = out.sum.digest();
@@ -216,6 +217,7 @@ impl Model {
         }
         // Before memory is taken for as many tokens as a header may claim.
         self.check_room(&session.cache.segments[0], positions.n_slots)?;
+        session.room_for_lists(n_tokens)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;

@@ -147,7 +147,7 @@ pub fn byte_tokenizer() -> Value {
 }
 
 /// The character that stands for a byte in byte-level vocabularies: itself where it prints, else one from 256 on.
-fn byte_char(byte: u8) -> char {
+pub fn byte_char(byte: u8) -> char {
     let prints = |b: u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     if prints(byte) {
         return char::from(byte);

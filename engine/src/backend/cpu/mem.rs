@@ -10,6 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use crate::error::Error;
+use crate::memory;
 
 const ALIGN: usize = 64;
 
@@ -61,7 +62,8 @@ impl<T: Plain> Buf<T> {
         let skip = base.as_ptr().align_offset(ALIGN);
         // SAFETY: skip < ALIGN, and the allocation has ALIGN bytes more than the elements need.
         let start = unsafe { base.add(skip) }.cast();
-        Ok(Self { base, layout, start, len, owns: PhantomData })
+        let buf = Self { base, layout, start, len, owns: PhantomData };
+        if memory::has_room(0) { Ok(buf) } else { Err(refused()) }
     }
 
     /// Makes the buffer at least `len` long; what it held is lost if it has to grow.

@@ -21,12 +21,16 @@ use std::time::{Duration, Instant};
 use super::mem::Buf;
 use crate::backend::Stop;
 use crate::error::Error;
+use crate::memory;
 use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use crate::sync::thread::{self, JoinHandle, Thread};
 use crate::sync::{Arc, Mutex, lock};
 
 /// How long a thread spins before it parks.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// What a thread's stack takes, in bytes, unless the host has set `RUST_MIN_STACK`.
+const STACK: usize = 2 << 20;
 
 /// The closure of a region: thread index and that thread's scratch memory.
 type Region<'a> = dyn Fn(usize, &mut [f32]) + Sync + 'a;
@@ -78,6 +82,9 @@ impl Team {
         });
         let mut team = Self { shared, workers: Vec::new() };
         for idx in 1..n_threads {
+            if !memory::has_space(STACK) {
+                return Err(Error::OutOfMemory { what: "the stack of a thread", bytes: STACK });
+            }
             let state = Arc::clone(&team.shared);
             let worker = thread::Builder::new()
                 .name(format!("loris-{idx}"))

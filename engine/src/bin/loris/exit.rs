@@ -72,7 +72,7 @@ impl From<loader::Error> for Failure {
 fn loader_code(e: &loader::Error) -> u8 {
     use loader::Error as E;
     match e {
-        E::OutOfMemory { .. } => OUT_OF_MEMORY,
+        e if e.is_out_of_memory() => OUT_OF_MEMORY,
         E::Text { .. }
         | E::TextTooLong { .. }
         | E::TemplateRefused { .. }
