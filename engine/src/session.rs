@@ -691,8 +691,12 @@ impl Session {
     fn offers(&self) -> bool {
         let plan = self.model.plan();
         let has_rolled = self.cache.segments[0].n_gone > 0;
+        // A stream whose prompt is longer than what it sees leaves its pages behind before the prompt is through.
+        let end = u32::try_from(self.len() + self.pending.len()).unwrap_or(u32::MAX);
+        let first_gone = plan.layout.n_slots(2);
+        let will_roll = self.stream.is_some_and(|s| s.first_seen(end) as usize >= first_gone);
         let keeps = self.lazy.is_none() || plan.keep_prefixes;
-        keeps && !has_rolled && !plan.layout.kv.are_sealed()
+        keeps && !has_rolled && !will_roll && !plan.layout.kv.are_sealed()
     }
 
     /// Where the chains of pages begin that the session may share.
