@@ -87,7 +87,7 @@ fn lengths_around_the_first_pages() {
             assert!(bits(s.logits().unwrap()) == want[n - 1], "{kv}: {n} tokens");
             assert_eq!(s.receipt().kv_bytes, model.plan().kv_bytes_of(n));
             // And back again: what is forgotten leaves no trace.
-            s.truncate(n - 1);
+            s.truncate(n - 1).unwrap();
             s.prefill(&long[n - 1..n + 2]).unwrap();
             assert!(bits(s.logits().unwrap()) == want[n + 1], "{kv}: {n} tokens, one again");
         }
@@ -207,7 +207,7 @@ fn what_is_taken_back_is_not_sealed() {
                 assert_eq!(s.len(), n);
             }
             assert!(n_stopped > 4, "{n_stopped}");
-            s.truncate(n);
+            s.truncate(n).unwrap();
             let mut again = model.session(&options).unwrap();
             again.prefill(&prompt(1, n)).unwrap();
             let stopped = again.prefill_with(&prompt(2, 90), &mut |done, _| {
@@ -247,7 +247,7 @@ fn sessions_go_back_to_where_pages_are_sealed() {
         for n in [0, 1, 4, 5, 19, 20, 21, 60, 100, 131, 132, 133, 170] {
             let mut s = session(&model);
             s.prefill(&prompt(6, 180)).unwrap();
-            s.truncate(n);
+            s.truncate(n).unwrap();
             assert_eq!((s.len(), s.tokens()), (n, &prompt(6, 180)[..n]), "{kv}");
             let mut saved = Vec::new();
             s.save(&mut saved).unwrap();

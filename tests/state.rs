@@ -70,7 +70,7 @@ fn an_empty_or_truncated_session_can_be_saved() {
     assert!(restore(&model, &blob).unwrap().is_empty());
 
     let (mut session, _) = saved(&model, 20, 0);
-    session.truncate(11);
+    session.truncate(11).unwrap();
     let mut blob = Vec::new();
     session.save(&mut blob).unwrap();
     let restored = restore(&model, &blob).unwrap();
@@ -718,7 +718,7 @@ fn a_thousand_forged_blobs_change_no_bit_of_another_session() {
         // Its pages could be offered when it goes on, also after it was cut back, and by a fork.
         match random(4) {
             0 => {}
-            1 => forged.truncate(random(60)),
+            1 => drop(forged.truncate(random(60))),
             2 => forged = forged.fork().unwrap(),
             _ => drop(forged.decode(7)),
         }

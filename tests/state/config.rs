@@ -68,7 +68,7 @@ fn others(value: &Value, seen: &[Value]) -> Vec<Value> {
         Value::Number(n) => match n.as_u64() {
             Some(n) => others.extend([n * 2, n / 2, n + 1, n.saturating_sub(1)].map(Value::from)),
             None => {
-                others.extend(n.as_f64().iter().flat_map(|x| [x * 2.0, x / 2.0].map(Value::from)))
+                others.extend(n.as_f64().iter().flat_map(|x| [x * 2.0, x / 2.0].map(Value::from)));
             }
         },
         Value::Object(map) => {

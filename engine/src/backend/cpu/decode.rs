@@ -34,7 +34,7 @@ impl Input<'_> {
         let row = self.pick.map_or(i, |pick| pick[i]);
         // SAFETY: the row is one of x's.
         unsafe {
-            prepare::<S>(self.norm, self.format, self.x.as_ptr().add(row * self.k), self.k, to)
+            prepare::<S>(self.norm, self.format, self.x.as_ptr().add(row * self.k), self.k, to);
         };
     }
 }
