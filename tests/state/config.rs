@@ -132,13 +132,9 @@ fn a_config_that_computes_something_else_is_refused() {
         for (key, times) in
             [("num_attention_heads", 4), ("num_key_value_heads", 4), ("head_dim", 1)]
         {
-            let n = match (config.get(key).and_then(Value::as_u64), key) {
-                (Some(n), _) => n,
-                (None, _) => {
-                    config["hidden_size"].as_u64().unwrap()
-                        / config["num_attention_heads"].as_u64().unwrap()
-                }
-            };
+            let number = |key| config.get(key).and_then(Value::as_u64);
+            let divided = || Some(number("hidden_size")? / number("num_attention_heads")?);
+            let n = number(key).or_else(divided).unwrap();
             halves.insert(key.into(), (n * times / 2).into());
         }
         cases.push(("num_attention_heads", halves));

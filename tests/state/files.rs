@@ -43,15 +43,13 @@ fn of_ten_who_save_to_one_path_one_is_there_whole() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("state");
     let model = open(checkpoint("llama-tied"), &options(2_048));
-    let (start, sessions) = (
-        Barrier::new(10),
-        (0..10).map(|i| {
-            let mut session = model.session(&SessionOptions::default()).unwrap();
-            session.prefill(&prompt(i, 40 + 20 * i)).unwrap();
-            session
-        }),
-    );
-    let sessions: Vec<Session> = sessions.collect();
+    let start = Barrier::new(10);
+    let saver = |i: u32| {
+        let mut session = model.session(&SessionOptions::default()).unwrap();
+        session.prefill(&prompt(i, 40 + 20 * i)).unwrap();
+        session
+    };
+    let sessions: Vec<Session> = (0..10).map(saver).collect();
     let blobs: Vec<Vec<u8>> = sessions.iter().map(save).collect();
     std::thread::scope(|scope| {
         for session in &sessions {

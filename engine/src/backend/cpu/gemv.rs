@@ -1,7 +1,7 @@
 //! Matrix products of decode (and of the language-model head): few rows, memory bound.
 //!
-//! Weights are read once, in place, in the order they lie in the file: a thread streams one range of
-//! addresses, four weight rows at a time, lanes along k. bf16 weights are split into even and odd
+//! Weights are read once, in place: a thread streams one range of addresses, four weight rows at a time,
+//! lanes along k. The four lie a page apart or more ([`apart`]). bf16 weights are split into even and odd
 //! elements, a shift and a mask for two vectors, so the activations are kept in that order as well.
 //! More rows of activations go four at a time over a chunk of weights that stays in L1 or L2.
 //!
@@ -19,6 +19,12 @@ pub(super) const CHUNK: usize = 16;
 
 /// Weight rows in flight.
 const ROWS: usize = 4;
+
+/// Rows from one row in flight to the next: at least 4 KiB, if a chunk has as many. A CPU's prefetcher
+/// follows a stream for each page; four short rows in one page are one stream that jumps, which it loses.
+fn apart(row_bytes: usize, n_rows: usize) -> usize {
+    4096_usize.div_ceil(row_bytes.max(1)).min(n_rows.div_ceil(ROWS)).max(1)
+}
 
 /// Length of prepared activations of width `k`: whole double vectors of any instruction set.
 pub(super) fn padded(k: usize) -> usize {
@@ -132,16 +138,20 @@ impl<L: Load, const X: usize> Kernel for Rows<L, X> {
     unsafe fn run<S: Simd, D: Dot>(self) {
         let g = self.0;
         let stride = padded(g.k);
-        for first in g.n.clone().step_by(ROWS) {
-            // SAFETY: rows beyond the last repeat it and are not stored.
-            unsafe {
-                let last = g.n.end - 1;
-                let w: [_; ROWS] =
-                    std::array::from_fn(|i| g.w.wrapping_add((first + i).min(last) * g.row_bytes));
-                let sums = dots::<S, L, X>(w, ROWS * g.row_bytes, g.k, g.x, stride);
-                for (i, sums) in sums.into_iter().enumerate().take(g.n.end - first) {
-                    for (r, sum) in sums.into_iter().enumerate() {
-                        g.y.add(r * g.ldy + first - g.n.start + i).write(sum);
+        let apart = apart(g.row_bytes, g.n.len());
+        let ahead = ROWS * apart * g.row_bytes;
+        for group in g.n.clone().step_by(ROWS * apart) {
+            for first in group..g.n.end.min(group + apart) {
+                let rows: [_; ROWS] = std::array::from_fn(|i| first + i * apart);
+                // SAFETY: rows beyond the last repeat it and are not stored.
+                unsafe {
+                    let w = rows.map(|row| g.w.wrapping_add(row.min(g.n.end - 1) * g.row_bytes));
+                    let sums = dots::<S, L, X>(w, ahead, g.k, g.x, stride);
+                    for (row, sums) in rows.into_iter().zip(sums).filter(|(row, _)| *row < g.n.end)
+                    {
+                        for (r, sum) in sums.into_iter().enumerate() {
+                            g.y.add(r * g.ldy + row - g.n.start).write(sum);
+                        }
                     }
                 }
             }

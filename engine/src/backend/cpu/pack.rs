@@ -54,10 +54,18 @@ impl Kernel for Pack<'_> {
             (true, Format::Bf16) => steps.end.min(k / 2),
             (true, _) => 0,
         };
+        // A few hundred bytes of a row are too short a stream for the CPU to run ahead of: what the next call packs of
+        // these rows is asked for here, a product earlier.
+        let step_bytes = if D::PAIRS { 2 } else { 1 } * format.bytes();
+        let ahead =
+            if steps.end * step_bytes < k * format.bytes() { steps.len() * step_bytes } else { 0 };
         // SAFETY: blocks lie inside the rows' k elements and inside the panel.
         unsafe {
             while step + block <= whole {
                 let at = Dest { to: dest.to.add((step - first) * dest.stride), ..dest };
+                for row in rows.iter().take(S::LANES).filter(|_| ahead > 0) {
+                    S::prefetch(row.wrapping_add(step * step_bytes + ahead));
+                }
                 if split {
                     pack_split::<S>(rows, step, at);
                 } else if format == Format::F16 {
