@@ -899,6 +899,8 @@ fn prefixes_are_shared(open: &dyn Fn(&ModelOptions) -> Model) {
     let first = check(Some(&hard), &prompts[0], 0);
     let second = check(Some(&hard), &prompts[1], 96);
     let third = check(Some(&mild), &prompts[2], 96); // the first point is what counts
+    // Rows that score together are all computed.
+    drop(check(Some(&Lazy { window: 9, ..mild.clone() }), &begin, 80));
     let fork = second.fork().unwrap();
     drop(check(Some(&other), &prompts[2], 0));
     drop(check(None, &prompts[2], 0));
@@ -916,6 +918,30 @@ fn prefixes_are_shared(open: &dyn Fn(&ModelOptions) -> Model) {
 #[test]
 fn sessions_that_prune_share_what_is_before_their_first_point() {
     prefixes_are_shared(&|options| open_cpu(deep(checkpoint(NAME), N_LAYERS), options));
+}
+
+/// The store of hidden states holds one of two prompts at a time: half of each would be of no use.
+#[test]
+fn prompts_whose_hidden_states_do_not_fit_beside_each_other_go_one_after_the_other() {
+    let lazy = lazy(&[(2, 0.4)]);
+    let sizes = ModelOptions { aux_tokens: 10 * 16, ..options(16) };
+    let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &sizes);
+    let alone = |seed| {
+        let mut s = session(&model, Some(&lazy));
+        s.prefill(&prompt(seed, 130)).unwrap();
+        bits(s.logits().unwrap())
+    };
+    let want = [alone(1), alone(2)];
+    let mut all = [session(&model, Some(&lazy)), session(&model, Some(&lazy))];
+    all[0].feed(&prompt(1, 130)).unwrap();
+    all[1].feed(&prompt(2, 130)).unwrap();
+    for _ in 0..200 {
+        let [a, b] = &mut all;
+        for result in model.step(&mut [a, b]) {
+            result.unwrap();
+        }
+    }
+    assert!(all.iter().map(|s| bits(s.logits().unwrap())).eq(want));
 }
 
 #[test]

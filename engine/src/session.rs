@@ -109,6 +109,24 @@ struct Before {
     drawn: Option<Drawn>,
 }
 
+/// What the sessions of a pass note of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lists {
+    /// Rows of the pass that none of them has.
+    pub(crate) n_rows: usize,
+    /// Of their lists.
+    bytes: usize,
+    /// Pages that may be entered into the index of prefixes.
+    n_pages: usize,
+}
+
+impl Lists {
+    /// Of a pass of so many rows.
+    pub(crate) fn new(n_rows: usize) -> Self {
+        Self { n_rows, bytes: 0, n_pages: 0 }
+    }
+}
+
 /// Tokens that were given to a session and are not in its cache yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Pending {
@@ -332,19 +350,18 @@ impl Session {
         Ok(())
     }
 
-    /// Fails unless there is memory for the lists of a pass of at most `max_rows` rows, and for those of the sessions that were
-    /// admitted to it before, `list_bytes`.
-    pub(crate) fn room_for_pass(
-        &self,
-        max_rows: usize,
-        list_bytes: &mut usize,
-    ) -> Result<(), Error> {
+    /// Adds the session's lists in a pass to what those of the sessions before it take, and fails unless there is memory
+    /// for all.
+    pub(crate) fn room_for_pass(&self, lists: &mut Lists) -> Result<(), Error> {
         let n_new = self.pending.len();
-        let n_rows = n_new.max(self.stage.chosen.len()).min(max_rows);
-        *list_bytes = list_bytes.saturating_add(self.list_bytes(n_new, n_rows));
-        let n_pages = n_new / self.model.plan().layout.page_len + 1;
-        self.model.shared.pool().prefixes.reserve(n_pages)?;
-        memory::room_for(*list_bytes, "the lists of a pass")
+        let n_rows = n_new.max(self.stage.chosen.len()).min(lists.n_rows);
+        lists.n_rows -= n_rows;
+        lists.bytes = lists.bytes.saturating_add(self.list_bytes(n_new, n_rows));
+        if matches!(self.pending, Pending::Prompt { .. }) {
+            lists.n_pages += n_new / self.model.plan().layout.page_len + 1;
+            self.model.shared.pool().prefixes.reserve(lists.n_pages)?;
+        }
+        memory::room_for(lists.bytes, "the lists of a pass")
     }
 
     /// Fails unless there is memory for the lists of the session's tokens and `n_new` more.
@@ -506,6 +523,7 @@ impl Session {
         let Some(&last) = self.tokens.last() else { return Ok(()) };
         // In a fork: whatever happens to it, this session keeps its tokens.
         let mut again = self.fork()?;
+        again.cancel = self.cancel.clone();
         again.truncate(self.len() - 1)?;
         if let Some(lazy) = &mut again.lazy {
             lazy.revives = false; // those that it took up are there
@@ -728,9 +746,10 @@ impl Session {
         if dynamic || seals || counts_all || layout.n_slots(layout.n_pages(done)) != done {
             return None;
         }
-        // The last token is always computed: its logits are wanted. Up to its capacity a stream is as any other.
+        // The last token is always computed, as its logits are wanted, and so are all rows that score together. Up to its
+        // capacity a stream is as any other.
         let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
-        Some((&tokens[..(tokens.len() - 1).min(capacity)], done))
+        Some((&tokens[..(tokens.len() - self.n_score_rows()).min(capacity)], done))
     }
 
     /// The tokens of a prompt up to the end of the page that it could take over next.
@@ -743,12 +762,13 @@ impl Session {
     /// True if the session computes a prompt that begins with these tokens, and others may share its pages as soon as it
     /// has come to their end.
     pub(crate) fn is_filling(&self, wanted: &[u32]) -> bool {
+        let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
         let is_ahead = |(tokens, done): (&[u32], usize)| {
             // From the end: prompts that begin alike differ there.
             let begins_so = |begin: &[u32]| begin.iter().rev().eq(wanted.iter().rev());
             done < wanted.len() && tokens.get(..wanted.len()).is_some_and(begins_so)
         };
-        self.offers() && self.whole_prompt().is_some_and(is_ahead)
+        self.offers() && wanted.len() <= capacity && self.whole_prompt().is_some_and(is_ahead)
     }
 
     /// Takes over the next full pages that another session's prompt has filled already; gives how many tokens they hold.

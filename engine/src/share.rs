@@ -1,7 +1,7 @@
 //! Who gets which rows of a chunk.
 //!
 //! Prompts that are stepped together share the rows of one chunk, max-min fairly: each gets what it has left or an equal
-//! share, whichever is less, and what the short ones leave goes to the long ones. So all of them advance in every
+//! share, whichever is less, and what the short ones leave goes to the long ones. So all that are served advance in every
 //! step, whoever came first, and one that is shorter than its share is through at once. Where there are more
 //! of them than a pass takes, or fewer rows than they need, those that have waited longest come first.
 

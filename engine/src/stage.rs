@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 
 use crate::backend::Phase;
-use crate::cache::{GIVEN_UP, Segment};
+use crate::cache::{GIVEN_UP, Segment, Store};
 use crate::session::{Pending, Session};
 use crate::share::Wish;
 use crate::step::Work;
@@ -76,8 +76,9 @@ impl Session {
         Wish { least, unit, most, waited: self.turn.waited }
     }
 
-    /// KV pages that what is left of a prompt takes, at most.
-    pub(crate) fn pages_to_come(&self) -> usize {
+    /// Pages that what is left of a prompt takes, at most: of KV, and of hidden states in transit, which all its tokens are
+    /// until they are through the first segment.
+    pub(crate) fn pages_to_come(&self) -> [usize; 2] {
         let plan = self.model.plan();
         let held_at_most = self.stream.map_or(usize::MAX, |stream| {
             stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len
@@ -93,7 +94,12 @@ impl Session {
             let n_pages = plan.layout.n_pages_at_most(n_slots) * segment.n_layers;
             n_pages.saturating_sub(segment.page_table.len())
         };
-        self.cache.segments.iter().enumerate().map(of).sum()
+        let n_in_transit = match (self.cache.segments.len(), self.stage.segment) {
+            (2.., 0) => (self.n_new() + self.pending.len()).div_ceil(plan.layout.page_len),
+            _ => 0,
+        };
+        let n_held = self.cache.aux.n_pages(Store::Transit);
+        [self.cache.segments.iter().enumerate().map(of).sum(), n_in_transit.saturating_sub(n_held)]
     }
 
     /// Of `n_left` rows of a stage, how many go together: at most `max_rows`, and never so many that the last

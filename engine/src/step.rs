@@ -6,7 +6,7 @@
 //! gets none is told so and stays as it was, and the others go on. A pass waits for its turn on the device;
 //! a session that is cancelled in the meantime ends it there.
 //!
-//! Every token that is queued gets its row in every step. Prompts share the rows of one chunk ([`share`]), so what
+//! Every token that is queued gets its row in every step. Prompts share the rows of one chunk ([`crate::share`]), so what
 //! a token waits for does not grow with them. Where the prompts of a step begin alike, the one that is ahead computes, and
 //! the others take over its pages as they fill.
 //!
@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::evict::Evicting;
 use crate::forward::{Execute, Observed, Pass};
 use crate::memory;
-use crate::session::{Drawn, Pending, Session};
+use crate::session::{Drawn, Lists, Pending, Session};
 use crate::share::{Wish, share_out};
 use crate::stage::Stage;
 use crate::sync::Arc;
@@ -135,7 +135,7 @@ impl Model {
             let mut layers = None;
             let mut jobs = Vec::new();
             let mut n_free = self.plan().max_rows; // beside the new tokens, those that sessions take up again
-            let mut list_bytes = 0;
+            let mut lists = Lists::new(n_free);
             let parts = sessions.iter_mut().zip(&mut *results).zip(&mut is_served);
             for ((session, result), is_served) in parts {
                 if *is_served || n_free == 0 || jobs.len() == self.plan().batch {
@@ -145,7 +145,7 @@ impl Model {
                 if layers.as_ref().is_some_and(|layers| *layers != session.layers()) {
                     continue;
                 }
-                let job = match self.admit(session, Phase::Decode, n_free, &mut list_bytes) {
+                let job = match self.admit(session, Phase::Decode, &mut lists) {
                     Ok(()) => session
                         .work(Phase::Decode, n_free)
                         .map(|work| Job::new(session, work, 0))
@@ -172,12 +172,12 @@ impl Model {
     /// Passes of prompts, which share the rows of one chunk.
     fn step_prompts(&self, sessions: &mut [&mut Session], results: &mut [Result<Progress, Error>]) {
         let mut prompts = Vec::new();
-        let mut list_bytes = 0;
+        let mut lists = Lists::new(self.plan().chunk);
         for (session, result) in sessions.iter_mut().zip(results) {
             if !session.has_work(Phase::Prefill) {
                 continue;
             }
-            match self.admit(session, Phase::Prefill, self.plan().chunk, &mut list_bytes) {
+            match self.admit(session, Phase::Prefill, &mut lists) {
                 Ok(()) => {
                     let n_adopted = session.share_prefix();
                     *result = Ok(session.progress());
@@ -238,10 +238,17 @@ impl Model {
     /// Of the prompts that have not begun, those for which there may be no room beside the others: all of them would
     /// fill the pool together and none would come to its end. They wait in line.
     fn lack_room(&self, prompts: &[Prompt<'_>]) -> Vec<bool> {
-        let n_free = self.shared.pool().pages.n_free();
+        let n_free = {
+            let pool = self.shared.pool();
+            [pool.pages.n_free(), pool.aux.transit.n_free()]
+        };
         let begun = |prompt: &&Prompt<'_>| prompt.session.has_begun() && !prompt.turn.is_stuck;
         let to_come = |prompt: &Prompt<'_>| prompt.session.pages_to_come();
-        let mut n_needed: usize = prompts.iter().filter(begun).map(to_come).sum();
+        let add = |sum: [usize; 2], prompt| {
+            let more = to_come(prompt);
+            [sum[0] + more[0], sum[1] + more[1]]
+        };
+        let mut n_needed = prompts.iter().filter(begun).fold([0; 2], add);
         let mut is_first = !prompts.iter().any(|prompt| begun(&prompt));
         let mut line: Vec<usize> = (0..prompts.len()).collect();
         line.retain(|&i| !prompts[i].session.has_begun());
@@ -249,8 +256,8 @@ impl Model {
         let mut lack = vec![false; prompts.len()];
         let mut n_served = 0;
         for &i in &line {
-            n_needed += to_come(&prompts[i]);
-            if n_needed > n_free && !is_first {
+            n_needed = add(n_needed, &prompts[i]);
+            if n_needed.iter().zip(n_free).any(|(&needed, free)| needed > free) && !is_first {
                 break;
             }
             (is_first, n_served) = (false, n_served + 1);
@@ -265,14 +272,8 @@ impl Model {
     }
 
     /// Refuses a session of another model, one that was cancelled before it came to a pass, and one for whose lists in a pass
-    /// there is no memory beside those of the sessions that were admitted before, `list_bytes`.
-    fn admit(
-        &self,
-        session: &mut Session,
-        phase: Phase,
-        max_rows: usize,
-        list_bytes: &mut usize,
-    ) -> Result<(), Error> {
+    /// there is no memory beside those of the sessions that were admitted before.
+    fn admit(&self, session: &mut Session, phase: Phase, lists: &mut Lists) -> Result<(), Error> {
         if !Arc::ptr_eq(&self.shared, &session.model.shared) {
             let reason = "the session belongs to another model".into();
             return Err(Error::State { call: "step", reason });
@@ -284,7 +285,7 @@ impl Model {
         if !session.has_work(phase) {
             return Ok(());
         }
-        session.room_for_pass(max_rows, list_bytes).inspect_err(|_| session.undo_token())
+        session.room_for_pass(lists).inspect_err(|_| session.undo_token())
     }
 
     /// Runs the jobs of one phase and writes their results.
@@ -335,7 +336,7 @@ impl Model {
         let vocab_size = session.logits.len();
         let mut idx = 0;
         while session.has_work(Phase::Prefill) {
-            session.room_for_pass(self.plan().batch, &mut 0)?;
+            session.room_for_pass(&mut Lists::new(self.plan().batch))?;
             let Some(work) = session.work(Phase::Prefill, self.plan().batch) else { break };
             let mut job = Job::new(session, work, 0)?;
             let rows = self.logits_of_all_rows(&job)?;

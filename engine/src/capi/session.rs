@@ -20,6 +20,7 @@ use super::status::{
 use crate::engine::Model;
 use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate};
+use crate::memory;
 use crate::policy::{Evict, Lazy};
 use crate::sampler::{Sampler, SamplerParams};
 use crate::session::{Session, SessionOptions, StreamOptions};
@@ -259,7 +260,8 @@ pub unsafe extern "C" fn loris_session_set_sampling(
 }
 
 /// Chooses the next token from the session's logits; the session does not hold it until loris_session_decode or
-/// loris_session_push. LORIS_E_STATE if no logits are ready. One thread at a time.
+/// loris_session_push. LORIS_E_STATE if no logits are ready. Logits that an answer left on the device are read first, as
+/// in loris_session_logits. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_sample(session: *mut loris_session, token: *mut u32) -> i32 {
     // SAFETY: the caller keeps to the header.
@@ -278,10 +280,11 @@ fn no_logits() -> Failure {
     Failure::new(LORIS_E_STATE, "the session has no logits; prefill or decode first")
 }
 
-/// Copies the logits after the session's last token. Where they are still on the device and it fails, that is the status.
-/// buf has room for cap floats; *n is set to the size of the
+/// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
 /// vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
-/// ready: before the first token and after a truncation. One thread at a time.
+/// ready: before the first token and after a truncation. An answer may have left them on the device: they are read, or
+/// computed once more, first, and where that fails (LORIS_E_DEVICE, or LORIS_KV_FULL: it takes a page a layer) that is
+/// the status. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_logits(
     session: *mut loris_session,
@@ -299,7 +302,8 @@ pub unsafe extern "C" fn loris_session_logits(
 }
 
 /// Runs n tokens as loris_session_prefill does and shows on_logits the logits after each: for perplexity and the
-/// like. Anything but LORIS_OK leaves the session as it was before the call. One thread at a time.
+/// like. Anything but LORIS_OK, LORIS_E_IO as in loris_session_prefill among it, leaves the session as it was before the
+/// call. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_score(
     session: *mut loris_session,
@@ -341,11 +345,14 @@ pub unsafe extern "C" fn loris_session_generate(
         with(session, |inner| {
             let params = read(params)?;
             check_flags("loris_generate_params.flags", params.flags, LORIS_IGNORE_EOS)?;
-            let stop = slice("stop", params.stop, params.n_stop)?;
-            let stop = stop.iter().map(|&text| owned(c_text("stop", text)?));
+            let texts = slice("stop", params.stop, params.n_stop)?;
+            let mut stop = memory::empty(texts.len(), "stop texts")?;
+            for &text in texts {
+                stop.push(owned(c_text("stop", text)?)?);
+            }
             let options = GenerateOptions {
                 max_tokens: as_usize("max_tokens", params.max_tokens)?,
-                stop: stop.collect::<Result<_, Failure>>()?,
+                stop,
                 ignore_eos: params.flags & LORIS_IGNORE_EOS != 0,
             };
             let mut text = Vec::new();
@@ -460,7 +467,8 @@ pub unsafe extern "C" fn loris_session_get_receipt(
 
 /// Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
 /// set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
-/// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
+/// LORIS_E_STATE if tokens are queued. Logits that an answer left on the device are read first, as in
+/// loris_session_logits. The session does not change. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_save(
     session: *mut loris_session,

@@ -9,6 +9,7 @@ use super::out::{c_text, copy, copy_text, owned, slice, text, write};
 use super::params::check_flags;
 use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
 use crate::engine::Model;
+use crate::memory;
 use loris_loader::{Message, Special, TextStream, Tokenizer};
 
 /// Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
@@ -205,11 +206,12 @@ unsafe fn messages(
     unsafe {
         let roles = slice("roles", roles, n)?;
         let contents = slice("contents", contents, n)?;
-        let message = |(&role, &content): (&*const c_char, &*const c_char)| {
+        let mut messages = memory::empty(n, "the messages of a chat")?;
+        for (&role, &content) in roles.iter().zip(contents) {
             let (role, content) = (c_text("roles", role)?, c_text("contents", content)?);
-            Ok(Message::new(owned(role)?, owned(content)?))
-        };
-        roles.iter().zip(contents).map(message).collect()
+            messages.push(Message::new(owned(role)?, owned(content)?));
+        }
+        Ok(messages)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Matrix products of decode (and of the language-model head): few rows, memory bound.
 //!
 //! Weights are read once, in place: a thread streams one range of addresses, four weight rows at a time,
-//! lanes along k. The four lie a page apart or more ([`apart`]). bf16 weights are split into even and odd
+//! lanes along k. The four lie a page apart, if a chunk has the rows ([`apart`]). bf16 weights are split into even and odd
 //! elements, a shift and a mask for two vectors, so the activations are kept in that order as well.
 //! More rows of activations go four at a time over a chunk of weights that stays in L1 or L2.
 //!

@@ -45,7 +45,9 @@ pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> 
     if args.decode == 0 {
         return Err(Failure::new(USAGE, "--decode 0: expected 1 or more with --policy"));
     }
-    let file = args.csv.as_deref().map(files::create).transpose()?;
+    if let Some(path) = &args.csv {
+        files::create(path)?; // and dropped: it can be written to
+    }
     // What is decoded follows the prompt here.
     let longest = args.prompt_lens.iter().max().map_or(0, |len| len.saturating_add(args.decode));
     let base = args.size.model_options(Some(longest));
@@ -81,8 +83,8 @@ pub(crate) fn compare(args: &BenchArgs, report: &Report) -> Result<(), Failure> 
             row(args, &models[0], line, lines.iter().find(is_dense).unwrap_or(line))
         })
         .collect();
-    if let Some(file) = file {
-        files::write(file, &csv(&rows))?;
+    if let Some(path) = &args.csv {
+        files::write(files::create(path)?, &csv(&rows))?;
     }
     match report.is_json() {
         true => report.print(&format!("{}\n", Value::Array(rows))),

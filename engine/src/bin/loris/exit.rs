@@ -47,9 +47,14 @@ impl From<Error> for Failure {
     fn from(e: Error) -> Self {
         let code = match &e {
             Error::Load(e) => return Self::new(loader_code(e), e.to_string()),
-            // The library calls them as the flags are called.
+            // The library calls them as the flags are called, or as a flag and a part of its value.
             Error::Option { name, value, expected } => {
-                return Self::new(USAGE, format!("--{name} {value}: expected {expected}"));
+                let given = match (name.split_once(' '), value.as_str()) {
+                    (Some((flag, part)), value) => format!("{flag} {part}={value}"),
+                    (None, "given") => (*name).to_owned(),
+                    (None, value) => format!("{name} {value}"),
+                };
+                return Self::new(USAGE, format!("--{given}: expected {expected}"));
             }
             Error::OutOfMemory { .. } | Error::OutOfDeviceMemory { .. } | Error::KvFull { .. } => {
                 OUT_OF_MEMORY

@@ -1,5 +1,5 @@
-//! Files that the program leaves behind, each whole or not at all. They are begun before the work, so that a path which
-//! cannot be written to is noticed then.
+//! Files that the program leaves behind, each whole or not at all. Before the work each is begun and dropped, so that a path
+//! which cannot be written to is noticed then, and nothing of it is left where the program is interrupted.
 
 use std::io::{self, Write};
 use std::path::Path;

@@ -32,7 +32,7 @@ use std::time::Instant;
 
 use indicatif::ProgressBar;
 use loris::loader::{ModelConfig, Special};
-use loris::{Model, ModelOptions, NewFile, Session, SessionOptions};
+use loris::{Model, ModelOptions, Session, SessionOptions};
 use serde_json::json;
 
 use crate::args::EvalArgs;
@@ -82,12 +82,6 @@ struct Desk<'a> {
     bar: &'a ProgressBar,
 }
 
-/// Files to write, made before anything runs.
-struct Files {
-    csv: Option<NewFile>,
-    samples: Option<File>,
-}
-
 pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     let tasks = check(args)?;
     let longest = longest(args, &tasks);
@@ -100,12 +94,14 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
             .ok_or_else(|| Failure::new(USAGE, "--text: the file has no words"))?,
         None => Filler::Synthetic,
     };
-    let mut files =
-        Files { csv: args.csv.as_deref().map(files::create).transpose()?, samples: None };
+    let mut samples = None;
+    if let Some(path) = &args.csv {
+        files::create(path)?; // and dropped: it can be written to
+    }
     let mut results = Results::default();
     if let Some(path) = &args.samples {
-        let samples = resume::open(path, args.resume, &variants)?;
-        (files.samples, results.outcomes) = (Some(samples.file), samples.outcomes);
+        let opened = resume::open(path, args.resume, &variants)?;
+        (samples, results.outcomes) = (Some(opened.file), opened.outcomes);
     }
     if let Some(dir) = &args.svg {
         std::fs::create_dir_all(dir).map_err(|e| cannot_write(dir, &e))?;
@@ -122,16 +118,16 @@ pub(crate) fn eval(args: &EvalArgs, report: &Report) -> Result<(), Failure> {
     let bench = Bench { args, report, tasks, variants, models, filler, text };
 
     let started = Instant::now();
-    let outcome = bench.run(&mut results, &mut files);
+    let outcome = bench.run(&mut results, &mut samples);
     match outcome {
         Err(failure) if failure.code != INTERRUPTED => return Err(failure),
-        _ => bench.finish(&results, &mut files, started.elapsed().as_secs_f64())?,
+        _ => bench.finish(&results, started.elapsed().as_secs_f64())?,
     }
     outcome // an interrupted run has shown what it had, and still says that it was interrupted
 }
 
 impl Bench<'_> {
-    fn run(&self, results: &mut Results, files: &mut Files) -> Result<(), Failure> {
+    fn run(&self, results: &mut Results, samples: &mut Option<File>) -> Result<(), Failure> {
         let (args, model) = (self.args, &self.models[0]);
         let tokenizer = open::tokenizer(model, &args.dir)?;
         let is_chat = !args.raw && model.chat_template().is_some();
@@ -146,7 +142,7 @@ impl Bench<'_> {
         self.warm_up(&guard)?;
         let bar = self.report.bar("evaluating", Unit::Tokens, self.n_tokens());
         let desk = Desk { prompter: &prompter, guard: &guard, bar: &bar };
-        let outcome = self.each(&desk, results, files);
+        let outcome = self.each(&desk, results, samples);
         bar.finish_and_clear();
         outcome
     }
@@ -157,7 +153,7 @@ impl Bench<'_> {
         &self,
         desk: &Desk<'_>,
         results: &mut Results,
-        files: &mut Files,
+        samples: &mut Option<File>,
     ) -> Result<(), Failure> {
         let args = self.args;
         for idx in 0..args.samples_per_task.max(args.prose_windows) {
@@ -167,7 +163,7 @@ impl Bench<'_> {
                     if task == Task::Prose {
                         self.prose(seed, desk, results)?;
                     } else if idx < args.samples_per_task {
-                        self.sample(task, seed, desk, results, files)?;
+                        self.sample(task, seed, desk, results, samples)?;
                     }
                     if desk.guard.interrupted() {
                         return Err(Failure::interrupted());
@@ -195,7 +191,7 @@ impl Bench<'_> {
         seed: Seed,
         desk: &Desk<'_>,
         results: &mut Results,
-        files: &mut Files,
+        samples: &mut Option<File>,
     ) -> Result<(), Failure> {
         let Desk { prompter, guard, bar } = desk;
         let n = self.variants.len();
@@ -232,7 +228,7 @@ impl Bench<'_> {
             bar.inc(seed.len as u64);
             for outcome in outcomes {
                 let line = outcome.json(&self.variants[variant].name);
-                if let (Some(file), Some(path)) = (&mut files.samples, &self.args.samples) {
+                if let (Some(file), Some(path)) = (samples.as_mut(), &self.args.samples) {
                     writeln!(file, "{line}").map_err(|e| cannot_write(path, &e))?;
                 }
                 self.report.event("sample", line)?;
@@ -298,11 +294,11 @@ impl Bench<'_> {
     }
 
     /// Shows and writes what there is.
-    fn finish(&self, results: &Results, files: &mut Files, seconds: f64) -> Result<(), Failure> {
+    fn finish(&self, results: &Results, seconds: f64) -> Result<(), Failure> {
         let Self { args, report, variants, .. } = self;
         let rows: Vec<Row> = rows::rows(results, &self.tasks, &args.lens, variants.len());
-        if let Some(file) = files.csv.take() {
-            files::write(file, &rows::csv(&rows, variants))?;
+        if let Some(path) = &args.csv {
+            files::write(files::create(path)?, &rows::csv(&rows, variants))?;
         }
         if let (Some(dir), false) = (&args.svg, results.outcomes.is_empty()) {
             plot::write(dir, results, variants, &args.lens)?;
