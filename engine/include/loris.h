@@ -26,7 +26,7 @@
  * Threads. Engines and models may be used by any threads at once. A session and a text stream belong to one call at a
  * time, on any thread; a second call is told LORIS_E_BUSY. loris_session_cancel is for any thread.
  * Calls that compute take turns on the device, pass by pass, in the order in which they come: a token that one thread
- * decodes waits for at most one chunk of a prompt that another computes.
+ * decodes waits for at most one chunk of each prompt that other threads compute, and in loris_model_step for one chunk in all.
  *
  * Structs begin with struct_size and are set by their loris_*_params_init, then changed. They only grow at their end,
  * so a program keeps running with a newer library. Fields named flags and reserved are 0 where nothing else is said.
@@ -645,21 +645,24 @@ int32_t loris_session_set_sampling(struct loris_session *session,
                                    const struct loris_sampling_params *params);
 
 // Chooses the next token from the session's logits; the session does not hold it until loris_session_decode or
-// loris_session_push. LORIS_E_STATE if no logits are ready. One thread at a time.
+// loris_session_push. LORIS_E_STATE if no logits are ready. Logits that an answer left on the device are read first, as
+// in loris_session_logits. One thread at a time.
 int32_t loris_session_sample(struct loris_session *session,
                              uint32_t *token);
 
-// Copies the logits after the session's last token. Where they are still on the device and it fails, that is the status.
-// buf has room for cap floats; *n is set to the size of the
+// Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
 // vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
-// ready: before the first token and after a truncation. One thread at a time.
+// ready: before the first token and after a truncation. An answer may have left them on the device: they are read, or
+// computed once more, first, and where that fails (LORIS_E_DEVICE, or LORIS_KV_FULL: it takes a page a layer) that is
+// the status. One thread at a time.
 int32_t loris_session_logits(struct loris_session *session,
                              float *buf,
                              size_t cap,
                              size_t *n);
 
 // Runs n tokens as loris_session_prefill does and shows on_logits the logits after each: for perplexity and the
-// like. Anything but LORIS_OK leaves the session as it was before the call. One thread at a time.
+// like. Anything but LORIS_OK, LORIS_E_IO as in loris_session_prefill among it, leaves the session as it was before the
+// call. One thread at a time.
 int32_t loris_session_score(struct loris_session *session,
                             const uint32_t *tokens,
                             size_t n,
@@ -705,7 +708,8 @@ int32_t loris_session_get_receipt(struct loris_session *session, struct loris_re
 
 // Writes the session - tokens, KV, logits, not the choice of tokens - into buf, which has room for cap bytes; *n is
 // set to how many there are, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that.
-// LORIS_E_STATE if tokens are queued. The session does not change. One thread at a time.
+// LORIS_E_STATE if tokens are queued. Logits that an answer left on the device are read first, as in
+// loris_session_logits. The session does not change. One thread at a time.
 int32_t loris_session_save(struct loris_session *session,
                            uint8_t *buf,
                            size_t cap,

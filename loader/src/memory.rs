@@ -1,7 +1,7 @@
 //! Host memory whose size comes from an input: an error where there is none, never the end of the process.
 //!
 //! Rust ends the process where an allocation that cannot be asked for fails, and libraries allocate as they go. So what
-//! grows with an input is asked for where it grows ([`extend`]); and before code runs that does not ask (a library,
+//! grows with an input is asked for where it grows (`extend`); and before code runs that does not ask (a library,
 //! or the small pieces of a tree), room for all that it may take is asked for at once and let go ([`room_for`]). Either way
 //! [`SLACK`] is left for the small things of a call whose number does not depend on the input: the text of an
 //! error, a handle, a list of the call's ops.

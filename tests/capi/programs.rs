@@ -329,9 +329,9 @@ fn opening_again_and_again_takes_no_more_memory() {
     let reload = workshop.test("reload", Checks::None);
     let library = workshop.path("libloris.so").to_str().unwrap().to_owned();
     for what in ["models", "library"] {
-        let mut reload = command(&reload);
+        let (folder, mut reload) = (Folder::new(), command(&reload));
         // One arena: when a thread gets another is chance, and each is a step of more than a megabyte.
-        reload.env("MALLOC_ARENA_MAX", "1").args([what, &library, &Folder::new().arg("")]);
+        reload.env("MALLOC_ARENA_MAX", "1").args([what, &library, &folder.arg("")]);
         print!("{}", sound(done(&mut reload)).out);
     }
 }
