@@ -25,6 +25,9 @@ mod backend {
 mod error {
     pub(crate) use loris::Error;
 }
+mod memory {
+    pub(crate) use loris::loader::memory::{has_room, has_space};
+}
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 // Not shuttle's: what only the checks use is no point to switch threads at.
