@@ -294,6 +294,12 @@ pub enum Error {
         /// The budget.
         limit: u64,
     },
+    /// A chat is not one that can be rendered.
+    #[error("chat: {why}")]
+    Chat {
+        /// What, and what is expected.
+        why: Text,
+    },
 }
 
 impl Error {
