@@ -139,11 +139,16 @@ impl Chat {
     /// `continue_final_message` (true, or the name of a field), `chat_template`. Other keys are refused.
     pub fn from_json(text: &str) -> Result<Chat, Error> {
         json::room_to_read(text.as_bytes())?;
+        let invalid = |why| Error::Chat { why: format!("not valid JSON: {why}").into() };
+        Chat::from_value(Json::parse(text).map_err(invalid)?)
+    }
+
+    /// [`from_json`](Self::from_json) of a value that was read.
+    pub fn from_value(value: Json) -> Result<Chat, Error> {
         let refuse = |why: String| Error::Chat { why: why.into() };
-        let request = match Json::parse(text) {
-            Ok(Json::Object(request)) => request,
-            Ok(other) => return Err(refuse(format!("expected an object, found {}", other.kind()))),
-            Err(why) => return Err(refuse(format!("not valid JSON: {why}"))),
+        let request = match value {
+            Json::Object(request) => request,
+            other => return Err(refuse(format!("expected an object, found {}", other.kind()))),
         };
         let mut chat = Chat::default();
         let mut add = None;

@@ -475,12 +475,16 @@ impl<'t> Run<'t> {
         for (op, right) in rest {
             let right = self.eval(right, scope)?;
             self.meter.work(1)?;
-            if let (Op::Add, Value::Str(right)) = (op, &right) {
+            if let (Op::Add, Value::Str(right)) = (op, &right)
+                && !right.is_markup()
+            {
                 if let Some(sum) = &mut sum {
                     sum.push(right)?;
                     continue;
                 }
-                if let Value::Str(left) = &value {
+                if let Value::Str(left) = &value
+                    && !left.is_markup()
+                {
                     let mut builder = Builder::new(self.meter);
                     builder.push(left)?;
                     builder.push(right)?;
@@ -525,6 +529,9 @@ impl<'t> Run<'t> {
             return Err(fault(&**why));
         }
         match (op, left, right) {
+            (Op::Rem, Value::Str(text), _) if text.is_markup() => {
+                Err(fault("formatting of escaped text is not supported"))
+            }
             (Op::Rem, Value::Str(text), _) => format::percent(self, text, right).map(Value::Str),
             (Op::Add, Value::List(a), Value::List(b)) => {
                 self.meter.take((a.list.len() + b.list.len()) * size_of::<Value>())?;
@@ -543,7 +550,7 @@ impl<'t> Run<'t> {
                         out.push(text)?;
                     }
                 }
-                Ok(Value::Str(out.finish()))
+                Ok(Value::Str(out.finish().with_markup(text.is_markup())))
             }
             (Op::Mul, list @ (Value::List(items) | Value::Tuple(items)), n)
             | (Op::Mul, n, list @ (Value::List(items) | Value::Tuple(items)))
@@ -560,10 +567,15 @@ impl<'t> Run<'t> {
                 }
             }
             (Op::Add, Value::Str(a), Value::Str(b)) => {
+                let is_markup = a.is_markup() || b.is_markup();
                 let mut out = Builder::new(self.meter);
-                out.push(a)?;
-                out.push(b)?;
-                Ok(Value::Str(out.finish()))
+                for part in [a, b] {
+                    match is_markup && !part.is_markup() {
+                        true => filters::write_escaped(part, &mut out)?,
+                        false => out.push(part)?,
+                    }
+                }
+                Ok(Value::Str(out.finish().with_markup(is_markup)))
             }
             _ => arithmetic(op, left, right),
         }

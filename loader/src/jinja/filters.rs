@@ -31,7 +31,7 @@ const FILTERS: &[(&str, Filter)] = &[
     ("escape", escape),
     ("first", first),
     ("float", to_float),
-    ("forceescape", escape),
+    ("forceescape", force_escape),
     ("format", |run, value, args| {
         let text = value.text(run.meter)?;
         let values = match (&args.pos[..], &args.named[..]) {
@@ -93,7 +93,7 @@ const FILTERS: &[(&str, Filter)] = &[
     ("round", round),
     ("safe", |run, value, args| {
         args.none("safe")?;
-        value.text(run.meter).map(Value::Str)
+        Ok(Value::Str(value.text(run.meter)?.with_markup(true)))
     }),
     ("select", |run, value, args| select(run, &value, args, false, true)),
     ("selectattr", |run, value, args| select(run, &value, args, true, true)),
@@ -142,6 +142,10 @@ const REFUSED: [&str; 8] = [
     "xmlattr",
 ];
 
+/// Filters that make markup of markup.
+const KEEP_MARKUP: [&str; 7] =
+    ["capitalize", "center", "indent", "lower", "reverse", "trim", "upper"];
+
 /// Whether there is a filter of this name.
 pub(crate) fn exists(name: &str) -> bool {
     FILTERS.iter().any(|(have, _)| *have == name)
@@ -149,8 +153,13 @@ pub(crate) fn exists(name: &str) -> bool {
 
 /// Runs a filter.
 pub(crate) fn apply(run: &mut Run<'_>, name: &str, value: Value, args: CallArgs) -> R<Value> {
+    let stays =
+        KEEP_MARKUP.contains(&name) && matches!(&value, Value::Str(text) if text.is_markup());
     match FILTERS.iter().find(|(have, _)| *have == name) {
-        Some((_, filter)) => filter(run, value, args),
+        Some((_, filter)) => Ok(match filter(run, value, args)? {
+            Value::Str(text) if stays => Value::Str(text.with_markup(true)),
+            other => other,
+        }),
         None if REFUSED.contains(&name) => {
             Err(fault(format!("filter '{name}' has no use in a prompt and is not supported")))
         }
@@ -309,10 +318,8 @@ fn dict_sort(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     Value::list(list.into_iter().map(|(_, pair)| pair).collect(), run.meter)
 }
 
-fn escape(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
-    args.none("escape")?;
-    let text = value.text(run.meter)?;
-    let mut out = Builder::new(run.meter);
+/// Writes a text as HTML has it.
+pub(crate) fn write_escaped(text: &Str, out: &mut Builder<'_>) -> R<()> {
     for (c, foreign) in text.marked_chars() {
         match c {
             '&' => out.put("&amp;", foreign)?,
@@ -323,7 +330,21 @@ fn escape(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
             c => out.char(c, foreign)?,
         }
     }
-    Ok(Value::Str(out.finish()))
+    Ok(())
+}
+
+fn escape(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
+    match &value {
+        Value::Str(text) if text.is_markup() => args.none("escape").map(|()| value),
+        _ => force_escape(run, value, args),
+    }
+}
+
+fn force_escape(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
+    args.none("escape")?;
+    let mut out = Builder::new(run.meter);
+    write_escaped(&value.text(run.meter)?, &mut out)?;
+    Ok(Value::Str(out.finish().with_markup(true)))
 }
 
 fn first(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
@@ -331,7 +352,7 @@ fn first(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let first = match &value {
         Value::Str(text) => {
             let end = char_offset(text, 1);
-            (end > 0).then(|| Value::Str(text.slice(0..end)))
+            (end > 0).then(|| Value::Str(text.slice(0..end).with_markup(false)))
         }
         // Only the one that is looked at is taken.
         Value::Once(once) => {
@@ -349,7 +370,7 @@ fn last(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let last = match &value {
         Value::Str(text) => {
             let start = text.as_str().char_indices().next_back().map(|(at, _)| at);
-            start.map(|start| Value::Str(text.slice(start..text.len())))
+            start.map(|start| Value::Str(text.slice(start..text.len()).with_markup(false)))
         }
         Value::Once(_) => return Err(fault("'generator' object is not reversible")),
         value => value.iterate(run.meter)?.list.last().cloned(),

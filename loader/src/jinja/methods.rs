@@ -91,6 +91,15 @@ pub(crate) fn call(
     args: CallArgs,
 ) -> R<Value> {
     match object {
+        Value::Str(text) if text.is_markup() => match name {
+            "format" | "format_map" | "join" | "replace" => {
+                Err(fault(format!("{name} of escaped text is not supported")))
+            }
+            _ => Ok(match of_str(run, text, name, args)? {
+                Value::Str(text) => Value::Str(text.with_markup(true)),
+                other => other,
+            }),
+        },
         Value::Str(text) => of_str(run, text, name, args),
         Value::Dict(dict) => of_dict(run, dict, name, args),
         Value::Loop(id) => of_loop(run, *id, name, args),

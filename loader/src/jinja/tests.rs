@@ -91,7 +91,7 @@ pub(crate) fn apply(run: &mut Run<'_>, name: &str, value: &Value, args: CallArgs
         }
         "filter" => matches!(value, Value::Str(name) if filters::exists(name.as_str())),
         "test" => matches!(value, Value::Str(name) if exists(name.as_str())),
-        "escaped" => false,
+        "escaped" => matches!(value, Value::Str(text) if text.is_markup()),
         _ => return Err(fault(format!("no test named '{name}'"))),
     })
 }

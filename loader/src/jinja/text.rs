@@ -62,6 +62,8 @@ pub(crate) struct Str {
     shared: Rc<Shared>,
     start: usize,
     end: usize,
+    /// Whether it is what Jinja calls markup (`|safe`, `|escape`): text that is added to it is escaped.
+    markup: bool,
 }
 
 impl Str {
@@ -77,7 +79,16 @@ impl Str {
 
     fn of(text: String, foreign: Foreign) -> Str {
         let end = text.len();
-        Str { shared: Rc::new(Shared { text, foreign }), start: 0, end }
+        Str { shared: Rc::new(Shared { text, foreign }), start: 0, end, markup: false }
+    }
+
+    pub(crate) fn is_markup(&self) -> bool {
+        self.markup
+    }
+
+    pub(crate) fn with_markup(mut self, markup: bool) -> Str {
+        self.markup = markup;
+        self
     }
 
     pub(crate) fn as_str(&self) -> &str {
@@ -96,7 +107,7 @@ impl Str {
     pub(crate) fn slice(&self, range: Range<usize>) -> Str {
         let at = |byte: usize| self.start + byte.min(self.len());
         let (start, end) = (at(range.start), at(range.end));
-        Str { shared: self.shared.clone(), start, end: end.max(start) }
+        Str { shared: self.shared.clone(), start, end: end.max(start), markup: self.markup }
     }
 
     /// A part that a method of `str` found in [`as_str`](Self::as_str).

@@ -246,6 +246,7 @@ impl Value {
             Value::Undefined(_) => Items::new(Vec::new(), meter),
             Value::Str(text) => {
                 meter.take(text.len().saturating_mul(ENTRY_BYTES))?;
+                let text = text.clone().with_markup(false);
                 let chars = text.as_str().char_indices();
                 let chars = chars.map(|(at, c)| Value::Str(text.slice(at..at + c.len_utf8())));
                 Items::new(chars.collect(), meter)
@@ -419,6 +420,11 @@ impl Value {
             Value::Bool(false) => out.own("False"),
             Value::Int(n) => out.own(&n.to_string()),
             Value::Float(n) => out.own(&float_repr(*n)),
+            Value::Str(text) if text.is_markup() => {
+                out.own("Markup(")?;
+                write_str_repr(text, false, out)?;
+                out.own(")")
+            }
             Value::Str(text) => write_str_repr(text, false, out),
             Value::List(items) => write_items(&items.list, ["[", "]"], out),
             Value::Tuple(items) | Value::Group(items) => {
