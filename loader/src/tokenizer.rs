@@ -343,6 +343,18 @@ impl TextStream {
         }
     }
 
+    /// A stream that goes on behind the ids `before`, whose complete text was returned.
+    pub fn after(
+        tokenizer: &Tokenizer,
+        special: Special,
+        before: &[u32],
+    ) -> Result<TextStream, Error> {
+        let mut stream = TextStream::new(tokenizer, special);
+        let n = before.len().saturating_sub(TextStream::CUT + TextStream::MAX_RAW_BYTES);
+        before[n..].iter().try_for_each(|&id| stream.push(id).map(drop))?;
+        Ok(stream)
+    }
+
     /// Takes the next id and returns the text that is now complete, often one word, sometimes nothing.
     pub fn push(&mut self, id: u32) -> Result<String, Error> {
         // Silent tokens stay out of the window, where they could be all the context that is left.

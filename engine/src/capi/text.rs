@@ -115,6 +115,30 @@ pub unsafe extern "C" fn loris_text_stream_open(
     }
 }
 
+/// As loris_text_stream_open, for ids that come behind the n_tokens ids of tokens, whose text was shown: where an answer
+/// goes on. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_open_after(
+    model: *const loris_model,
+    tokens: *const u32,
+    n_tokens: usize,
+    flags: u32,
+    stream: *mut *mut loris_text_stream,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("stream", stream, std::ptr::null_mut())?;
+            let tokenizer = tokenizer(get(model)?)?;
+            let before = slice("tokens", tokens, n_tokens)?;
+            let opened = TextStream::after(tokenizer, shown("flags", flags)?, before)?;
+            let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
+            write("stream", stream, opened)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
 /// Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
 /// often a word, sometimes empty. It lives until the next call on the stream. All texts joined are what
 /// loris_detokenize makes of all ids at once. After an error the stream is as it was. One thread at a time.

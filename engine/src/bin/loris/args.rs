@@ -15,7 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
 use loris::loader::LoadMode;
 use loris::policy::stream::MAX_SINKS;
-use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions};
+use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, policy};
 
 /// Counts of tokens, where nothing else limits them before the model is known.
 const TOKENS: RangeInclusive<usize> = ModelOptions::KV_TOKENS;
@@ -37,6 +37,24 @@ where
         let found = text.parse().ok().filter(|n| range.contains(n));
         found.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
     }
+}
+
+/// Reads a count of which -1 means as many as there can be.
+fn or_unlimited(text: &str) -> Result<usize, String> {
+    if text == "-1" { Ok(usize::MAX) } else { within(ANY)(text) }
+}
+
+/// A seed, where one was said to be wanted: `None` is a random one.
+pub(crate) type Seed = Option<u64>;
+
+fn or_random(text: &str) -> Result<Seed, String> {
+    if text == "-1" { Ok(None) } else { within(0..=u64::MAX)(text).map(Some) }
+}
+
+/// Reads a share; the option whose it is says what range it takes.
+#[allow(clippy::cast_possible_truncation)] // to the precision that samplers have
+fn share(text: &str) -> Result<f32, String> {
+    policy::share::parse(text).map(|share| share as f32).ok_or(policy::share::EXPECTED.into())
 }
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
@@ -152,10 +170,14 @@ pub(crate) struct ChatArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Answer")]
 pub(crate) struct GenerateArgs {
-    /// Tokens at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512,
-          value_parser = within(ANY), allow_negative_numbers = true)]
+    /// Tokens at most; -1: until the context is full
+    #[arg(short = 'n', long, value_name = "N", default_value = "512",
+          value_parser = or_unlimited, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
+    /// Tokens at least: before, no token that would end the answer is chosen and no --stop looked for
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = within(ANY), allow_negative_numbers = true)]
+    pub(crate) min_tokens: usize,
     /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
@@ -163,20 +185,26 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "K", value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) top_k: Option<usize>,
     /// Only the likeliest tokens that reach probability P together
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Only tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
     /// Penalty on tokens that occurred; 1: none
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
-    /// Start of the random sequence [default: random; `load` and `done` events show it]
-    #[arg(long, value_name = "N", value_parser = within(0..=u64::MAX), allow_negative_numbers = true)]
-    pub(crate) seed: Option<u64>,
-    /// End the answer before this text; may be repeated
+    /// Start of the random sequence; -1: a random one [default: -1; `load` and `done` events show it]
+    #[arg(long, value_name = "N", value_parser = or_random, allow_negative_numbers = true)]
+    pub(crate) seed: Option<Seed>,
+    /// End the answer before this text, also that of a special token such as <|im_end|>; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+    /// With --stop: the text that ended the answer is part of it
+    #[arg(long, requires = "stop")]
+    pub(crate) keep_stop: bool,
+    /// End the answer before this token, by its id; may be repeated
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    pub(crate) stop_id: Vec<u32>,
     /// Go on after an end-of-sequence token
     #[arg(long)]
     pub(crate) ignore_eos: bool,

@@ -14,6 +14,9 @@ use loris::loader::{Message, Special, Tokenizer};
 use crate::args::RunArgs;
 use crate::exit::{Failure, RUN_TIME, USAGE};
 
+/// What editors may begin a text with.
+pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The prompt that the flags or stdin give; `None` where there is none.
 pub(crate) fn text(args: &RunArgs) -> Result<Option<String>, Failure> {
     match (&args.prompt, &args.file) {
@@ -30,7 +33,7 @@ pub(crate) fn text(args: &RunArgs) -> Result<Option<String>, Failure> {
     }
 }
 
-/// A text file.
+/// A text file, without a byte order mark.
 pub(crate) fn read_file(path: &Path) -> Result<String, Failure> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path)
@@ -39,10 +42,12 @@ pub(crate) fn read_file(path: &Path) -> Result<String, Failure> {
 }
 
 fn utf8(bytes: Vec<u8>, name: &str) -> Result<String, Failure> {
-    String::from_utf8(bytes).map_err(|e| {
+    let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Failure::new(RUN_TIME, format!("{name}: not UTF-8 at byte {at}; convert it first"))
-    })
+    })?;
+    // Some editors begin a text with a mark that nobody means.
+    Ok(text.strip_prefix(BYTE_ORDER_MARK).map(str::to_owned).unwrap_or(text))
 }
 
 /// Editors and `echo` end a text with a newline that nobody means.
