@@ -17,9 +17,11 @@
 
 #![deny(missing_docs)]
 
+mod added;
 mod chat;
 mod config;
 mod dtype;
+mod encode;
 mod error;
 mod json;
 mod keys;
@@ -33,6 +35,7 @@ pub mod safetensors;
 mod shards;
 mod shield;
 mod tokenizer;
+mod words;
 
 use std::path::{Path, PathBuf};
 
