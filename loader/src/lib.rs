@@ -18,6 +18,7 @@
 #![deny(missing_docs)]
 
 mod chat;
+mod companions;
 mod config;
 mod dtype;
 mod error;
@@ -36,9 +37,12 @@ mod tokenizer;
 
 use std::path::{Path, PathBuf};
 
+use companions::Companions;
+
 pub use chat::{
     CHAT_TEMPLATE, COPY_BUDGET, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES, Message, TOKENIZER_CONFIG,
 };
+pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Text};
@@ -86,7 +90,8 @@ pub fn open_with_progress(
     let chat = ChatTemplate::open(dir)?;
     if let Some(tokenizer) = &tokenizer {
         tokenizer.check_vocab(config.vocab_size)?;
-        if let Some(id) = chat::eos_token(dir)?.and_then(|text| tokenizer.token_to_id(&text)) {
+        let companions = Companions::open(dir)?;
+        if let Some(id) = companions.text("eos_token").and_then(|text| tokenizer.token_to_id(text)) {
             config.add_eos(id);
         }
     }

@@ -16,6 +16,7 @@ use tokenizers::Tokenizer as Inner;
 use tokenizers::{Encoding, ModelWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::companions::Companions;
 use crate::error::Error;
 use crate::json;
 use crate::memory;
@@ -77,11 +78,15 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Option<Tokenizer>, Error> {
         let path = dir.join(TOKENIZER);
         let Some(bytes) = json::read_file(&path, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
-        Tokenizer::parse(&bytes, &path).map(Some)
+        Tokenizer::parse_with(&bytes, &path, &Companions::open(dir)?).map(Some)
     }
 
-    /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
+    /// Reads the bytes of a `tokenizer.json` that has no files beside it; `path` is for messages.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
+        Tokenizer::parse_with(bytes, path, &Companions::default())
+    }
+
+    fn parse_with(bytes: &[u8], path: &Path, companions: &Companions) -> Result<Tokenizer, Error> {
         let refuse = |why: String| Error::Tokenizer { file: path.into(), why: why.into() };
         let n_values = READ_BYTES_OF_VALUE.saturating_mul(json::n_values(bytes));
         let n_bytes = READ_BYTES.saturating_mul(bytes.len());
@@ -92,6 +97,7 @@ impl Tokenizer {
             .map_err(|err| refuse(format!("not a tokenizer: {err}")))?;
         inner.with_truncation(None).map_err(|err| refuse(err.to_string()))?;
         inner.with_padding(None);
+        companions.apply(&mut inner, path)?;
 
         let vocab = inner.get_vocab(true);
         // A sum, because the order of a map is a matter of chance.
