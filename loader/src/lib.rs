@@ -51,6 +51,9 @@ pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
 
+/// The file that says that a folder holds an adapter.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
 /// How to open a model folder.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
@@ -71,6 +74,8 @@ pub struct Checkpoint {
     pub tokenizer: Option<Tokenizer>,
     /// The chat template, where the folder has one.
     pub chat: Option<ChatTemplate>,
+    /// What is odd about the folder without being wrong; for people.
+    pub warnings: Vec<String>,
 }
 
 /// Opens a model folder.
@@ -84,16 +89,23 @@ pub fn open_with_progress(
     options: &OpenOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Checkpoint, Error> {
+    let adapter = dir.join(ADAPTER_CONFIG);
+    if json::is_there(&adapter)? {
+        // The reference puts it on top of the weights.
+        return Err(Error::Adapter { file: adapter });
+    }
     let mut config = ModelConfig::open(dir)?;
-    let weights = Weights::open(dir, options.load, progress)?;
+    let mut weights = Weights::open(dir, options.load, progress)?;
+    config.tied_embeddings = config.tied_embeddings && weights.is_tied();
+    (0..config.n_layers).try_for_each(|layer| weights.unify(layer))?;
     let tokenizer = Tokenizer::open(dir)?;
     let chat = ChatTemplate::open(dir)?;
-    if let Some(tokenizer) = &tokenizer {
-        tokenizer.check_vocab(config.vocab_size)?;
-        let companions = Companions::open(dir)?;
-        if let Some(id) = companions.text("eos_token").and_then(|text| tokenizer.token_to_id(text)) {
-            config.add_eos(id);
-        }
+    if let Some(tokenizer) = &tokenizer
+        && let Some(id) =
+            Companions::open(dir)?.text("eos_token").and_then(|text| tokenizer.token_to_id(text))
+    {
+        config.add_eos(id);
     }
-    Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat })
+    let warnings = weights.warnings().to_vec();
+    Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat, warnings })
 }

@@ -245,19 +245,7 @@ impl Tokenizer {
     /// The ids below `vocab_size`, the model's, that stand for no token and must never be sampled.
     pub fn padded_ids(&self, vocab_size: usize) -> impl Iterator<Item = u32> + '_ {
         let end = u32::try_from(vocab_size).unwrap_or(u32::MAX);
-        self.0.holes.iter().copied().chain(self.0.n_ids..end)
-    }
-
-    /// Fails where the tokenizer has ids that the model, with `vocab_size` rows of embeddings, has not.
-    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
-        if self.vocab_size() <= vocab_size {
-            return Ok(());
-        }
-        let why = format!(
-            "has {} ids, expected at most config.json's vocab_size = {vocab_size}",
-            self.vocab_size()
-        );
-        Err(Error::Tokenizer { file: self.0.path.clone(), why: why.into() })
+        self.0.holes.iter().copied().filter(move |&id| id < end).chain(self.0.n_ids..end)
     }
 
     /// Runs `body` with the flag that makes special tokens ordinary text. Other threads share the tokenizer where the
