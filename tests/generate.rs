@@ -95,6 +95,7 @@ fn scripted(script: &[u32], options: &ModelOptions) -> Model {
         weights: Weights::from_memory(tensors.collect()).unwrap(),
         tokenizer: Some(tokenizer()),
         chat: None,
+        warnings: Vec::new(),
     };
     support::open(checkpoint, options)
 }

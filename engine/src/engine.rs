@@ -147,7 +147,8 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
         memory::room_for(0, "the model")?;
-        let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
+        let Checkpoint { config, weights, tokenizer, chat, warnings, .. } = checkpoint;
+        warnings.iter().for_each(|warning| self.log.say(Level::Warn, format_args!("{warning}")));
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
         let (exec, placement) =

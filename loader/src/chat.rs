@@ -20,6 +20,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value};
 use serde_json::Value as Json;
 
+use crate::companions::Companions;
 use crate::error::Error;
 use crate::json;
 use crate::memory;
@@ -48,8 +49,6 @@ const MESSAGE_BYTES: usize = 1 << 10;
 const ENVIRONMENT_BYTES: usize = 1 << 20;
 
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// One message of a chat.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -66,7 +65,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     metered: Arc<Metered>,
     /// `bos_token` and the like with their texts.
-    special_tokens: Vec<(&'static str, String)>,
+    special_tokens: Vec<(String, String)>,
 }
 
 impl Message {
@@ -82,14 +81,17 @@ impl ChatTemplate {
         let config_path = dir.join(TOKENIZER_CONFIG);
         let config =
             json::read_object(&config_path, MAX_TOKENIZER_CONFIG_BYTES)?.unwrap_or_default();
-        let special_tokens = special_tokens(&config);
+        let special_tokens: Vec<(String, String)> = Companions::open(dir)?
+            .named()
+            .map(|(name, text)| (name.to_owned(), text.to_owned()))
+            .collect();
         let path = dir.join(CHAT_TEMPLATE);
         if let Some(bytes) = json::read_file(&path, MAX_TEMPLATE_BYTES as u64)? {
             let source = String::from_utf8(bytes).map_err(|err| Error::Template {
                 file: path.clone(),
                 why: err.to_string().into(),
             })?;
-            return ChatTemplate::parse(&source, &path, special_tokens).map(Some);
+            return ChatTemplate::parse_with(&source, &path, special_tokens).map(Some);
         }
         match config.get("chat_template") {
             None | Some(Json::Null) => Ok(None),
@@ -101,7 +103,7 @@ impl ChatTemplate {
                         .into(),
                     actual: json::describe(value),
                 })?;
-                ChatTemplate::parse(source, &config_path, special_tokens).map(Some)
+                ChatTemplate::parse_with(source, &config_path, special_tokens).map(Some)
             }
         }
     }
@@ -111,6 +113,15 @@ impl ChatTemplate {
         source: &str,
         path: &Path,
         special_tokens: Vec<(&'static str, String)>,
+    ) -> Result<ChatTemplate, Error> {
+        let named = |(name, text): (&str, String)| (name.to_owned(), text);
+        ChatTemplate::parse_with(source, path, special_tokens.into_iter().map(named).collect())
+    }
+
+    fn parse_with(
+        source: &str,
+        path: &Path,
+        special_tokens: Vec<(String, String)>,
     ) -> Result<ChatTemplate, Error> {
         let limit = MAX_TEMPLATE_BYTES as u64;
         if source.len() as u64 > limit {
@@ -142,7 +153,7 @@ impl ChatTemplate {
         let template = env
             .template_from_str(&self.metered.source)
             .map_err(|err| self.explain(&err, &budget))?;
-        let own = self.special_tokens.iter().map(|(name, text)| (*name, Value::from(text)));
+        let own = self.special_tokens.iter().map(|(name, text)| (name.as_str(), Value::from(text)));
         let context: BTreeMap<&str, Value> = own
             .chain([
                 ("messages", Value::from(Serde(messages))),
@@ -208,26 +219,6 @@ impl fmt::Debug for ChatTemplate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ChatTemplate({})", self.path.display())
     }
-}
-
-/// The text of a special token in tokenizer_config.json, which is a string or an object with `content`.
-fn special_token<'a>(config: &'a serde_json::Map<String, Json>, name: &str) -> Option<&'a str> {
-    let value = config.get(name)?;
-    value.as_str().or_else(|| value.get("content")?.as_str())
-}
-
-/// The text of the token that ends an answer, as tokenizer_config.json has it.
-pub(crate) fn eos_token(dir: &Path) -> Result<Option<String>, Error> {
-    let config = json::read_object(&dir.join(TOKENIZER_CONFIG), MAX_TOKENIZER_CONFIG_BYTES)?
-        .unwrap_or_default();
-    Ok(special_token(&config, "eos_token").map(str::to_owned))
-}
-
-fn special_tokens(config: &serde_json::Map<String, Json>) -> Vec<(&'static str, String)> {
-    SPECIAL_TOKENS
-        .into_iter()
-        .filter_map(|name| Some((name, special_token(config, name)?.to_owned())))
-        .collect()
 }
 
 fn default_template(value: &Json) -> Option<&str> {

@@ -189,9 +189,9 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Adds a token that ends an answer.
+    /// Adds a token that ends an answer, unless the model has no row for it and so never gives it.
     pub fn add_eos(&mut self, id: u32) {
-        self.eos_ids.push(id);
+        self.eos_ids.extend(Some(id).filter(|&id| (id as usize) < self.vocab_size));
         sort_unique(&mut self.eos_ids);
     }
 

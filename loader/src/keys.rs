@@ -85,6 +85,19 @@ impl<'a> Keys<'a> {
         value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false"))
     }
 
+    /// Whether a value counts as true where any value may stand.
+    pub(crate) fn truth(&self, key: &str) -> bool {
+        match self.get(key) {
+            None => false,
+            Some(Value::Bool(is)) => *is,
+            Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(Value::Null) => false,
+        }
+    }
+
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.wrong(key, "a string"))
