@@ -68,6 +68,11 @@ static void null_pointers(void) {
     CASE(bad, loris_chat_tokenize(model, &missing, &content, 1, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &role, &missing, 1, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &role, &content, 1, 0, buf, N_IDS, NULL));
+    CASE(bad, loris_chat_tokenize_json(NULL, "{}", 2, 0, buf, N_IDS, &n));
+    CASE(bad, loris_chat_tokenize_json(model, NULL, 2, 0, buf, N_IDS, &n));
+    CASE(bad, loris_chat_tokenize_json(model, "{\"messages\": []}", 16, 0, buf, N_IDS, NULL));
+    CASE(bad, loris_chat_render_json(NULL, "{}", 2, 0, (char *)buf, 64, &n));
+    CASE(bad, loris_chat_render_json(model, "{\"messages\": []}", 16, 0, (char *)buf, 64, NULL));
     CASE(bad, loris_chat_render(NULL, &role, &content, 1, 0, (char *)buf, 64, &n));
     CASE(bad, loris_chat_render(model, &role, &missing, 1, 0, (char *)buf, 64, &n));
     CASE(bad, loris_chat_render(model, &role, &content, 1, 0, (char *)buf, 64, NULL));
@@ -379,6 +384,23 @@ static void texts(void) {
     CASE(bad, loris_chat_tokenize(model, &user, &hi, 1, 2, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &user, &hi, SIZE_MAX, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_render(model, &user, &hi, 1, 2, (char *)buf, 64, &n));
+    {
+        const char *request = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}", *odd = "{\"what\": 1}";
+        size_t as_json, as_lists;
+        CASE(bad, loris_chat_tokenize_json(model, request, strlen(request) - 1, 0, buf, N_IDS, &n));
+        CASE(bad, loris_chat_tokenize_json(model, request, strlen(request), 1, buf, N_IDS, &n));
+        CASE(bad, loris_chat_tokenize_json(model, odd, strlen(odd), 0, buf, N_IDS, &n));
+        SAYS("what");
+        CASE(bad, loris_chat_render_json(model, odd, strlen(odd), 0, (char *)buf, 64, &n));
+        CASE(LORIS_OK, loris_chat_tokenize_json(model, request, strlen(request), 0, NULL, 0, &as_json));
+        CASE(LORIS_OK, loris_chat_tokenize(model, &user, &hi, 1, LORIS_ADD_GENERATION_PROMPT, NULL, 0, &as_lists));
+        HOLDS(as_json == as_lists);
+        CASE(LORIS_OK, loris_chat_render_json(model, request, strlen(request), 0, NULL, 0, &as_json));
+        CASE(LORIS_OK, loris_chat_render(model, &user, &hi, 1, LORIS_ADD_GENERATION_PROMPT, NULL, 0, &as_lists));
+        HOLDS(as_json == as_lists);
+        CASE(LORIS_E_UNSUPPORTED, loris_chat_tokenize_json(bare, request, strlen(request), 0, buf, N_IDS, &n));
+        CASE(LORIS_E_UNSUPPORTED, loris_chat_render_json(bare, request, strlen(request), 0, (char *)buf, 64, &n));
+    }
     CASE(bad, loris_model_open(engine, "\xff", NULL, &none));
     HOLDS(none == NULL);
     CASE(LORIS_E_IO, loris_model_open(engine, "", NULL, &none));

@@ -13,7 +13,7 @@ use crate::eval::tasks::{TASKS, Task};
 use crate::eval::{ANSWERS, LENS, SAMPLES};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
-use loris::loader::LoadMode;
+use loris::loader::{Json, LoadMode};
 use loris::policy::stream::MAX_SINKS;
 use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, policy};
 
@@ -123,12 +123,24 @@ pub(crate) struct RunArgs {
     /// is not a terminal and neither -p nor -f is given
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+    /// A whole conversation for the chat template, JSON: a list of messages, or an object with `messages` and, if wanted,
+    /// `tools`, `documents`, `variables`, `continue_final_message`; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system", "assistant", "raw"])]
+    pub(crate) messages: Option<PathBuf>,
+    /// Tools that the template tells the model of: a JSON list
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub(crate) tools: Option<PathBuf>,
     /// System message for the chat template
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub(crate) system: Option<String>,
+    /// Beginning of the answer, which the model goes on with
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    pub(crate) assistant: Option<String>,
+    #[command(flatten)]
+    pub(crate) template: TemplateArgs,
     /// No chat template: the model goes on with the text as it is, in which the text of a special token
     /// is that token
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["chat_template", "template_var"])]
     pub(crate) raw: bool,
     /// Write the session to a file after the answer, also one that Ctrl-C ends
     #[arg(long, value_name = "FILE")]
@@ -158,11 +170,29 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     #[command(flatten)]
+    pub(crate) template: TemplateArgs,
+    #[command(flatten)]
     pub(crate) generate: GenerateArgs,
     #[command(flatten)]
     pub(crate) context: ContextArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TemplateArgs {
+    /// Another chat template: a file, or the name of one of the folder's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// What the template asks for by name, as in enable_thinking=false: JSON, or a text where it is none; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) template_var: Vec<(String, Json)>,
+}
+
+fn variable(text: &str) -> Result<(String, Json), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let value = Json::parse(value).unwrap_or_else(|_| Json::Text(value.into()));
+    Ok((name.into(), value))
 }
 
 /// Without any of these: greedy, unless the model's generation_config.json says `do_sample`, then as it

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
-use loris::loader::Message;
+use loris::loader::{Chat as Conversation, Message};
 use loris::{Finish, Session};
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
@@ -20,7 +20,7 @@ use crate::args::ChatArgs;
 use crate::exit::{BAD_MODEL, Failure, INTERRUPTED, RUN_TIME};
 use crate::files;
 use crate::open;
-use crate::prompt::{self, BYTE_ORDER_MARK};
+use crate::prompt::{self, BYTE_ORDER_MARK, Templating};
 use crate::report::Report;
 use crate::run::{check_flags, load_event, open_for_answers};
 
@@ -40,7 +40,9 @@ struct Chat<'a> {
     answerer: Answerer<'a>,
     session: Session,
     system: Option<String>,
-    messages: Vec<Message>,
+    /// Roles and contents.
+    messages: Vec<(String, String)>,
+    templating: Templating,
     last: Option<Statistics>,
     report: &'a Report,
 }
@@ -50,10 +52,11 @@ pub(crate) fn chat(args: &ChatArgs, report: &Report) -> Result<(), Failure> {
     let opened = open_for_answers(&args.model, &args.engine, &args.context, report)?;
     let model = &opened.model;
     open::tokenizer(model, &args.model)?;
-    if model.chat_template().is_none() {
+    let templating = Templating::new(model, &args.model, &args.template)?;
+    if !templating.is_there() {
         let dir = args.model.display();
         let message = format!(
-            "{dir}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); use loris run --raw"
+            "{dir}: has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); bring one with --chat-template, or use loris run --raw"
         );
         return Err(Failure::new(BAD_MODEL, message));
     }
@@ -64,6 +67,7 @@ pub(crate) fn chat(args: &ChatArgs, report: &Report) -> Result<(), Failure> {
         session: model.session(&open::session_options(model, &args.context)?)?,
         system: args.system.clone(),
         messages: Vec::new(),
+        templating,
         last: None,
         report,
     };
@@ -131,13 +135,13 @@ impl Chat<'_> {
 
     /// The last message's answer, made once more.
     fn answer_again(&mut self) -> Result<(), Failure> {
-        let Some(last) = self.messages.iter().rposition(|m| m.role == "user") else {
+        let Some(last) = self.messages.iter().rposition(|(role, _)| role == "user") else {
             return Err(Failure::new(RUN_TIME, "/regen: there was no message yet"));
         };
         let answers = self.messages.split_off(last + 1);
         let outcome = self.answer();
         match outcome {
-            Ok(answer) => self.messages.push(Message::new("assistant", answer)),
+            Ok(answer) => self.messages.push(("assistant".into(), answer)),
             Err(failure) => {
                 self.messages.extend(answers);
                 return Err(failure);
@@ -150,8 +154,8 @@ impl Chat<'_> {
         if path.is_empty() {
             return Err(Failure::new(RUN_TIME, "/save: expected a file"));
         }
-        let system = self.system.iter().map(|text| Message::new("system", text.as_str()));
-        let messages: Vec<_> = system.chain(self.messages.iter().cloned()).collect();
+        let message = |(role, content)| json!({ "role": role, "content": content });
+        let messages: Vec<_> = self.conversation().map(message).collect();
         let file = files::create(Path::new(path))?;
         files::write(file, &format!("{:#}\n", json!({ "messages": messages })))
     }
@@ -162,17 +166,17 @@ impl Chat<'_> {
             let what = "expected a conversation that /save wrote: {\"messages\": [{\"role\": ..., \"content\": ...}, ...]}";
             Failure::new(RUN_TIME, format!("/load {path}: {what}"))
         })?;
-        let has_system = messages.first().is_some_and(|m| m.role == "system");
-        self.system = has_system.then(|| messages.remove(0).content);
+        let has_system = messages.first().is_some_and(|(role, _)| role == "system");
+        self.system = has_system.then(|| messages.remove(0).1);
         self.messages = messages;
         Ok(())
     }
 
     /// One message and its answer. A message that gets none is no part of the conversation.
     fn turn(&mut self, text: &str) -> Result<(), Failure> {
-        self.messages.push(Message::new("user", text));
+        self.messages.push(("user".into(), text.into()));
         match self.answer() {
-            Ok(answer) => self.messages.push(Message::new("assistant", answer)),
+            Ok(answer) => self.messages.push(("assistant".into(), answer)),
             Err(failure) => {
                 self.messages.pop();
                 return Err(failure);
@@ -216,10 +220,15 @@ impl Chat<'_> {
     /// The whole conversation, ready for the model.
     fn tokens(&self) -> Result<Vec<u32>, Failure> {
         let model = self.session.model();
-        let system = self.system.iter().map(|text| Message::new("system", text.as_str()));
-        let messages: Vec<_> = system.chain(self.messages.iter().cloned()).collect();
-        let tokens = model.encode_chat(&messages, true)?;
-        Ok(tokens.unwrap_or_default()) // both parts were there when the model was opened
+        let Some(tokenizer) = model.tokenizer() else { return Ok(Vec::new()) }; // it was there
+        let messages: Vec<_> = self.conversation().map(|(r, c)| Message::new(r, c)).collect();
+        self.templating.encode(tokenizer, Conversation::new(messages))
+    }
+
+    /// Roles and contents, the system message first.
+    fn conversation(&self) -> impl Iterator<Item = (&str, &str)> {
+        let system = self.system.iter().map(|text| ("system", text.as_str()));
+        system.chain(self.messages.iter().map(|(role, content)| (role.as_str(), content.as_str())))
     }
 }
 
@@ -229,10 +238,10 @@ fn is_command(word: &str) -> bool {
     name.is_some_and(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_lowercase()))
 }
 
-fn saved_messages(text: &str) -> Option<Vec<Message>> {
+fn saved_messages(text: &str) -> Option<Vec<(String, String)>> {
     let saved: Value = serde_json::from_str(text).ok()?;
     let message = |saved: &Value| {
-        Some(Message::new(saved.get("role")?.as_str()?, saved.get("content")?.as_str()?))
+        Some((saved.get("role")?.as_str()?.to_owned(), saved.get("content")?.as_str()?.to_owned()))
     };
     saved.get("messages")?.as_array()?.iter().map(message).collect()
 }
