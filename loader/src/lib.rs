@@ -24,17 +24,16 @@ mod config;
 mod dtype;
 mod encode;
 mod error;
+mod jinja;
 mod json;
 mod keys;
 mod mapping;
 pub mod memory;
-mod metered;
+mod ordered;
 mod pieces;
-mod python;
 mod rope;
 pub mod safetensors;
 mod shards;
-mod shield;
 mod tokenizer;
 mod words;
 
@@ -43,13 +42,15 @@ use std::path::{Path, PathBuf};
 use companions::Companions;
 
 pub use chat::{
-    CHAT_TEMPLATE, COPY_BUDGET, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES, Message, TOKENIZER_CONFIG,
+    CHAT_TEMPLATE, CHAT_TEMPLATES, COPY_BUDGET, Chat, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES,
+    Message, TOKENIZER_CONFIG,
 };
 pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Text};
 pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
+pub use ordered::Json;
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
