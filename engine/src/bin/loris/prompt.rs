@@ -34,9 +34,8 @@ pub(crate) fn prompt(args: &RunArgs) -> Result<Option<Prompt>, Failure> {
         true => format!("{{\"messages\": {text}}}"),
         false => text,
     };
-    let mut chat = Chat::from_json(&request).map_err(|e| {
-        Failure::new(USAGE, format!("--messages {}: {e}", path.display()))
-    })?;
+    let mut chat = Chat::from_json(&request)
+        .map_err(|e| Failure::new(USAGE, format!("--messages {}: {e}", path.display())))?;
     if let Some(path) = &args.tools {
         chat.tools = Some(tools(path)?);
     }
@@ -124,7 +123,11 @@ impl Templating {
     }
 
     /// The ids of a chat.
-    pub(crate) fn encode(&self, tokenizer: &Tokenizer, mut chat: Chat) -> Result<Vec<u32>, Failure> {
+    pub(crate) fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        mut chat: Chat,
+    ) -> Result<Vec<u32>, Failure> {
         let Some(template) = &self.template else {
             let message = "the folder has no chat template; --chat-template FILE brings one";
             return Err(Failure::new(BAD_MODEL, message));
@@ -159,7 +162,9 @@ pub(crate) fn encode(
         ];
         return match is_given.iter().find(|(_, is_given)| *is_given) {
             Some((flag, _)) => {
-                let message = format!("{flag}: the folder has no chat template to put it in; leave it out, or bring one with --chat-template");
+                let message = format!(
+                    "{flag}: the folder has no chat template to put it in; leave it out, or bring one with --chat-template"
+                );
                 Err(Failure::new(USAGE, message))
             }
             None => Ok(tokenizer.encode_prompt(&text, Special::Plain)?),
