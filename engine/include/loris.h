@@ -610,6 +610,31 @@ int32_t loris_chat_render(const struct loris_model *model,
                           size_t cap,
                           size_t *n);
 
+// As loris_chat_tokenize, of a chat with all that templates know: request_len bytes of JSON, an object with "messages"
+// (objects with "role", "content" - a string or a list of parts - and what else the template reads, such as "tool_calls"), and if
+// wanted "tools" and "documents" (lists of objects), "variables" (an object: what the template asks for by name, such as
+// enable_thinking), "continue_final_message" (true: the prompt ends where the last message does, for the model to go
+// on with), "add_generation_prompt" (true unless the last message goes on) and "chat_template" (the name of one of the
+// folder's templates, or a template of one's own). LORIS_E_INVALID_ARG names what is wrong with it. flags: 0. buf, cap and
+// n as in loris_tokenize. Any thread. Since 0.6.
+int32_t loris_chat_tokenize_json(const struct loris_model *model,
+                                 const char *request,
+                                 size_t request_len,
+                                 uint32_t flags,
+                                 uint32_t *buf,
+                                 size_t cap,
+                                 size_t *n);
+
+// As loris_chat_render, of a request as in loris_chat_tokenize_json. flags: 0. buf, cap and n as in loris_detokenize. Any
+// thread. Since 0.6.
+int32_t loris_chat_render_json(const struct loris_model *model,
+                               const char *request,
+                               size_t request_len,
+                               uint32_t flags,
+                               char *buf,
+                               size_t cap,
+                               size_t *n);
+
 // Opens an empty session; takes pages only as tokens come. params may be NULL for the defaults. On LORIS_OK
 // *session is a handle for loris_session_free, else it is NULL. Any thread.
 int32_t loris_session_open(const struct loris_model *model,
