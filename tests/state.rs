@@ -101,7 +101,7 @@ fn a_blob_of_something_else_is_refused_by_name() {
     assert!(refusal(&model, &with(36, 1)).contains("vocabulary"));
     assert!(refusal(&model, &with(47, 0x80)).contains("tokens"));
     assert!(refusal(&model, &with(48, 1)).contains("the model's config"));
-    assert!(refusal(&model, &with(56, 16)).contains("flags"));
+    assert!(refusal(&model, &with(56, 32)).contains("flags"));
     assert!(refusal(&model, &with(56, 8)).contains("sealed pages where"));
     assert!(refusal(&model, &with(56, 6)).contains("no stream that evicts"));
     assert!(refusal(&model, &with(60, 0x80)).contains("prune points"));

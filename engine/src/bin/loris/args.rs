@@ -233,7 +233,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, requires = "stop")]
     pub(crate) keep_stop: bool,
     /// End the answer before this token, by its id; may be repeated
-    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = within(0..=u32::MAX),
+          allow_negative_numbers = true)]
     pub(crate) stop_id: Vec<u32>,
     /// Go on after an end-of-sequence token
     #[arg(long)]
