@@ -7,6 +7,8 @@ mod chat;
 mod numbers;
 #[path = "cli/support.rs"]
 mod support;
+#[path = "cli/templates.rs"]
+mod templates;
 
 use std::io::Read;
 use std::path::Path;

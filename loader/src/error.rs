@@ -316,6 +316,12 @@ pub enum Error {
         /// The adapter's file.
         file: PathBuf,
     },
+    /// A chat is not one that can be rendered.
+    #[error("chat: {why}")]
+    Chat {
+        /// What, and what is expected.
+        why: Text,
+    },
 }
 
 impl Error {

@@ -17,36 +17,40 @@
 
 #![deny(missing_docs)]
 
+mod added;
 mod chat;
 mod companions;
 mod config;
 mod dtype;
+mod encode;
 mod error;
+mod jinja;
 mod json;
 mod keys;
 mod mapping;
 pub mod memory;
-mod metered;
+mod ordered;
 mod pieces;
-mod python;
 mod rope;
 pub mod safetensors;
 mod shards;
-mod shield;
 mod tokenizer;
+mod words;
 
 use std::path::{Path, PathBuf};
 
 use companions::Companions;
 
 pub use chat::{
-    CHAT_TEMPLATE, COPY_BUDGET, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES, Message, TOKENIZER_CONFIG,
+    CHAT_TEMPLATE, CHAT_TEMPLATES, COPY_BUDGET, Chat, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES,
+    Message, TOKENIZER_CONFIG,
 };
 pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Text};
 pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
+pub use ordered::Json;
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
@@ -106,6 +110,7 @@ pub fn open_with_progress(
     {
         config.add_eos(id);
     }
+    let tokenizer = tokenizer.map(|tokenizer| tokenizer.with_control_ids(&config.eos_ids));
     let warnings = weights.warnings().to_vec();
     Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat, warnings })
 }

@@ -46,6 +46,11 @@ pub(crate) fn extend<T: Copy>(
     values: &[T],
     what: &'static str,
 ) -> Result<(), Error> {
+    // Room that is there already was asked for.
+    if values.len() <= list.capacity() - list.len() {
+        list.extend_from_slice(values);
+        return Ok(());
+    }
     let bytes = size_of::<T>().saturating_mul(list.len() + values.len());
     match list.try_reserve(values.len()).is_ok() && has_room(0) {
         true => list.extend_from_slice(values),

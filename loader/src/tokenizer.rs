@@ -1,26 +1,29 @@
 //! Text to token ids and back.
 //!
 //! `tokenizer.json` is read by the `tokenizers` crate; what this module adds is what an engine needs around it.
-//! Text from a user is encoded with [`Special::Plain`], where `<|im_end|>` is nine ordinary characters and not the end
-//! of the turn. Truncation and padding that a file may ask for are switched off, because a prompt must never be
-//! shortened in silence. Ids that the model has but the tokenizer does not ("padded" vocabularies) can be listed, so
-//! that they are never sampled. [`TextStream`] turns ids into text as they come.
+//! Text from a user is encoded with [`Special::Plain`], where `<|im_end|>` is ten ordinary characters and not the end
+//! of the turn; [`Tokenizer::encode_chat`] does that for parts of a text. Truncation and padding that a file may ask
+//! for are switched off, because a prompt must never be shortened in silence, and so is what is random in training.
+//! Ids that the model has but the tokenizer does not ("padded" vocabularies) can be listed, so that they are never
+//! sampled. [`TextStream`] turns ids into text as they come.
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use tokenizers::Tokenizer as Inner;
 use tokenizers::{Encoding, ModelWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use crate::added::Foreign;
 use crate::companions::Companions;
+use crate::encode::{Encoder, Source};
 use crate::error::Error;
 use crate::json;
 use crate::memory;
-use crate::pieces::Cuts;
 
 /// The tokenizer's file.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -31,12 +34,11 @@ const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A text goes through the tokenizer library in pieces of so many bytes, where it can be cut.
 const PIECE: usize = 16 << 10;
-/// Memory that the library takes at most to encode a text, for each of its bytes and besides.
-const ENCODE_BYTES: usize = 512;
-const ENCODE_BYTES_BESIDES: usize = 2 << 20;
-/// The same to decode ids, for each id and for each byte of their texts.
+/// Memory that the library takes at most to decode ids, for each id and for each byte of their texts.
 const DECODE_BYTES_OF_ID: usize = 160;
 const DECODE_BYTES: usize = 16;
+/// The same to put ids around those of a prompt, for each of its ids.
+const POST_PROCESS_BYTES: usize = 512;
 /// The same to read a file, for each value in it and for each of its bytes.
 const READ_BYTES_OF_VALUE: usize = 400;
 const READ_BYTES: usize = 4;
@@ -52,12 +54,16 @@ pub enum Special {
 
 /// A tokenizer. Clones share it.
 #[derive(Clone)]
-pub struct Tokenizer(Arc<Shared>);
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+    /// The ids that steer the model: special tokens, and those that end an answer. An unknown token steers nothing.
+    control: Arc<BTreeSet<u32>>,
+}
 
 struct Shared {
     path: PathBuf,
-    /// Whether special tokens are parsed is a flag inside the tokenizer; the lock lets it be flipped.
-    inner: RwLock<Inner>,
+    inner: Inner,
+    encoder: Encoder,
     n_ids: u32,
     /// Of every token's text and id.
     fingerprint: u64,
@@ -66,9 +72,7 @@ struct Shared {
     special_ids: BTreeSet<u32>,
     /// The texts of special tokens, longest first.
     special_texts: Vec<String>,
-    unknown_id: Option<u32>,
     byte_fallback: bool,
-    cuts: Cuts,
     /// The ids that are put around a prompt; `None`: the library has to be asked.
     edges: Option<[Vec<u32>; 2]>,
 }
@@ -91,14 +95,8 @@ impl Tokenizer {
         let n_values = READ_BYTES_OF_VALUE.saturating_mul(json::n_values(bytes));
         let n_bytes = READ_BYTES.saturating_mul(bytes.len());
         memory::room_for(n_values.saturating_add(n_bytes), "the tokenizer")?;
-        // The file goes to code that was not written for hostile input; a panic there must stay an error here.
-        let mut inner = catch_unwind(|| Inner::from_bytes(bytes))
-            .map_err(|_| refuse("the tokenizer library failed on this file".into()))?
-            .map_err(|err| refuse(format!("not a tokenizer: {err}")))?;
-        inner.with_truncation(None).map_err(|err| refuse(err.to_string()))?;
-        inner.with_padding(None);
+        let mut inner = guard(|| read(bytes)).map_err(refuse)?;
         companions.apply(&mut inner, path)?;
-
         let vocab = inner.get_vocab(true);
         // A sum, because the order of a map is a matter of chance.
         let of_token =
@@ -118,19 +116,28 @@ impl Tokenizer {
         special_texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
         let unknown_id = unknown_token(&inner).and_then(|text| inner.token_to_id(&text));
         let decoder = serde_json::to_string(&inner.get_decoder()).unwrap_or_default();
-        Ok(Tokenizer(Arc::new(Shared {
+        let special_ids: BTreeSet<u32> = special.iter().map(|(id, _)| **id).collect();
+        let control = special_ids.iter().copied().filter(|id| Some(*id) != unknown_id).collect();
+        let shared = Shared {
             path: path.into(),
             n_ids: last + 1,
             fingerprint,
             holes: (0..last).filter(|id| !ids.contains(id)).collect(),
-            special_ids: special.iter().map(|(id, _)| **id).collect(),
+            special_ids,
             special_texts,
-            unknown_id,
             byte_fallback: decoder.contains("\"ByteFallback\""),
-            cuts: Cuts::of(&inner),
+            encoder: guard(|| Encoder::of(&inner)).map_err(refuse)?,
             edges: edges(&inner),
-            inner: RwLock::new(inner),
-        })))
+            inner,
+        };
+        Ok(Tokenizer { shared: Arc::new(shared), control: Arc::new(control) })
+    }
+
+    /// The same tokenizer, which also takes these ids for control tokens: those that end an answer, which a config says.
+    #[must_use]
+    pub fn with_control_ids(mut self, ids: &[u32]) -> Tokenizer {
+        Arc::make_mut(&mut self.control).extend(ids);
+        self
     }
 
     /// Encodes a text as it is.
@@ -144,6 +151,27 @@ impl Tokenizer {
         self.encode_by(text, special, true, PIECE)
     }
 
+    /// Encodes a text of which parts are foreign: `foreign` are their byte ranges, sorted and apart. Control tokens are
+    /// parsed where none of their bytes is foreign; a foreign part is ordinary text, as with [`Special::Plain`].
+    /// The text is encoded as one, so that the ids are those that it has as a whole.
+    pub fn encode_chat(&self, text: &str, foreign: &[Range<usize>]) -> Result<Vec<u32>, Error> {
+        let mut joined: Vec<Range<usize>> = Vec::with_capacity(foreign.len());
+        for range in foreign.iter().cloned() {
+            let last = joined.last().map_or(0, |last| last.end);
+            if range.start < last || range.end < range.start || range.end > text.len() {
+                let n = text.len();
+                let why = format!("byte range {range:?}: expected sorted, apart and below {n}");
+                return Err(refuse_text(why));
+            }
+            match joined.last_mut() {
+                Some(last) if last.end == range.start => last.end = range.end,
+                _ if range.is_empty() => {}
+                _ => joined.push(range),
+            }
+        }
+        self.encode_as(text, &joined, false, PIECE)
+    }
+
     /// [`encode`](Self::encode), or with `edges` [`encode_prompt`](Self::encode_prompt), in pieces of at most `max`
     /// bytes where the text can be cut. The ids do not depend on `max`.
     #[doc(hidden)]
@@ -154,116 +182,97 @@ impl Tokenizer {
         edges: bool,
         max: usize,
     ) -> Result<Vec<u32>, Error> {
+        let all = 0..text.len();
+        match special {
+            Special::Parse => self.encode_as(text, &[], edges, max),
+            Special::Plain => self.encode_as(text, std::slice::from_ref(&all), edges, max),
+        }
+    }
+
+    fn encode_as(
+        &self,
+        text: &str,
+        foreign: &[Range<usize>],
+        edges: bool,
+        max: usize,
+    ) -> Result<Vec<u32>, Error> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(Error::TextTooLong { actual: text.len(), limit: MAX_TEXT_BYTES });
         }
-        let [before, after] = match &self.0.edges {
+        let shared = &*self.shared;
+        let [before, after] = match &shared.edges {
             Some([before, after]) if edges => [&before[..], &after[..]],
             _ => [&[][..], &[][..]],
         };
-        let asks = edges && self.0.edges.is_none();
-        let cuts = if asks { Cuts::NONE } else { self.0.cuts };
         let mut ids = Vec::new();
         memory::extend(&mut ids, before, "token ids")?;
-        for piece in cuts.pieces(text, max) {
-            let encoding = self.encode_piece(piece, special, asks)?;
-            if special == Special::Plain && !edges {
-                self.refuse_special(encoding.get_ids())?;
-            }
-            memory::extend(&mut ids, encoding.get_ids(), "token ids")?;
-        }
+        let source = Source { text, foreign: Foreign(foreign), control: &self.control };
+        shared.encoder.encode(&shared.inner, source, max, &mut ids)?;
         memory::extend(&mut ids, after, "token ids")?;
+        if edges && shared.edges.is_none() {
+            let bytes = POST_PROCESS_BYTES.saturating_mul(ids.len());
+            memory::room_for(bytes, "what a tokenizer puts around a prompt")?;
+            let processed = guard(|| shared.inner.post_process(encoding(&ids), None, true));
+            return processed.map(|encoding| encoding.get_ids().to_vec()).map_err(refuse_text);
+        }
         Ok(ids)
-    }
-
-    fn encode_piece(&self, text: &str, special: Special, edges: bool) -> Result<Encoding, Error> {
-        let bytes = ENCODE_BYTES.saturating_mul(text.len()).saturating_add(ENCODE_BYTES_BESIDES);
-        memory::room_for(bytes, "tokenising a text")?;
-        let encoding = self.with_flag(special == Special::Plain, |inner| {
-            catch_unwind(AssertUnwindSafe(|| inner.encode_fast(text, edges)))
-        });
-        encoding
-            .map_err(|_| refuse_text("the tokenizer library failed on it".into()))?
-            .map_err(|err| refuse_text(err.to_string()))
-    }
-
-    /// Some models hold special tokens among their ordinary pieces, where the flag does not reach.
-    fn refuse_special(&self, ids: &[u32]) -> Result<(), Error> {
-        let slipped =
-            ids.iter().find(|id| self.is_special(**id) && Some(**id) != self.0.unknown_id);
-        let Some(&id) = slipped else { return Ok(()) };
-        let token = self.id_to_token(id).unwrap_or_default();
-        Err(refuse_text(format!("it holds the text of special token {token}")))
     }
 
     /// The text of these ids; with `Special::Plain` the text of special tokens is part of it, with `Special::Parse`
     /// they are silent.
     pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, Error> {
-        if let Some(id) = ids.iter().find(|id| **id >= self.0.n_ids) {
-            let why = format!("token id {id}: expected below {}", self.0.n_ids);
+        if let Some(id) = ids.iter().find(|id| **id >= self.shared.n_ids) {
+            let why = format!("token id {id}: expected below {}", self.shared.n_ids);
             return Err(Error::Text { action: "decode", why: why.into() });
         }
-        let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
-        let len = |id: &u32| inner.id_to_token(*id).map_or(0, |token| token.len());
+        let inner = &self.shared.inner;
+        let len = |id: &u32| self.id_to_token(*id).map_or(0, |token| token.len());
         let n_bytes = DECODE_BYTES.saturating_mul(ids.iter().map(len).sum());
         let n_ids = DECODE_BYTES_OF_ID.saturating_mul(ids.len());
         memory::room_for(n_bytes.saturating_add(n_ids), "the text of tokens")?;
-        let text = inner.decode(ids, special == Special::Parse);
-        text.map_err(|err| Error::Text { action: "decode", why: err.to_string().into() })
+        let text = guard(|| inner.decode(ids, special == Special::Parse));
+        text.map_err(|why| Error::Text { action: "decode", why: why.into() })
     }
 
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
-        self.0.n_ids as usize
+        self.shared.n_ids as usize
     }
 
     /// A number that tells tokenizers apart whose ids mean different tokens.
     pub fn fingerprint(&self) -> u64 {
-        self.0.fingerprint
+        self.shared.fingerprint
     }
 
     /// The id of a token, by its text in the vocabulary.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.inner.read().unwrap_or_else(PoisonError::into_inner).token_to_id(token)
+        guard(|| Ok(self.shared.inner.token_to_id(token))).ok().flatten()
     }
 
     /// A token's text in the vocabulary (which is not what it decodes to).
     pub fn id_to_token(&self, id: u32) -> Option<String> {
-        self.0.inner.read().unwrap_or_else(PoisonError::into_inner).id_to_token(id)
+        guard(|| Ok(self.shared.inner.id_to_token(id))).ok().flatten()
     }
 
     /// Whether the id is that of a special token.
     pub fn is_special(&self, id: u32) -> bool {
-        self.0.special_ids.contains(&id)
+        self.shared.special_ids.contains(&id)
     }
 
     /// The texts of special tokens, longest first.
     pub fn special_texts(&self) -> &[String] {
-        &self.0.special_texts
+        &self.shared.special_texts
     }
 
     /// The ids below `vocab_size`, the model's, that stand for no token and must never be sampled.
     pub fn padded_ids(&self, vocab_size: usize) -> impl Iterator<Item = u32> + '_ {
         let end = u32::try_from(vocab_size).unwrap_or(u32::MAX);
-        self.0.holes.iter().copied().filter(move |&id| id < end).chain(self.0.n_ids..end)
-    }
-
-    /// Runs `body` with the flag that makes special tokens ordinary text. Other threads share the tokenizer where the
-    /// flag stands as they need it, and wait where it does not.
-    fn with_flag<T>(&self, plain: bool, body: impl FnOnce(&Inner) -> T) -> T {
-        let inner = self.0.inner.read().unwrap_or_else(PoisonError::into_inner);
-        if inner.get_encode_special_tokens() == plain {
-            return body(&inner);
-        }
-        drop(inner);
-        let mut inner = self.0.inner.write().unwrap_or_else(PoisonError::into_inner);
-        inner.set_encode_special_tokens(plain);
-        body(&inner)
+        self.shared.holes.iter().copied().filter(move |&id| id < end).chain(self.shared.n_ids..end)
     }
 
     /// Whether this id is one raw byte that is joined with its neighbours, as in vocabularies with byte fallback.
     fn is_raw_byte(&self, id: u32) -> bool {
-        self.0.byte_fallback
+        self.shared.byte_fallback
             && self.id_to_token(id).is_some_and(|token| {
                 token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
             })
@@ -272,25 +281,50 @@ impl Tokenizer {
 
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tokenizer({}, {} ids)", self.0.path.display(), self.0.n_ids)
+        write!(f, "Tokenizer({}, {} ids)", self.shared.path.display(), self.shared.n_ids)
     }
 }
 
-fn refuse_text(why: String) -> Error {
+/// Runs code of the tokenizer library, which was not written for hostile files and texts: a panic there is an error here.
+pub(crate) fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|err| err.to_string()),
+        Err(_) => Err("the tokenizer library failed on it".into()),
+    }
+}
+
+/// Reads a file, without what is for training only.
+fn read(bytes: &[u8]) -> tokenizers::Result<Inner> {
+    let mut inner = Inner::from_bytes(bytes).map_err(|err| format!("not a tokenizer: {err}"))?;
+    inner.with_truncation(None)?;
+    inner.with_padding(None);
+    if let ModelWrapper::BPE(bpe) = inner.get_model()
+        && bpe.dropout.is_some()
+    {
+        let mut certain = bpe.clone();
+        certain.dropout = None;
+        inner.with_model(certain);
+    }
+    Ok(inner)
+}
+
+pub(crate) fn refuse_text(why: String) -> Error {
     Error::Text { action: "encode this text", why: why.into() }
 }
 
 /// The ids that the tokenizer puts around those of a text, if it puts them around and does nothing else.
 fn edges(inner: &Inner) -> Option<[Vec<u32>; 2]> {
     const TEXT: u32 = u32::MAX;
-    let text = Encoding::from_tokens(vec![Token::new(TEXT, String::new(), (0, 0))], 0);
-    let prompt = catch_unwind(AssertUnwindSafe(|| inner.post_process(text, None, true)));
-    let prompt = prompt.ok()?.ok()?;
+    let prompt = guard(|| inner.post_process(encoding(&[TEXT]), None, true)).ok()?;
     let mut parts = prompt.get_ids().split(|&id| id == TEXT);
     match (parts.next(), parts.next(), parts.next()) {
         (Some(before), Some(after), None) => Some([before.to_vec(), after.to_vec()]),
         _ => None,
     }
+}
+
+fn encoding(ids: &[u32]) -> Encoding {
+    Encoding::from_tokens(ids.iter().map(|&id| Token::new(id, String::new(), (0, 0))).collect(), 0)
 }
 
 fn unknown_token(inner: &Inner) -> Option<String> {
@@ -335,6 +369,18 @@ impl TextStream {
             emitted: 0,
             raw_bytes: 0,
         }
+    }
+
+    /// A stream that goes on behind the ids `before`, whose complete text was returned.
+    pub fn after(
+        tokenizer: &Tokenizer,
+        special: Special,
+        before: &[u32],
+    ) -> Result<TextStream, Error> {
+        let mut stream = TextStream::new(tokenizer, special);
+        let n = before.len().saturating_sub(TextStream::CUT + TextStream::MAX_RAW_BYTES);
+        before[n..].iter().try_for_each(|&id| stream.push(id).map(drop))?;
+        Ok(stream)
     }
 
     /// Takes the next id and returns the text that is now complete, often one word, sometimes nothing.

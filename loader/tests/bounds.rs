@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use common::byte_tokenizer;
-use loris_loader::{ChatTemplate, Message, Special, Tokenizer, parse_index, safetensors};
+use loris_loader::{Chat, ChatTemplate, Message, Special, Tokenizer, parse_index, safetensors};
 use serde_json::json;
 
 struct Counting;
@@ -278,8 +278,10 @@ fn check_templates() {
         let parse = || ChatTemplate::parse(&source, Path::new("chat"), Vec::new());
         drop(check(&format!("a template of {what}"), source.len(), parse));
     }
+    let n_bytes = 20 * 10_000;
     let messages: Vec<Message> =
         (0..20).map(|_| Message::new("user", "word ".repeat(2_000))).collect();
+    let chat = Chat::new(messages);
     for (what, source) in [
         (
             "an ordinary template",
@@ -303,8 +305,7 @@ fn check_templates() {
         ("repeating", "{{ messages[0].content * 100000 }}"),
     ] {
         let template = ChatTemplate::parse(source, Path::new("chat"), Vec::new()).unwrap();
-        let n_bytes = messages.iter().map(|m| m.content.len()).sum();
-        drop(check(&format!("rendering: {what}"), n_bytes, || template.render(&messages, true)));
+        drop(check(&format!("rendering: {what}"), n_bytes, || template.render(&chat)));
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use loris_loader::{ChatTemplate, Error, Message};
+use loris_loader::{Chat, ChatTemplate, Error, Message};
 use serde_json::Value;
 
 fn template(source: &str) -> Result<ChatTemplate, Error> {
@@ -14,7 +14,7 @@ fn template(source: &str) -> Result<ChatTemplate, Error> {
 }
 
 fn render(source: &str, content: &str) -> Result<String, Error> {
-    template(source)?.render(&[Message::new("user", content)], true)
+    template(source)?.render(&Chat::new([Message::new("user", content)]))
 }
 
 fn messages(value: &Value) -> Vec<Message> {
@@ -34,8 +34,9 @@ fn templates_render_as_transformers_renders_them() {
         let name = case["name"].as_str().unwrap();
         let source = all["templates"][name].as_str().unwrap();
         let template = template(source).unwrap_or_else(|err| panic!("{name}: {err}"));
-        let rendered = template
-            .render(&messages(&case["messages"]), case["add_generation_prompt"].as_bool().unwrap());
+        let add_generation_prompt = case["add_generation_prompt"].as_bool().unwrap();
+        let chat = Chat { add_generation_prompt, ..Chat::new(messages(&case["messages"])) };
+        let rendered = template.render(&chat);
         match (case["text"].as_str(), rendered) {
             (Some(text), Ok(rendered)) => assert_eq!(rendered, text, "{name}"),
             (None, Err(Error::TemplateRefused { why, .. })) => {
@@ -53,7 +54,8 @@ fn the_jinja_file_wins_and_lists_have_a_default() {
     let list = r#"{"bos_token": {"__type": "AddedToken", "content": "<B>"}, "chat_template":
         [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}list"}]}"#;
     folder.write("tokenizer_config.json", list);
-    let render = || ChatTemplate::open(folder.path()).unwrap().unwrap().render(&[], false).unwrap();
+    let chat = Chat::new([Message::new("user", "")]);
+    let render = || ChatTemplate::open(folder.path()).unwrap().unwrap().render(&chat).unwrap();
     assert_eq!(render(), "<B>list");
     folder.write("chat_template.jinja", "{{ bos_token }}file");
     assert_eq!(render(), "<B>file");
@@ -124,7 +126,7 @@ fn long_chats_have_the_budget_that_they_need() {
     let messages: Vec<Message> =
         (0..2000).map(|_| Message::new("user", "x".repeat(1000))).collect();
     assert_eq!(
-        template(source).unwrap().render(&messages, false).unwrap().len(),
+        template(source).unwrap().render(&Chat::new(messages)).unwrap().len(),
         2000 * (1000 + 12 + 4 + 1 + 11)
     );
     let long = render("{{ messages[0].content | trim }}", &"x".repeat(8 << 20)).unwrap();

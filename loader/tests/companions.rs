@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Folder, byte_tokenizer};
-use loris_loader::{ChatTemplate, Error, Special, Tokenizer};
+use loris_loader::{Chat, ChatTemplate, Error, Message, Special, Tokenizer};
 use serde_json::{Value, json};
 
 /// Shows the named tokens that the fixture knows.
@@ -27,7 +27,10 @@ fn open(folder: &Folder) -> Result<Tokenizer, Error> {
 }
 
 fn names(folder: &Folder) -> Result<String, Error> {
-    ChatTemplate::open(folder.path()).unwrap().unwrap().render(&[], false)
+    ChatTemplate::open(folder.path())
+        .unwrap()
+        .unwrap()
+        .render(&Chat::new([Message::new("user", "")]))
 }
 
 fn ids(value: &Value) -> Vec<u32> {

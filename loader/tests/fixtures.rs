@@ -5,7 +5,8 @@
 use std::path::{Path, PathBuf};
 
 use loris_loader::{
-    ChatTemplate, Error, LoadMode, Message, OpenOptions, RopeScaling, Special, TextStream, open,
+    Chat, ChatTemplate, Error, LoadMode, Message, OpenOptions, RopeScaling, Special, TextStream,
+    open,
 };
 use serde_json::Value;
 
@@ -79,7 +80,8 @@ fn render(row: &Value) -> Result<String, Error> {
     let messages = row["messages"].as_array().unwrap().iter();
     let messages: Vec<_> =
         messages.map(|m| Message::new(text(&m["role"]), text(&m["content"]))).collect();
-    template.render(&messages, row["add_generation_prompt"].as_bool().unwrap())
+    let add_generation_prompt = row["add_generation_prompt"].as_bool().unwrap();
+    template.render(&Chat { add_generation_prompt, ..Chat::new(messages) })
 }
 
 #[test]
@@ -134,11 +136,13 @@ fn the_demo_model_gives_the_reference_tokens() {
             .map(|m| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
             .collect();
         let prompt = row["add_generation_prompt"].as_bool().unwrap();
-        assert_eq!(chat.render(&messages, prompt).unwrap(), row["text"]);
-        let encoded = chat.encode(tokenizer, &messages, prompt).unwrap();
-        let hostile = messages
-            .iter()
-            .any(|m| tokenizer.special_texts().iter().any(|t| m.content.contains(t)));
+        let data = Chat { add_generation_prompt: prompt, ..Chat::new(messages) };
+        assert_eq!(chat.render(&data).unwrap(), row["text"]);
+        let encoded = chat.encode(tokenizer, &data).unwrap();
+        let contents = data.messages.iter().filter_map(|m| m.get("content")?.as_str());
+        let mut texts =
+            contents.flat_map(|text| tokenizer.special_texts().iter().map(move |t| (text, t)));
+        let hostile = texts.any(|(text, special)| text.contains(special.as_str()));
         let parsed = tokenizer.encode(row["text"].as_str().unwrap(), Special::Parse).unwrap();
         assert_eq!(encoded == parsed, !hostile, "{row}");
     }

@@ -359,14 +359,11 @@ const FOLDERS: &[Row] = &[
         f.write("tokenizer_config.json", r#"{"chat_template": 7}"#);
     }),
     (
-        "chat templates without a default",
+        "a chat template without its text",
         "Value",
         &["tokenizer_config.json", "chat_template"],
         |f| {
-            f.write(
-                "tokenizer_config.json",
-                r#"{"chat_template": [{"name": "tool_use", "template": ""}]}"#,
-            );
+            f.write("tokenizer_config.json", r#"{"chat_template": [{"name": "tool_use"}]}"#);
         },
     ),
     ("chat template does not parse", "Template", &["chat_template.jinja"], |f| {
@@ -378,7 +375,7 @@ const FOLDERS: &[Row] = &[
     ("chat template too long", "TooLarge", &["chat_template.jinja", "262144"], |f| {
         f.write("chat_template.jinja", vec![b' '; (256 << 10) + 1]);
     }),
-    ("chat template includes a file", "Template", &["chat_template.jinja", "statement"], |f| {
+    ("chat template includes a file", "Template", &["chat_template.jinja", "include"], |f| {
         f.write("chat_template.jinja", "{% include '/etc/passwd' %}");
     }),
 ];
