@@ -10,7 +10,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::SystemTime;
 
-use loris::backend::cpu::Isa;
 use loris::loader::{Dtype, LoadMode};
 use loris::{Engine, Error, Model, ModelOptions, Progress, Session, SessionOptions};
 use support::{argmax, bits, open, open_with, options, reference, rounded};
@@ -78,7 +77,7 @@ fn a_mapped_weight_file_that_changes_is_an_error_of_the_next_prompt() {
         change(&folder.path().join(last), how);
         (model, s, folder)
     };
-    let cpu = || support::on(Isa::detect(), 2);
+    let cpu = || support::on(support::isa(), 2);
     for how in ["grows", "is touched"] {
         let (model, mut s, _folder) = open(cpu(), LoadMode::Mmap, how);
         let (before, receipt) = (bits(s.logits().unwrap()), format!("{:?}", s.receipt()));

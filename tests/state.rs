@@ -101,7 +101,7 @@ fn a_blob_of_something_else_is_refused_by_name() {
     assert!(refusal(&model, &with(36, 1)).contains("vocabulary"));
     assert!(refusal(&model, &with(47, 0x80)).contains("tokens"));
     assert!(refusal(&model, &with(48, 1)).contains("the model's config"));
-    assert!(refusal(&model, &with(56, 16)).contains("flags"));
+    assert!(refusal(&model, &with(56, 32)).contains("flags"));
     assert!(refusal(&model, &with(56, 8)).contains("sealed pages where"));
     assert!(refusal(&model, &with(56, 6)).contains("no stream that evicts"));
     assert!(refusal(&model, &with(60, 0x80)).contains("prune points"));
@@ -176,10 +176,34 @@ fn mutated_blobs_are_refused() {
     assert!(n_refused > 3_900, "{n_refused}");
 }
 
+/// How much of the tokens is an answer that may go on is part of a blob, and no more than there is.
+#[test]
+fn an_answer_is_saved_with_its_length() {
+    let model = model(&options(256));
+    let (session, mut blob) = saved(&model, 20, 3);
+    let trusting = SessionOptions { trust_old_state: true, ..SessionOptions::default() };
+    assert_eq!(session.answer().len(), 3);
+    let header = 64;
+    assert_eq!(blob[header..header + 8], 3_u64.to_le_bytes());
+    for (n, is_sound) in [(0, true), (23, true), (24, false), (u64::MAX, false)] {
+        blob[header..header + 8].copy_from_slice(&u64::to_le_bytes(n));
+        seal(&mut blob);
+        match model.restore(&mut &*blob, &SessionOptions::default()) {
+            Ok(restored) => assert_eq!((restored.answer().len() as u64, is_sound), (n, true)),
+            Err(Error::SavedState { field: "tokens of the answer", .. }) => assert!(!is_sound),
+            Err(e) => panic!("{n}: {e}"),
+        }
+    }
+    blob[8] = 3; // which did not have it
+    seal(&mut blob);
+    let old = model.restore(&mut &*blob, &trusting);
+    assert!(matches!(old, Err(Error::SavedState { field: "flags", .. })));
+}
+
 #[test]
 fn blobs_of_earlier_versions_are_read() {
     let model = model(&ModelOptions { page_len: 16, ..options(256) });
-    let (session, mut blob) = saved(&model, 20, 1);
+    let (session, mut blob) = saved(&model, 20, 0);
     blob[48..56].copy_from_slice(&20_u64.to_le_bytes());
     let trusting = SessionOptions { trust_old_state: true, ..SessionOptions::default() };
     let restore = |model: &Model, blob: &[u8]| model.restore(&mut &*blob, &trusting);

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use loris::loader::{Message, Special};
+use loris::loader::{Chat, Message, Special};
 use loris::{
     Engine, EngineOptions, GenerateOptions, ModelOptions, Sampler, SamplerParams, SessionOptions,
 };
@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The template, if there is one, makes a chat of the text, in which a special token that the user typed
     // stays text.
     let tokenizer = model.tokenizer().ok_or("the folder has no tokenizer.json")?;
-    let prompt = match model.encode_chat(&[Message::new("user", text.as_str())], true)? {
+    let prompt = match model.encode_chat(&Chat::new([Message::new("user", text.as_str())]))? {
         Some(tokens) => tokens,
         None => tokenizer.encode_prompt(&text, Special::Plain)?,
     };

@@ -117,7 +117,7 @@
 
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
-#define LORIS_ABI_VERSION 5
+#define LORIS_ABI_VERSION 6
 
 // Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
 // long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
@@ -149,6 +149,9 @@
 
 // Flag of loris_generate_params: go on after a token that ends an answer.
 #define LORIS_IGNORE_EOS 1
+
+// Flag of loris_generate_params: the stop text that ended the answer is part of it. Since 0.6.
+#define LORIS_KEEP_STOP 2
 
 // A device and its threads. Immutable; any thread may use it.
 typedef struct loris_engine loris_engine;
@@ -204,7 +207,8 @@ typedef struct loris_model_params {
     // Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
     // one for values, as in "int8:int4". NULL: "bf16".
     const char *kv;
-    // Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072.
+    // Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072, or
+    // one stream.
     uint64_t kv_tokens;
     // Tokens a KV page holds: a power of two from 16 to 256. Default 64.
     uint32_t page_len;
@@ -285,11 +289,12 @@ typedef int32_t (*loris_token_callback)(void *user_data,
 typedef struct loris_generate_params {
     // sizeof(loris_generate_params).
     uint32_t struct_size;
-    // LORIS_IGNORE_EOS or 0.
+    // LORIS_IGNORE_EOS, LORIS_KEEP_STOP.
     uint32_t flags;
     // Tokens at most. Default 256.
     uint64_t max_tokens;
-    // Texts that end the answer and are not part of it, each UTF-8 with a NUL; NULL if n_stop is 0.
+    // Texts that end the answer and are not part of it, each UTF-8 with a NUL; NULL if n_stop is 0. They may hold the texts
+    // of special tokens, which are not shown otherwise.
     const char *const *stop;
     // How many.
     size_t n_stop;
@@ -297,6 +302,13 @@ typedef struct loris_generate_params {
     loris_token_callback on_token;
     // Passed to on_token.
     void *user_data;
+    // Tokens at least: before, no token that would end the answer is chosen, and no stop text looked for. Default 0. Since
+    // 0.6, as all that follows.
+    uint64_t min_tokens;
+    // Tokens that end the answer as an end-of-sequence token does, but with LORIS_STOP; NULL if n_stop_ids is 0.
+    const uint32_t *stop_ids;
+    // How many.
+    size_t n_stop_ids;
 } loris_generate_params;
 
 // Facts of a model. struct_size is set before the call, as in every struct that is filled.
@@ -550,6 +562,14 @@ int32_t loris_text_stream_open(const struct loris_model *model,
                                uint32_t flags,
                                struct loris_text_stream **stream);
 
+// As loris_text_stream_open, for ids that come behind the n_tokens ids of tokens, whose text was shown: where an answer
+// goes on. Since 0.6.
+int32_t loris_text_stream_open_after(const struct loris_model *model,
+                                     const uint32_t *tokens,
+                                     size_t n_tokens,
+                                     uint32_t flags,
+                                     struct loris_text_stream **stream);
+
 // Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
 // often a word, sometimes empty. It lives until the next call on the stream. All texts joined are what
 // loris_detokenize makes of all ids at once. After an error the stream is as it was. One thread at a time.
@@ -589,6 +609,31 @@ int32_t loris_chat_render(const struct loris_model *model,
                           char *buf,
                           size_t cap,
                           size_t *n);
+
+// As loris_chat_tokenize, of a chat with all that templates know: request_len bytes of JSON, an object with "messages"
+// (objects with "role", "content" - a string or a list of parts - and what else the template reads, such as "tool_calls"), and if
+// wanted "tools" and "documents" (lists of objects), "variables" (an object: what the template asks for by name, such as
+// enable_thinking), "continue_final_message" (true: the prompt ends where the last message does, for the model to go
+// on with), "add_generation_prompt" (true unless the last message goes on) and "chat_template" (the name of one of the
+// folder's templates, or a template of one's own). LORIS_E_INVALID_ARG names what is wrong with it. flags: 0. buf, cap and
+// n as in loris_tokenize. Any thread. Since 0.6.
+int32_t loris_chat_tokenize_json(const struct loris_model *model,
+                                 const char *request,
+                                 size_t request_len,
+                                 uint32_t flags,
+                                 uint32_t *buf,
+                                 size_t cap,
+                                 size_t *n);
+
+// As loris_chat_render, of a request as in loris_chat_tokenize_json. flags: 0. buf, cap and n as in loris_detokenize. Any
+// thread. Since 0.6.
+int32_t loris_chat_render_json(const struct loris_model *model,
+                               const char *request,
+                               size_t request_len,
+                               uint32_t flags,
+                               char *buf,
+                               size_t cap,
+                               size_t *n);
 
 // Opens an empty session; takes pages only as tokens come. params may be NULL for the defaults. On LORIS_OK
 // *session is a handle for loris_session_free, else it is NULL. Any thread.
@@ -671,14 +716,15 @@ int32_t loris_session_score(struct loris_session *session,
 
 // Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
 //
-// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
+// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text or a stop token was reached.
 // LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
 // it. LORIS_E_STATE if no logits are ready.
 //
 // A token is shown once the session holds it. So after each of these, and after an error, the session holds the tokens
 // that were shown and no other: call this again to go on, or loris_session_prefill with the next turn's tokens. (Versions
 // before 0.5 held all but the last after most of these; a program that decodes the last one itself has it twice
-// now.) A token that ends an answer is neither shown nor held. One thread at a time.
+// now.) A token that ends an answer is neither shown nor held. Where a call goes on with an answer, so does its text: a
+// character whose bytes are in the tokens of both is shown by the second. One thread at a time.
 int32_t loris_session_generate(struct loris_session *session,
                                const struct loris_generate_params *params);
 

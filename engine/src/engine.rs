@@ -7,7 +7,7 @@ use std::ops::{ControlFlow, Deref, DerefMut, RangeInclusive};
 use std::path::{Path, PathBuf};
 
 use loris_loader::{
-    ChatTemplate, Checkpoint, Message, ModelConfig, OpenOptions, RopeScaling, Storage, Tokenizer,
+    Chat, ChatTemplate, Checkpoint, ModelConfig, OpenOptions, RopeScaling, Storage, Tokenizer,
 };
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
@@ -147,7 +147,8 @@ impl Engine {
         progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
     ) -> Result<Model, Error> {
         memory::room_for(0, "the model")?;
-        let Checkpoint { config, weights, tokenizer, chat, .. } = checkpoint;
+        let Checkpoint { config, weights, tokenizer, chat, warnings, .. } = checkpoint;
+        warnings.iter().for_each(|warning| self.log.say(Level::Warn, format_args!("{warning}")));
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
         let (exec, placement) =
@@ -285,16 +286,12 @@ impl Model {
     }
 
     /// The ids of a chat, ready for [`Session::prefill`]: the template's special tokens are parsed, those
-    /// that a message's text happens to spell are not. `None` if the folder lacks a template or tokenizer.
-    pub fn encode_chat(
-        &self,
-        messages: &[Message],
-        add_generation_prompt: bool,
-    ) -> Result<Option<Vec<u32>>, Error> {
-        let (Some(chat), Some(tokenizer)) = (self.chat_template(), self.tokenizer()) else {
+    /// that the chat happens to spell are not. `None` if the folder lacks a template or tokenizer.
+    pub fn encode_chat(&self, chat: &Chat) -> Result<Option<Vec<u32>>, Error> {
+        let (Some(template), Some(tokenizer)) = (self.chat_template(), self.tokenizer()) else {
             return Ok(None);
         };
-        Ok(Some(chat.encode(tokenizer, messages, add_generation_prompt)?))
+        Ok(Some(template.encode(tokenizer, chat)?))
     }
 
     /// The stream that a session asks for, if everything else goes with it.

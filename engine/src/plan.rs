@@ -22,7 +22,7 @@ pub struct ModelOptions {
     /// Tokens a KV page holds: a power of two from 16 to 256.
     pub page_len: usize,
     /// Tokens the page pool holds, all sessions together; `None`: one session of the model's full
-    /// context, at most 131,072. Memory is committed as pages are written.
+    /// context, at most 131,072, or for one stream. Memory is committed as pages are written.
     pub kv_tokens: Option<usize>,
     /// Prompt tokens that go through the layers together.
     pub chunk: usize,
@@ -120,7 +120,10 @@ impl Plan {
         }
         check_range("chunk", options.chunk, ModelOptions::CHUNKS)?;
         check_range("batch", options.batch, ModelOptions::BATCHES)?;
-        let kv_tokens = options.kv_tokens.unwrap_or(config.ctx_len.min(131_072));
+        let kv_tokens = options.kv_tokens.unwrap_or_else(|| {
+            // A session of the model's context, or the longest stream: a chunk enters before what it pushes out leaves.
+            config.ctx_len.min(131_072) + options.chunk + 2 * options.page_len
+        });
         check_range("kv-tokens", kv_tokens, ModelOptions::KV_TOKENS)?;
 
         let shape = AttentionShape {

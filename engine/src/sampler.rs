@@ -90,15 +90,36 @@ pub struct Sampler {
     seed: u64,
     state: u64,
     n_forks: u64,
-    /// Ids that are never chosen: the padding of a vocabulary. Empty: none.
-    masked: Vec<bool>,
-    /// The same as a bit set, for devices; `None`: none.
-    mask_bits: Option<Arc<[u32]>>,
+    /// Ids that are never chosen: the padding of a vocabulary.
+    mask: Mask,
+    /// These and those that are not chosen for now; `None`: there are none of these.
+    mask_for_now: Option<Mask>,
     candidates: Vec<Candidate>,
     /// Of the candidates, likeliest first.
     weights: Vec<f64>,
     /// Which tokens occurred; filled where there is a repetition penalty.
     seen: Vec<bool>,
+}
+
+/// Ids that are not chosen.
+#[derive(Clone, Debug, Default)]
+struct Mask {
+    /// By id; empty: none.
+    masked: Vec<bool>,
+    /// The same as a bit set, for devices; `None`: none.
+    bits: Option<Arc<[u32]>>,
+}
+
+impl Mask {
+    fn new(masked: Vec<bool>) -> Self {
+        let word = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
+        let bits = (!masked.is_empty()).then(|| masked.chunks(32).map(word).collect());
+        Self { masked, bits }
+    }
+
+    fn holds(&self, id: u32) -> bool {
+        self.masked.get(id as usize).copied().unwrap_or(false)
+    }
 }
 
 /// What a sampler's memory is for.
@@ -138,12 +159,46 @@ impl Sampler {
     /// A sampler that never chooses the ids that are true in `masked`; empty: all may be chosen.
     pub fn with_mask(params: SamplerParams, masked: Vec<bool>) -> Result<Self, Error> {
         params.check()?;
-        let bits = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
-        let mask_bits = (!masked.is_empty()).then(|| masked.chunks(32).map(bits).collect());
         let seed = params.seed.unwrap_or_else(random_seed);
         let (candidates, weights, seen) = Default::default();
-        let state = seed;
-        Ok(Self { params, seed, state, n_forks: 0, masked, mask_bits, candidates, weights, seen })
+        let (state, mask) = (seed, Mask::new(masked));
+        Ok(Self {
+            params,
+            seed,
+            state,
+            n_forks: 0,
+            mask,
+            mask_for_now: None,
+            candidates,
+            weights,
+            seen,
+        })
+    }
+
+    /// Chooses none of these ids, of `vocab_size`, until [`allow`](Self::allow). Fails where no other is left.
+    pub(crate) fn forbid(&mut self, ids: &[u32], vocab_size: usize) -> Result<(), Error> {
+        let mut masked = match self.mask.masked.is_empty() {
+            true => memory::zeros(vocab_size, LISTS)?,
+            false => memory::copy(&self.mask.masked, LISTS)?,
+        };
+        ids.iter().for_each(|&id| {
+            masked.get_mut(id as usize).into_iter().for_each(|is_masked| *is_masked = true);
+        });
+        if masked.iter().all(|&is_masked| is_masked) {
+            let expected = "0, as every token of the model ends an answer";
+            return Err(Error::option("min-tokens", "given", expected));
+        }
+        self.mask_for_now = Some(Mask::new(masked));
+        Ok(())
+    }
+
+    /// Takes back [`forbid`](Self::forbid).
+    pub(crate) fn allow(&mut self) {
+        self.mask_for_now = None;
+    }
+
+    fn mask(&self) -> &Mask {
+        self.mask_for_now.as_ref().unwrap_or(&self.mask)
     }
 
     /// The seed in use, which was given or drawn: a sampler that is given it makes the same choices.
@@ -160,8 +215,11 @@ impl Sampler {
             seed,
             state: seed,
             n_forks: 0,
-            masked: memory::copy(&self.masked, LISTS)?,
-            mask_bits: self.mask_bits.clone(),
+            mask: Mask {
+                masked: memory::copy(&self.mask.masked, LISTS)?,
+                bits: self.mask.bits.clone(),
+            },
+            mask_for_now: None,
             candidates: Vec::new(),
             weights: Vec::new(),
             seen: Vec::new(),
@@ -183,7 +241,7 @@ impl Sampler {
             top_p,
             min_p,
             uniform: if temperature == 0.0 { 0.0 } else { uniform(&mut state) },
-            masked: self.mask_bits.clone(),
+            masked: self.mask().bits.clone(),
         })
     }
 
@@ -204,12 +262,17 @@ impl Sampler {
         self.state = state;
     }
 
-    /// The next token. `history` is what the repetition penalty looks at.
-    pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+    /// The next token. `history` is what the repetition penalty looks at, as [`Session::history`](crate::Session::history)
+    /// gives it.
+    pub fn sample<'h>(
+        &mut self,
+        logits: &[f32],
+        history: impl IntoIterator<Item = &'h u32>,
+    ) -> u32 {
         let p = &self.params;
-        let masked = |id: u32| self.masked.get(id as usize).copied().unwrap_or(false);
+        let mask = self.mask_for_now.as_ref().unwrap_or(&self.mask);
         let all = (0..).zip(logits).map(|(id, &logit)| Candidate { id, logit });
-        let choices = all.filter(|c| !masked(c.id));
+        let choices = all.filter(|c| !mask.holds(c.id));
         if p.temperature == 0.0 && p.repetition_penalty == 1.0 {
             return likeliest(choices);
         }
@@ -218,7 +281,7 @@ impl Sampler {
         if p.repetition_penalty != 1.0 {
             self.seen.clear();
             self.seen.resize(logits.len(), false);
-            history.iter().for_each(|&id| {
+            history.into_iter().for_each(|&id| {
                 self.seen.get_mut(id as usize).into_iter().for_each(|seen| *seen = true);
             });
             penalise(&mut self.candidates, &self.seen, p.repetition_penalty);

@@ -94,6 +94,8 @@ pub struct Session {
     /// Leading tokens that prefill wrote from the very first on: their full pages can be shared. 0 where a blob is at
     /// the bottom: what is computed behind KV from elsewhere depends on it.
     pub(crate) n_shareable: usize,
+    /// The length behind the last prompt, where an answer begins.
+    answer_start: usize,
     /// Of the step at hand.
     pub(crate) rope: Rope,
     pub(crate) cancel: Arc<AtomicBool>,
@@ -105,6 +107,7 @@ pub struct Session {
 #[derive(Clone, Copy, Debug, Default)]
 struct Before {
     receipt: Receipt,
+    answer_start: usize,
     logits_ready: bool, // logits change only where nothing can fail any more
     drawn: Option<Drawn>,
 }
@@ -242,6 +245,7 @@ impl Session {
             draw: None,
             drawn: None,
             n_shareable: 0,
+            answer_start: 0,
             rope: Rope::new(&model, 0),
             cancel: Arc::default(),
             receipt: Receipt::default(),
@@ -272,6 +276,36 @@ impl Session {
     /// page, [`n_gone`](Self::n_gone) are missing.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
+    }
+
+    /// The tokens that were generated since the last prompt, as far as they are there without a gap.
+    pub fn answer(&self) -> &[u32] {
+        let n = self.len().saturating_sub(self.answer_start);
+        let n_held = match self.n_gone {
+            0 => self.tokens.len(),
+            _ => self.tokens.len() - self.model.plan().layout.n_slots(1),
+        };
+        &self.tokens[self.tokens.len() - n.min(n_held)..]
+    }
+
+    /// An answer of so many tokens, or what is left of it, has begun.
+    pub(crate) fn set_answer(&mut self, n_tokens: usize) {
+        self.answer_start = self.len() - n_tokens;
+    }
+
+    /// Tokens that a repetition penalty counts: all of them, of a stream those that the last token saw. (What a stream holds
+    /// besides depends on the length of its pages; and of all that ever went through, most of a vocabulary would be
+    /// penalised in the end.)
+    pub fn history(&self) -> impl Iterator<Item = &u32> {
+        let all = self.tokens.as_slice();
+        let (sinks, rest) = match self.stream {
+            Some(stream) if self.len() > stream.capacity() as usize => {
+                let window = all.len() - stream.window as usize;
+                (&all[..stream.sink as usize], &all[window..])
+            }
+            _ => (all, &[][..]),
+        };
+        sinks.iter().chain(rest)
     }
 
     /// Number of tokens that the session has taken in and not forgotten since; a stream has left some behind.
@@ -388,11 +422,14 @@ impl Session {
     }
 
     fn begin(&mut self) {
-        let Self { receipt, logits_ready, drawn, .. } = *self;
-        self.before = Before { receipt, logits_ready, drawn };
+        let Self { receipt, answer_start, logits_ready, drawn, .. } = *self;
+        self.before = Before { receipt, answer_start, logits_ready, drawn };
         self.cache.begin();
         self.turn = Turn::default();
         let is_prompt = matches!(self.pending, Pending::Prompt { .. });
+        if is_prompt {
+            self.answer_start = self.len() + self.pending.len();
+        }
         if let Some(evicting) = &mut self.evicting {
             evicting.begin(is_prompt);
         }
@@ -432,8 +469,9 @@ impl Session {
         if let Some(evicting) = &mut self.evicting {
             evicting.roll_back();
         }
-        let Before { receipt, logits_ready, drawn } = self.before;
-        (self.receipt, self.logits_ready, self.drawn) = (receipt, logits_ready, drawn);
+        let Before { receipt, answer_start, logits_ready, drawn } = self.before;
+        (self.receipt, self.answer_start) = (receipt, answer_start);
+        (self.logits_ready, self.drawn) = (logits_ready, drawn);
     }
 
     /// Runs a prompt through the model; the logits of its last token are ready afterwards.
@@ -501,7 +539,7 @@ impl Session {
                 sampler.advance();
                 Ok(drawn.token)
             }
-            None => Ok(sampler.sample(&self.logits, &self.tokens)),
+            None => Ok(sampler.sample(&self.logits, self.history())),
         }
     }
 
@@ -578,6 +616,7 @@ impl Session {
             draw: None,
             drawn: self.drawn,
             n_shareable: self.n_shareable,
+            answer_start: self.answer_start,
             rope: self.rope.clone(),
             cancel: Arc::default(),
             receipt: self.receipt,
@@ -642,6 +681,7 @@ impl Session {
         }
         self.tokens.truncate(len - self.n_gone);
         self.n_shareable = self.n_shareable.min(len);
+        self.answer_start = self.answer_start.min(len);
         (self.logits_ready, self.drawn) = (false, None);
     }
 

@@ -23,6 +23,7 @@ use std::time::SystemTime;
 
 use serde_json::Value as Config;
 
+use crate::companions::Companions;
 use crate::error::Error;
 use crate::jinja::{self, Builder, Dict, Items, Meter, Program, Run, Str, Value};
 use crate::json;
@@ -58,8 +59,6 @@ const MAX_TEMPLATES: usize = 64;
 const VALUE_BYTES: u64 = 64;
 
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 32 << 20;
-const SPECIAL_TOKENS: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Roles in general use. A template may build a control token of one (`'<|' + message.role + '|>'`).
 const ROLES: [&str; 11] = [
@@ -231,7 +230,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     templates: Arc<Vec<Template>>,
     /// `bos_token` and the like with their texts.
-    special_tokens: Vec<(&'static str, String)>,
+    special_tokens: Vec<(String, String)>,
 }
 
 /// One of them.
@@ -253,7 +252,7 @@ impl ChatTemplate {
         let config_path = dir.join(TOKENIZER_CONFIG);
         let config =
             json::read_object(&config_path, MAX_TOKENIZER_CONFIG_BYTES)?.unwrap_or_default();
-        let special_tokens = special_tokens(&config);
+        let special_tokens = named_tokens(dir)?;
         let files = template_files(dir)?;
         let (path, sources) = match files.is_empty() {
             false => (dir.join(CHAT_TEMPLATE), files),
@@ -276,13 +275,12 @@ impl ChatTemplate {
 
     /// Opens a template of one's own, a file, with the special tokens of a model's folder.
     pub fn open_file(dir: &Path, file: &Path) -> Result<ChatTemplate, Error> {
-        let config = json::read_object(&dir.join(TOKENIZER_CONFIG), MAX_TOKENIZER_CONFIG_BYTES)?;
         let source = read_template(file)?.ok_or_else(|| Error::Io {
             file: file.into(),
             action: "open",
             source: std::io::ErrorKind::NotFound.into(),
         })?;
-        ChatTemplate::parse(&source, file, special_tokens(&config.unwrap_or_default()))
+        ChatTemplate::of(vec![(DEFAULT.into(), source)], file, named_tokens(dir)?)
     }
 
     /// Compiles a template; `path` is for messages, `special_tokens` are variables with their values.
@@ -291,13 +289,14 @@ impl ChatTemplate {
         path: &Path,
         special_tokens: Vec<(&'static str, String)>,
     ) -> Result<ChatTemplate, Error> {
-        ChatTemplate::of(vec![(DEFAULT.into(), source.into())], path, special_tokens)
+        let named = special_tokens.into_iter().map(|(name, text)| (name.to_owned(), text));
+        ChatTemplate::of(vec![(DEFAULT.into(), source.into())], path, named.collect())
     }
 
     fn of(
         sources: Vec<(String, String)>,
         path: &Path,
-        special_tokens: Vec<(&'static str, String)>,
+        special_tokens: Vec<(String, String)>,
     ) -> Result<ChatTemplate, Error> {
         let mut templates = Vec::new();
         for (name, source) in sources {
@@ -695,22 +694,8 @@ fn configured_templates(value: &Config) -> Option<Vec<(String, String)>> {
     templates.filter(|list| !list.is_empty() && list.len() <= MAX_TEMPLATES)
 }
 
-/// The text of a special token in tokenizer_config.json, which is a string or an object with `content`.
-fn special_token<'a>(config: &'a serde_json::Map<String, Config>, name: &str) -> Option<&'a str> {
-    let value = config.get(name)?;
-    value.as_str().or_else(|| value.get("content")?.as_str())
-}
-
-/// The text of the token that ends an answer, as tokenizer_config.json has it.
-pub(crate) fn eos_token(dir: &Path) -> Result<Option<String>, Error> {
-    let config = json::read_object(&dir.join(TOKENIZER_CONFIG), MAX_TOKENIZER_CONFIG_BYTES)?
-        .unwrap_or_default();
-    Ok(special_token(&config, "eos_token").map(str::to_owned))
-}
-
-fn special_tokens(config: &serde_json::Map<String, Config>) -> Vec<(&'static str, String)> {
-    SPECIAL_TOKENS
-        .into_iter()
-        .filter_map(|name| Some((name, special_token(config, name)?.to_owned())))
-        .collect()
+/// `bos_token` and the like with their texts, as the folder's files have them.
+fn named_tokens(dir: &Path) -> Result<Vec<(String, String)>, Error> {
+    let companions = Companions::open(dir)?;
+    Ok(companions.named().map(|(name, text)| (name.to_owned(), text.to_owned())).collect())
 }

@@ -3,7 +3,9 @@
 //! The reader knows the quirks of the four supported families and nothing else: a key that would change the
 //! mathematics and is not known (an activation, a bias, a quantisation, a RoPE type) is an error that names it, never
 //! a guess. Every number is range-checked and their products are known to fit before anything is allocated.
-//! Defaults are those of `transformers`, whose outputs are the reference.
+//! Defaults, and the JSON types that a key may have ([`TYPES`]), are those of `transformers` 5.24, whose outputs are the
+//! reference. Stricter than it is the reader where a key says something that the reference passes over (a window of a
+//! Llama, a bias of a Mistral, an architecture of another family), and where two keys say different things.
 
 use std::path::Path;
 
@@ -22,6 +24,8 @@ pub const CONFIG: &str = "config.json";
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// The longest context.
+pub(crate) const MAX_CTX: usize = 1 << 28;
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
 
 /// A model family.
@@ -56,7 +60,7 @@ pub struct ModelConfig {
     pub ffn_dim: usize,
     /// Rows of the embedding; the tokenizer may know fewer tokens.
     pub vocab_size: usize,
-    /// Longest context that the model was made for (`max_position_embeddings`).
+    /// Longest context that the model can use: `max_position_embeddings`, or what its RoPE scaling makes of it.
     pub ctx_len: usize,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
@@ -102,9 +106,13 @@ impl ModelConfig {
             let source = std::io::ErrorKind::NotFound.into();
             return Err(Error::Io { file: path, action: "open (a model folder needs it)", source });
         };
-        let mut config = ModelConfig::parse(&bytes, &path)?;
+        let map = json::parse_object(&bytes, &path)?;
+        let mut config = ModelConfig::read(&Keys { file: &path, parent: "", map: &map })?;
         let path = dir.join(GENERATION_CONFIG);
         if let Some(bytes) = json::read_file(&path, MAX_CONFIG_BYTES)? {
+            if !map.contains_key("eos_token_id") {
+                config.eos_ids.clear(); // the family's default counts only where no file says anything
+            }
             config.add_generation_config(&bytes, &path)?;
         }
         Ok(config)
@@ -113,24 +121,33 @@ impl ModelConfig {
     /// Reads the bytes of a `config.json`; `path` is for messages.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<ModelConfig, Error> {
         let map = json::parse_object(bytes, path)?;
-        let keys = Keys { file: path, parent: "", map: &map };
-        refuse_unknown_mathematics(&keys)?;
-        let architecture = architecture(&keys)?;
-        refuse_biases(&keys, architecture)?;
+        ModelConfig::read(&Keys { file: path, parent: "", map: &map })
+    }
 
-        let n_layers = keys.need_uint("num_hidden_layers", 1..=1024)?;
-        let n_q_heads = keys.need_uint("num_attention_heads", 1..=1024)?;
-        let n_kv_heads = keys.uint("num_key_value_heads", 1..=1024)?.unwrap_or(n_q_heads);
+    fn read(keys: &Keys<'_>) -> Result<ModelConfig, Error> {
+        refuse_unknown_mathematics(keys)?;
+        let architecture = architecture(keys)?;
+        check_types(keys, architecture)?;
+        refuse_biases(keys, architecture)?;
+
+        let default = architecture.defaults();
+        let n_layers = keys.uint("num_hidden_layers", 1..=1024)?.unwrap_or(32);
+        let n_q_heads = keys.uint("num_attention_heads", 1..=1024)?.unwrap_or(32);
+        let absent = default.n_kv_heads.filter(|_| !keys.map.contains_key("num_key_value_heads"));
+        let n_kv_heads =
+            keys.uint("num_key_value_heads", 1..=1024)?.or(absent).unwrap_or(n_q_heads);
         if !n_q_heads.is_multiple_of(n_kv_heads) {
             return Err(keys.wrong(
                 "num_key_value_heads",
                 format!("a divisor of the {n_q_heads} query heads"),
             ));
         }
-        let hidden_dim = keys.need_uint("hidden_size", 1..=1 << 17)?;
-        let head_dim = head_dim(&keys, architecture, hidden_dim, n_q_heads)?;
-        let ctx_len = keys.need_uint("max_position_embeddings", 1..=1 << 28)?;
-        let vocab_size = keys.need_uint("vocab_size", 1..=1 << 22)?;
+        let hidden_dim = keys.uint("hidden_size", 1..=1 << 17)?.unwrap_or(4096);
+        let head_dim = head_dim(keys, architecture, hidden_dim, n_q_heads)?;
+        let max_positions =
+            keys.uint("max_position_embeddings", 1..=MAX_CTX)?.unwrap_or(default.max_positions);
+        let rope = RopeConfig::read(keys, max_positions)?;
+        let vocab_size = keys.uint("vocab_size", 1..=1 << 22)?.unwrap_or(default.vocab_size);
         let eps = Accept {
             expected: "a number between 0 and 1",
             test: |x| (f64::from(f32::MIN_POSITIVE)..1.0).contains(&x),
@@ -138,8 +155,13 @@ impl ModelConfig {
 
         let mut eos_ids = keys.token_ids("eos_token_id", vocab_size)?;
         sort_unique(&mut eos_ids);
-        // The first Llama checkpoints were exported with a padding token of -1, for none.
-        let no_pad = keys.get("pad_token_id").and_then(Value::as_i64) == Some(-1);
+        let mut bos_id = keys.token_id("bos_token_id", vocab_size)?;
+        let default_id = |key, id: u32| {
+            let is_absent = default.has_ids && !keys.map.contains_key(key);
+            Some(id).filter(|&id| is_absent && (id as usize) < vocab_size)
+        };
+        bos_id = bos_id.or(default_id("bos_token_id", 1));
+        eos_ids.extend(default_id("eos_token_id", 2));
         Ok(ModelConfig {
             architecture,
             n_layers,
@@ -147,19 +169,19 @@ impl ModelConfig {
             n_kv_heads,
             head_dim,
             hidden_dim,
-            ffn_dim: keys.need_uint("intermediate_size", 1..=1 << 20)?,
+            ffn_dim: keys.uint("intermediate_size", 1..=1 << 20)?.unwrap_or(default.ffn_dim),
             vocab_size,
-            ctx_len,
+            ctx_len: rope.usable_ctx(max_positions),
             norm_eps: keys.float("rms_norm_eps", &eps)?.unwrap_or(1e-6) as f32,
-            rope: RopeConfig::read(&keys, ctx_len)?,
+            rope,
             tied_embeddings: keys.boolean("tie_word_embeddings")?.unwrap_or(false),
             qkv_bias: architecture == Architecture::Qwen2,
             qk_norm: architecture == Architecture::Qwen3,
-            windows: windows(&keys, architecture, n_layers)?,
-            bos_id: keys.token_id("bos_token_id", vocab_size)?,
+            windows: windows(keys, architecture, n_layers)?,
+            bos_id,
             eos_ids,
-            pad_id: if no_pad { None } else { keys.token_id("pad_token_id", vocab_size)? },
-            dtype: dtype(&keys)?,
+            pad_id: keys.token_id("pad_token_id", vocab_size)?,
+            dtype: dtype(keys)?,
             generation: GenerationDefaults::default(),
         })
     }
@@ -172,6 +194,7 @@ impl ModelConfig {
         sort_unique(&mut self.eos_ids);
         self.bos_id = self.bos_id.or(keys.token_id("bos_token_id", self.vocab_size)?);
 
+        refuse_unknown_generation(&keys)?;
         let positive = Accept { expected: "a number above 0", test: |x| x > 0.0 && x < 1e6 };
         let not_negative =
             Accept { expected: "a number from 0", test: |x| (0.0..1e6).contains(&x) };
@@ -189,9 +212,9 @@ impl ModelConfig {
         Ok(())
     }
 
-    /// Adds a token that ends an answer.
+    /// Adds a token that ends an answer, unless the model has no row for it and so never gives it.
     pub fn add_eos(&mut self, id: u32) {
-        self.eos_ids.push(id);
+        self.eos_ids.extend(Some(id).filter(|&id| (id as usize) < self.vocab_size));
         sort_unique(&mut self.eos_ids);
     }
 
@@ -245,6 +268,99 @@ impl ModelConfig {
     }
 }
 
+/// What a family has where config.json says nothing; where all have the same it stands at its place.
+struct Defaults {
+    vocab_size: usize,
+    ffn_dim: usize,
+    n_kv_heads: Option<usize>,
+    max_positions: usize,
+    /// Whether token 1 starts a sequence and token 2 ends it.
+    has_ids: bool,
+}
+
+impl Architecture {
+    fn defaults(self) -> Defaults {
+        let (vocab_size, ffn_dim, n_kv_heads, max_positions, has_ids) = match self {
+            Architecture::Llama => (32_000, 11_008, None, 2048, true),
+            Architecture::Mistral => (32_000, 14_336, Some(8), 131_072, true),
+            Architecture::Qwen2 | Architecture::Qwen3 => (151_936, 22_016, Some(32), 32_768, false),
+        };
+        Defaults { vocab_size, ffn_dim, n_kv_heads, max_positions, has_ids }
+    }
+}
+
+/// The JSON types that a key may have: i, an integer; f, a number with a point or an exponent; b, true or false; s, a
+/// text; l, a list; n, null; and the families that it belongs to: l, Llama; m, Mistral; 2 and 3, Qwen2 and Qwen3.
+const TYPES: [(&str, &str, &str); 31] = [
+    ("vocab_size", "i", "lm23"),
+    ("hidden_size", "i", "lm23"),
+    ("intermediate_size", "i", "lm23"),
+    ("num_hidden_layers", "i", "lm23"),
+    ("num_attention_heads", "i", "lm23"),
+    ("num_key_value_heads", "in", "l23"),
+    ("num_key_value_heads", "i", "m"),
+    ("head_dim", "in", "lm"),
+    ("head_dim", "i", "3"),
+    ("hidden_act", "s", "lm23"),
+    ("max_position_embeddings", "i", "lm23"),
+    ("initializer_range", "f", "lm23"),
+    ("rms_norm_eps", "f", "lm23"),
+    ("use_cache", "b", "lm23"),
+    ("pad_token_id", "in", "lm23"),
+    ("bos_token_id", "in", "lm23"),
+    ("eos_token_id", "iln", "lm23"),
+    ("pretraining_tp", "in", "l"),
+    ("tie_word_embeddings", "b", "lm23"),
+    ("attention_bias", "b", "l3"),
+    ("attention_dropout", "ifn", "l"),
+    ("attention_dropout", "if", "m23"),
+    ("mlp_bias", "b", "l"),
+    ("sliding_window", "in", "m23"),
+    ("use_sliding_window", "b", "23"),
+    ("max_window_layers", "i", "23"),
+    ("layer_types", "ln", "lm23"),
+    ("architectures", "ln", "lm23"),
+    ("is_encoder_decoder", "b", "lm23"),
+    ("chunk_size_feed_forward", "i", "lm23"),
+    ("rope_parameters", "on", "lm23"),
+];
+
+/// Holds every key that is there to its types.
+fn check_types(keys: &Keys<'_>, architecture: Architecture) -> Result<(), Error> {
+    let family = match architecture {
+        Architecture::Llama => 'l',
+        Architecture::Mistral => 'm',
+        Architecture::Qwen2 => '2',
+        Architecture::Qwen3 => '3',
+    };
+    for (key, types, families) in TYPES {
+        let Some(value) = keys.map.get(key).filter(|_| families.contains(family)) else { continue };
+        let found = match value {
+            Value::Null => 'n',
+            Value::Bool(_) => 'b',
+            Value::Number(number) if number.is_f64() => 'f',
+            Value::Number(_) => 'i',
+            Value::String(_) => 's',
+            Value::Array(_) => 'l',
+            Value::Object(_) => 'o',
+        };
+        if !types.contains(found) {
+            let name = |letter| match letter {
+                'n' => "null",
+                'b' => "true or false",
+                'f' => "a number with a point",
+                'i' => "an integer",
+                's' => "a string",
+                'l' => "a list",
+                _ => "an object",
+            };
+            let names: Vec<&str> = types.chars().map(name).collect();
+            return Err(keys.wrong(key, names.join(" or ")));
+        }
+    }
+    Ok(())
+}
+
 /// Keys that change what the model computes, in ways that this engine does not.
 fn refuse_unknown_mathematics(keys: &Keys<'_>) -> Result<(), Error> {
     if keys.get("quantization_config").is_some() || keys.get("compression_config").is_some() {
@@ -264,23 +380,89 @@ fn refuse_unknown_mathematics(keys: &Keys<'_>) -> Result<(), Error> {
         "num_experts",
         "num_local_experts",
         "no_rope_layers",
+        "per_layer_config",
+        "is_encoder_decoder",
     ] {
-        if keys.get(key).is_some() {
+        // A number of 0, an empty list, false: without it.
+        if keys.truth(key) {
             return Err(keys.unsupported(key, "dense decoders without this key"));
         }
     }
-    match keys.text("hidden_act")? {
-        None | Some("silu") => Ok(()),
-        Some(_) => Err(keys.unsupported("hidden_act", "silu")),
+    if keys.get("is_causal") == Some(&Value::Bool(false)) {
+        return Err(keys.unsupported("is_causal", "true"));
     }
+    if let Some(name) = keys.get("transformers_weights")
+        && name != crate::SINGLE
+        && name != crate::INDEX
+    {
+        return Err(keys.unsupported("transformers_weights", "model.safetensors and its index"));
+    }
+    match keys.get("hidden_act").and_then(Value::as_str) {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(_) => Err(keys.unsupported("hidden_act", "silu, swish")),
+    }
+}
+
+/// Keys of generation_config.json that decide which tokens an answer has and are not followed, with the value that means
+/// nothing (besides null, false, 0 and what is empty), and whether they count only where `do_sample` is true. What is
+/// in neither table is of no effect on a single answer (`max_new_tokens`, caching, output), or read.
+const UNKNOWN_GENERATION: [(&str, Option<f64>, bool); 28] = [
+    ("num_beams", Some(1.0), false),
+    ("num_beam_groups", Some(1.0), false),
+    ("num_return_sequences", Some(1.0), false),
+    ("min_length", None, false),
+    ("min_new_tokens", None, false),
+    ("no_repeat_ngram_size", None, false),
+    ("encoder_no_repeat_ngram_size", None, false),
+    ("encoder_repetition_penalty", Some(1.0), false),
+    ("diversity_penalty", None, false),
+    ("guidance_scale", Some(1.0), false),
+    ("penalty_alpha", None, false),
+    ("suppress_tokens", None, false),
+    ("begin_suppress_tokens", None, false),
+    ("bad_words_ids", None, false),
+    ("force_words_ids", None, false),
+    ("sequence_bias", None, false),
+    ("constraints", None, false),
+    ("exponential_decay_length_penalty", None, false),
+    ("stop_strings", None, false),
+    ("watermarking_config", None, false),
+    ("dola_layers", None, false),
+    ("token_healing", None, false),
+    ("typical_p", Some(1.0), true),
+    ("epsilon_cutoff", None, true),
+    ("eta_cutoff", None, true),
+    ("top_h", None, true),
+    ("smoothing_factor", None, true),
+    ("mirostat_mode", None, true),
+];
+
+/// The same, where 0 is a token.
+const UNKNOWN_TOKENS: [&str; 3] =
+    ["forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id"];
+
+fn refuse_unknown_generation(keys: &Keys<'_>) -> Result<(), Error> {
+    let samples = keys.boolean("do_sample")? == Some(true);
+    for (key, neutral, when_sampled) in UNKNOWN_GENERATION {
+        let is_neutral = neutral.is_some() && keys.get(key).and_then(Value::as_f64) == neutral;
+        if keys.truth(key) && !is_neutral && (samples || !when_sampled) {
+            return Err(keys.unsupported(key, "folders whose generation_config.json leaves it out"));
+        }
+    }
+    for key in UNKNOWN_TOKENS {
+        if keys.get(key).is_some() {
+            return Err(keys.unsupported(key, "folders whose generation_config.json leaves it out"));
+        }
+    }
+    Ok(())
 }
 
 fn refuse_biases(keys: &Keys<'_>, architecture: Architecture) -> Result<(), Error> {
     // Qwen2's biases are part of the family; its reference does not read the flag.
-    if architecture != Architecture::Qwen2 && keys.boolean("attention_bias")? == Some(true) {
+    if architecture != Architecture::Qwen2 && keys.truth("attention_bias") {
         return Err(keys.unsupported("attention_bias", "false"));
     }
-    if keys.boolean("mlp_bias")? == Some(true) {
+    if keys.truth("mlp_bias") {
         return Err(keys.unsupported("mlp_bias", "false"));
     }
     Ok(())
@@ -292,10 +474,10 @@ fn architecture(keys: &Keys<'_>) -> Result<Architecture, Error> {
         None | Some([]) => None,
         Some([first, ..]) => {
             let class = match first.as_str() {
-                Some("LlamaForCausalLM") => Llama,
-                Some("MistralForCausalLM") => Mistral,
-                Some("Qwen2ForCausalLM") => Qwen2,
-                Some("Qwen3ForCausalLM") => Qwen3,
+                Some("LlamaForCausalLM" | "LlamaModel") => Llama,
+                Some("MistralForCausalLM" | "MistralModel") => Mistral,
+                Some("Qwen2ForCausalLM" | "Qwen2Model") => Qwen2,
+                Some("Qwen3ForCausalLM" | "Qwen3Model") => Qwen3,
                 _ => return Err(keys.unsupported("architectures", SUPPORTED)),
             };
             Some(class)
@@ -326,7 +508,7 @@ fn head_dim(
     n_q_heads: usize,
 ) -> Result<usize, Error> {
     let explicit = keys.uint("head_dim", 2..=512)?;
-    // Qwen3's reference takes 128 where the key is absent, and divides where it is null.
+    // Qwen3's reference takes 128 where the key is absent.
     let absent =
         (architecture == Architecture::Qwen3 && !keys.map.contains_key("head_dim")).then_some(128);
     let head_dim = match explicit.or(absent) {
@@ -352,19 +534,19 @@ fn windows(
     architecture: Architecture,
     n_layers: usize,
 ) -> Result<Vec<Option<usize>>, Error> {
-    let given = keys.uint("sliding_window", 1..=1 << 28)?;
+    let given = || keys.uint("sliding_window", 1..=MAX_CTX);
     let default = if keys.map.contains_key("sliding_window") { None } else { Some(4096) };
     let window = match architecture {
-        Architecture::Llama if given.is_some() => {
+        Architecture::Llama if keys.get("sliding_window").is_some() => {
             return Err(
                 keys.unsupported("sliding_window", "null for llama, whose reference has no window")
             );
         }
         Architecture::Llama => None,
-        Architecture::Mistral => given.or(default),
+        Architecture::Mistral => given()?.or(default),
         Architecture::Qwen2 | Architecture::Qwen3 => {
             let on = keys.boolean("use_sliding_window")?.unwrap_or(false);
-            if on { given.or(default) } else { None }
+            if on { given()?.or(default) } else { None }
         }
     };
     let qwen = matches!(architecture, Architecture::Qwen2 | Architecture::Qwen3);
@@ -395,8 +577,8 @@ fn dtype(keys: &Keys<'_>) -> Result<Option<Dtype>, Error> {
     match keys.text(key)? {
         None | Some("auto") => Ok(None),
         Some("bfloat16") => Ok(Some(Dtype::BF16)),
-        Some("float16") => Ok(Some(Dtype::F16)),
-        Some("float32") => Ok(Some(Dtype::F32)),
+        Some("float16" | "half") => Ok(Some(Dtype::F16)),
+        Some("float32" | "float") => Ok(Some(Dtype::F32)),
         Some(_) => Err(keys.unsupported(key, "bfloat16, float16, float32")),
     }
 }

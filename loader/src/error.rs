@@ -78,10 +78,16 @@ pub enum Error {
         fault: Fault,
     },
     /// The folder has no weights.
-    #[error("{}: neither model.safetensors nor model.safetensors.index.json is here", dir.display())]
+    #[error(
+        "{}: neither model.safetensors nor model.safetensors.index.json is here{}",
+        dir.display(),
+        others(found)
+    )]
     NoWeights {
         /// The folder.
         dir: PathBuf,
+        /// Files in it that look like weights of other kinds, or under other names.
+        found: Vec<Text>,
     },
     /// The index is JSON, but not a shard index.
     #[error("{}: {key}: expected {expected}, found {actual}", file.display())]
@@ -294,6 +300,22 @@ pub enum Error {
         /// The budget.
         limit: u64,
     },
+    /// Something else was stored under a file's name.
+    #[error("{}: this is {what}, not the file; {remedy}", file.display())]
+    Foreign {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        what: &'static str,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The folder holds an adapter for another model.
+    #[error("{}: adapters are not supported; merge it into its base model and open the result", file.display())]
+    Adapter {
+        /// The adapter's file.
+        file: PathBuf,
+    },
     /// A chat is not one that can be rendered.
     #[error("chat: {why}")]
     Chat {
@@ -309,6 +331,16 @@ impl Error {
             Error::OutOfMemory { .. } | Error::NoMemory { .. } => true,
             Error::Io { source, .. } => source.kind() == io::ErrorKind::OutOfMemory,
             _ => false,
+        }
+    }
+}
+
+fn others(found: &[Text]) -> String {
+    match found {
+        [] => String::new(),
+        found => {
+            let names: Vec<String> = found.iter().map(Text::to_string).collect();
+            format!("; {} cannot be used: save the model as model.safetensors", names.join(", "))
         }
     }
 }

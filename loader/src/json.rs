@@ -4,7 +4,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
@@ -30,13 +30,61 @@ pub(crate) fn room_to_read(json: &[u8]) -> Result<(), Error> {
     memory::room_for(bytes.saturating_add(values), "reading JSON")
 }
 
+/// Whether a folder has a file of this name. A link to nothing, a folder in the file's place, and what may not be looked
+/// at are errors, and so is what is no file: opening a pipe would wait.
+pub(crate) fn is_there(path: &Path) -> Result<bool, Error> {
+    let refuse = |source| Err(Error::Io { file: path.into(), action: "open", source });
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.is_file() => Ok(true),
+        Ok(meta) if meta.is_dir() => refuse(ErrorKind::IsADirectory.into()),
+        Ok(_) => refuse(std::io::Error::other("not a regular file")),
+        Err(err) if err.kind() != ErrorKind::NotFound => refuse(err),
+        Err(err) => match std::fs::read_link(path) {
+            Ok(target) => {
+                let why = format!("a link to {}, which does not exist", target.display());
+                refuse(std::io::Error::new(ErrorKind::NotFound, why))
+            }
+            // A folder that is not there has no files either; that is for who needs one of them to say.
+            Err(_) if err.kind() == ErrorKind::NotFound => Ok(false),
+            Err(err) => refuse(err),
+        },
+    }
+}
+
+/// Fails where the first bytes of a file show that something else was stored under its name.
+pub(crate) fn refuse_foreign(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let start = &bytes[..bytes.len().min(512)];
+    let text = String::from_utf8_lossy(start).to_ascii_lowercase();
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let foreign = [
+        (
+            "version https://git-lfs",
+            "a Git LFS pointer",
+            "fetch the file itself, as with git lfs pull",
+        ),
+        ("<!doctype html", "an HTML page", "download the file again, with access to it"),
+        ("<html", "an HTML page", "download the file again, with access to it"),
+        ("<?xml", "an XML page", "download the file again, with access to it"),
+        ("entry not found", "a server's answer", "download the file again"),
+        (
+            "invalid username or password",
+            "a server's answer",
+            "download the file again, with access to it",
+        ),
+    ];
+    match foreign.iter().find(|(sign, ..)| text.starts_with(sign)) {
+        Some(&(_, what, remedy)) => Err(Error::Foreign { file: path.into(), what, remedy }),
+        None => Ok(()),
+    }
+}
+
 /// The bytes of a file that may not exist and may not be longer than `limit`.
 pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Error> {
     let io = |action| move |source| Error::Io { file: path.into(), action, source };
-    let file = match File::open(path) {
-        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(io("open"))?,
-    };
+    if !is_there(path)? {
+        return Ok(None);
+    }
+    let file = File::open(path).map_err(io("open"))?;
     let actual = file.metadata().map_err(io("stat"))?.len();
     if actual > limit {
         return Err(Error::TooLarge { file: path.into(), actual, limit });
@@ -48,6 +96,7 @@ pub(crate) fn read_file(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, Erro
     if bytes.len() as u64 > limit {
         return Err(Error::TooLarge { file: path.into(), actual: bytes.len() as u64, limit });
     }
+    refuse_foreign(path, &bytes)?;
     Ok(Some(bytes))
 }
 

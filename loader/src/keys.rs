@@ -61,15 +61,6 @@ impl<'a> Keys<'a> {
         number.map(Some).ok_or_else(|| self.wrong(key, expected()))
     }
 
-    pub(crate) fn need_uint(
-        &self,
-        key: &str,
-        range: RangeInclusive<usize>,
-    ) -> Result<usize, Error> {
-        let expected = format!("an integer from {} to {}", range.start(), range.end());
-        self.uint(key, range)?.ok_or_else(|| self.wrong(key, expected))
-    }
-
     pub(crate) fn float(&self, key: &str, accept: &Accept) -> Result<Option<f64>, Error> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let number = value.as_f64().filter(|&n| n.is_finite() && (accept.test)(n));
@@ -83,6 +74,19 @@ impl<'a> Keys<'a> {
     pub(crate) fn boolean(&self, key: &str) -> Result<Option<bool>, Error> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.wrong(key, "true or false"))
+    }
+
+    /// Whether a value counts as true where any value may stand.
+    pub(crate) fn truth(&self, key: &str) -> bool {
+        match self.get(key) {
+            None => false,
+            Some(Value::Bool(is)) => *is,
+            Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(list)) => !list.is_empty(),
+            Some(Value::Object(map)) => !map.is_empty(),
+            Some(Value::Null) => false,
+        }
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, Error> {
@@ -100,27 +104,25 @@ impl<'a> Keys<'a> {
         value.as_object().map(Some).ok_or_else(|| self.wrong(key, "an object"))
     }
 
-    /// Token ids: an integer, a list of them, or null.
+    /// Token ids: an integer, a list of them, or null. An id that no row of the model has, as -1 for none, never comes:
+    /// it is left out.
     pub(crate) fn token_ids(&self, key: &str, vocab_size: usize) -> Result<Vec<u32>, Error> {
         let Some(value) = self.get(key) else { return Ok(Vec::new()) };
         let one = std::slice::from_ref(value);
         let list = value.as_array().map_or(one, Vec::as_slice);
-        let id = |value: &Value| {
-            value
-                .as_u64()
-                .filter(|&id| id < vocab_size as u64)
-                .and_then(|id| u32::try_from(id).ok())
-        };
-        let expected = || format!("token ids below vocab_size = {vocab_size}");
-        list.iter().map(|value| id(value).ok_or_else(|| self.wrong(key, expected()))).collect()
+        if !list.iter().all(|id| id.is_i64() || id.is_u64()) {
+            return Err(self.wrong(key, "token ids"));
+        }
+        let has_row = |id: &u64| *id < vocab_size as u64;
+        let id = |id: &Value| id.as_u64().filter(has_row).and_then(|id| u32::try_from(id).ok());
+        Ok(list.iter().filter_map(id).collect())
     }
 
     /// One token id, or null.
     pub(crate) fn token_id(&self, key: &str, vocab_size: usize) -> Result<Option<u32>, Error> {
-        match self.token_ids(key, vocab_size)?.as_slice() {
-            [] => Ok(None),
-            [id] => Ok(Some(*id)),
-            _ => Err(self.wrong(key, "one token id or null")),
+        match self.get(key) {
+            Some(Value::Array(_)) => Err(self.wrong(key, "one token id or null")),
+            _ => Ok(self.token_ids(key, vocab_size)?.first().copied()),
         }
     }
 }

@@ -19,6 +19,7 @@
 
 mod added;
 mod chat;
+mod companions;
 mod config;
 mod dtype;
 mod encode;
@@ -38,10 +39,13 @@ mod words;
 
 use std::path::{Path, PathBuf};
 
+use companions::Companions;
+
 pub use chat::{
     CHAT_TEMPLATE, CHAT_TEMPLATES, COPY_BUDGET, Chat, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES,
     Message, TOKENIZER_CONFIG,
 };
+pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
 pub use error::{Error, Text};
@@ -50,6 +54,9 @@ pub use ordered::Json;
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
 pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
+
+/// The file that says that a folder holds an adapter.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
 
 /// How to open a model folder.
 #[derive(Debug, Clone, Default)]
@@ -71,6 +78,8 @@ pub struct Checkpoint {
     pub tokenizer: Option<Tokenizer>,
     /// The chat template, where the folder has one.
     pub chat: Option<ChatTemplate>,
+    /// What is odd about the folder without being wrong; for people.
+    pub warnings: Vec<String>,
 }
 
 /// Opens a model folder.
@@ -84,15 +93,24 @@ pub fn open_with_progress(
     options: &OpenOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Checkpoint, Error> {
+    let adapter = dir.join(ADAPTER_CONFIG);
+    if json::is_there(&adapter)? {
+        // The reference puts it on top of the weights.
+        return Err(Error::Adapter { file: adapter });
+    }
     let mut config = ModelConfig::open(dir)?;
-    let weights = Weights::open(dir, options.load, progress)?;
+    let mut weights = Weights::open(dir, options.load, progress)?;
+    config.tied_embeddings = config.tied_embeddings && weights.is_tied();
+    (0..config.n_layers).try_for_each(|layer| weights.unify(layer))?;
     let tokenizer = Tokenizer::open(dir)?;
     let chat = ChatTemplate::open(dir)?;
-    if let Some(tokenizer) = &tokenizer {
-        tokenizer.check_vocab(config.vocab_size)?;
-        if let Some(id) = chat::eos_token(dir)?.and_then(|text| tokenizer.token_to_id(&text)) {
-            config.add_eos(id);
-        }
+    if let Some(tokenizer) = &tokenizer
+        && let Some(id) =
+            Companions::open(dir)?.text("eos_token").and_then(|text| tokenizer.token_to_id(text))
+    {
+        config.add_eos(id);
     }
-    Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat })
+    let tokenizer = tokenizer.map(|tokenizer| tokenizer.with_control_ids(&config.eos_ids));
+    let warnings = weights.warnings().to_vec();
+    Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat, warnings })
 }

@@ -20,6 +20,7 @@ use std::time::SystemTime;
 use memmap2::{Mmap, MmapOptions};
 
 use crate::error::Error;
+use crate::json;
 
 /// How weight files come into memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,12 +67,11 @@ impl Storage {
     /// Opens a weight file.
     pub fn open(path: &Path, mode: LoadMode) -> Result<Storage, Error> {
         let io = |action| move |source| Error::Io { file: path.into(), action, source };
+        if !json::is_there(path)? {
+            return Err(io("open")(std::io::ErrorKind::NotFound.into()));
+        }
         let mut file = File::open(path).map_err(io("open"))?;
         let meta = file.metadata().map_err(io("stat"))?;
-        if !meta.is_file() {
-            let source = std::io::Error::other("not a regular file");
-            return Err(Error::Io { file: path.into(), action: "open", source });
-        }
         let facts = Facts::of(&meta);
         let backing = match mode {
             LoadMode::Mmap if facts.len >= 8 => {
@@ -80,6 +80,11 @@ impl Storage {
             _ => Backing::Heap(read(&mut file, path, facts.len)?),
         };
         Ok(Storage { path: path.into(), backing })
+    }
+
+    /// Bytes that were made of a file's.
+    pub(crate) fn made_of(path: &Path, bytes: AlignedBytes) -> Storage {
+        Storage { path: path.into(), backing: Backing::Heap(bytes) }
     }
 
     /// Wraps bytes that were made in memory.
@@ -207,6 +212,12 @@ impl TensorBytes {
     pub fn new(storage: Arc<Storage>, range: Range<usize>) -> Option<TensorBytes> {
         storage.get(range.clone())?;
         Some(TensorBytes { storage, range })
+    }
+
+    /// All bytes of `storage`.
+    pub(crate) fn whole(storage: Arc<Storage>) -> TensorBytes {
+        let range = 0..storage.len();
+        TensorBytes { storage, range }
     }
 
     /// The file that the bytes lie in.

@@ -8,6 +8,7 @@ use std::f64::consts::PI;
 
 use serde_json::{Map, Value};
 
+use crate::config::MAX_CTX;
 use crate::error::Error;
 use crate::keys::{Accept, Keys};
 
@@ -174,62 +175,97 @@ impl RopeConfig {
 }
 
 const ROPE_TYPES: &str = "default, linear, dynamic, yarn, llama3";
+const ABOVE_ONE: Accept = Accept { expected: "a number above 1", test: |x| x > 1.0 && x < 1e15 };
+const WHOLE: Accept =
+    Accept { expected: "1: partial rotary embeddings are not supported", test: |x| x == 1.0 };
 
 impl RopeConfig {
-    /// Reads `rope_parameters` (newer configurations, with theta inside) or `rope_theta` and `rope_scaling` (older).
-    pub(crate) fn read(keys: &Keys<'_>, ctx_len: usize) -> Result<RopeConfig, Error> {
-        let above_one = Accept { expected: "a number above 1", test: |x| x > 1.0 && x < 1e15 };
-        let whole = Accept {
-            expected: "1: partial rotary embeddings are not supported",
-            test: |x| x == 1.0,
+    /// The longest context that a model can use whose configuration says `max_position_embeddings`. Cards leave that at
+    /// what it was before scaling, or set it to what it is then: for YaRN and Llama 3's scaling the length of
+    /// pre-training is said besides, so that both can be told apart.
+    pub(crate) fn usable_ctx(&self, max_positions: usize) -> usize {
+        let times = |ctx: usize, factor: f64| {
+            let scaled = (ctx as f64 * factor).min(MAX_CTX as f64) as usize;
+            scaled.max(max_positions)
         };
-        keys.float("partial_rotary_factor", &whole)?;
-        let top_theta = keys.float("rope_theta", &above_one)?;
+        match self.scaling {
+            RopeScaling::None => max_positions,
+            RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. } => {
+                times(max_positions, factor)
+            }
+            RopeScaling::Yarn { factor, original_ctx, .. } => times(original_ctx, factor),
+            // Its factor is one of frequencies: 32, where the context is 16 times as long.
+            RopeScaling::Llama3 { original_ctx, .. } if original_ctx < max_positions => {
+                max_positions
+            }
+            RopeScaling::Llama3 { factor, original_ctx, .. } => times(original_ctx, factor),
+        }
+    }
 
-        let Some((key, map)) = rope_object(keys)? else {
-            return Ok(RopeConfig {
-                theta: top_theta.unwrap_or(10_000.0),
-                scaling: RopeScaling::None,
-            });
-        };
+    /// Reads `rope_parameters` (newer configurations, with theta inside) and `rope_theta` and `rope_scaling` (older),
+    /// which may both be there where they say the same.
+    pub(crate) fn read(keys: &Keys<'_>, ctx_len: usize) -> Result<RopeConfig, Error> {
+        keys.float("partial_rotary_factor", &WHOLE)?;
+        let top_theta = keys.float("rope_theta", &ABOVE_ONE)?;
+
+        let mut read = None;
+        for key in ["rope_parameters", "rope_scaling"] {
+            let Some(map) = rope_object(keys, key)? else { continue };
+            let one = RopeConfig::read_object(keys, key, map, top_theta, ctx_len)?;
+            if read.is_some_and(|other| other != one) {
+                return Err(keys.wrong(key, "nothing, or the same as rope_parameters"));
+            }
+            read = Some(one);
+        }
+        match read {
+            Some(read) => Ok(read),
+            None => {
+                Ok(RopeConfig { theta: theta(keys, None, top_theta)?, scaling: RopeScaling::None })
+            }
+        }
+    }
+
+    fn read_object(
+        keys: &Keys<'_>,
+        key: &str,
+        map: &Map<String, Value>,
+        top_theta: Option<f64>,
+        ctx_len: usize,
+    ) -> Result<RopeConfig, Error> {
         let parent = format!("{key}.");
         let rope = Keys { file: keys.file, parent: &parent, map };
-        rope.float("partial_rotary_factor", &whole)?;
-        let inner_theta = rope.float("rope_theta", &above_one)?;
+        rope.float("partial_rotary_factor", &WHOLE)?;
+        let inner_theta = rope.float("rope_theta", &ABOVE_ONE)?;
         if let (Some(inner), Some(top)) = (inner_theta, top_theta)
             && inner != top
         {
             return Err(rope.wrong("rope_theta", format!("that of the top level, {top}")));
         }
-        let theta = inner_theta.or(top_theta).unwrap_or(10_000.0);
+        let theta = theta(keys, inner_theta, top_theta)?;
         Ok(RopeConfig { theta, scaling: scaling(keys, &rope, ctx_len)? })
     }
 }
 
-/// An object and the key that it was found under.
-type Named<'a> = (&'static str, &'a Map<String, Value>);
+/// The base, which has a default where it is absent, but not where it is null.
+fn theta(keys: &Keys<'_>, inner: Option<f64>, top: Option<f64>) -> Result<f64, Error> {
+    match inner.or(top) {
+        Some(theta) => Ok(theta),
+        None if keys.map.contains_key("rope_theta") => {
+            Err(keys.wrong("rope_theta", ABOVE_ONE.expected))
+        }
+        None => Ok(10_000.0),
+    }
+}
 
-/// The object that describes the scaling. One for each layer type is accepted where all are equal.
-fn rope_object<'a>(keys: &Keys<'a>) -> Result<Option<Named<'a>>, Error> {
-    let new = keys.object("rope_parameters")?.filter(|map| !map.is_empty());
-    let old = keys.object("rope_scaling")?.filter(|map| !map.is_empty());
-    let (key, map) = match (new, old) {
-        (Some(new), Some(old)) if new != old => {
-            return Err(keys.wrong("rope_scaling", "nothing, or the same as rope_parameters"));
-        }
-        (Some(map), _) => ("rope_parameters", map),
-        (None, Some(map)) => ("rope_scaling", map),
-        (None, None) => return Ok(None),
-    };
-    let nested: Vec<_> = map.values().filter_map(Value::as_object).collect();
-    match nested.as_slice() {
-        [] => Ok(Some((key, map))),
-        [first, rest @ ..]
-            if nested.len() == map.len() && rest.iter().all(|other| other == first) =>
-        {
-            Ok(Some((key, first)))
-        }
-        _ => Err(keys.unsupported(key, "the same parameters for every layer type")),
+/// The object that describes the scaling. None of the families has one for each type of layer.
+fn rope_object<'a>(
+    keys: &Keys<'a>,
+    key: &'static str,
+) -> Result<Option<&'a Map<String, Value>>, Error> {
+    let map = keys.object(key)?.filter(|map| !map.is_empty());
+    match map.is_some_and(|map| map.values().any(Value::is_object)) {
+        true => Err(keys.unsupported(key, "one set of parameters for all layers")),
+        false => Ok(map),
     }
 }
 
@@ -242,8 +278,8 @@ fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, ctx_len: usize) -> Result<RopeScali
     let inside = rope.uint("original_max_position_embeddings", 1..=1 << 28)?;
     let original_ctx = outside.or(inside).unwrap_or(ctx_len);
 
-    let kind_key = if rope.get("rope_type").is_some() { "rope_type" } else { "type" };
-    match rope.text(kind_key)?.unwrap_or("default") {
+    let kind_key = if rope.map.contains_key("rope_type") { "rope_type" } else { "type" };
+    match rope.map.get(kind_key).map_or(Some("default"), Value::as_str).unwrap_or_default() {
         "default" => Ok(RopeScaling::None),
         "linear" => Ok(RopeScaling::Linear { factor: rope.need_float("factor", &at_least_one)? }),
         "dynamic" => {
@@ -251,6 +287,9 @@ fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, ctx_len: usize) -> Result<RopeScali
             Ok(RopeScaling::Dynamic { factor, original_ctx: ctx_len })
         }
         "yarn" => {
+            if !rope.map.contains_key("factor") {
+                return Err(rope.wrong("factor", "a number from 1, or null"));
+            }
             let ratio = ctx_len as f64 / original_ctx as f64;
             let beta = |key, default| -> Result<f64, Error> {
                 Ok(rope.float(key, &not_negative)?.filter(|&beta| beta != 0.0).unwrap_or(default))
@@ -281,6 +320,11 @@ fn scaling(keys: &Keys<'_>, rope: &Keys<'_>, ctx_len: usize) -> Result<RopeScali
             }
             let factor = rope.need_float("factor", &at_least_one)?;
             Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_ctx })
+        }
+        // With all of a head rotated, as is checked, it is the linear one.
+        "proportional" => {
+            let factor = rope.float("factor", &at_least_one)?.unwrap_or(1.0);
+            Ok(RopeScaling::Linear { factor })
         }
         _ => Err(rope.unsupported(kind_key, ROPE_TYPES)),
     }

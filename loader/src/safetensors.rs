@@ -9,7 +9,7 @@
 //! unknown keys, and dimensions or ranks that no model has are all faults. What `parse` accepts, the reference accepts
 //! too, with the same meaning; a differential test holds it to that.
 //!
-//! Data must be aligned to its element size in the file, because tensors are read in place.
+//! Data may begin at any byte, also at one that is no multiple of its element size, as some writers leave it.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -101,9 +101,6 @@ pub enum Fault {
     NotContiguous { tensor: Text, begin: usize, expected: usize },
     #[error("{actual} bytes of data, expected {expected}: the file has bytes that no tensor owns")]
     TrailingBytes { expected: usize, actual: usize },
-    #[error("tensor {tensor}: {dtype} at byte {at} of the file: expected a multiple of {}; save the file again with a \
-             current safetensors", .dtype.size())]
-    Misaligned { tensor: Text, dtype: Dtype, at: usize },
     #[error("__metadata__: {why}")]
     Metadata { why: String },
 }
@@ -171,10 +168,6 @@ fn check_cover(
                 begin: info.range.start - data_start,
                 expected: end - data_start,
             });
-        }
-        if info.range.start % info.dtype.size() != 0 {
-            let (tensor, dtype) = (name.as_str().into(), info.dtype);
-            return Err(Fault::Misaligned { tensor, dtype, at: info.range.start });
         }
         end = info.range.end;
     }

@@ -1,12 +1,16 @@
 //! The tensors of a checkpoint, from one file or from shards.
 //!
-//! `model.safetensors.index.json` is the authority where it exists: every shard that it names must be there, every
-//! tensor that it lists must be in the shard that it says, and a shard may hold no tensor besides. Without an index
-//! the folder's weights are `model.safetensors`. Other files (`consolidated.safetensors`, adapters) are not looked at.
+//! The folder's weights are `model.safetensors`, where there is one, as in `transformers`; that an index names other files
+//! then is a warning. Otherwise `model.safetensors.index.json` is the authority: every shard that it names must be
+//! there, every tensor that it lists must be in the shard that it says, and a shard may hold no tensor besides. Files
+//! under other names (`consolidated.safetensors`, `model.fp16.safetensors`) are not looked at.
 //!
 //! Names are normalised once: the prefixes `language_model.` and `model.`, which some exporters write and some leave
 //! out, are dropped, so that `model.layers.0.mlp.up_proj.weight` is `layers.0.mlp.up_proj.weight`. Look-ups accept
 //! either spelling.
+//!
+//! Tensors are read where they lie. One that begins at an odd byte is copied to where its elements are aligned, and
+//! tensors that are multiplied together but differ in element type are widened to F32, which loses nothing.
 //!
 //! [`Weights::check_exactly`] is the rule that every tensor which the architecture needs is there once, in its shape,
 //! and no other.
@@ -22,6 +26,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Text};
 use crate::json;
 use crate::mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
+use crate::memory;
 use crate::safetensors::{self, MAX_TENSORS, TensorInfo};
 
 /// The index's file name.
@@ -37,6 +42,7 @@ pub struct Weights {
     tensors: BTreeMap<String, TensorView>,
     files: Vec<Arc<Storage>>,
     origin: PathBuf,
+    warnings: Vec<String>,
 }
 
 /// One tensor. It holds its bytes' file open, so that it has no lifetime.
@@ -74,23 +80,26 @@ impl Weights {
         mode: LoadMode,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Weights, Error> {
-        let index_path = dir.join(INDEX);
-        let index = read_index(&index_path)?;
-        let mut weights =
-            Weights { tensors: BTreeMap::new(), files: Vec::new(), origin: dir.into() };
-        let Some(index) = index else {
-            let path = dir.join(SINGLE);
-            if !path.exists() {
-                return Err(Error::NoWeights { dir: dir.into() });
-            }
-            let (storage, tensors) = open_file(&path, mode)?;
+        let (index_path, single) = (dir.join(INDEX), dir.join(SINGLE));
+        let mut weights = Weights::empty(dir);
+        if json::is_there(&single)? {
+            let (storage, tensors) = open_file(&single, mode)?;
             weights.add_file(storage, tensors)?;
+            if json::is_there(&index_path)? && !names_only_single(&index_path) {
+                let (used, left) = (single.display(), index_path.display());
+                weights.warnings.push(format!(
+                    "{used} is used; {left} beside it names other files: remove one of the two"
+                ));
+            }
             progress(1, 1);
             return Ok(weights);
+        }
+        let Some(index) = read_index(&index_path)? else {
+            return Err(Error::NoWeights { dir: dir.into(), found: foreign_weights(dir) });
         };
         let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
         for shard in &shards {
-            if !dir.join(shard).exists() {
+            if !json::is_there(&dir.join(shard))? {
                 return Err(Error::ShardMissing { file: index_path, shard: (*shard).into() });
             }
         }
@@ -108,8 +117,7 @@ impl Weights {
     pub fn from_memory(
         tensors: Vec<(String, Dtype, Vec<usize>, impl Into<AlignedBytes>)>,
     ) -> Result<Weights, Error> {
-        let mut weights =
-            Weights { tensors: BTreeMap::new(), files: Vec::new(), origin: "memory".into() };
+        let mut weights = Weights::empty(Path::new("memory"));
         for (name, dtype, shape, bytes) in tensors {
             let storage = Arc::new(Storage::from_memory(&name, bytes.into()));
             let (expected, actual) = (safetensors::byte_len(dtype, &shape), storage.len());
@@ -128,6 +136,16 @@ impl Weights {
             weights.add_file(storage, BTreeMap::from([(name, info)]))?;
         }
         Ok(weights)
+    }
+
+    fn empty(origin: &Path) -> Weights {
+        let (tensors, files, warnings) = (BTreeMap::new(), Vec::new(), Vec::new());
+        Weights { tensors, files, origin: origin.into(), warnings }
+    }
+
+    /// What is odd about the folder without being wrong.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// All names, sorted.
@@ -161,8 +179,8 @@ impl Weights {
         Ok(tensor.clone())
     }
 
-    /// Fails unless the weights are exactly the `expected` tensors, besides those whose name contains one of the
-    /// `ignored` texts (such as `rotary_emb.inv_freq`, or `lm_head.weight` where the head is tied).
+    /// Fails unless the weights are exactly the `expected` tensors, besides those whose name is one of the `ignored` or
+    /// ends with it after a dot (such as `rotary_emb.inv_freq`, or `lm_head.weight` where the head is tied).
     pub fn check_exactly(&self, expected: &[Expected], ignored: &[&str]) -> Result<(), Error> {
         for tensor in self.tensors.values() {
             let sign_of_scales =
@@ -180,13 +198,59 @@ impl Weights {
             needed.insert(normalise(name));
         }
         for (name, tensor) in &self.tensors {
-            if !needed.contains(name.as_str()) && !ignored.iter().any(|text| name.contains(text)) {
+            let is_ignored = |text: &&str| {
+                name.strip_suffix(text).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+            };
+            if !needed.contains(name.as_str()) && !ignored.iter().any(is_ignored) {
                 let shape = tensor.shape.clone();
                 return Err(Error::TensorUnexpected {
                     file: tensor.file(),
                     tensor: name.as_str().into(),
                     shape,
                 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the output head is the embedding, where config.json says so. A head of its own, with other numbers,
+    /// counts, as in `transformers`, with a warning; and where only the head is there, it is the embedding too.
+    pub(crate) fn is_tied(&mut self) -> bool {
+        const EMBED: &str = "embed_tokens.weight";
+        const HEAD: &str = "lm_head.weight";
+        let Some(head) = self.tensors.get(HEAD) else { return true };
+        let Some(embed) = self.tensors.get(EMBED) else {
+            let embed = TensorView { name: EMBED.into(), ..head.clone() };
+            self.tensors.insert(EMBED.into(), embed);
+            return true;
+        };
+        let is_same = head.shape == embed.shape && same_values(head, embed);
+        if !is_same {
+            self.warnings.push(format!(
+                "{}: {HEAD} differs from {EMBED}, so that it is used, though config.json says tie_word_embeddings = true",
+                head.file().display()
+            ));
+        }
+        is_same
+    }
+
+    /// Gives the tensors of a layer that are multiplied together one element type: F32, where theirs differ.
+    pub(crate) fn unify(&mut self, layer: usize) -> Result<(), Error> {
+        for group in TOGETHER {
+            let names = || group.iter().map(|name| format!("layers.{layer}.{name}.weight"));
+            let first = names().find_map(|name| Some(self.tensors.get(&name)?.dtype));
+            let differ = |name: String| {
+                self.tensors.get(&name).is_some_and(|tensor| Some(tensor.dtype) != first)
+            };
+            if !names().any(differ) {
+                continue;
+            }
+            for name in names() {
+                if let Some(tensor) = self.tensors.get_mut(&name)
+                    && tensor.dtype.is_weight()
+                {
+                    *tensor = widened(tensor)?;
+                }
             }
         }
         Ok(())
@@ -237,9 +301,12 @@ impl Weights {
             if let Some(first) = self.tensors.get(normal) {
                 return Err(collision(&format!("{} of {}", first.name, first.file().display())));
             }
-            let Some(bytes) = TensorBytes::new(storage.clone(), info.range.clone()) else {
+            let Some(mut bytes) = TensorBytes::new(storage.clone(), info.range.clone()) else {
                 continue; // the parser has checked that every range lies within the file
             };
+            if !info.range.start.is_multiple_of(info.dtype.size()) {
+                bytes = aligned(&bytes)?;
+            }
             let view = TensorView {
                 name: normal.into(),
                 dtype: info.dtype,
@@ -281,10 +348,82 @@ fn open_file(
     mode: LoadMode,
 ) -> Result<(Arc<Storage>, BTreeMap<String, TensorInfo>), Error> {
     let storage = Arc::new(Storage::open(path, mode)?);
+    json::refuse_foreign(path, &storage)?;
     let refuse = |fault| Error::Safetensors { file: path.into(), fault };
     json::room_to_read(safetensors::header_bytes(&storage).map_err(refuse)?)?;
     let header = safetensors::parse(&storage).map_err(refuse)?;
     Ok((storage, header.tensors))
+}
+
+/// The tensors of a layer that one product reads.
+const TOGETHER: [&[&str]; 2] = [
+    &["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    &["mlp.gate_proj", "mlp.up_proj"],
+];
+
+/// A copy whose elements are aligned.
+fn aligned(bytes: &TensorBytes) -> Result<TensorBytes, Error> {
+    let path = &bytes.storage().path;
+    let mut copy = room(path, bytes.len())?;
+    copy.copy_from_slice(bytes);
+    Ok(whole(path, copy))
+}
+
+/// The tensor in F32.
+fn widened(tensor: &TensorView) -> Result<TensorView, Error> {
+    let path = tensor.file();
+    let n = tensor.bytes.len() / tensor.dtype.size();
+    let mut copy = room(&path, n.saturating_mul(4))?;
+    for (to, x) in copy.chunks_exact_mut(4).zip(values(tensor)) {
+        to.copy_from_slice(&x.to_le_bytes());
+    }
+    Ok(TensorView { dtype: Dtype::F32, bytes: whole(&path, copy), ..tensor.clone() })
+}
+
+fn room(path: &Path, bytes: usize) -> Result<AlignedBytes, Error> {
+    let none = || Error::OutOfMemory { file: path.into(), bytes };
+    memory::has_room(bytes).then(|| AlignedBytes::zeroed(bytes)).flatten().ok_or_else(none)
+}
+
+fn whole(path: &Path, bytes: AlignedBytes) -> TensorBytes {
+    TensorBytes::whole(Arc::new(Storage::made_of(path, bytes)))
+}
+
+/// The numbers of a weight.
+fn values(tensor: &TensorView) -> impl Iterator<Item = f32> {
+    let dtype = tensor.dtype;
+    tensor.bytes.chunks_exact(dtype.size()).map(move |element| match (dtype, element) {
+        (Dtype::BF16, &[a, b]) => half::bf16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::F16, &[a, b]) => half::f16::from_le_bytes([a, b]).to_f32(),
+        (_, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        _ => f32::NAN,
+    })
+}
+
+fn same_values(a: &TensorView, b: &TensorView) -> bool {
+    if a.dtype == b.dtype {
+        return a.bytes[..] == b.bytes[..];
+    }
+    a.dtype.is_weight() && b.dtype.is_weight() && values(a).eq(values(b))
+}
+
+/// Whether an index that is not used says no more than that the single file holds everything.
+fn names_only_single(path: &Path) -> bool {
+    let index = read_index(path);
+    index.is_ok_and(|map| map.is_some_and(|map| map.values().all(|shard| shard == SINGLE)))
+}
+
+/// Files of a folder without usable weights that look like weights.
+fn foreign_weights(dir: &Path) -> Vec<Text> {
+    const ENDS: [&str; 8] =
+        [".safetensors", ".bin", ".pth", ".pt", ".gguf", ".msgpack", ".h5", ".onnx"];
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut found: Vec<String> =
+        names.filter(|name| ENDS.iter().any(|end| name.ends_with(end))).take(64).collect();
+    found.sort();
+    found.truncate(4);
+    found.into_iter().map(Text).collect()
 }
 
 /// The index's map of tensor to shard, or `None` where the folder has no index.

@@ -19,6 +19,7 @@ use tokenizers::{Encoding, ModelWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::added::Foreign;
+use crate::companions::Companions;
 use crate::encode::{Encoder, Source};
 use crate::error::Error;
 use crate::json;
@@ -81,16 +82,21 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Option<Tokenizer>, Error> {
         let path = dir.join(TOKENIZER);
         let Some(bytes) = json::read_file(&path, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
-        Tokenizer::parse(&bytes, &path).map(Some)
+        Tokenizer::parse_with(&bytes, &path, &Companions::open(dir)?).map(Some)
     }
 
-    /// Reads the bytes of a `tokenizer.json`; `path` is for messages.
+    /// Reads the bytes of a `tokenizer.json` that has no files beside it; `path` is for messages.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Tokenizer, Error> {
+        Tokenizer::parse_with(bytes, path, &Companions::default())
+    }
+
+    fn parse_with(bytes: &[u8], path: &Path, companions: &Companions) -> Result<Tokenizer, Error> {
         let refuse = |why: String| Error::Tokenizer { file: path.into(), why: why.into() };
         let n_values = READ_BYTES_OF_VALUE.saturating_mul(json::n_values(bytes));
         let n_bytes = READ_BYTES.saturating_mul(bytes.len());
         memory::room_for(n_values.saturating_add(n_bytes), "the tokenizer")?;
-        let inner = guard(|| read(bytes)).map_err(refuse)?;
+        let mut inner = guard(|| read(bytes)).map_err(refuse)?;
+        companions.apply(&mut inner, path)?;
         let vocab = inner.get_vocab(true);
         // A sum, because the order of a map is a matter of chance.
         let of_token =
@@ -261,19 +267,7 @@ impl Tokenizer {
     /// The ids below `vocab_size`, the model's, that stand for no token and must never be sampled.
     pub fn padded_ids(&self, vocab_size: usize) -> impl Iterator<Item = u32> + '_ {
         let end = u32::try_from(vocab_size).unwrap_or(u32::MAX);
-        self.shared.holes.iter().copied().chain(self.shared.n_ids..end)
-    }
-
-    /// Fails where the tokenizer has ids that the model, with `vocab_size` rows of embeddings, has not.
-    pub fn check_vocab(&self, vocab_size: usize) -> Result<(), Error> {
-        if self.vocab_size() <= vocab_size {
-            return Ok(());
-        }
-        let why = format!(
-            "has {} ids, expected at most config.json's vocab_size = {vocab_size}",
-            self.vocab_size()
-        );
-        Err(Error::Tokenizer { file: self.shared.path.clone(), why: why.into() })
+        self.shared.holes.iter().copied().filter(move |&id| id < end).chain(self.shared.n_ids..end)
     }
 
     /// Whether this id is one raw byte that is joined with its neighbours, as in vocabularies with byte fallback.
@@ -375,6 +369,18 @@ impl TextStream {
             emitted: 0,
             raw_bytes: 0,
         }
+    }
+
+    /// A stream that goes on behind the ids `before`, whose complete text was returned.
+    pub fn after(
+        tokenizer: &Tokenizer,
+        special: Special,
+        before: &[u32],
+    ) -> Result<TextStream, Error> {
+        let mut stream = TextStream::new(tokenizer, special);
+        let n = before.len().saturating_sub(TextStream::CUT + TextStream::MAX_RAW_BYTES);
+        before[n..].iter().try_for_each(|&id| stream.push(id).map(drop))?;
+        Ok(stream)
     }
 
     /// Takes the next id and returns the text that is now complete, often one word, sometimes nothing.

@@ -51,7 +51,7 @@ fn templates_render_as_transformers_renders_them() {
 fn the_jinja_file_wins_and_lists_have_a_default() {
     let folder = common::Folder::tiny();
     assert!(ChatTemplate::open(folder.path()).unwrap().is_none());
-    let list = r#"{"bos_token": {"content": "<B>"}, "chat_template":
+    let list = r#"{"bos_token": {"__type": "AddedToken", "content": "<B>"}, "chat_template":
         [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ bos_token }}list"}]}"#;
     folder.write("tokenizer_config.json", list);
     let chat = Chat::new([Message::new("user", "")]);

@@ -51,7 +51,6 @@ fn head_dim_is_explicit_or_divided() {
         64
     );
     assert_eq!(qwen(3, json!({})).head_dim, 128, "the family's own default");
-    assert_eq!(qwen(3, json!({"head_dim": null})).head_dim, 8);
 }
 
 #[test]
@@ -133,9 +132,6 @@ fn rope_is_read_from_old_and_new_keys() {
     let new =
         json!({"rope_theta": "-", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}});
     assert_eq!(config(new).rope, plain(5e5));
-    let nested = json!({"rope_theta": 7.0, "rope_type": "default"});
-    let nested = json!({"full_attention": nested.clone(), "sliding_attention": nested});
-    assert_eq!(config(json!({"rope_theta": "-", "rope_parameters": nested})).rope, plain(7.0));
     let linear = RopeScaling::Linear { factor: 2.0 };
     assert_eq!(
         config(json!({"rope_scaling": {"type": "linear", "factor": 2}})).rope.scaling,
@@ -159,6 +155,243 @@ fn rope_is_read_from_old_and_new_keys() {
         original_ctx: 16,
     };
     assert_eq!(config(llama3).rope.scaling, expected);
+}
+
+/// Where loris refuses what the reference reads, and why: the key, and what the message holds. In all other rows both
+/// refuse, or both accept with the same facts.
+const STRICTER: &[(&str, &str)] = &[
+    // Numbers that no model has.
+    ("num_hidden_layers", "1 to 1024"),
+    ("num_attention_heads", "1 to 1024"),
+    ("num_attention_heads", "a divisor of"),
+    ("num_key_value_heads", "1 to 1024"),
+    ("num_key_value_heads", "a divisor of"),
+    ("hidden_size", "1 to 131072"),
+    ("hidden_size", "num_attention_heads: expected a divisor"),
+    ("hidden_size", "head_dim: expected an even number"),
+    ("intermediate_size", "1 to 1048576"),
+    ("vocab_size", "1 to 4194304"),
+    ("max_position_embeddings", "1 to 268435456"),
+    ("head_dim", "2 to 512"),
+    ("num_attention_heads", "head_dim: expected an even number"),
+    ("rope_theta", "a number above 1"),
+    ("sliding_window", "1 to 268435456"),
+    ("max_window_layers", "0 to 1048576"),
+    // Mathematics that is not done.
+    ("hidden_act", "silu"),
+    ("attention_bias", "not supported"),
+    ("mlp_bias", "not supported"),
+    ("rope_scaling", "partial rotary"),
+    // Words that the reference passes over.
+    ("sliding_window", "whose reference has no window"),
+    ("layer_types", "entries that agree with sliding_window"),
+    ("rope_scaling", "one set of parameters for all layers"),
+    ("rope_parameters", "one set of parameters for all layers"),
+    // Two keys that disagree, where the reference takes one in silence.
+    ("rope_scaling", "that of the top level"),
+    ("rope_parameters", "that of the top level"),
+    // A scaling without its type or with null in it.
+    ("rope_scaling", "a number from 1"),
+    ("rope_parameters", "a number from 1"),
+];
+
+fn facts(c: &ModelConfig) -> Value {
+    let windows: Vec<Value> = c.windows.iter().map(|w| json!(w)).collect();
+    json!({
+        "layers": c.n_layers, "heads": c.n_q_heads, "kv_heads": c.n_kv_heads, "hidden": c.hidden_dim,
+        "ffn": c.ffn_dim, "vocab": c.vocab_size, "head_dim": c.head_dim, "tied": c.tied_embeddings, "windows": windows,
+        "bos": c.bos_id, "pad": c.pad_id, "eos": c.eos_ids
+    })
+}
+
+/// The same facts, of what the reference says; ids that no row has are none.
+fn expected_facts(facts: &Value) -> Value {
+    let vocab = facts["vocab"].as_i64().unwrap();
+    let has_row = |id: &Value| id.as_i64().is_some_and(|id| (0..vocab).contains(&id));
+    let one = |id: &Value| if has_row(id) { id.clone() } else { Value::Null };
+    let eos = match &facts["eos"] {
+        Value::Array(list) => list.clone(),
+        Value::Null => vec![],
+        one => vec![one.clone()],
+    };
+    let mut out = json!({"bos": one(&facts["bos"]), "pad": one(&facts["pad"])});
+    out["eos"] = eos.into_iter().filter(has_row).collect();
+    for key in
+        ["layers", "heads", "kv_heads", "hidden", "ffn", "vocab", "head_dim", "tied", "windows"]
+    {
+        out[key] = facts[key].clone();
+    }
+    out
+}
+
+/// The reference's RoPE, read again by the other way of writing it.
+fn same_rope(c: &ModelConfig, facts: &Value, family: &str) {
+    let number = |key: &str| facts["rope"][key].as_f64();
+    assert_eq!(c.rope.theta, number("rope_theta").unwrap());
+    let original = facts["rope"]["original_max_position_embeddings"].as_u64().map(|n| n as usize);
+    let max = facts["max_positions"].as_u64().unwrap() as usize;
+    match (&c.rope.scaling, facts["rope"]["rope_type"].as_str().unwrap_or("default")) {
+        (RopeScaling::None, "default") => assert_eq!(c.ctx_len, max),
+        (RopeScaling::Linear { factor }, "linear" | "proportional") => {
+            assert_eq!(*factor, number("factor").unwrap_or(1.0));
+        }
+        (RopeScaling::Dynamic { factor, original_ctx }, "dynamic") => {
+            assert_eq!((Some(*factor), *original_ctx), (number("factor"), max));
+        }
+        (RopeScaling::Yarn { factor, original_ctx, truncate, attention_factor, .. }, "yarn") => {
+            assert_eq!(Some(*original_ctx), original);
+            assert_eq!(*factor, number("factor").unwrap_or(max as f64 / *original_ctx as f64));
+            assert_eq!(*truncate, facts["rope"]["truncate"].as_bool().unwrap_or(true));
+            assert_eq!(*attention_factor, number("attention_factor"));
+        }
+        (
+            RopeScaling::Llama3 { factor, original_ctx, low_freq_factor, high_freq_factor },
+            "llama3",
+        ) => {
+            assert_eq!((Some(*factor), Some(*original_ctx)), (number("factor"), original));
+            assert_eq!(Some(*low_freq_factor), number("low_freq_factor"));
+            assert_eq!(Some(*high_freq_factor), number("high_freq_factor"));
+        }
+        (found, expected) => panic!("{family}: {found:?}, expected {expected}: {facts}"),
+    }
+}
+
+#[test]
+fn configurations_are_read_as_in_transformers() {
+    let file: Value = serde_json::from_str(include_str!("fixtures/configs.json")).unwrap();
+    let rows = file["rows"].as_array().unwrap();
+    let mut first = std::collections::BTreeMap::new();
+    let (mut agreed, mut refused, mut stricter, mut wrong) = (0, 0, 0, Vec::new());
+    for row in rows {
+        let family = row["family"].as_str().unwrap();
+        let class = family[..1].to_uppercase() + &family[1..] + "ForCausalLM";
+        let mut config = file["small"].clone();
+        config["model_type"] = family.into();
+        config["architectures"] = json!([class]);
+        let changes = row["changes"].as_object().unwrap();
+        for (key, value) in changes {
+            config[key] = value.clone();
+        }
+        config.as_object_mut().unwrap().retain(|_, value| value != "-");
+        let read = ModelConfig::parse(config.to_string().as_bytes(), Path::new("config.json"));
+        let base = first.entry(family).or_insert(&row["facts"]);
+        let expected = row["facts"].as_object().map(|own| {
+            let mut all = base.as_object().unwrap().clone();
+            all.extend(own.clone());
+            Value::Object(all)
+        });
+        match (read, &expected.unwrap_or_default()) {
+            (Err(_), Value::Null) => refused += 1,
+            (Ok(_), Value::Null) => wrong.push(format!("accepted: {row}")),
+            (Err(error), _) => {
+                let message = error.to_string();
+                let known = |(key, part): &&(&str, &str)| {
+                    changes.contains_key(*key) && message.contains(part)
+                };
+                match STRICTER.iter().find(known) {
+                    Some(_) => stricter += 1,
+                    None => wrong.push(format!("refused: {message}: {row}")),
+                }
+            }
+            (Ok(c), expected) => {
+                let (found, facts) = (facts(&c), expected_facts(expected));
+                if found != facts {
+                    wrong.push(format!("{found} is not {facts}: {}", row["changes"]));
+                }
+                assert_eq!(
+                    f64::from(c.norm_eps),
+                    f64::from(expected["eps"].as_f64().unwrap() as f32)
+                );
+                same_rope(&c, expected, family);
+                agreed += 1;
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+    assert!(agreed > 300 && refused > 200 && stricter < 200, "{agreed} {refused} {stricter}");
+}
+
+#[test]
+fn scaled_contexts_are_usable() {
+    let ctx = |max: usize, rope: Value| {
+        config(json!({"max_position_embeddings": max, "rope_scaling": rope})).ctx_len
+    };
+    let yarn = |more: Value| {
+        let mut rope = json!({"rope_type": "yarn", "factor": 4.0});
+        rope.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        rope
+    };
+    let qwen = json!({"original_max_position_embeddings": 32768});
+    assert_eq!(ctx(32768, yarn(qwen.clone())), 131_072, "as the card of Qwen2.5 writes it");
+    assert_eq!(ctx(40960, yarn(qwen.clone())), 131_072, "as the card of Qwen3 writes it");
+    assert_eq!(ctx(131_072, yarn(qwen)), 131_072, "with the longer context said");
+    assert_eq!(ctx(32768, yarn(json!({}))), 131_072);
+    assert_eq!(ctx(4096, json!({"type": "linear", "factor": 2.5})), 10_240);
+    assert_eq!(ctx(4096, json!({"type": "dynamic", "factor": 2})), 8192);
+    let llama3 = json!({"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192});
+    assert_eq!(ctx(131_072, llama3.clone()), 131_072, "a factor of frequencies");
+    assert_eq!(ctx(8192, llama3), 262_144);
+    assert_eq!(ctx(1 << 28, json!({"type": "linear", "factor": 1e8})), 1 << 28);
+}
+
+#[test]
+fn defaults_of_the_family_end_answers_only_where_no_file_says_how() {
+    let folder = common::Folder::tiny();
+    let eos = |files: [Option<Value>; 2]| {
+        let mut config = tiny_config();
+        config.as_object_mut().unwrap().remove("eos_token_id");
+        if let Some(id) = &files[0] {
+            config["eos_token_id"] = id.clone();
+        }
+        folder.write("config.json", config.to_string());
+        drop(std::fs::remove_file(folder.file("generation_config.json")));
+        if let Some(generation) = &files[1] {
+            folder.write("generation_config.json", generation.to_string());
+        }
+        ModelConfig::open(folder.path()).unwrap().eos_ids
+    };
+    assert_eq!(eos([None, None]), [2]);
+    assert_eq!(eos([None, Some(json!({"eos_token_id": 7}))]), [7]);
+    assert_eq!(eos([None, Some(json!({}))]), [0u32; 0]);
+    assert_eq!(eos([Some(json!(3)), Some(json!({"eos_token_id": [7, -1, 99]}))]), [3, 7]);
+}
+
+#[test]
+fn advice_that_decides_tokens_and_is_not_followed_is_refused_by_name() {
+    let read = |text: &str| {
+        config(json!({}))
+            .add_generation_config(text.as_bytes(), Path::new("generation_config.json"))
+    };
+    for neutral in [
+        r#"{"num_beams": 1, "min_length": 0, "no_repeat_ngram_size": 0, "suppress_tokens": [], "stop_strings": null}"#,
+        r#"{"typical_p": 0.5, "epsilon_cutoff": 0.1, "do_sample": false}"#,
+        r#"{"typical_p": 1.0, "do_sample": true, "guidance_scale": 1, "forced_eos_token_id": null}"#,
+        r#"{"max_new_tokens": 7, "max_length": 9, "use_cache": true, "transformers_version": "4"}"#,
+        r#"{"temperature": 0, "top_k": 0, "top_p": 0, "min_p": 1, "repetition_penalty": 1}"#,
+        r#"{"do_sample": false, "temperature": 0.6, "top_p": null, "top_k": null}"#,
+    ] {
+        read(neutral).unwrap_or_else(|error| panic!("{neutral}: {error}"));
+    }
+    for (key, value) in [
+        ("suppress_tokens", "[1]"),
+        ("begin_suppress_tokens", "[1]"),
+        ("bad_words_ids", "[[1]]"),
+        ("forced_bos_token_id", "0"),
+        ("min_new_tokens", "3"),
+        ("num_beams", "4"),
+        ("no_repeat_ngram_size", "2"),
+        ("stop_strings", "[\"x\"]"),
+        ("top_k", "-1"),
+        ("repetition_penalty", "0"),
+        ("top_p", "1.5"),
+        ("temperature", "-1"),
+        ("do_sample", "1"),
+    ] {
+        let message = read(&format!("{{\"{key}\": {value}}}")).unwrap_err().to_string();
+        assert!(message.contains(key) && message.contains("generation_config.json"), "{message}");
+    }
+    assert!(read(r#"{"typical_p": 0.5, "do_sample": true}"#).is_err());
 }
 
 #[test]

@@ -51,6 +51,13 @@ fn sharded(f: &Folder, change: impl FnOnce(&mut Value)) {
     f.write(INDEX, index.to_string());
 }
 
+/// An index without a single file.
+fn index(f: &Folder, text: impl AsRef<[u8]>) {
+    f.remove(FILE);
+    f.write(INDEX, text);
+}
+
+const LFS: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n";
 const NORM: &str = "model.norm.weight";
 
 const SAFETENSORS: &[Row] = &[
@@ -191,17 +198,6 @@ const SAFETENSORS: &[Row] = &[
     ("trailing bytes", "TrailingBytes", &[FILE, "5 bytes", "expected 4"], |f| {
         header(f, &tensor("F32", "[1]", "[0,4]"), 5);
     }),
-    ("header not padded", "Misaligned", &[FILE, "tensor w", "multiple of 4"], |f| {
-        f.write(FILE, exact(&format!("{} ", tensor("F32", "[1]", "[0,4]")), 4));
-    }),
-    ("odd offset", "Misaligned", &[FILE, "tensor b"], |f| {
-        header(
-            f,
-            r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},
-                      "b":{"dtype":"BF16","shape":[1],"data_offsets":[1,3]}}"#,
-            3,
-        );
-    }),
     ("metadata of numbers", "Json", &[FILE], |f| header(f, r#"{"__metadata__":{"a":1}}"#, 0)),
     ("metadata is a list", "Json", &[FILE], |f| header(f, r#"{"__metadata__":[]}"#, 0)),
     ("metadata key twice", "Metadata", &[FILE, "key a"], |f| {
@@ -262,16 +258,12 @@ const FOLDERS: &[Row] = &[
             with_tensor(f, "norm.weight", Some(("BF16", vec![16])));
         },
     ),
-    ("index is not JSON", "Json", &[INDEX], |f| f.write(INDEX, "{")),
-    ("index without a map", "Index", &[INDEX, "weight_map"], |f| f.write(INDEX, "{}")),
-    ("index map is a list", "Index", &[INDEX, "weight_map"], |f| {
-        f.write(INDEX, r#"{"weight_map":[]}"#)
-    }),
-    ("index map is empty", "Index", &[INDEX, "weight_map"], |f| {
-        f.write(INDEX, r#"{"weight_map":{}}"#)
-    }),
+    ("index is not JSON", "Json", &[INDEX], |f| index(f, "{")),
+    ("index without a map", "Index", &[INDEX, "weight_map"], |f| index(f, "{}")),
+    ("index map is a list", "Index", &[INDEX, "weight_map"], |f| index(f, r#"{"weight_map":[]}"#)),
+    ("index map is empty", "Index", &[INDEX, "weight_map"], |f| index(f, r#"{"weight_map":{}}"#)),
     ("index lists a tensor twice", "Json", &[INDEX, "key w"], |f| {
-        f.write(INDEX, r#"{"weight_map":{"w":"a.safetensors","w":"b.safetensors"}}"#);
+        index(f, r#"{"weight_map":{"w":"a.safetensors","w":"b.safetensors"}}"#);
     }),
     ("shard is a number", "Index", &[INDEX, NORM], |f| {
         sharded(f, |i| i["weight_map"][NORM] = json!(1))
@@ -320,14 +312,46 @@ const FOLDERS: &[Row] = &[
     ("tokenizer without a model", "Tokenizer", &["tokenizer.json"], |f| {
         f.write("tokenizer.json", "{}")
     }),
+    ("an LFS pointer as weights", "Foreign", &[FILE, "Git LFS pointer", "git lfs pull"], |f| {
+        f.write(FILE, LFS);
+    }),
+    ("an LFS pointer as a tokenizer", "Foreign", &["tokenizer.json", "Git LFS pointer"], |f| {
+        f.write("tokenizer.json", LFS);
+    }),
+    ("an LFS pointer as a template", "Foreign", &["chat_template.jinja", "Git LFS"], |f| {
+        f.write("chat_template.jinja", LFS);
+    }),
+    ("an LFS pointer as an index", "Foreign", &[INDEX, "Git LFS"], |f| {
+        f.remove(FILE);
+        f.write(INDEX, LFS);
+    }),
+    ("an HTML page as weights", "Foreign", &[FILE, "HTML", "download"], |f| {
+        f.write(FILE, "\n<!DOCTYPE html><html>401</html>");
+    }),
+    ("an HTML page as a config", "Foreign", &["config.json", "HTML"], |f| {
+        f.write("config.json", "\u{feff}<html>");
+    }),
+    ("an adapter alone", "Adapter", &["adapter_config.json", "merge"], |f| {
+        f.remove(FILE);
+        f.remove("config.json");
+        f.write("adapter_config.json", "{}");
+    }),
+    ("an adapter beside weights", "Adapter", &["adapter_config.json"], |f| {
+        f.write("adapter_config.json", "{}");
+    }),
     (
-        "tokenizer larger than the model",
-        "Tokenizer",
-        &["tokenizer.json", "259 ids", "vocab_size = 32"],
+        "weights of other kinds",
+        "NoWeights",
+        &["consolidated.safetensors, pytorch_model.bin cannot be used"],
         |f| {
-            f.write("tokenizer.json", common::byte_tokenizer().to_string());
+            f.remove(FILE);
+            f.write("pytorch_model.bin", "x");
+            f.write("consolidated.safetensors", "x");
         },
     ),
+    ("a tensor whose name only holds that of an ignored one", "TensorUnexpected", &[FILE], |f| {
+        with_tensor(f, "model.lm_head.weight.more", Some(("BF16", vec![1])));
+    }),
     ("tokenizer_config is not an object", "Json", &["tokenizer_config.json"], |f| {
         f.write("tokenizer_config.json", "[]");
     }),

@@ -130,26 +130,12 @@ const CONFIGS: &[Row] = &[
     ("unknown layer type", "Unsupported", &[CONFIG, "layer_types"], |f| {
         f.set("layer_types", json!(["linear_attention"]));
     }),
-    ("eos past the vocabulary", "Value", &[CONFIG, "eos_token_id", "32"], |f| {
-        f.set("eos_token_id", json!([2, 32]))
-    }),
-    ("negative bos", "Value", &[CONFIG, "bos_token_id", "-1"], |f| {
-        f.set("bos_token_id", json!(-1))
-    }),
     ("fp8 dtype", "Unsupported", &[CONFIG, "torch_dtype", "float8"], |f| {
         f.set("torch_dtype", json!("float8_e4m3fn"));
     }),
     ("temperature below 0", "Value", &["generation_config.json", "temperature", "-1"], |f| {
         f.write("generation_config.json", r#"{"temperature": -1.0}"#);
     }),
-    (
-        "generation eos past the vocabulary",
-        "Value",
-        &["generation_config.json", "eos_token_id"],
-        |f| {
-            f.write("generation_config.json", r#"{"eos_token_id": 9999}"#);
-        },
-    ),
     ("generation config is a list", "Json", &["generation_config.json"], |f| {
         f.write("generation_config.json", "[]")
     }),

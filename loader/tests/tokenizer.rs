@@ -71,14 +71,15 @@ fn special_tokens_are_parsed_only_where_asked() {
 }
 
 #[test]
-fn vocabularies_may_be_padded_but_not_short() {
+fn vocabularies_may_be_padded() {
     let t = tokenizer(&byte_tokenizer());
     assert_eq!(
         (t.vocab_size(), t.token_to_id("he"), t.id_to_token(256)),
         (259, Some(256), Some("he".into()))
     );
     assert!(
-        t.check_vocab(259).is_ok() && t.check_vocab(300).is_ok() && t.check_vocab(258).is_err()
+        t.padded_ids(200).next().is_none(),
+        "a model with fewer rows than the tokenizer has ids"
     );
     assert_eq!(t.padded_ids(262).collect::<Vec<_>>(), [259, 260, 261]);
     assert!(t.decode(&[259], Special::Plain).is_err());

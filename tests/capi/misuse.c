@@ -57,6 +57,9 @@ static void null_pointers(void) {
     CASE(bad, loris_detokenize(model, ids, 1, 0, (char *)buf, 16, NULL));
     CASE(bad, loris_text_stream_open(NULL, 0, &no_stream));
     CASE(bad, loris_text_stream_open(model, 0, NULL));
+    CASE(bad, loris_text_stream_open_after(NULL, ids, 2, 0, &no_stream));
+    CASE(bad, loris_text_stream_open_after(model, NULL, 2, 0, &no_stream));
+    CASE(bad, loris_text_stream_open_after(model, ids, 2, 0, NULL));
     CASE(bad, loris_text_stream_push(NULL, 5, &text, &n));
     CASE(bad, loris_text_stream_finish(NULL, &text, &n));
     CASE(bad, loris_chat_tokenize(NULL, &role, &content, 1, 0, buf, N_IDS, &n));
@@ -65,6 +68,11 @@ static void null_pointers(void) {
     CASE(bad, loris_chat_tokenize(model, &missing, &content, 1, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &role, &missing, 1, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &role, &content, 1, 0, buf, N_IDS, NULL));
+    CASE(bad, loris_chat_tokenize_json(NULL, "{}", 2, 0, buf, N_IDS, &n));
+    CASE(bad, loris_chat_tokenize_json(model, NULL, 2, 0, buf, N_IDS, &n));
+    CASE(bad, loris_chat_tokenize_json(model, "{\"messages\": []}", 16, 0, buf, N_IDS, NULL));
+    CASE(bad, loris_chat_render_json(NULL, "{}", 2, 0, (char *)buf, 64, &n));
+    CASE(bad, loris_chat_render_json(model, "{\"messages\": []}", 16, 0, (char *)buf, 64, NULL));
     CASE(bad, loris_chat_render(NULL, &role, &content, 1, 0, (char *)buf, 64, &n));
     CASE(bad, loris_chat_render(model, &role, &missing, 1, 0, (char *)buf, 64, &n));
     CASE(bad, loris_chat_render(model, &role, &content, 1, 0, (char *)buf, 64, NULL));
@@ -335,7 +343,10 @@ static void fields(void) {
     KEPT(session, bad, set_sampling(session, 1, 1, 0, NAN));
     CASE(LORIS_OK, SAMPLING(top_k, UINT32_MAX));
     MUST(loris_session_set_sampling(session, NULL));
-    KEPT(session, bad, GENERATE(flags, 2));
+    KEPT(session, bad, GENERATE(flags, 4));
+    KEPT(session, bad, GENERATE(min_tokens, 1000)); /* more than max_tokens */
+    KEPT(session, bad, GENERATE(n_stop_ids, SIZE_MAX));
+    KEPT(session, bad, GENERATE(n_stop_ids, 1)); /* of NULL */
     KEPT(session, bad, GENERATE(n_stop, SIZE_MAX));
     KEPT(session, LORIS_OK, GENERATE(max_tokens, 0));
     loris_session_free(session);
@@ -373,6 +384,23 @@ static void texts(void) {
     CASE(bad, loris_chat_tokenize(model, &user, &hi, 1, 2, buf, N_IDS, &n));
     CASE(bad, loris_chat_tokenize(model, &user, &hi, SIZE_MAX, 0, buf, N_IDS, &n));
     CASE(bad, loris_chat_render(model, &user, &hi, 1, 2, (char *)buf, 64, &n));
+    {
+        const char *request = "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}", *odd = "{\"what\": 1}";
+        size_t as_json, as_lists;
+        CASE(bad, loris_chat_tokenize_json(model, request, strlen(request) - 1, 0, buf, N_IDS, &n));
+        CASE(bad, loris_chat_tokenize_json(model, request, strlen(request), 1, buf, N_IDS, &n));
+        CASE(bad, loris_chat_tokenize_json(model, odd, strlen(odd), 0, buf, N_IDS, &n));
+        SAYS("what");
+        CASE(bad, loris_chat_render_json(model, odd, strlen(odd), 0, (char *)buf, 64, &n));
+        CASE(LORIS_OK, loris_chat_tokenize_json(model, request, strlen(request), 0, NULL, 0, &as_json));
+        CASE(LORIS_OK, loris_chat_tokenize(model, &user, &hi, 1, LORIS_ADD_GENERATION_PROMPT, NULL, 0, &as_lists));
+        HOLDS(as_json == as_lists);
+        CASE(LORIS_OK, loris_chat_render_json(model, request, strlen(request), 0, NULL, 0, &as_json));
+        CASE(LORIS_OK, loris_chat_render(model, &user, &hi, 1, LORIS_ADD_GENERATION_PROMPT, NULL, 0, &as_lists));
+        HOLDS(as_json == as_lists);
+        CASE(LORIS_E_UNSUPPORTED, loris_chat_tokenize_json(bare, request, strlen(request), 0, buf, N_IDS, &n));
+        CASE(LORIS_E_UNSUPPORTED, loris_chat_render_json(bare, request, strlen(request), 0, (char *)buf, 64, &n));
+    }
     CASE(bad, loris_model_open(engine, "\xff", NULL, &none));
     HOLDS(none == NULL);
     CASE(LORIS_E_IO, loris_model_open(engine, "", NULL, &none));
@@ -394,6 +422,14 @@ static void texts(void) {
 
     /* Streams. */
     CASE(bad, loris_text_stream_open(model, 4, &stream));
+    CASE(bad, loris_text_stream_open_after(model, ids, 2, 4, &stream));
+    CASE(bad, loris_text_stream_open_after(model, (uint32_t[]){1u << 30}, 1, 0, &stream));
+    HOLDS(stream == NULL);
+    CASE(LORIS_OK, loris_text_stream_open_after(model, NULL, 0, 0, &stream));
+    loris_text_stream_free(stream);
+    CASE(LORIS_OK, loris_text_stream_open_after(model, ids, 2, 0, &stream));
+    CASE(LORIS_OK, loris_text_stream_push(stream, ids[2], &text, &n));
+    loris_text_stream_free(stream);
     MUST(loris_text_stream_open(model, 0, &stream));
     CASE(bad, loris_text_stream_push(stream, 1u << 30, &text, &n));
     CASE(LORIS_OK, loris_text_stream_push(stream, ids[0], &text, &n));

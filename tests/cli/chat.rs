@@ -6,17 +6,16 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use loris::{DeviceChoice, Engine, EngineOptions, ModelOptions, SessionOptions};
 use serde_json::Value;
 
-use super::support::{Folder, done_with_stdin, named};
+use super::support::{Done, Folder, done_with_stdin, named};
 
 #[test]
 fn chat_keeps_what_it_has_computed() {
     let folder = Folder::new();
     let args = ["-n", "6", "--ignore-eos"];
-    let lines = "/help\nhi\n\n/stats\nand\\\nthen?\n/nonsense\n/clear\nhi\n/exit\nnever\n";
+    let lines = "/help\nhi\n\n/stats\nand\\\nthen?\n/clear\nhi\n/exit\nnever\n";
     let run = done_with_stdin(&mut folder.command("chat", &args), lines);
     assert!(run.ok().err.contains("/clear "), "{}", run.err);
     assert!(run.err.contains("first token after"), "{}", run.err);
-    assert!(run.err.contains("/nonsense: no such command"), "{}", run.err);
 
     let json = [&args[..], &["--json"]].concat();
     let run = done_with_stdin(&mut folder.command("chat", &json), "hi\nand\\\nthen?\n/clear\nhi\n");
@@ -43,9 +42,76 @@ fn chat_says_that_the_context_is_full_and_goes_on() {
     let folder = Folder::new();
     let lines = format!("{}\nhi\n", "x".repeat(300));
     let run = done_with_stdin(&mut folder.command("chat", &["-n", "2", "--ignore-eos"]), &lines);
-    assert!(run.ok().err.contains("the context is full"), "{}", run.err);
+    assert!(run.err.contains("the context is full"), "{}", run.err);
     assert!(run.err.contains("/clear"), "{}", run.err);
     assert!(!run.out.is_empty(), "the next message was answered");
+    assert_eq!(run.code, Some(1), "a program that pipes learns that a message had no answer");
+}
+
+#[test]
+fn a_line_that_is_no_text_fails_alone() {
+    let folder = Folder::new();
+    let args = ["-n", "2", "--ignore-eos", "--json"];
+    let run = done_with_stdin(&mut folder.command("chat", &args), b"a\xff\nhi\n");
+    let events = run.events();
+    assert_eq!(named(&events, "done").len(), 1);
+    assert_eq!(named(&events, "error").len(), 1);
+    assert!(run.err.contains("stdin: line 1: not UTF-8 at byte 1"), "{}", run.err);
+    assert_eq!(run.code, Some(1));
+    // A byte order mark is none of a message's characters, and neither is a line's end.
+    let n_tokens = |lines: &[u8]| {
+        let run = done_with_stdin(&mut folder.command("chat", &args), lines);
+        named(&run.ok().events(), "done")[0]["prompt_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(n_tokens(b"\xef\xbb\xbfhi\r\n"), n_tokens(b"hi\n"));
+}
+
+/// A program's lines are messages unless they are commands; two slashes always begin a message with one.
+#[test]
+fn a_message_may_begin_with_a_slash() {
+    let folder = Folder::new();
+    let args = ["-n", "1", "--ignore-eos", "--json"];
+    let n_tokens = |line: &str| {
+        let run = done_with_stdin(&mut folder.command("chat", &args), line.as_bytes());
+        named(&run.ok().events(), "done")[0]["prompt_tokens"].as_u64().unwrap()
+    };
+    let one = n_tokens("x\n");
+    assert_eq!(n_tokens("/etc/passwd: what is it?\n"), one + 23);
+    assert_eq!(n_tokens("/nonsense\n"), one + 8);
+    assert_eq!(n_tokens("//help\n"), one + 4);
+    assert_eq!(n_tokens("// a comment\n"), one + 10);
+}
+
+#[test]
+fn a_conversation_is_written_and_goes_on() {
+    let folder = Folder::new();
+    let args = ["-n", "4", "--ignore-eos", "--json"];
+    let path = folder.arg("talk.json");
+    let chat =
+        |lines: String| done_with_stdin(&mut folder.command("chat", &args), lines.as_bytes());
+    let first = chat(format!("/system be brief\nhi\n/save {path}\n/regen\n"));
+    let turns = first.ok().events();
+    let turns = named(&turns, "done");
+    assert_eq!(turns[0]["prompt_tokens"], turns[1]["prompt_tokens"], "the same once more");
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    let roles: Vec<_> = saved["messages"].as_array().unwrap().iter().map(|m| &m["role"]).collect();
+    assert_eq!(roles, ["system", "user", "assistant"]);
+    let n_tokens = |run: &Done, turn: usize| {
+        named(&run.ok().events(), "done")[turn]["prompt_tokens"].as_u64().unwrap()
+    };
+    let whole = chat("/system be brief\nhi\nmore\n".into());
+    let in_parts = chat(format!("/load {path}\nmore\n"));
+    assert_eq!(n_tokens(&in_parts, 0), n_tokens(&whole, 1));
+    let run = chat(format!("/regen\n/load {path}x\n/save\n/load {}\n", folder.arg("config.json")));
+    assert_eq!(run.code, Some(1));
+    for what in [
+        "/regen: there was no message yet",
+        "talk.jsonx: cannot read",
+        "/save: expected a file",
+        "config.json: expected a conversation",
+    ] {
+        assert!(run.err.contains(what), "{what}: {}", run.err);
+    }
 }
 
 fn interrupt(child: &Child) {

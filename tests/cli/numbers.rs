@@ -49,13 +49,16 @@ const POLICIES: [Row; 2] = [
         "expected ",
     ),
 ];
-const ANSWER: [Row; 7] = [
-    (&["-n"], NO_NUMBER, "--max-tokens"),
+const ANSWER: [Row; 10] = [
+    (&["-n"], &["-2", MORE, "1.5", "many"], "--max-tokens"),
+    (&["--min-tokens"], NO_NUMBER, "expected 0 to "),
+    (&["--stop-id"], NO_NUMBER, "--stop-id"),
     (&["--top-k"], NO_NUMBER, "expected 0 to "),
-    (&["--seed"], NO_NUMBER, "expected 0 to "),
+    (&["--seed"], &["-2", MORE, "1.5", "many"], "expected 0 to "),
     (&["--temp"], &["-1", "101", "nan", "inf", "1e39"], "expected 0 to 100"),
-    (&["--top-p"], &["-1", "0", "1.1", "nan", "inf"], "expected above 0, at most 1"),
-    (&["--min-p"], &["-0.1", "1.1", "nan"], "expected 0 to 1"),
+    (&["--top-p"], &["-1", "0", "0%", "1.1", "110%", "3/2"], "expected above 0, at most 1"),
+    (&["--min-p"], &["-0.1", "1.1"], "expected 0 to 1"),
+    (&["--min-p"], &["nan", "inf", "1/0", "50%%", "half"], "expected a share, as 25%, 0.25 or 1/4"),
     (&["--repeat-penalty"], &["-1", "0", "101", "nan", "inf"], "expected above 0, at most 100"),
 ];
 const BENCH: [Row; 6] = [

@@ -157,14 +157,14 @@ pub(crate) fn done(command: &mut Command) -> Done {
 }
 
 /// Runs a command with a text on stdin.
-pub(crate) fn done_with_stdin(command: &mut Command, stdin: &str) -> Done {
+pub(crate) fn done_with_stdin(command: &mut Command, stdin: impl AsRef<[u8]>) -> Done {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(stdin.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(stdin.as_ref()).unwrap();
     child.wait_with_output().unwrap().into()
 }
 

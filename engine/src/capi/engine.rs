@@ -17,7 +17,7 @@ use crate::policy::evict::Rank;
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.
-pub const LORIS_ABI_VERSION: u32 = 5;
+pub const LORIS_ABI_VERSION: u32 = 6;
 
 /// What every build can do that is in no table.
 const ALWAYS: [&str; 8] =

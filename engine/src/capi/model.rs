@@ -13,10 +13,14 @@ use super::params::{
 };
 use super::status::{LORIS_E_INVALID_ARG, LORIS_IDLE, LORIS_OK, LORIS_PENDING};
 use crate::engine::LoadProgress;
+use crate::memory;
 use crate::plan::ModelOptions;
 use crate::sampler::SamplerParams;
 use crate::step::Progress;
 use loris_loader::LoadMode;
+
+/// Of the lists of a step, for each of its sessions: handles, results, who is served.
+const STEP_BYTES_OF_SESSION: usize = 1 << 10;
 
 /// Flag of loris_model_params: keep what prompts of sessions that prune have computed before the first prune point, as
 /// long as their pages are held and the room of aux_tokens is not needed, for prompts that begin alike. Since 0.3.
@@ -247,6 +251,8 @@ pub unsafe extern "C" fn loris_model_step(
             if n > 0 && (statuses.is_null() || !statuses.is_aligned()) {
                 return Err(Failure::invalid("statuses: is NULL or not aligned"));
             }
+            let bytes = n.saturating_mul(STEP_BYTES_OF_SESSION);
+            memory::room_for(bytes, "the sessions of a step")?;
             let mut entered: Vec<_> = handles
                 .iter()
                 .map(|&handle| get(handle.cast_const()).and_then(|session| session.enter()))

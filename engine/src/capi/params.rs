@@ -75,7 +75,8 @@ pub struct loris_model_params {
     /// Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
     /// one for values, as in "int8:int4". NULL: "bf16".
     pub kv: *const c_char,
-    /// Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072.
+    /// Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072, or
+    /// one stream.
     pub kv_tokens: u64,
     /// Tokens a KV page holds: a power of two from 16 to 256. Default 64.
     pub page_len: u32,
@@ -153,11 +154,12 @@ pub struct loris_sampling_params {
 pub struct loris_generate_params {
     /// sizeof(loris_generate_params).
     pub struct_size: u32,
-    /// LORIS_IGNORE_EOS or 0.
+    /// LORIS_IGNORE_EOS, LORIS_KEEP_STOP.
     pub flags: u32,
     /// Tokens at most. Default 256.
     pub max_tokens: u64,
-    /// Texts that end the answer and are not part of it, each UTF-8 with a NUL; NULL if n_stop is 0.
+    /// Texts that end the answer and are not part of it, each UTF-8 with a NUL; NULL if n_stop is 0. They may hold the texts
+    /// of special tokens, which are not shown otherwise.
     pub stop: *const *const c_char,
     /// How many.
     pub n_stop: usize,
@@ -165,6 +167,13 @@ pub struct loris_generate_params {
     pub on_token: loris_token_callback,
     /// Passed to on_token.
     pub user_data: *mut c_void,
+    /// Tokens at least: before, no token that would end the answer is chosen, and no stop text looked for. Default 0. Since
+    /// 0.6, as all that follows.
+    pub min_tokens: u64,
+    /// Tokens that end the answer as an end-of-sequence token does, but with LORIS_STOP; NULL if n_stop_ids is 0.
+    pub stop_ids: *const u32,
+    /// How many.
+    pub n_stop_ids: usize,
 }
 
 /// Facts of a model. struct_size is set before the call, as in every struct that is filled.
@@ -296,7 +305,7 @@ sized!(loris_engine_params, [40, 48], log_level: 3);
 sized!(loris_model_params, [64, 72], page_len: 64, chunk: 512, batch: 16);
 sized!(loris_session_params, [16, 56], ctx_len: 0);
 sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0, seed: LORIS_RANDOM_SEED);
-sized!(loris_generate_params, [48], max_tokens: 256);
+sized!(loris_generate_params, [48, 72], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);
 sized!(loris_receipt, [80, 112, 120, 136], reserved: 0);

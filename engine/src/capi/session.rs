@@ -34,6 +34,8 @@ pub const LORIS_RANDOM_SEED: u64 = u64::MAX;
 pub const LORIS_TRUST_OLD_STATE: u32 = 1;
 /// Flag of loris_generate_params: go on after a token that ends an answer.
 pub const LORIS_IGNORE_EOS: u32 = 1;
+/// Flag of loris_generate_params: the stop text that ended the answer is part of it. Since 0.6.
+pub const LORIS_KEEP_STOP: u32 = 2;
 
 /// Opens an empty session; takes pages only as tokens come. params may be NULL for the defaults. On LORIS_OK
 /// *session is a handle for loris_session_free, else it is NULL. Any thread.
@@ -270,7 +272,7 @@ pub unsafe extern "C" fn loris_session_sample(session: *mut loris_session, token
             write("token", token, LORIS_NO_TOKEN)?;
             inner.session.recall_logits()?;
             let logits = inner.session.logits().ok_or_else(no_logits)?;
-            write("token", token, inner.sampler.sample(logits, inner.session.tokens()))?;
+            write("token", token, inner.sampler.sample(logits, inner.session.history()))?;
             Ok(LORIS_OK)
         })
     }
@@ -327,14 +329,15 @@ pub unsafe extern "C" fn loris_session_score(
 
 /// Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
 ///
-/// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text was reached.
+/// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text or a stop token was reached.
 /// LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
 /// it. LORIS_E_STATE if no logits are ready.
 ///
 /// A token is shown once the session holds it. So after each of these, and after an error, the session holds the tokens
 /// that were shown and no other: call this again to go on, or loris_session_prefill with the next turn's tokens. (Versions
 /// before 0.5 held all but the last after most of these; a program that decodes the last one itself has it twice
-/// now.) A token that ends an answer is neither shown nor held. One thread at a time.
+/// now.) A token that ends an answer is neither shown nor held. Where a call goes on with an answer, so does its text: a
+/// character whose bytes are in the tokens of both is shown by the second. One thread at a time.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_generate(
     session: *mut loris_session,
@@ -344,7 +347,11 @@ pub unsafe extern "C" fn loris_session_generate(
     unsafe {
         with(session, |inner| {
             let params = read(params)?;
-            check_flags("loris_generate_params.flags", params.flags, LORIS_IGNORE_EOS)?;
+            let flags = LORIS_IGNORE_EOS | LORIS_KEEP_STOP;
+            check_flags("loris_generate_params.flags", params.flags, flags)?;
+            let ids = slice("stop_ids", params.stop_ids, params.n_stop_ids)?;
+            let mut stop_ids = memory::empty(ids.len(), "stop tokens")?;
+            stop_ids.extend_from_slice(ids);
             let texts = slice("stop", params.stop, params.n_stop)?;
             let mut stop = memory::empty(texts.len(), "stop texts")?;
             for &text in texts {
@@ -352,7 +359,10 @@ pub unsafe extern "C" fn loris_session_generate(
             }
             let options = GenerateOptions {
                 max_tokens: as_usize("max_tokens", params.max_tokens)?,
+                min_tokens: as_usize("min_tokens", params.min_tokens)?,
                 stop,
+                keep_stop: params.flags & LORIS_KEEP_STOP != 0,
+                stop_ids,
                 ignore_eos: params.flags & LORIS_IGNORE_EOS != 0,
             };
             let mut text = Vec::new();

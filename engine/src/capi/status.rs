@@ -88,9 +88,12 @@ fn load_status(e: &LoadError) -> i32 {
         LoadError::Io { .. } | LoadError::FileChanged { .. } | LoadError::NoWeights { .. } => {
             LORIS_E_IO
         }
-        LoadError::Unsupported { .. } | LoadError::Quantised { .. } => LORIS_E_UNSUPPORTED,
+        LoadError::Unsupported { .. } | LoadError::Quantised { .. } | LoadError::Adapter { .. } => {
+            LORIS_E_UNSUPPORTED
+        }
         LoadError::Text { .. }
         | LoadError::TextTooLong { .. }
+        | LoadError::Chat { .. }
         | LoadError::TemplateRefused { .. }
         | LoadError::TemplateBudget { .. } => LORIS_E_INVALID_ARG,
         _ => LORIS_E_FORMAT,

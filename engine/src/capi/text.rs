@@ -10,7 +10,7 @@ use super::params::check_flags;
 use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
 use crate::engine::Model;
 use crate::memory;
-use loris_loader::{Message, Special, TextStream, Tokenizer};
+use loris_loader::{Chat, Message, Special, TextStream, Tokenizer};
 
 /// Flag of loris_tokenize: the text of a special token is that token. Without it, it is ordinary text, as text from
 /// users should be.
@@ -115,6 +115,30 @@ pub unsafe extern "C" fn loris_text_stream_open(
     }
 }
 
+/// As loris_text_stream_open, for ids that come behind the n_tokens ids of tokens, whose text was shown: where an answer
+/// goes on. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_text_stream_open_after(
+    model: *const loris_model,
+    tokens: *const u32,
+    n_tokens: usize,
+    flags: u32,
+    stream: *mut *mut loris_text_stream,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("stream", stream, std::ptr::null_mut())?;
+            let tokenizer = tokenizer(get(model)?)?;
+            let before = slice("tokens", tokens, n_tokens)?;
+            let opened = TextStream::after(tokenizer, shown("flags", flags)?, before)?;
+            let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
+            write("stream", stream, opened)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
 /// Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
 /// often a word, sometimes empty. It lives until the next call on the stream. All texts joined are what
 /// loris_detokenize makes of all ids at once. After an error the stream is as it was. One thread at a time.
@@ -197,11 +221,12 @@ pub unsafe extern "C" fn loris_text_stream_free(stream: *mut loris_text_stream) 
 
 /// # Safety
 /// Both arrays hold n texts that end with a NUL.
-unsafe fn messages(
+unsafe fn chat(
     roles: *const *const c_char,
     contents: *const *const c_char,
     n: usize,
-) -> Result<Vec<Message>, Failure> {
+    flags: u32,
+) -> Result<Chat, Failure> {
     // SAFETY: the caller's promise.
     unsafe {
         let roles = slice("roles", roles, n)?;
@@ -211,7 +236,8 @@ unsafe fn messages(
             let (role, content) = (c_text("roles", role)?, c_text("contents", content)?);
             messages.push(Message::new(owned(role)?, owned(content)?));
         }
-        Ok(messages)
+        let add_generation_prompt = flags & LORIS_ADD_GENERATION_PROMPT != 0;
+        Ok(Chat { add_generation_prompt, ..Chat::new(messages) })
     }
 }
 
@@ -240,8 +266,8 @@ pub unsafe extern "C" fn loris_chat_tokenize(
         call(|| {
             let model = get(model)?;
             check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
-            let messages = messages(roles, contents, n_messages)?;
-            let ids = model.encode_chat(&messages, flags & LORIS_ADD_GENERATION_PROMPT != 0)?;
+            let chat = chat(roles, contents, n_messages, flags)?;
+            let ids = model.encode_chat(&chat)?;
             copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
         })
     }
@@ -265,10 +291,63 @@ pub unsafe extern "C" fn loris_chat_render(
         call(|| {
             let model = get(model)?;
             check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
-            let messages = messages(roles, contents, n_messages)?;
+            let chat = chat(roles, contents, n_messages, flags)?;
             let template = model.chat_template().ok_or_else(template_missing)?;
-            let text = template.render(&messages, flags & LORIS_ADD_GENERATION_PROMPT != 0)?;
+            let text = template.render(&chat)?;
             copy_text(&text, buf, cap, n)
+        })
+    }
+}
+
+/// As loris_chat_tokenize, of a chat with all that templates know: request_len bytes of JSON, an object with "messages"
+/// (objects with "role", "content" - a string or a list of parts - and what else the template reads, such as "tool_calls"), and if
+/// wanted "tools" and "documents" (lists of objects), "variables" (an object: what the template asks for by name, such as
+/// enable_thinking), "continue_final_message" (true: the prompt ends where the last message does, for the model to go
+/// on with), "add_generation_prompt" (true unless the last message goes on) and "chat_template" (the name of one of the
+/// folder's templates, or a template of one's own). LORIS_E_INVALID_ARG names what is wrong with it. flags: 0. buf, cap and
+/// n as in loris_tokenize. Any thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_chat_tokenize_json(
+    model: *const loris_model,
+    request: *const c_char,
+    request_len: usize,
+    flags: u32,
+    buf: *mut u32,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let model = get(model)?;
+            check_flags("flags", flags, 0)?;
+            let chat = Chat::from_json(self::text("request", request, request_len)?)?;
+            let ids = model.encode_chat(&chat)?;
+            copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
+        })
+    }
+}
+
+/// As loris_chat_render, of a request as in loris_chat_tokenize_json. flags: 0. buf, cap and n as in loris_detokenize. Any
+/// thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_chat_render_json(
+    model: *const loris_model,
+    request: *const c_char,
+    request_len: usize,
+    flags: u32,
+    buf: *mut c_char,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let model = get(model)?;
+            check_flags("flags", flags, 0)?;
+            let chat = Chat::from_json(self::text("request", request, request_len)?)?;
+            let template = model.chat_template().ok_or_else(template_missing)?;
+            copy_text(&template.render(&chat)?, buf, cap, n)
         })
     }
 }

@@ -17,6 +17,7 @@
 //! while decoding, not one by one as in H2O and TOVA: only a page that is empty frees memory.
 
 use super::lazy::{MAX_POOL, MAX_WINDOW, draw, first};
+use super::share;
 use crate::error::Error;
 
 /// A policy and its budget.
@@ -90,17 +91,18 @@ impl Evict {
         let refuse = || {
             let names = Rank::ALL.map(|(_, name)| name).join(", ");
             let expected = format!(
-                "POLICY:TOKENS or POLICY:PERCENT%, with one of {names}, at least {MIN_KEEP} tokens, or 1 to 100 percent; then, \
-                 if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}; snapkv), sinks=N"
+                "POLICY:TOKENS or POLICY:SHARE, with one of {names}, at least {MIN_KEEP} tokens, or {}, of 1% to 100%; then, \
+                 if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}; snapkv), sinks=N",
+                share::EXPECTED
             );
             Error::option("evict", spec, expected)
         };
         let mut words = spec.split(',').map(str::trim);
         let (name, keep) = words.next().and_then(|word| word.split_once(':')).ok_or_else(refuse)?;
         let &(rank, _) = Rank::ALL.iter().find(|(_, n)| *n == name).ok_or_else(refuse)?;
-        let keep = match keep.strip_suffix('%') {
-            Some(percent) => Keep::Share(percent.parse::<f64>().map_err(|_| refuse())? / 100.0),
-            None => Keep::Tokens(keep.parse().map_err(|_| refuse())?),
+        let keep = match keep.parse() {
+            Ok(n_tokens) => Keep::Tokens(n_tokens),
+            Err(_) => Keep::Share(share::parse(keep).ok_or_else(refuse)?),
         };
         let mut evict = Self::new(rank, keep);
         for word in words {

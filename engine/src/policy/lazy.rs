@@ -10,6 +10,7 @@
 //! figure 7 has three points, after 9, 19 and 28 of 32 layers, with 0.7 each; the layers and rates behind its tables are not
 //! published.
 
+use super::share;
 use crate::error::Error;
 
 /// A schedule of prune points, and what is never pruned.
@@ -94,8 +95,9 @@ impl Lazy {
         let refuse = || {
             let expected = format!(
                 "gentle, paper, hard, or LAYER:KEEP_RATE,... with layers rising from 1 to {} and rates above 0, at \
-                 most 1; then, if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}), sinks=N, min-len=N, revive=N, no-revival, random",
-                n_layers.saturating_sub(1)
+                 most 1 ({}); then, if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}), sinks=N, min-len=N, revive=N, no-revival, random",
+                n_layers.saturating_sub(1),
+                share::EXPECTED
             );
             Error::option("lazy", spec, expected)
         };
@@ -105,7 +107,7 @@ impl Lazy {
             if let Some(preset) = preset {
                 (lazy.points, lazy.pool) = (scaled(preset.points, n_layers), preset.pool);
             } else if let Some((layer, rate)) = word.split_once(':') {
-                let (Ok(layer), Ok(keep_rate)) = (layer.parse(), rate.parse()) else {
+                let (Ok(layer), Some(keep_rate)) = (layer.parse(), share::parse(rate)) else {
                     return Err(refuse());
                 };
                 lazy.points.push(PrunePoint { layer, keep_rate });

@@ -3,6 +3,7 @@
 
 pub mod evict;
 pub mod lazy;
+pub mod share;
 pub mod stream;
 
 pub use evict::Evict;

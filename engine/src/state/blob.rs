@@ -61,7 +61,7 @@ pub(super) struct Header {
     pub(super) config: u32,
     /// [`Tokenizer::fingerprint`](loris_loader::Tokenizer::fingerprint), its low half; 0: the model had no tokenizer.
     pub(super) tokenizer: u32,
-    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`].
+    /// [`HAS_LOGITS`], [`IS_STREAM`], [`EVICTS`], [`IS_SEALED`], [`HAS_ANSWER`].
     pub(super) flags: u32,
     /// Prune points; 0 in a session that does not prune, and in version 1.
     pub(super) n_points: u32,
@@ -83,6 +83,8 @@ pub(super) const IS_STREAM: u32 = 2;
 pub(super) const EVICTS: u32 = 4;
 /// [`Sealed`] does, and the number of sealed pages of each segment, 64 bits each.
 pub(super) const IS_SEALED: u32 = 8;
+/// How many of the tokens are the end of an answer that may go on stands right in front of the tokens, 64 bits.
+pub(super) const HAS_ANSWER: u32 = 16;
 
 /// What a stream sees, and has left behind.
 #[repr(C)]

@@ -17,9 +17,9 @@ use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 use self::blob::{
-    EVICTS, Evicted, HAS_LOGITS, Header, IS_SEALED, IS_STREAM, Point, Schedule, Sealed, Streamed,
-    Summed, VERSION, at_most, evicted_of, expected_header, io_error, mismatch, policy_of, read,
-    read_pod, read_schedule, schedule_of,
+    EVICTS, Evicted, HAS_ANSWER, HAS_LOGITS, Header, IS_SEALED, IS_STREAM, Point, Schedule, Sealed,
+    Streamed, Summed, VERSION, at_most, evicted_of, expected_header, io_error, mismatch, policy_of,
+    read, read_pod, read_schedule, schedule_of,
 };
 use self::contents::runs;
 use crate::cache::{GIVEN_UP, Segment};
@@ -82,7 +82,8 @@ impl Session {
             size_of::<Evicted>() + sums * size_of::<f32>()
         });
         let policies = pruned + slots + streamed + evicted + sealed;
-        Ok(size_of::<Header>() + tokens + logits + policies + kv + size_of::<u64>())
+        let answer = if self.answer().is_empty() { 0 } else { size_of::<u64>() };
+        Ok(size_of::<Header>() + answer + tokens + logits + policies + kv + size_of::<u64>())
     }
 
     /// Segments whose slots do not follow from the number of tokens.
@@ -112,6 +113,7 @@ impl Session {
                 (self.stream.is_some(), IS_STREAM),
                 (self.evicting.is_some(), EVICTS),
                 (self.model.plan().layout.kv.are_sealed(), IS_SEALED),
+                (!self.answer().is_empty(), HAS_ANSWER),
             ]
             .into_iter()
             .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
@@ -143,6 +145,9 @@ impl Session {
             for segment in &self.cache.segments {
                 out.write(&(segment.n_sealed as u64).to_le_bytes())?;
             }
+        }
+        if header.flags & HAS_ANSWER != 0 {
+            out.write(&(self.answer().len() as u64).to_le_bytes())?;
         }
         out.write(bytemuck::cast_slice(&self.tokens))?;
         if self.logits_ready {
@@ -215,6 +220,12 @@ impl Model {
         if header.flags & IS_SEALED != 0 {
             self.read_sealed(&mut from, &mut session)?;
         }
+        let mut n_answer = [0; 8];
+        if header.flags & HAS_ANSWER != 0 {
+            read(&mut from, &mut n_answer, "answer")?;
+        }
+        let n_answer = u64::from_le_bytes(n_answer);
+        let n_answer = at_most("tokens of the answer", n_answer, n_tokens as u64)?;
         // Before memory is taken for as many tokens as a header may claim.
         self.check_room(&session.cache.segments[0], positions.n_slots)?;
         session.room_for_lists(n_tokens)?;
@@ -247,6 +258,7 @@ impl Model {
             return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
         }
         session.logits_ready = header.flags & HAS_LOGITS != 0;
+        session.set_answer(n_answer);
         Ok(session)
     }
 
@@ -305,7 +317,8 @@ impl Model {
         check("vocabulary", header.vocab_size.into(), want.vocab_size.into())?;
         let flags = match header.version {
             1 | 2 => HAS_LOGITS,
-            _ => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED,
+            3 => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED,
+            _ => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED | HAS_ANSWER,
         };
         if header.flags & !flags != 0 {
             return Err(mismatch("flags", header.flags.to_string(), format!("some of {flags}")));

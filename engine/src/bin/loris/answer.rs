@@ -72,7 +72,7 @@ pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> Samp
         top_p: args.top_p.unwrap_or(advised.top_p),
         min_p: args.min_p.unwrap_or(advised.min_p),
         repetition_penalty: args.repeat_penalty.unwrap_or(advised.repetition_penalty),
-        seed: args.seed,
+        seed: args.seed.flatten(),
     }
 }
 
@@ -86,7 +86,10 @@ impl<'a> Answerer<'a> {
         let params = sampling(args, &model.config().generation);
         let options = GenerateOptions {
             max_tokens: args.max_tokens,
+            min_tokens: args.min_tokens,
             stop: args.stop.clone(),
+            keep_stop: args.keep_stop,
+            stop_ids: args.stop_id.clone(),
             ignore_eos: args.ignore_eos,
         };
         let sampler = Sampler::new(params.clone(), model)?;
@@ -183,11 +186,13 @@ impl<'a> Answerer<'a> {
     /// The effective settings, for events.
     pub(crate) fn settings(&self) -> Value {
         let p = &self.params;
+        let max_tokens = Some(self.options.max_tokens).filter(|&n| n < usize::MAX);
         let exact = |x: f32| json!(x.to_string().parse::<f64>().unwrap_or_default());
         json!({
             "temperature": exact(p.temperature), "top_k": p.top_k, "top_p": exact(p.top_p),
             "min_p": exact(p.min_p), "repeat_penalty": exact(p.repetition_penalty), "seed": self.sampler.seed(),
-            "max_tokens": self.options.max_tokens, "stop": self.options.stop,
+            "max_tokens": max_tokens, "min_tokens": self.options.min_tokens, "stop": self.options.stop,
+            "keep_stop": self.options.keep_stop, "stop_ids": self.options.stop_ids,
             "ignore_eos": self.options.ignore_eos,
         })
     }
@@ -322,7 +327,7 @@ impl Statistics {
         };
         let end = match self.finish {
             Finish::Eos => "ended by the model",
-            Finish::Stop => "ended by a stop text",
+            Finish::Stop => "ended by --stop or --stop-id",
             Finish::Length => "ended by -n/--max-tokens",
             Finish::CtxFull => "ended because the context is full",
             Finish::Cancelled => "interrupted",

@@ -13,9 +13,9 @@ use crate::eval::tasks::{TASKS, Task};
 use crate::eval::{ANSWERS, LENS, SAMPLES};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
-use loris::loader::LoadMode;
+use loris::loader::{Json, LoadMode};
 use loris::policy::stream::MAX_SINKS;
-use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions};
+use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, policy};
 
 /// Counts of tokens, where nothing else limits them before the model is known.
 const TOKENS: RangeInclusive<usize> = ModelOptions::KV_TOKENS;
@@ -37,6 +37,24 @@ where
         let found = text.parse().ok().filter(|n| range.contains(n));
         found.ok_or_else(|| format!("expected {} to {}", range.start(), range.end()))
     }
+}
+
+/// Reads a count of which -1 means as many as there can be.
+fn or_unlimited(text: &str) -> Result<usize, String> {
+    if text == "-1" { Ok(usize::MAX) } else { within(ANY)(text) }
+}
+
+/// A seed, where one was said to be wanted: `None` is a random one.
+pub(crate) type Seed = Option<u64>;
+
+fn or_random(text: &str) -> Result<Seed, String> {
+    if text == "-1" { Ok(None) } else { within(0..=u64::MAX)(text).map(Some) }
+}
+
+/// Reads a share; the option whose it is says what range it takes.
+#[allow(clippy::cast_possible_truncation)] // to the precision that samplers have
+fn share(text: &str) -> Result<f32, String> {
+    policy::share::parse(text).map(|share| share as f32).ok_or(policy::share::EXPECTED.into())
 }
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
@@ -105,12 +123,24 @@ pub(crate) struct RunArgs {
     /// is not a terminal and neither -p nor -f is given
     #[arg(short, long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+    /// A whole conversation for the chat template, JSON: a list of messages, or an object with `messages` and, if wanted,
+    /// `tools`, `documents`, `variables`, `continue_final_message`; `-` is stdin
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "file", "system", "assistant", "raw"])]
+    pub(crate) messages: Option<PathBuf>,
+    /// Tools that the template tells the model of: a JSON list
+    #[arg(long, value_name = "FILE", conflicts_with = "raw")]
+    pub(crate) tools: Option<PathBuf>,
     /// System message for the chat template
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub(crate) system: Option<String>,
+    /// Beginning of the answer, which the model goes on with
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw", allow_hyphen_values = true)]
+    pub(crate) assistant: Option<String>,
+    #[command(flatten)]
+    pub(crate) template: TemplateArgs,
     /// No chat template: the model goes on with the text as it is, in which the text of a special token
     /// is that token
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["chat_template", "template_var"])]
     pub(crate) raw: bool,
     /// Write the session to a file after the answer, also one that Ctrl-C ends
     #[arg(long, value_name = "FILE")]
@@ -140,6 +170,8 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     #[command(flatten)]
+    pub(crate) template: TemplateArgs,
+    #[command(flatten)]
     pub(crate) generate: GenerateArgs,
     #[command(flatten)]
     pub(crate) context: ContextArgs,
@@ -147,15 +179,35 @@ pub(crate) struct ChatArgs {
     pub(crate) engine: EngineArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TemplateArgs {
+    /// Another chat template: a file, or the name of one of the folder's
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+    /// What the template asks for by name, as in enable_thinking=false: JSON, or a text where it is none; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) template_var: Vec<(String, Json)>,
+}
+
+fn variable(text: &str) -> Result<(String, Json), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let value = Json::parse(value).unwrap_or_else(|_| Json::Text(value.into()));
+    Ok((name.into(), value))
+}
+
 /// Without any of these: greedy, unless the model's generation_config.json says `do_sample`, then as it
 /// advises. A flag wins over the file. --top-k, --top-p or --min-p alone mean --temp 1.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Answer")]
 pub(crate) struct GenerateArgs {
-    /// Tokens at most
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 512,
-          value_parser = within(ANY), allow_negative_numbers = true)]
+    /// Tokens at most; -1: until the context is full
+    #[arg(short = 'n', long, value_name = "N", default_value = "512",
+          value_parser = or_unlimited, allow_negative_numbers = true)]
     pub(crate) max_tokens: usize,
+    /// Tokens at least: before, no token that would end the answer is chosen and no --stop looked for
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = within(ANY), allow_negative_numbers = true)]
+    pub(crate) min_tokens: usize,
     /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
@@ -163,20 +215,27 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "K", value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) top_k: Option<usize>,
     /// Only the likeliest tokens that reach probability P together
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub(crate) top_p: Option<f32>,
     /// Only tokens at least P times as likely as the likeliest
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
     /// Penalty on tokens that occurred; 1: none
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
-    /// Start of the random sequence [default: random; `load` and `done` events show it]
-    #[arg(long, value_name = "N", value_parser = within(0..=u64::MAX), allow_negative_numbers = true)]
-    pub(crate) seed: Option<u64>,
-    /// End the answer before this text; may be repeated
+    /// Start of the random sequence; -1: a random one [default: -1; `load` and `done` events show it]
+    #[arg(long, value_name = "N", value_parser = or_random, allow_negative_numbers = true)]
+    pub(crate) seed: Option<Seed>,
+    /// End the answer before this text, also that of a special token such as <|im_end|>; may be repeated
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) stop: Vec<String>,
+    /// With --stop: the text that ended the answer is part of it
+    #[arg(long, requires = "stop")]
+    pub(crate) keep_stop: bool,
+    /// End the answer before this token, by its id; may be repeated
+    #[arg(long, value_name = "ID", value_delimiter = ',', value_parser = within(0..=u32::MAX),
+          allow_negative_numbers = true)]
+    pub(crate) stop_id: Vec<u32>,
     /// Go on after an end-of-sequence token
     #[arg(long)]
     pub(crate) ignore_eos: bool,

@@ -80,6 +80,7 @@ fn loader_code(e: &loader::Error) -> u8 {
         e if e.is_out_of_memory() => OUT_OF_MEMORY,
         E::Text { .. }
         | E::TextTooLong { .. }
+        | E::Chat { .. }
         | E::TemplateRefused { .. }
         | E::TemplateBudget { .. }
         | E::FileChanged { .. } => RUN_TIME,

@@ -58,6 +58,7 @@ pub(crate) fn open(
     let started = Instant::now();
     let checkpoint = loris::loader::open(dir, &OpenOptions { load: options.load })?;
     check(&checkpoint.config)?;
+    checkpoint.warnings.iter().for_each(|warning| report.note(format!("note: {warning}")));
     let bar = report.bar("loading", Unit::Bytes, 0);
     let mut progress = |LoadProgress { done, total }| {
         bar.set_length(total);

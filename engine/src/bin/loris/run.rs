@@ -11,7 +11,7 @@ use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
 use crate::exit::{Failure, RUN_TIME, USAGE};
 use crate::files;
 use crate::open::{self, Opened};
-use crate::prompt;
+use crate::prompt::{self, Prompt, Templating};
 use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
@@ -21,8 +21,9 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     }
     open::engine(&args.engine)?;
     open::check_dir(&args.model)?;
-    let text = prompt::text(args)?;
-    if text.as_deref().is_none_or(str::is_empty) && args.load_state.is_none() {
+    let prompt = prompt::prompt(args)?;
+    let prompt = prompt.filter(|p| !matches!(p, Prompt::Text(text) if text.is_empty()));
+    if prompt.is_none() && args.load_state.is_none() {
         let message = "there is no prompt; give -p TEXT or -f FILE, or pipe text to stdin";
         return Err(Failure::new(USAGE, message));
     }
@@ -32,15 +33,16 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     let tokenizer = open::tokenizer(model, &args.model)?;
     let mut answerer = Answerer::new(&args.generate, model, opened.load.as_secs_f64(), report)?;
     report.event("load", load_event(&args.model, &opened, &args.engine, answerer.settings()))?;
-    if !args.raw && model.chat_template().is_none() {
+    let templating = Templating::new(model, &args.model, &args.template)?;
+    if !args.raw && !templating.is_there() {
         report.note("note: the folder has no chat template; the prompt goes in as it is");
     }
     let mut session = session(args, model)?;
 
     let started = Instant::now();
-    let tokens = match text.as_deref() {
-        None | Some("") => Vec::new(),
-        Some(text) => prompt::encode(model, tokenizer, args, text)?,
+    let tokens = match prompt {
+        None => Vec::new(),
+        Some(prompt) => prompt::encode(&templating, tokenizer, args, prompt)?,
     };
     let mut answer = answerer.answer(&mut session, &tokens, started)?;
     if let Some(path) = &args.save_state {

@@ -1,7 +1,7 @@
 //! From samples to tokens: the first prompt, and what comes between an answer and the next one.
 
 use loris::Model;
-use loris::loader::{Message, Special, Tokenizer};
+use loris::loader::{Chat, Message, Special, Tokenizer};
 
 use super::tasks::{Sample, Turn};
 use crate::exit::{BAD_MODEL, Failure};
@@ -24,7 +24,7 @@ impl Prompter<'_> {
             let text = format!("{asked} {}", turn.lead);
             return Ok(self.tokenizer.encode_prompt(&text, Special::Plain)?);
         }
-        let mut tokens = self.chat(&[Message::new("user", asked)])?;
+        let mut tokens = self.chat([Message::new("user", asked)])?;
         tokens.extend(self.tokenizer.encode(&turn.lead, Special::Plain)?);
         Ok(tokens)
     }
@@ -39,7 +39,7 @@ impl Prompter<'_> {
         // the model gave stays in the session as it was generated and is not encoded again.
         let with = |answer: &str| {
             let question = Message::new("user", turn.question.as_str());
-            self.chat(&[Message::new("user", "A"), Message::new("assistant", answer), question])
+            self.chat([Message::new("user", "A"), Message::new("assistant", answer), question])
         };
         let (one, other) = (with("yes")?, with("no")?);
         let n_common = one.iter().rev().zip(other.iter().rev()).take_while(|(a, b)| a == b).count();
@@ -48,8 +48,8 @@ impl Prompter<'_> {
         Ok(tokens)
     }
 
-    fn chat(&self, messages: &[Message]) -> Result<Vec<u32>, Failure> {
-        self.model.encode_chat(messages, true)?.ok_or_else(|| {
+    fn chat(&self, messages: impl Into<Vec<Message>>) -> Result<Vec<u32>, Failure> {
+        self.model.encode_chat(&Chat::new(messages))?.ok_or_else(|| {
             Failure::new(BAD_MODEL, "the folder has no chat template; use --raw") // was looked at before
         })
     }
