@@ -20,7 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use common::{Folder, tiny_config};
-use loris_loader::{Checkpoint, Error, Message, OpenOptions, Special, open};
+use loris_loader::{Chat, Checkpoint, Error, Message, OpenOptions, Special, open};
 use serde_json::{Map, Value, json};
 
 /// A small generator (xorshift), so that the same cases come every time.
@@ -440,8 +440,9 @@ fn use_folder(checkpoint: &Checkpoint) -> Value {
         out["ids"] = json!(ids);
         if let Some(chat) = &checkpoint.chat {
             let messages = [Message::new("system", " hi "), Message::new("user", "<s>hi")];
-            out["chat"] = json!(chat.render(&messages, true).ok());
-            drop(chat.encode(tokenizer, &messages, true));
+            let messages = Chat::new(messages);
+            out["chat"] = json!(chat.render(&messages).ok());
+            drop(chat.encode(tokenizer, &messages));
         }
     }
     out
