@@ -20,6 +20,7 @@
 mod added;
 mod chat;
 mod config;
+mod decode;
 mod dtype;
 mod encode;
 mod error;
@@ -34,6 +35,7 @@ mod rope;
 pub mod safetensors;
 mod shards;
 mod shield;
+mod stream;
 mod tokenizer;
 mod words;
 
@@ -48,7 +50,8 @@ pub use error::{Error, Text};
 pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
-pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
+pub use stream::TextStream;
+pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, Tokenizer};
 
 /// How to open a model folder.
 #[derive(Debug, Clone, Default)]
