@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
-use tokenizers::{AddedToken, NormalizedString, Normalizer, Tokenizer as Inner};
+use tokenizers::{AddedToken, NormalizedString, Tokenizer as Inner};
 
-use crate::words::Regex;
+use crate::words::{MAX_GROWTH, Normal, Regex};
 
 /// How much of a part of a text is foreign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,18 +53,14 @@ pub(crate) struct Added {
 
 impl Added {
     /// Those that are looked for in the text as it is, and those that are looked for in normalised text.
-    pub(crate) fn of(inner: &Inner) -> tokenizers::Result<[Added; 2]> {
+    pub(crate) fn of(inner: &Inner, steps: &[Normal]) -> tokenizers::Result<[Added; 2]> {
         let mut tokens: Vec<_> = inner.get_added_tokens_decoder().into_iter().collect();
         tokens.sort_by_key(|(id, _)| *id);
         let (normal, raw): (Vec<_>, Vec<_>) =
             tokens.into_iter().partition(|(_, token)| token.normalized);
-        let text_of = |token: &AddedToken| {
-            let mut text = NormalizedString::from(token.content.as_str());
-            match inner.get_normalizer() {
-                Some(normalizer) if token.normalized => normalizer.normalize(&mut text)?,
-                _ => {}
-            }
-            Ok::<_, tokenizers::Error>(text.get().to_owned())
+        let text_of = |token: &AddedToken| match token.normalized {
+            true => normalised(&token.content, steps),
+            false => Ok(token.content.clone()),
         };
         let build = |tokens: Vec<(u32, AddedToken)>| {
             let texts = tokens.iter().map(|(_, t)| text_of(t)).collect::<Result<Vec<_>, _>>()?;
@@ -150,6 +146,14 @@ impl Added {
         !is_word(text[..range.start].chars().next_back())
             && !is_word(text[range.end..].chars().next())
     }
+}
+
+/// What these steps make of the text of an added token.
+pub(crate) fn normalised(text: &str, steps: &[Normal]) -> tokenizers::Result<String> {
+    let mut text = NormalizedString::from(text);
+    let limit = MAX_GROWTH.saturating_mul(text.len());
+    steps.iter().try_for_each(|step| step.run(&mut text, limit))?;
+    Ok(text.get().to_owned())
 }
 
 fn next_char(text: &str, at: usize) -> usize {

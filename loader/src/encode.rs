@@ -8,23 +8,29 @@
 //! - a model that holds a control token among its ordinary pieces, as some vocabularies do, does not make one from
 //!   foreign bytes: the piece is encoded character by character, and if that makes a control token too, the text is refused.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use tokenizers::normalizer::Range as Of;
-use tokenizers::{Model, NormalizedString, PreTokenizedString, Token, Tokenizer as Inner};
+use tokenizers::{
+    Model, ModelWrapper, NormalizedString, PreTokenizedString, Token, Tokenizer as Inner,
+};
 use tokenizers::{OffsetReferential, OffsetType};
 
 use crate::added::{Added, Foreign, Part, Touch};
 use crate::error::Error;
 use crate::memory;
 use crate::pieces::Cuts;
-use crate::tokenizer::{guard, refuse_text};
-use crate::words::{Normal, Step};
+use crate::tokenizer::{Control, guard, refuse_text};
+use crate::words::{GROWS, MAX_GROWTH, Normal, Step, at_most};
 
 /// Memory that a piece of text takes at most on its way, for each of its bytes and besides.
 const PIECE_BYTES: usize = 512;
 const PIECE_BYTES_BESIDES: usize = 2 << 20;
+
+/// What is looked up for each character or word is no longer than this.
+const MAX_MARK_BYTES: usize = 64;
+/// Words in which every part is looked up.
+const MAX_WORD_CHARS: usize = 512;
 
 /// A tokenizer's way from text to ids.
 pub(crate) struct Encoder {
@@ -33,6 +39,8 @@ pub(crate) struct Encoder {
     normalised: Added,
     normal: Vec<Normal>,
     steps: Vec<Step>,
+    /// The most tokens of a byte of text.
+    growth: usize,
     cuts: Cuts,
 }
 
@@ -41,19 +49,25 @@ pub(crate) struct Encoder {
 pub(crate) struct Source<'a> {
     pub(crate) text: &'a str,
     pub(crate) foreign: Foreign<'a>,
-    pub(crate) control: &'a BTreeSet<u32>,
+    pub(crate) control: &'a Control,
 }
 
 impl Encoder {
     pub(crate) fn of(inner: &Inner) -> tokenizers::Result<Encoder> {
-        let [raw, normalised] = Added::of(inner)?;
-        Ok(Encoder {
-            raw,
-            normalised,
-            normal: Normal::steps(inner.get_normalizer())?,
-            steps: Step::steps(inner.get_pre_tokenizer())?,
-            cuts: Cuts::of(inner),
-        })
+        let normal = Normal::steps(inner.get_normalizer())?;
+        let steps = Step::steps(inner.get_pre_tokenizer())?;
+        let of_model = bounded_model(inner.get_model())?;
+        let of_normal = normal.iter().map(Normal::growth);
+        let of_steps = steps.iter().enumerate().map(|(i, step)| step.growth(i + 1 == steps.len()));
+        let growth = of_normal.chain(of_steps).fold(of_model, usize::saturating_mul);
+        let [raw, normalised] = Added::of(inner, &normal)?;
+        let cuts = Cuts::of(inner);
+        Ok(Encoder { raw, normalised, normal, steps, growth: growth.min(MAX_GROWTH), cuts })
+    }
+
+    /// The most tokens of a byte of text. A text of which more would come is refused.
+    pub(crate) fn max_tokens_of_byte(&self) -> usize {
+        self.growth
     }
 
     /// Adds the ids of a text to `ids`, in pieces of at most `max` bytes where the text can be cut.
@@ -65,7 +79,7 @@ impl Encoder {
         ids: &mut Vec<u32>,
     ) -> Result<(), Error> {
         let touch = |range: Range<usize>| source.foreign.touch(&range);
-        self.raw.split(source.text, source.control, touch, |part| {
+        self.raw.split(source.text, &source.control.ids, touch, |part| {
             if let Some(id) = part.token {
                 return memory::extend(ids, &[id], "token ids");
             }
@@ -109,12 +123,13 @@ impl Encoder {
         };
         let mut pieces = PreTokenizedString::from(text);
         pieces.split(|_, mut part| {
-            self.normal.iter().try_for_each(|step| step.run(&mut part))?;
+            let limit = MAX_GROWTH.saturating_mul(part.len_original());
+            self.normal.iter().try_for_each(|step| step.run(&mut part, limit))?;
             let mut parts = Vec::new();
             let text = part.get();
             self.normalised.split(
                 text,
-                source.control,
+                &source.control.ids,
                 |range| touch(&part, range),
                 |found| {
                     let Part { token, range } = found;
@@ -127,11 +142,17 @@ impl Encoder {
             )?;
             Ok(parts)
         })?;
-        self.steps.iter().try_for_each(|step| step.run(&mut pieces))?;
+        for step in &self.steps {
+            step.run(&mut pieces)?;
+            // Bytes become characters of up to two at last.
+            if step.growth(false) > 1 && n_bytes(&pieces) > 2 * MAX_GROWTH * piece.len() {
+                return Err(GROWS.into());
+            }
+        }
         pieces.tokenize(|word| {
             let tokens = inner.get_model().tokenize(word.get())?;
             let is_wrong = |token: &Token| {
-                source.control.contains(&token.id)
+                source.control.steers(token.id)
                     && touch(word, origin(&tokens, token, word)) != Touch::Nothing
             };
             match tokens.iter().any(is_wrong) {
@@ -140,7 +161,48 @@ impl Encoder {
             }
         })?;
         let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::None);
-        Ok(splits.iter().flat_map(|split| split.2.iter().flatten()).map(|token| token.id).collect())
+        let ids: Vec<u32> = splits
+            .iter()
+            .flat_map(|split| split.2.iter().flatten())
+            .map(|token| token.id)
+            .collect();
+        match ids.len() <= self.growth * piece.len() {
+            true => Ok(ids),
+            false => Err(format!("it becomes more than {} tokens for a byte", self.growth).into()),
+        }
+    }
+}
+
+fn n_bytes(pieces: &PreTokenizedString) -> usize {
+    let splits = pieces.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    splits.iter().map(|split| split.0.len()).sum()
+}
+
+/// Refuses a model whose work for a byte of text has no bound that is worth the name; else gives the most tokens that it
+/// makes of a byte.
+fn bounded_model(model: &ModelWrapper) -> tokenizers::Result<usize> {
+    let marks = |texts: &[&Option<String>]| {
+        texts.iter().try_for_each(|text| {
+            let len = text.as_ref().map_or(0, String::len);
+            at_most(len, MAX_MARK_BYTES, "bytes in unk_token or what marks the parts of words")
+        })
+    };
+    let len = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+    match model {
+        ModelWrapper::BPE(bpe) => {
+            let (prefix, suffix) = (&bpe.continuing_subword_prefix, &bpe.end_of_word_suffix);
+            marks(&[&bpe.unk_token, prefix, suffix])?;
+            Ok(if bpe.byte_fallback { 1 + len(prefix) + len(suffix) } else { 1 })
+        }
+        ModelWrapper::WordPiece(model) => {
+            let [unknown, prefix] = [&model.unk_token, &model.continuing_subword_prefix];
+            marks(&[&Some(unknown.clone()), &Some(prefix.clone())])?;
+            let longest = model.max_input_chars_per_word;
+            at_most(longest, MAX_WORD_CHARS, "in max_input_chars_per_word")?;
+            Ok(1)
+        }
+        ModelWrapper::WordLevel(model) => marks(&[&Some(model.unk_token.clone())]).map(|()| 1),
+        ModelWrapper::Unigram(_) => Ok(1),
     }
 }
 
@@ -157,7 +219,7 @@ fn origin(tokens: &[Token], token: &Token, word: &NormalizedString) -> Range<usi
 fn without(
     inner: &Inner,
     tokens: &[Token],
-    control: &BTreeSet<u32>,
+    control: &Control,
     is_wrong: impl Fn(&Token) -> bool,
 ) -> tokenizers::Result<Vec<Token>> {
     let mut right = Vec::new();
@@ -168,7 +230,7 @@ fn without(
         }
         for c in token.value.chars() {
             let of_char = inner.get_model().tokenize(c.encode_utf8(&mut [0; 4]))?;
-            if of_char.iter().any(|token| control.contains(&token.id)) {
+            if of_char.iter().any(|token| control.steers(token.id)) {
                 return Err(format!("it holds the text of control token {}", token.value).into());
             }
             right.extend(of_char);

@@ -21,6 +21,7 @@ mod added;
 mod chat;
 mod companions;
 mod config;
+mod decode;
 mod dtype;
 mod encode;
 mod error;
@@ -34,6 +35,7 @@ mod pieces;
 mod rope;
 pub mod safetensors;
 mod shards;
+mod stream;
 mod tokenizer;
 mod words;
 
@@ -53,7 +55,8 @@ pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
 pub use ordered::Json;
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
-pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, TextStream, Tokenizer};
+pub use stream::TextStream;
+pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, Tokenizer};
 
 /// The file that says that a folder holds an adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";

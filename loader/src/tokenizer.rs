@@ -5,7 +5,7 @@
 //! of the turn; [`Tokenizer::encode_chat`] does that for parts of a text. Truncation and padding that a file may ask
 //! for are switched off, because a prompt must never be shortened in silence, and so is what is random in training.
 //! Ids that the model has but the tokenizer does not ("padded" vocabularies) can be listed, so that they are never
-//! sampled. [`TextStream`] turns ids into text as they come.
+//! sampled. [`TextStream`](crate::TextStream) turns ids into text as they come.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,16 +14,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use tokenizers::Tokenizer as Inner;
-use tokenizers::{Encoding, ModelWrapper, Token};
+use tokenizers::{AddedToken, Encoding, ModelWrapper, NormalizerWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::added::Foreign;
+use crate::added::{Foreign, normalised};
 use crate::companions::Companions;
+use crate::decode::{Decoder, Run};
 use crate::encode::{Encoder, Source};
 use crate::error::Error;
 use crate::json;
 use crate::memory;
+use crate::words::{Normal, at_most};
 
 /// The tokenizer's file.
 pub const TOKENIZER: &str = "tokenizer.json";
@@ -32,13 +35,17 @@ pub const MAX_TEXT_BYTES: usize = 64 << 20;
 
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
+/// The longest piece of a Unigram vocabulary.
+const MAX_PIECE_BYTES: usize = 512;
+
 /// A text goes through the tokenizer library in pieces of so many bytes, where it can be cut.
 const PIECE: usize = 16 << 10;
+/// Memory for the ids of a text while their room doubles, for each of its bytes where a byte is one token, and besides.
+const IDS_BYTES: usize = 12;
+const IDS_BYTES_BESIDES: usize = 1 << 20;
 /// Memory that the library takes at most to decode ids, for each id and for each byte of their texts.
 const DECODE_BYTES_OF_ID: usize = 160;
 const DECODE_BYTES: usize = 16;
-/// The same to put ids around those of a prompt, for each of its ids.
-const POST_PROCESS_BYTES: usize = 512;
 /// The same to read a file, for each value in it and for each of its bytes.
 const READ_BYTES_OF_VALUE: usize = 400;
 const READ_BYTES: usize = 4;
@@ -56,8 +63,22 @@ pub enum Special {
 #[derive(Clone)]
 pub struct Tokenizer {
     shared: Arc<Shared>,
-    /// The ids that steer the model: special tokens, and those that end an answer. An unknown token steers nothing.
-    control: Arc<BTreeSet<u32>>,
+    control: Arc<Control>,
+}
+
+/// The ids that steer the model: special tokens, and those that end an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    pub(crate) ids: BTreeSet<u32>,
+    /// What stands for text that the vocabulary does not have, where it steers nothing.
+    pub(crate) unknown: Option<u32>,
+}
+
+impl Control {
+    /// Whether a model must not make this id of foreign text.
+    pub(crate) fn steers(&self, id: u32) -> bool {
+        self.ids.contains(&id) && self.unknown != Some(id)
+    }
 }
 
 struct Shared {
@@ -72,8 +93,8 @@ struct Shared {
     special_ids: BTreeSet<u32>,
     /// The texts of special tokens, longest first.
     special_texts: Vec<String>,
-    byte_fallback: bool,
-    /// The ids that are put around a prompt; `None`: the library has to be asked.
+    decoder: Decoder,
+    /// The ids that are put around a prompt; `None`: it is not only that.
     edges: Option<[Vec<u32>; 2]>,
 }
 
@@ -115,9 +136,8 @@ impl Tokenizer {
             special.iter().map(|(_, token)| token.content.clone()).collect();
         special_texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
         let unknown_id = unknown_token(&inner).and_then(|text| inner.token_to_id(&text));
-        let decoder = serde_json::to_string(&inner.get_decoder()).unwrap_or_default();
         let special_ids: BTreeSet<u32> = special.iter().map(|(id, _)| **id).collect();
-        let control = special_ids.iter().copied().filter(|id| Some(*id) != unknown_id).collect();
+        let control = Control { ids: special_ids.clone(), unknown: unknown_id };
         let shared = Shared {
             path: path.into(),
             n_ids: last + 1,
@@ -125,7 +145,7 @@ impl Tokenizer {
             holes: (0..last).filter(|id| !ids.contains(id)).collect(),
             special_ids,
             special_texts,
-            byte_fallback: decoder.contains("\"ByteFallback\""),
+            decoder: guard(|| Decoder::of(inner.get_decoder())).map_err(refuse)?,
             encoder: guard(|| Encoder::of(&inner)).map_err(refuse)?,
             edges: edges(&inner),
             inner,
@@ -136,7 +156,9 @@ impl Tokenizer {
     /// The same tokenizer, which also takes these ids for control tokens: those that end an answer, which a config says.
     #[must_use]
     pub fn with_control_ids(mut self, ids: &[u32]) -> Tokenizer {
-        Arc::make_mut(&mut self.control).extend(ids);
+        let control = Arc::make_mut(&mut self.control);
+        control.ids.extend(ids);
+        control.unknown = control.unknown.filter(|id| !ids.contains(id));
         self
     }
 
@@ -201,42 +223,66 @@ impl Tokenizer {
         }
         let shared = &*self.shared;
         let [before, after] = match &shared.edges {
-            Some([before, after]) if edges => [&before[..], &after[..]],
-            _ => [&[][..], &[][..]],
+            _ if !edges => [&[][..], &[][..]],
+            Some([before, after]) => [&before[..], &after[..]],
+            None => {
+                let why = "its post_processor does more than to put ids around a prompt";
+                return Err(Error::Tokenizer { file: shared.path.clone(), why: why.into() });
+            }
         };
+        let bytes = IDS_BYTES.saturating_mul(text.len()).saturating_add(IDS_BYTES_BESIDES);
+        memory::room_for(bytes, "the ids of a text")?;
         let mut ids = Vec::new();
         memory::extend(&mut ids, before, "token ids")?;
         let source = Source { text, foreign: Foreign(foreign), control: &self.control };
         shared.encoder.encode(&shared.inner, source, max, &mut ids)?;
         memory::extend(&mut ids, after, "token ids")?;
-        if edges && shared.edges.is_none() {
-            let bytes = POST_PROCESS_BYTES.saturating_mul(ids.len());
-            memory::room_for(bytes, "what a tokenizer puts around a prompt")?;
-            let processed = guard(|| shared.inner.post_process(encoding(&ids), None, true));
-            return processed.map(|encoding| encoding.get_ids().to_vec()).map_err(refuse_text);
-        }
         Ok(ids)
     }
 
     /// The text of these ids; with `Special::Plain` the text of special tokens is part of it, with `Special::Parse`
     /// they are silent.
     pub fn decode(&self, ids: &[u32], special: Special) -> Result<String, Error> {
-        if let Some(id) = ids.iter().find(|id| **id >= self.shared.n_ids) {
-            let why = format!("token id {id}: expected below {}", self.shared.n_ids);
-            return Err(Error::Text { action: "decode", why: why.into() });
-        }
-        let inner = &self.shared.inner;
-        let len = |id: &u32| self.id_to_token(*id).map_or(0, |token| token.len());
-        let n_bytes = DECODE_BYTES.saturating_mul(ids.iter().map(len).sum());
+        self.check_ids(ids)?;
+        let tokens = || {
+            let shown = |id: &&u32| special == Special::Plain || !self.is_special(**id);
+            ids.iter().filter(shown).filter_map(|id| self.id_to_token(*id))
+        };
+        let n_bytes = DECODE_BYTES.saturating_mul(tokens().map(|token| token.len()).sum());
         let n_ids = DECODE_BYTES_OF_ID.saturating_mul(ids.len());
         memory::room_for(n_bytes.saturating_add(n_ids), "the text of tokens")?;
-        let text = guard(|| inner.decode(ids, special == Special::Parse));
-        text.map_err(|why| Error::Text { action: "decode", why: why.into() })
+        self.decoding(|decoder| {
+            let (mut run, mut out) = (Run::default(), Vec::new());
+            tokens().try_for_each(|token| decoder.push(&mut run, token, &mut out))?;
+            decoder.finish(&mut run, &mut out)?;
+            Ok(decoder.text(out)?.text)
+        })
+    }
+
+    pub(crate) fn decoding<T>(
+        &self,
+        call: impl FnOnce(&Decoder) -> tokenizers::Result<T>,
+    ) -> Result<T, Error> {
+        let done = guard(|| call(&self.shared.decoder));
+        done.map_err(|why| Error::Text { action: "decode", why: why.into() })
+    }
+
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), Error> {
+        let Some(id) = ids.iter().find(|id| **id >= self.shared.n_ids) else { return Ok(()) };
+        let why = format!("token id {id}: expected below {}", self.shared.n_ids);
+        Err(Error::Text { action: "decode", why: why.into() })
     }
 
     /// One more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.shared.n_ids as usize
+    }
+
+    /// The most tokens that a text of `n_bytes` can become, with those that are put around a prompt. Most tokenizers
+    /// make at most one token of a byte; one that normalises may make more, up to 32.
+    pub fn max_tokens(&self, n_bytes: usize) -> usize {
+        let edges = self.shared.edges.as_ref().map_or(0, |edges| edges.iter().map(Vec::len).sum());
+        self.shared.encoder.max_tokens_of_byte().saturating_mul(n_bytes).saturating_add(edges)
     }
 
     /// A number that tells tokenizers apart whose ids mean different tokens.
@@ -270,12 +316,9 @@ impl Tokenizer {
         self.shared.holes.iter().copied().filter(move |&id| id < end).chain(self.shared.n_ids..end)
     }
 
-    /// Whether this id is one raw byte that is joined with its neighbours, as in vocabularies with byte fallback.
-    fn is_raw_byte(&self, id: u32) -> bool {
-        self.shared.byte_fallback
-            && self.id_to_token(id).is_some_and(|token| {
-                token.len() == 6 && token.starts_with("<0x") && token.ends_with('>')
-            })
+    /// Whether this id may be one raw byte, whose text depends on its neighbours.
+    pub(crate) fn is_raw_byte(&self, id: u32) -> bool {
+        self.id_to_token(id).is_some_and(|token| token.starts_with("<0x"))
     }
 }
 
@@ -293,9 +336,60 @@ pub(crate) fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T
     }
 }
 
+/// What the library works on while it reads a file.
+#[derive(serde::Deserialize)]
+struct Head {
+    normalizer: Option<NormalizerWrapper>,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    model: ModelHead,
+}
+
+#[derive(serde::Deserialize)]
+struct ModelHead {
+    vocab: Option<LongestPiece>,
+}
+
+/// The length of the longest piece of a Unigram model, whose vocabulary is a list; of another's, 0.
+struct LongestPiece(usize);
+
+impl<'de> Deserialize<'de> for LongestPiece {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<LongestPiece, D::Error> {
+        struct OfVocab;
+        impl<'de> Visitor<'de> for OfVocab {
+            type Value = LongestPiece;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a vocabulary")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<LongestPiece, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(LongestPiece(0))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<LongestPiece, A::Error> {
+                let mut longest = 0;
+                while let Some((piece, _)) = list.next_element::<(String, IgnoredAny)>()? {
+                    longest = longest.max(piece.len());
+                }
+                Ok(LongestPiece(longest))
+            }
+        }
+        deserializer.deserialize_any(OfVocab)
+    }
+}
+
 /// Reads a file, without what is for training only.
 fn read(bytes: &[u8]) -> tokenizers::Result<Inner> {
-    let mut inner = Inner::from_bytes(bytes).map_err(|err| format!("not a tokenizer: {err}"))?;
+    let not_one = |err: &dyn fmt::Display| format!("not a tokenizer: {err}");
+    // The library normalises added tokens, without a bound.
+    let head: Head = serde_json::from_slice(bytes).map_err(|err| not_one(&err))?;
+    let steps = Normal::steps(head.normalizer.as_ref())?;
+    // It makes of them a tree as deep as the longest, which it takes apart by recursion, and looks each part of it up.
+    let longest = head.model.vocab.map_or(0, |LongestPiece(longest)| longest);
+    at_most(longest, MAX_PIECE_BYTES, "bytes in a piece of its vocabulary")?;
+    for token in head.added_tokens.iter().filter(|token| token.normalized) {
+        normalised(&token.content, &steps)?;
+    }
+    let mut inner = Inner::from_bytes(bytes).map_err(|err| not_one(&err))?;
     inner.with_truncation(None)?;
     inner.with_padding(None);
     if let ModelWrapper::BPE(bpe) = inner.get_model()
@@ -333,94 +427,5 @@ fn unknown_token(inner: &Inner) -> Option<String> {
         ModelWrapper::WordPiece(model) => Some(model.unk_token.clone()),
         ModelWrapper::WordLevel(model) => Some(model.unk_token.clone()),
         ModelWrapper::Unigram(_) => Some("<unk>".into()),
-    }
-}
-
-/// Ids to text as they come. What [`push`](TextStream::push) and [`finish`](TextStream::finish) return, joined, is
-/// what [`Tokenizer::decode`] makes of all ids at once. The last character is held back while it may be incomplete.
-///
-/// Each push decodes a short window of the latest ids, so that a long answer costs no more per token than a short one.
-#[derive(Debug, Clone)]
-pub struct TextStream {
-    tokenizer: Tokenizer,
-    special: Special,
-    window: Vec<u32>,
-    /// How much of the window's text was returned.
-    emitted: usize,
-    /// How many ids at the window's end are raw bytes that wait for their neighbours.
-    raw_bytes: usize,
-}
-
-impl TextStream {
-    /// Ids in a window after it was cut, and when it is cut. The first must cover the three ids over which an
-    /// incomplete character can stretch, and one more for decoders that treat the first token differently.
-    const KEEP: usize = 8;
-    const CUT: usize = 24;
-    /// The longest run of raw bytes that is held back. A byte that fits no character spoils the whole run in a one-shot
-    /// decode; past this length the stream stops waiting for it.
-    const MAX_RAW_BYTES: usize = 256;
-
-    /// A stream; `special` as in [`Tokenizer::decode`].
-    pub fn new(tokenizer: &Tokenizer, special: Special) -> TextStream {
-        TextStream {
-            tokenizer: tokenizer.clone(),
-            special,
-            window: Vec::new(),
-            emitted: 0,
-            raw_bytes: 0,
-        }
-    }
-
-    /// A stream that goes on behind the ids `before`, whose complete text was returned.
-    pub fn after(
-        tokenizer: &Tokenizer,
-        special: Special,
-        before: &[u32],
-    ) -> Result<TextStream, Error> {
-        let mut stream = TextStream::new(tokenizer, special);
-        let n = before.len().saturating_sub(TextStream::CUT + TextStream::MAX_RAW_BYTES);
-        before[n..].iter().try_for_each(|&id| stream.push(id).map(drop))?;
-        Ok(stream)
-    }
-
-    /// Takes the next id and returns the text that is now complete, often one word, sometimes nothing.
-    pub fn push(&mut self, id: u32) -> Result<String, Error> {
-        // Silent tokens stay out of the window, where they could be all the context that is left.
-        if self.special == Special::Parse && self.tokenizer.is_special(id) {
-            return Ok(String::new());
-        }
-        self.window.push(id);
-        if self.tokenizer.is_raw_byte(id) && self.raw_bytes < TextStream::MAX_RAW_BYTES {
-            self.raw_bytes += 1;
-            return Ok(String::new());
-        }
-        self.raw_bytes = 0;
-        let text = self.tokenizer.decode(&self.window, self.special).inspect_err(|_| {
-            self.window.pop();
-        })?;
-        let held = if text.ends_with('\u{fffd}') { '\u{fffd}'.len_utf8() } else { 0 };
-        let new = self.take(&text, text.len() - held);
-        if self.window.len() >= TextStream::CUT {
-            self.window.drain(..self.window.len() - TextStream::KEEP);
-            let kept = self.tokenizer.decode(&self.window, self.special)?;
-            self.emitted = kept.len().saturating_sub(held);
-        }
-        Ok(new)
-    }
-
-    /// Ends the stream and returns what was held back.
-    pub fn finish(mut self) -> Result<String, Error> {
-        let text = self.tokenizer.decode(&self.window, self.special)?;
-        Ok(self.take(&text, text.len()))
-    }
-
-    fn take(&mut self, text: &str, end: usize) -> String {
-        match text.get(self.emitted..end) {
-            Some(new) => {
-                self.emitted = end;
-                new.to_owned()
-            }
-            None => String::new(),
-        }
     }
 }

@@ -4,7 +4,7 @@
 //! pattern's engine, which gives up on long runs, for the end of the matches, and what follows gets wrong ids. Here
 //! a failure is an error; and the patterns in use do not fail, as they are matched without looking ahead.
 
-use fancy_regex::Regex as Engine;
+use fancy_regex::{Regex as Engine, RegexBuilder};
 use serde_json::Value as Json;
 use tokenizers::normalizer::SplitDelimiterBehavior;
 use tokenizers::normalizers::NormalizerWrapper;
@@ -21,12 +21,17 @@ pub(crate) const GPT2: &str =
 /// How nearly all patterns for words end: of white space in front of a word, all but the last is a word of its own.
 const LAST_SPACE: &str = r"|\s+(?!\S)|\s+";
 
+/// How often a pattern may try again for one match; then its text is refused.
+const MAX_BACKTRACKS: usize = 100_000;
+
 /// A pattern, compiled.
 pub(crate) struct Regex {
     engine: Engine,
     /// Whether the pattern ended in [`LAST_SPACE`]. The engine's ends in a group for white space instead, and what
     /// looking ahead would do is done to what the group matched.
     leaves_last_space: bool,
+    /// The length of the text that it matches; 0: it matches more than one text.
+    literal_len: usize,
 }
 
 impl Regex {
@@ -34,14 +39,29 @@ impl Regex {
         let words = pattern.strip_suffix(LAST_SPACE);
         let own = words.map(|words| format!(r"{words}|(\s+)"));
         // A group of the pattern's own would be counted too.
-        let own =
-            own.as_deref().and_then(|own| Engine::new(own).ok().filter(|e| e.captures_len() == 2));
+        let build = |text: &str| RegexBuilder::new(text).backtrack_limit(MAX_BACKTRACKS).build();
+        let own = own.and_then(|own| build(&own).ok().filter(|own| own.captures_len() == 2));
         let leaves_last_space = own.is_some();
         let engine = match own {
             Some(engine) => engine,
-            None => Engine::new(pattern)?,
+            None => build(pattern)?,
         };
-        Ok(Regex { engine, leaves_last_space })
+        Ok(Regex { engine, leaves_last_space, literal_len: 0 })
+    }
+
+    /// The pattern of a `Replace` step, which the library keeps to itself, but writes.
+    pub(crate) fn of_json(step: &impl serde::Serialize) -> Result<Regex> {
+        match serde_json::to_value(step)?.get("pattern") {
+            Some(pattern) => match (pattern.get("Regex"), pattern.get("String")) {
+                (Some(Json::String(pattern)), _) => Regex::new(pattern),
+                (_, Some(Json::String(text))) => {
+                    let literal = Regex::new(&fancy_regex::escape(text))?;
+                    Ok(Regex { literal_len: text.len(), ..literal })
+                }
+                _ => Err("a pattern is neither Regex nor String".into()),
+            },
+            None => Err("a step has no pattern".into()),
+        }
     }
 
     /// Whether the pattern occurs in `text`; for patterns that cannot fail.
@@ -66,6 +86,13 @@ impl Regex {
 
 impl Pattern for &Regex {
     fn find_matches(&self, inside: &str) -> Result<Vec<(Offsets, bool)>> {
+        self.find(inside)
+    }
+}
+
+impl Regex {
+    /// The parts of a text, and whether they match.
+    pub(crate) fn find(&self, inside: &str) -> Result<Vec<(Offsets, bool)>> {
         if inside.is_empty() {
             return Ok(vec![((0, 0), false)]);
         }
@@ -101,6 +128,14 @@ impl Pattern for &Regex {
     }
 }
 
+/// How much longer a text may become on its way to words: its bytes for each of its own.
+pub(crate) const MAX_GROWTH: usize = 32;
+/// The most steps of a kind that a file may ask for.
+const MAX_STEPS: usize = 32;
+
+pub(crate) const GROWS: &str =
+    "the tokenizer makes more than 32 bytes of a byte of text on its way to words";
+
 /// One step of normalisation.
 pub(crate) enum Normal {
     Replace { pattern: Regex, content: String },
@@ -111,7 +146,9 @@ impl Normal {
     /// The steps of a tokenizer's normaliser.
     pub(crate) fn steps(normalizer: Option<&NormalizerWrapper>) -> Result<Vec<Normal>> {
         let mut steps = Vec::new();
-        normalizer.map_or(Ok(()), |step| Normal::add(step, &mut steps)).map(|()| steps)
+        normalizer.map_or(Ok(()), |step| Normal::add(step, &mut steps))?;
+        at_most(steps.len(), MAX_STEPS, "steps in its normalizer")?;
+        Ok(steps)
     }
 
     fn add(step: &NormalizerWrapper, steps: &mut Vec<Normal>) -> Result<()> {
@@ -120,13 +157,20 @@ impl Normal {
                 return sequence.as_ref().iter().try_for_each(|step| Normal::add(step, steps));
             }
             NormalizerWrapper::Replace(replace) => {
-                // The library keeps the pattern to itself, but writes it.
-                let pattern = serde_json::to_value(step)?["pattern"].take();
-                if let Some(pattern) = pattern.get("Regex").and_then(Json::as_str) {
-                    let pattern = Regex::new(pattern)?;
-                    steps.push(Normal::Replace { pattern, content: replace.content.clone() });
-                    return Ok(());
-                }
+                let content = replace.content.clone();
+                steps.push(Normal::Replace { pattern: Regex::of_json(step)?, content });
+                return Ok(());
+            }
+            NormalizerWrapper::Prepend(prepend) => {
+                at_most(
+                    prepend.prepend.len(),
+                    MAX_GROWTH - 1,
+                    "bytes that its normalizer prepends",
+                )?;
+            }
+            NormalizerWrapper::Precompiled(_) => {
+                let longest = longest_of_charsmap(step)?;
+                at_most(longest, 4 * MAX_GROWTH, "bytes that its normalizer makes of a character")?;
             }
             _ => {}
         }
@@ -134,12 +178,89 @@ impl Normal {
         Ok(())
     }
 
-    pub(crate) fn run(&self, text: &mut NormalizedString) -> Result<()> {
+    /// How many bytes at most it makes of one, as far as that can be known.
+    pub(crate) fn growth(&self) -> usize {
         match self {
-            Normal::Replace { pattern, content } => text.replace(pattern, content),
-            Normal::Library(step) => step.normalize(text),
+            // Where there may be an empty match, in front of each byte.
+            Normal::Replace { pattern, content } => match pattern.literal_len {
+                0 => 1 + content.len(),
+                len => content.len().div_ceil(len).max(1),
+            },
+            Normal::Library(step) => match step {
+                NormalizerWrapper::StripNormalizer(_)
+                | NormalizerWrapper::StripAccents(_)
+                | NormalizerWrapper::Nmt(_) => 1,
+                NormalizerWrapper::Lowercase(_) | NormalizerWrapper::ByteLevel(_) => 2,
+                // The Unicode standard's figures for UTF-8.
+                NormalizerWrapper::NFC(_) | NormalizerWrapper::NFD(_) => 3,
+                NormalizerWrapper::NFKC(_) | NormalizerWrapper::NFKD(_) => 11,
+                NormalizerWrapper::Prepend(prepend) => 1 + prepend.prepend.len(),
+                _ => MAX_GROWTH,
+            },
         }
     }
+
+    /// Normalises a part of a text, which may become `limit` bytes long.
+    pub(crate) fn run(&self, text: &mut NormalizedString, limit: usize) -> Result<()> {
+        match self {
+            Normal::Replace { pattern, content } => {
+                let parts = pattern.find(text.get())?;
+                let len = |&((start, end), is_match): &(Offsets, bool)| {
+                    if is_match { content.len() } else { end - start }
+                };
+                if parts.iter().map(len).fold(0, usize::saturating_add) > limit {
+                    return Err(GROWS.into());
+                }
+                text.replace(&Found(parts), content)?;
+            }
+            Normal::Library(step) => step.normalize(text)?,
+        }
+        if text.get().len() > limit { Err(GROWS.into()) } else { Ok(()) }
+    }
+}
+
+/// Matches that were found already.
+struct Found(Vec<(Offsets, bool)>);
+
+impl Pattern for &Found {
+    fn find_matches(&self, _: &str) -> Result<Vec<(Offsets, bool)>> {
+        Ok(self.0.clone())
+    }
+}
+
+/// Refuses what a file asks for beyond a limit.
+pub(crate) fn at_most(found: usize, limit: usize, what: &str) -> Result<()> {
+    match found <= limit {
+        true => Ok(()),
+        false => Err(format!("{found} {what}, expected at most {limit}").into()),
+    }
+}
+
+/// The longest text that a map of characters makes of one. The map is in base64: the length of a trie, the trie, and
+/// texts that end with a zero.
+fn longest_of_charsmap(step: &NormalizerWrapper) -> Result<usize> {
+    let json = serde_json::to_value(step)?;
+    let text = json.get("precompiled_charsmap").and_then(Json::as_str).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(text.len());
+    let (mut bits, mut n_bits) = (0_u32, 0);
+    for digit in text.bytes() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => break,
+        };
+        (bits, n_bits) = (bits << 6 | u32::from(value), n_bits + 6);
+        if n_bits >= 8 {
+            n_bits -= 8;
+            bytes.push((bits >> n_bits) as u8);
+        }
+    }
+    let n_trie = bytes.first_chunk::<4>().map_or(0, |len| u32::from_le_bytes(*len) as usize);
+    let texts = bytes.get(4_usize.saturating_add(n_trie)..).unwrap_or_default();
+    Ok(texts.split(|&byte| byte == 0).map(<[u8]>::len).max().unwrap_or(0))
 }
 
 /// One step from a text to words.
@@ -158,7 +279,9 @@ impl Step {
     /// The steps of a tokenizer's pre-tokenizer.
     pub(crate) fn steps(pre_tokenizer: Option<&PreTokenizerWrapper>) -> Result<Vec<Step>> {
         let mut steps = Vec::new();
-        pre_tokenizer.map_or(Ok(()), |step| Step::add(step, &mut steps)).map(|()| steps)
+        pre_tokenizer.map_or(Ok(()), |step| Step::add(step, &mut steps))?;
+        at_most(steps.len(), MAX_STEPS, "steps in its pre_tokenizer")?;
+        Ok(steps)
     }
 
     fn add(step: &PreTokenizerWrapper, steps: &mut Vec<Step>) -> Result<()> {
@@ -188,6 +311,20 @@ impl Step {
             _ => steps.push(Step::Library(step.clone())),
         }
         Ok(())
+    }
+
+    /// How many bytes at most it makes of one; with `is_last`, how many characters.
+    pub(crate) fn growth(&self, is_last: bool) -> usize {
+        match self {
+            Step::PrefixSpace => 2,
+            Step::Library(PreTokenizerWrapper::ByteLevel(_)) if is_last => 1,
+            Step::Library(PreTokenizerWrapper::ByteLevel(_)) => 2,
+            // A mark of three bytes in front, and one for each space.
+            Step::Library(PreTokenizerWrapper::Metaspace(step)) => {
+                1 + step.get_replacement().len_utf8()
+            }
+            _ => 1,
+        }
     }
 
     pub(crate) fn run(&self, text: &mut PreTokenizedString) -> Result<()> {

@@ -145,6 +145,7 @@ fn tokenizers() -> Vec<(&'static str, Tokenizer)> {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/SmolLM2-135M-Instruct");
     let mut splits = byte_tokenizer();
     splits["added_tokens"][0]["content"] = json!("x");
+    splits["added_tokens"][0]["special"] = json!(false); // which no user could write otherwise
     let mut whole = byte_tokenizer();
     whole["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
                                     "use_regex": false});

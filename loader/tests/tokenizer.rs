@@ -1,5 +1,5 @@
 //! Encoding, special tokens in user text, and the stream of text, on a byte-level tokenizer made here.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 mod common;
 
@@ -314,4 +314,266 @@ fn ids_that_end_an_answer_are_control_tokens() {
         refused.contains("control token \"h\"") || refused.contains("control token h"),
         "{refused}"
     );
+}
+
+/// Decoders of each kind, and what their files say besides.
+fn decoders() -> Vec<(&'static str, Value)> {
+    let with = |decoder: Value| {
+        let mut json = fallback_json();
+        json["decoder"] = decoder;
+        json
+    };
+    let no_strip = json!({"type": "Sequence", "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]});
+    let late = json!({"type": "Sequence", "decoders": [
+        {"type": "Fuse"}, {"type": "Replace", "pattern": {"Regex": "▁+"}, "content": "_"}]});
+    let metaspace =
+        json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
+    vec![
+        ("bytes", byte_tokenizer()),
+        ("fallback", fallback_json()),
+        ("fallback, no strip", with(no_strip)),
+        ("a late Replace", with(late)),
+        ("Metaspace", with(metaspace)),
+        ("WordPiece", with(json!({"type": "WordPiece", "prefix": "é", "cleanup": true}))),
+        ("BPEDecoder", with(json!({"type": "BPEDecoder", "suffix": "b"}))),
+        ("none", with(Value::Null)),
+    ]
+}
+
+#[test]
+fn decoded_text_is_the_librarys() {
+    let mut random = Random(11);
+    for (name, json) in decoders() {
+        let t = tokenizer(&json);
+        let library: tokenizers::Tokenizer = json.to_string().parse().unwrap();
+        let n_ids = t.vocab_size() as u32;
+        for _ in 0..300 {
+            // Ordinary tokens more often, so that runs of raw bytes end now and then and are text.
+            let mut id = || match random.below(3) {
+                0 => random.below(n_ids),
+                1 if name != "bytes" => 3 + u32::from(b'a') + random.below(3),
+                _ => n_ids - 1 - random.below(5),
+            };
+            let ids: Vec<u32> = (0..1 + id() % 50).map(|_| id()).collect();
+            for (special, skip) in [(Special::Plain, false), (Special::Parse, true)] {
+                let want = library.decode(&ids, skip).unwrap();
+                assert_eq!(t.decode(&ids, special).unwrap(), want, "{name}: {ids:?}");
+                check_stream(&t, &ids, special);
+            }
+        }
+        assert_eq!(t.decode(&[], Special::Plain).unwrap(), "", "{name}");
+    }
+}
+
+/// An answer that goes on: its text and the text before it are the text of all ids.
+#[test]
+fn a_stream_goes_on_after_another() {
+    let mut random = Random(13);
+    for (name, json) in decoders().into_iter().take(5) {
+        let t = tokenizer(&json);
+        let n_ids = t.vocab_size() as u32;
+        for length in [1, 7, 60, 500] {
+            let ids: Vec<u32> = (0..length).map(|_| random.below(n_ids)).collect();
+            for special in [Special::Plain, Special::Parse] {
+                let at = random.below(length + 1) as usize;
+                let mut text = String::new();
+                let mut first = TextStream::new(&t, special);
+                ids[..at].iter().for_each(|&id| text += &first.push(id).unwrap());
+                let mut second = TextStream::after(&t, special, &ids[..at]).unwrap();
+                ids[at..].iter().for_each(|&id| text += &second.push(id).unwrap());
+                text += &second.finish().unwrap();
+                assert_eq!(text, t.decode(&ids, special).unwrap(), "{name}, {at} of {ids:?}");
+            }
+        }
+    }
+    let t = tokenizer(&byte_tokenizer());
+    let emoji = t.encode("🙂", Special::Plain).unwrap();
+    let mut stream = TextStream::after(&t, Special::Parse, &emoji[..2]).unwrap();
+    assert_eq!([stream.push(emoji[2]).unwrap(), stream.push(emoji[3]).unwrap()], ["", "🙂"]);
+    let t = fallback_tokenizer();
+    let words = t.encode("a a", Special::Plain).unwrap();
+    let mut stream = TextStream::after(&t, Special::Parse, &words[..1]).unwrap();
+    assert_eq!(
+        stream.push(words[1]).unwrap(),
+        " a",
+        "the space in front of a word that is not the first"
+    );
+}
+
+/// Text comes as soon as no later token can change it.
+#[test]
+fn text_is_held_back_no_longer_than_it_must_be() {
+    let t = tokenizer(&byte_tokenizer());
+    let mut stream = TextStream::new(&t, Special::Plain);
+    assert_eq!(stream.push(0xff).unwrap(), "\u{fffd}", "a byte that begins no character");
+    assert_eq!(stream.push(0xe6).unwrap(), "");
+    assert_eq!(stream.push(u32::from(b'a')).unwrap(), "\u{fffd}a");
+    // The replacement character itself is a character.
+    let ids = t.encode("\u{fffd}", Special::Plain).unwrap();
+    let texts: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert_eq!(texts, ["", "", "\u{fffd}"]);
+    // A run of raw bytes is known to be text when it ends, or when it is long.
+    let t = fallback_tokenizer();
+    let raw = |byte: u8| 3 + u32::from(byte);
+    let mut stream = TextStream::new(&t, Special::Plain);
+    assert_eq!(stream.push(raw(b'\n')).unwrap(), "");
+    assert_eq!(stream.push(260).unwrap(), "\na");
+    let texts: Vec<String> = (0..130).map(|_| stream.push(raw(b'x')).unwrap()).collect();
+    let shown: Vec<usize> = (0..130).filter(|&i| !texts[i].is_empty()).collect();
+    assert_eq!(shown, [63, 127]);
+    assert_eq!(texts[63], "x".repeat(64));
+}
+
+/// A decoder's steps cannot make a text of any length out of a token.
+#[test]
+fn decoders_are_bounded() {
+    let double = json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "xx"});
+    let long =
+        json!({"type": "Replace", "pattern": {"Regex": "."}, "content": "x".repeat(1 << 20)});
+    for steps in [
+        vec![double.clone(); 30],
+        vec![long.clone()],
+        vec![json!({"type": "Fuse"}), long],
+        vec![double; 14],
+    ] {
+        let mut json = byte_tokenizer();
+        json["decoder"] = json!({"type": "Sequence", "decoders": steps});
+        let t = tokenizer(&json);
+        let refused = t.decode(&[256], Special::Plain).unwrap_err().to_string();
+        assert!(refused.contains("16 times"), "{refused}");
+        assert!(TextStream::new(&t, Special::Plain).push(256).is_err());
+    }
+    // A decoder of the library that fails on what it did not expect.
+    let mut json = byte_tokenizer();
+    json["decoder"] = json!({"type": "Strip", "content": "a", "start": 0, "stop": 9});
+    json["model"]["vocab"]["a"] = json!(300);
+    let t = tokenizer(&json);
+    assert!(t.decode(&[300], Special::Plain).is_err());
+    assert!(TextStream::new(&t, Special::Plain).push(300).is_err());
+}
+
+/// White space on which the pattern's engine gives up: the ids are those of its words, which are known.
+#[test]
+fn a_million_spaces_have_their_ids() {
+    let n = 1_100_000;
+    let mut json = byte_tokenizer();
+    let split = |pattern: &str| {
+        json!({"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}]})
+    };
+    // A space and "h" are one token, so that ids tell which word the last space is in.
+    json["model"]["vocab"]["Ġh"] = json!(300);
+    json["model"]["vocab"]["ĠĠ"] = json!(301);
+    json["model"]["merges"] = json!([["Ġ", "Ġ"], ["Ġ", "h"], ["h", "e"]]);
+    let known = r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*| ?\p{L}+|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let space = u32::from(b' ');
+    for pre_tokenizer in [byte_tokenizer()["pre_tokenizer"].clone(), split(known)] {
+        json["pre_tokenizer"] = pre_tokenizer;
+        let t = tokenizer(&json);
+        let ids = t.encode(&(" ".repeat(n) + "h h"), Special::Plain).unwrap();
+        // Of an even number of spaces one is left to the word.
+        let want = [vec![301; n / 2 - 1], vec![space, 300, 300]].concat();
+        assert!(ids == want, "{} ids end with {:?}", ids.len(), &ids[ids.len() - 4..]);
+    }
+    // With a pattern that needs to look ahead elsewhere there may be no ids, but there are no wrong ones.
+    json["pre_tokenizer"] = split(r"\s+(?!\S)| ?\S+|\s+");
+    let t = tokenizer(&json);
+    let ids = t.encode("  h  h", Special::Plain).unwrap();
+    assert_eq!(ids, [space, 300, space, 300]);
+    assert!(t.encode(&(" ".repeat(n) + "h h"), Special::Plain).is_err());
+}
+
+/// Settings that are for training.
+#[test]
+fn nothing_is_random() {
+    let mut json = byte_tokenizer();
+    json["model"]["dropout"] = json!(1.0);
+    let t = tokenizer(&json);
+    assert_eq!(t.encode("hehe", Special::Plain).unwrap(), [256, 256]);
+}
+
+/// What a file may ask of a text has a bound, which is a number of tokens for a byte.
+#[test]
+fn work_on_a_tokenizer_file_is_bounded() {
+    let open = |json: &Value| Tokenizer::parse(json.to_string().as_bytes(), Path::new("t"));
+    let replace =
+        |content: &str| json!({"type": "Replace", "pattern": {"Regex": "."}, "content": content});
+    let long = "x".repeat(1 << 20);
+    let mut normalizers = vec![
+        json!({"type": "Sequence", "normalizers": vec![replace("xx"); 16]}),
+        json!({"type": "Sequence", "normalizers": vec![replace("xx"); 30]}),
+        replace(&long),
+        json!({"type": "Replace", "pattern": {"String": ""}, "content": long}),
+        json!({"type": "Prepend", "prepend": long}),
+        json!({"type": "Sequence", "normalizers": vec![json!({"type": "Prepend", "prepend": "xxxxxx"}); 20]}),
+        json!({"type": "Sequence", "normalizers": vec![json!({"type": "ByteLevel"}); 20]}),
+        json!({"type": "Sequence", "normalizers": vec![json!({"type": "NFC"}); 20_000]}),
+    ];
+    for normalizer in normalizers.drain(..) {
+        let mut json = byte_tokenizer();
+        json["normalizer"] = normalizer;
+        let name = json["normalizer"].to_string();
+        match open(&json) {
+            Ok(t) => assert!(t.encode("é", Special::Plain).is_err(), "{name:.80}"),
+            Err(err) => assert!(err.to_string().contains("expected at most"), "{err}"),
+        }
+        // The library normalises added tokens while it reads the file.
+        json["added_tokens"][0]["normalized"] = json!(true);
+        let is_small = name.contains("ByteLevel") || name.contains("xxxxxx\",\"type\":\"Prepend");
+        assert!(open(&json).is_err() || is_small, "{name:.80}");
+    }
+    let steps = |step: Value, n: usize| json!({"type": "Sequence", "pretokenizers": vec![step; n]});
+    let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let mut json = byte_tokenizer();
+    json["pre_tokenizer"] = steps(level, 20);
+    assert!(open(&json).unwrap().encode("é", Special::Plain).is_err());
+    json["pre_tokenizer"] = steps(json!({"type": "Whitespace"}), 10_000);
+    assert!(open(&json).is_err());
+    let mut json = byte_tokenizer();
+    json["model"]["unk_token"] = json!(long);
+    assert!(open(&json).is_err());
+    let mut json = byte_tokenizer();
+    json["model"] = json!({"type": "WordPiece", "unk_token": "a", "continuing_subword_prefix": "##",
+                           "max_input_chars_per_word": 1_000_000, "vocab": {"a": 0, "b": 1}});
+    json["added_tokens"] = json!([]);
+    json["post_processor"] = Value::Null;
+    assert!(open(&json).is_err());
+    json["model"]["max_input_chars_per_word"] = json!(100);
+    assert!(open(&json).is_ok());
+    json["model"] = json!({"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0], [long, 0.0]]});
+    assert!(open(&json).is_err());
+    // What is put around a prompt is ids; a prompt that is repeated is refused.
+    let mut json = byte_tokenizer();
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    json["post_processor"]["single"] = json!(vec![text; 1000]);
+    let t = open(&json).unwrap();
+    assert!(
+        t.encode_prompt("he", Special::Parse).is_err() && t.encode("he", Special::Parse).is_ok()
+    );
+}
+
+#[test]
+fn the_number_of_tokens_is_bounded() {
+    let with = |normalizer: Value| {
+        let mut json = byte_tokenizer();
+        json["normalizer"] = normalizer;
+        tokenizer(&json)
+    };
+    let most = |t: &Tokenizer| t.max_tokens(100) - t.max_tokens(0);
+    assert_eq!(most(&with(Value::Null)), 100);
+    assert_eq!(most(&with(json!({"type": "NFC"}))), 300);
+    assert_eq!(with(Value::Null).max_tokens(0), 1, "the start of a sequence");
+    let t = fallback_tokenizer();
+    let texts = ["é", " ", "日本 🙂", "\u{fdfa}", "a", "\u{1d160}", "</s>é</s>é"];
+    for (t, times) in
+        [(with(json!({"type": "NFKC"})), 11), (with(json!({"type": "NFC"})), 3), (t, 32)]
+    {
+        for text in texts {
+            let n = t.encode(text, Special::Parse).unwrap().len();
+            assert!(n <= t.max_tokens(text.len()) && n <= times * text.len(), "{text}: {n}");
+        }
+    }
+    assert_eq!(with(json!({"type": "NFKC"})).encode("\u{fdfa}", Special::Plain).unwrap().len(), 33);
 }
