@@ -1,7 +1,7 @@
 //! The sampler against arithmetic that can be done by hand.
 #![allow(clippy::unwrap_used)]
 
-use loris::{Error, Sampler, SamplerParams};
+use loris::{Error, History, Sampler, SamplerParams};
 
 fn sampler(params: SamplerParams) -> Sampler {
     Sampler::with_mask(params, Vec::new()).unwrap()
@@ -179,4 +179,186 @@ fn meaningless_parameters_are_refused() {
     ] {
         assert!(matches!(Sampler::with_mask(params, Vec::new()), Err(Error::Option { .. })));
     }
+}
+
+/// Numbers in [0, 1) as the sampler takes them (splitmix64).
+fn uniform(state: &mut u64) -> f64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// The definition: everything sorted, in f64. A token, and how far sums were from the bounds that they were compared with.
+fn naive(p: &SamplerParams, logits: &[f32], history: &History<'_>, uniform: f64) -> (u32, f64) {
+    let mut l: Vec<f64> = logits.iter().map(|&x| f64::from(x)).collect();
+    for &(id, bias) in &p.logit_bias {
+        l[id as usize] += f64::from(bias);
+    }
+    let (penalty, seen) = (f64::from(p.repetition_penalty), history.tokens.concat());
+    let n = |id: usize, among: &[u32]| among.iter().filter(|&&x| x as usize == id).count() as f64;
+    for (id, x) in l.iter_mut().enumerate() {
+        if n(id, &seen) > 0.0 {
+            *x = if *x > 0.0 { *x / penalty } else { *x * penalty };
+        }
+        let answered = n(id, history.answer);
+        *x -= f64::from(p.frequency_penalty) * answered;
+        *x -= if answered > 0.0 { f64::from(p.presence_penalty) } else { 0.0 };
+    }
+    let mut all: Vec<(usize, f64)> =
+        l.iter().map(|x| x / f64::from(p.temperature)).enumerate().collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if p.top_k > 0 {
+        all.truncate(p.top_k);
+    }
+    let shares = |all: &[(usize, f64)]| -> Vec<f64> {
+        let total: f64 = all.iter().map(|x| (x.1 - all[0].1).exp()).sum();
+        all.iter().map(|x| (x.1 - all[0].1).exp() / total).collect()
+    };
+    let (mut margin, mut gap) = (f64::MAX, f64::MAX);
+    let mut reach = |shares: &[f64], wanted: f64| {
+        let mut reached = 0.0;
+        let last = shares.iter().position(|x| {
+            reached += x;
+            margin = margin.min((reached - wanted).abs());
+            reached >= wanted
+        });
+        last.map_or(shares.len(), |last| last + 1)
+    };
+    if p.top_p < 1.0 {
+        all.truncate(reach(&shares(&all), f64::from(p.top_p)));
+    }
+    let heavy = shares(&all);
+    all.truncate(heavy.iter().filter(|&&x| x >= f64::from(p.min_p) * heavy[0]).count());
+    if p.typical_p < 1.0 {
+        let shares = shares(&all);
+        let entropy: f64 = shares.iter().map(|x| -x * x.ln()).sum();
+        let mut by_surprise: Vec<usize> = (0..all.len()).collect();
+        let deviation = |i: usize| (-shares[i].ln() - entropy).abs();
+        by_surprise.sort_by(|&a, &b| deviation(a).total_cmp(&deviation(b)));
+        let sorted: Vec<f64> = by_surprise.iter().map(|&i| shares[i]).collect();
+        // Those that deviate as much as the last one stay too.
+        let n = reach(&sorted, f64::from(p.typical_p));
+        let last = deviation(by_surprise[n - 1]);
+        let others = by_surprise.iter().map(|&i| (deviation(i) - last).abs());
+        let nearest = others.filter(|&gap| gap > 0.0).min_by(f64::total_cmp);
+        // Depths are f32 there: two that deviate alike can change places.
+        gap = nearest.map_or(gap, |nearest| 10.0 * nearest);
+        by_surprise.retain(|&i| deviation(i) <= last);
+        by_surprise.sort_unstable();
+        all = by_surprise.into_iter().map(|i| all[i]).collect();
+    }
+    let (mut reached, mut chosen) = (0.0, None);
+    for (share, (id, _)) in shares(&all).into_iter().zip(&all) {
+        reached += share;
+        margin = margin.min((reached - uniform).abs());
+        if reached > uniform && chosen.is_none() {
+            chosen = Some(*id as u32);
+        }
+    }
+    (chosen.unwrap_or(all[all.len() - 1].0 as u32), margin.min(gap))
+}
+
+/// Only likely tokens are looked at closely, and the choice is that of everything sorted.
+#[test]
+fn a_choice_is_that_of_the_definition() {
+    let mut state = 7;
+    let mut pick = |n: usize| (uniform(&mut state) * n as f64) as usize;
+    let (mut n_same, mut n_near) = (0, 0);
+    for case in 0..240 {
+        let n_vocab = [3, 64, 65, 1000, 5000][pick(5)];
+        let spread = [0.01, 1.0, 4.0, 20.0][pick(4)];
+        let logits: Vec<f32> = (0..n_vocab)
+            .map(|_| {
+                (0..4).map(|_| pick(1 << 20) as f32 / (1 << 19) as f32 - 1.0).sum::<f32>() * spread
+            })
+            .collect();
+        let history: Vec<u32> = (0..pick(40)).map(|_| pick(n_vocab) as u32).collect();
+        let split = pick(history.len() + 1);
+        let params = SamplerParams {
+            temperature: [0.3, 0.8, 1.0, 1.7][pick(4)],
+            top_k: [0, 0, 1, 5, 400, 9999][pick(6)],
+            top_p: [1.0, 1.0, 0.95, 0.5, 0.01][pick(5)],
+            min_p: [0.0, 0.0, 0.05, 0.5][pick(4)],
+            typical_p: [1.0, 1.0, 0.9, 0.2][pick(4)],
+            repetition_penalty: [1.0, 1.2, 0.7][pick(3)],
+            presence_penalty: [0.0, 0.5, -1.5][pick(3)],
+            frequency_penalty: [0.0, 0.4][pick(2)],
+            logit_bias: [vec![], vec![(2, 3.0), (0, -50.0)]][pick(2)].clone(),
+            seed: Some(case),
+        };
+        let history =
+            History { tokens: [&history[..split], &history[split..]], answer: &history[split..] };
+        let mut s = sampler(params.clone());
+        let mut numbers = case;
+        for _ in 0..40 {
+            let (id, margin) = naive(&params, &logits, &history, uniform(&mut numbers));
+            match s.sample(&logits, history) == id {
+                true => n_same += 1,
+                // Sums of f32 on one side of a bound, of f64 on the other.
+                false if margin < 1e-5 => n_near += 1,
+                false => panic!("{case}: {params:?} over {n_vocab}: not {id} ({margin})"),
+            }
+        }
+    }
+    assert!(n_near < n_same / 1000, "{n_near} of {n_same}");
+}
+
+/// Counting goes on from call to call, and begins anew where a history is not that of the call before.
+#[test]
+fn penalties_count_the_history_that_is_given() {
+    let histories: [[&[u32]; 2]; 8] = [
+        [&[], &[]],
+        [&[0, 1, 1], &[]],
+        [&[0, 1, 1, 2], &[]],
+        [&[0, 1], &[1, 2, 0]],
+        [&[2], &[]],
+        [&[2], &[1, 1]],
+        [&[3, 3, 3], &[9]],
+        [&[], &[]],
+    ];
+    let params = SamplerParams {
+        repetition_penalty: 1.5,
+        frequency_penalty: 0.25,
+        ..SamplerParams::default()
+    };
+    let mut lasting = sampler(params.clone());
+    for tokens in histories {
+        let history = History { tokens, answer: tokens[0] };
+        let logits = [1.0, 1.1, 1.2, 0.9];
+        let fresh = sampler(params.clone()).sample(&logits, history);
+        assert_eq!(lasting.sample(&logits, history), fresh, "{tokens:?}");
+    }
+}
+
+#[test]
+fn a_temperature_too_small_to_divide_by_is_greedy() {
+    for temperature in [0.0, 1e-45, 1e-40, 5e-38, 1e-37, 1e-30, 1e-9] {
+        let mut s = sampler(SamplerParams { temperature, ..warm() });
+        assert_eq!(s.sample(&[0.5, 30.0, -2.0, 29.0], &[]), 1, "{temperature}");
+        assert_eq!(s.sample(&[-3e38, -1.0, 3e38], &[]), 2, "{temperature}");
+    }
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e30, 1e30];
+    for x in odd {
+        for params in [
+            SamplerParams { temperature: x, ..warm() },
+            SamplerParams { top_p: x, ..warm() },
+            SamplerParams { min_p: x, ..warm() },
+            SamplerParams { typical_p: x, ..warm() },
+            SamplerParams { repetition_penalty: x, ..warm() },
+            SamplerParams { presence_penalty: x, ..warm() },
+            SamplerParams { frequency_penalty: x, ..warm() },
+            SamplerParams { logit_bias: vec![(0, 1.0), (1, x)], ..warm() },
+        ] {
+            let refused = Sampler::with_mask(params.clone(), Vec::new());
+            assert!(matches!(refused, Err(Error::Option { .. })), "{params:?}");
+        }
+    }
+    // The smallest numbers mean what they say.
+    let tiny = SamplerParams { top_p: 1e-45, min_p: 1e-45, typical_p: 1e-45, ..warm() };
+    assert!(sampler(tiny).sample(&[1.0, 2.0], &[]) < 2);
 }

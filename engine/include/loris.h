@@ -265,7 +265,7 @@ typedef struct loris_sampling_params {
     float top_p;
     // Only tokens at least this many times as likely as the likeliest; 0: all.
     float min_p;
-    // Divides the logits of tokens that occurred; 1: off.
+    // Divides the logits of tokens that occurred in prompt or answer; 1: off.
     float repetition_penalty;
     // Only this many likeliest tokens; 0: all.
     uint32_t top_k;
@@ -274,6 +274,21 @@ typedef struct loris_sampling_params {
     // Start of the random sequence: the same seed gives the same tokens. LORIS_RANDOM_SEED, the default since 0.5 (before, it
     // was 0): a random one, which loris_receipt.seed tells.
     uint64_t seed;
+    // Only tokens whose surprise is nearest to the expected one, until they reach this probability together; 1: all. Since
+    // 0.6, as all that follows.
+    float typical_p;
+    // Taken off the logits of tokens that occurred in the answer; 0: off.
+    float presence_penalty;
+    // The same for each time that they occurred; 0: off.
+    float frequency_penalty;
+    // 0.
+    uint32_t reserved_2;
+    // Tokens whose logits something is added to; NULL if n_bias is 0.
+    const uint32_t *bias_ids;
+    // What is added to the logit of each.
+    const float *bias;
+    // How many.
+    size_t n_bias;
 } loris_sampling_params;
 
 // Told each generated token and the text that it completes: whole characters, UTF-8, text_len bytes and a NUL,

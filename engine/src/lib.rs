@@ -62,6 +62,6 @@ pub use log::{Level, Log};
 pub use loris_loader as loader;
 pub use plan::{CudaBytes, ModelOptions, Plan};
 pub use receipt::Receipt;
-pub use sampler::{Sampler, SamplerParams};
+pub use sampler::{History, Sampler, SamplerParams};
 pub use session::{Canceller, Session, SessionOptions, StreamOptions};
 pub use step::Progress;

@@ -16,7 +16,7 @@ use crate::gate::Gate;
 use crate::memory;
 use crate::policy::{Evict, Lazy, Stream};
 use crate::receipt::Receipt;
-use crate::sampler::Sampler;
+use crate::sampler::{History, Sampler};
 use crate::stage::Stage;
 use crate::step::{Progress, Turn};
 use crate::sync::Arc;
@@ -296,16 +296,18 @@ impl Session {
     /// Tokens that a repetition penalty counts: all of them, of a stream those that the last token saw. (What a stream holds
     /// besides depends on the length of its pages; and of all that ever went through, most of a vocabulary would be
     /// penalised in the end.)
-    pub fn history(&self) -> impl Iterator<Item = &u32> {
+    pub fn history(&self) -> History<'_> {
         let all = self.tokens.as_slice();
-        let (sinks, rest) = match self.stream {
+        let tokens = match self.stream {
             Some(stream) if self.len() > stream.capacity() as usize => {
                 let window = all.len() - stream.window as usize;
-                (&all[..stream.sink as usize], &all[window..])
+                [&all[..stream.sink as usize], &all[window..]]
             }
-            _ => (all, &[][..]),
+            _ => [all, &[]],
         };
-        sinks.iter().chain(rest)
+        let n = self.answer().len();
+        let window = self.stream.map_or(usize::MAX, |stream| stream.window as usize);
+        History { tokens, answer: &all[all.len() - n.min(window)..] }
     }
 
     /// Number of tokens that the session has taken in and not forgotten since; a stream has left some behind.

@@ -341,6 +341,12 @@ static void fields(void) {
     KEPT(session, bad, set_sampling(session, 1, 1, NAN, 1));
     KEPT(session, bad, set_sampling(session, 1, 1, 0, 0));
     KEPT(session, bad, set_sampling(session, 1, 1, 0, NAN));
+    KEPT(session, bad, SAMPLING(typical_p, 0));
+    KEPT(session, bad, SAMPLING(typical_p, NAN));
+    KEPT(session, bad, SAMPLING(presence_penalty, INFINITY));
+    KEPT(session, bad, SAMPLING(frequency_penalty, -101));
+    KEPT(session, bad, SAMPLING(n_bias, 1)); /* of NULL */
+    KEPT(session, bad, SAMPLING(n_bias, SIZE_MAX));
     CASE(LORIS_OK, SAMPLING(top_k, UINT32_MAX));
     MUST(loris_session_set_sampling(session, NULL));
     KEPT(session, bad, GENERATE(flags, 4));

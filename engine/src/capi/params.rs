@@ -137,7 +137,7 @@ pub struct loris_sampling_params {
     pub top_p: f32,
     /// Only tokens at least this many times as likely as the likeliest; 0: all.
     pub min_p: f32,
-    /// Divides the logits of tokens that occurred; 1: off.
+    /// Divides the logits of tokens that occurred in prompt or answer; 1: off.
     pub repetition_penalty: f32,
     /// Only this many likeliest tokens; 0: all.
     pub top_k: u32,
@@ -146,6 +146,21 @@ pub struct loris_sampling_params {
     /// Start of the random sequence: the same seed gives the same tokens. LORIS_RANDOM_SEED, the default since 0.5 (before, it
     /// was 0): a random one, which loris_receipt.seed tells.
     pub seed: u64,
+    /// Only tokens whose surprise is nearest to the expected one, until they reach this probability together; 1: all. Since
+    /// 0.6, as all that follows.
+    pub typical_p: f32,
+    /// Taken off the logits of tokens that occurred in the answer; 0: off.
+    pub presence_penalty: f32,
+    /// The same for each time that they occurred; 0: off.
+    pub frequency_penalty: f32,
+    /// 0.
+    pub reserved_2: u32,
+    /// Tokens whose logits something is added to; NULL if n_bias is 0.
+    pub bias_ids: *const u32,
+    /// What is added to the logit of each.
+    pub bias: *const f32,
+    /// How many.
+    pub n_bias: usize,
 }
 
 /// When an answer ends, and who is told.
@@ -304,7 +319,7 @@ macro_rules! sized {
 sized!(loris_engine_params, [40, 48], log_level: 3);
 sized!(loris_model_params, [64, 72], page_len: 64, chunk: 512, batch: 16);
 sized!(loris_session_params, [16, 56], ctx_len: 0);
-sized!(loris_sampling_params, [40], top_p: 1.0, repetition_penalty: 1.0, seed: LORIS_RANDOM_SEED);
+sized!(loris_sampling_params, [40, 80], top_p: 1.0, repetition_penalty: 1.0, seed: LORIS_RANDOM_SEED, typical_p: 1.0);
 sized!(loris_generate_params, [48, 72], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);

@@ -247,12 +247,20 @@ pub unsafe extern "C" fn loris_session_set_sampling(
             let params = read(params)?;
             check_flags("loris_sampling_params.flags", params.flags, 0)?;
             check_flags("loris_sampling_params.reserved", params.reserved, 0)?;
+            let ids = slice("bias_ids", params.bias_ids, params.n_bias)?;
+            let biases = slice("bias", params.bias, params.n_bias)?;
+            let mut logit_bias = memory::empty(ids.len(), "logit biases")?;
+            logit_bias.extend(ids.iter().copied().zip(biases.iter().copied()));
             let params = SamplerParams {
                 temperature: params.temperature,
                 top_k: params.top_k as usize,
                 top_p: params.top_p,
                 min_p: params.min_p,
+                typical_p: params.typical_p,
                 repetition_penalty: params.repetition_penalty,
+                presence_penalty: params.presence_penalty,
+                frequency_penalty: params.frequency_penalty,
+                logit_bias,
                 seed: (params.seed != LORIS_RANDOM_SEED).then_some(params.seed),
             };
             inner.sampler = Sampler::new(params, inner.session.model())?;

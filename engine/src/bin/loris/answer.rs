@@ -61,7 +61,8 @@ pub(crate) struct Statistics {
 /// The settings that the flags and the model's advice lead to.
 pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> SamplerParams {
     let advised = SamplerParams::advised(advice);
-    let wants_samples = args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some();
+    let wants_samples = args.top_k.is_some()
+        || [args.top_p, args.min_p, args.typical_p].iter().any(Option::is_some);
     let temperature = match advice.do_sample != Some(true) && wants_samples {
         true => 1.0,
         false => advised.temperature,
@@ -71,7 +72,11 @@ pub(crate) fn sampling(args: &GenerateArgs, advice: &GenerationDefaults) -> Samp
         top_k: args.top_k.unwrap_or(advised.top_k),
         top_p: args.top_p.unwrap_or(advised.top_p),
         min_p: args.min_p.unwrap_or(advised.min_p),
+        typical_p: args.typical_p.unwrap_or(advised.typical_p),
         repetition_penalty: args.repeat_penalty.unwrap_or(advised.repetition_penalty),
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        logit_bias: args.logit_bias.clone(),
         seed: args.seed.flatten(),
     }
 }
@@ -190,7 +195,10 @@ impl<'a> Answerer<'a> {
         let exact = |x: f32| json!(x.to_string().parse::<f64>().unwrap_or_default());
         json!({
             "temperature": exact(p.temperature), "top_k": p.top_k, "top_p": exact(p.top_p),
-            "min_p": exact(p.min_p), "repeat_penalty": exact(p.repetition_penalty), "seed": self.sampler.seed(),
+            "min_p": exact(p.min_p), "typical_p": exact(p.typical_p), "repeat_penalty": exact(p.repetition_penalty),
+            "presence_penalty": exact(p.presence_penalty), "frequency_penalty": exact(p.frequency_penalty),
+            "logit_bias": p.logit_bias.iter().map(|&(id, x)| json!([id, exact(x)])).collect::<Vec<_>>(),
+            "seed": self.sampler.seed(),
             "max_tokens": max_tokens, "min_tokens": self.options.min_tokens, "stop": self.options.stop,
             "keep_stop": self.options.keep_stop, "stop_ids": self.options.stop_ids,
             "ignore_eos": self.options.ignore_eos,

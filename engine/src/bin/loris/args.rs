@@ -51,10 +51,17 @@ fn or_random(text: &str) -> Result<Seed, String> {
     if text == "-1" { Ok(None) } else { within(0..=u64::MAX)(text).map(Some) }
 }
 
+fn bias(text: &str) -> Result<(u32, f32), String> {
+    let parts = text.split_once(':').and_then(|(id, x)| Some((id.parse().ok()?, x.parse().ok()?)));
+    parts.ok_or("expected ID:X, a token's id and a number".into())
+}
+
 /// Reads a share; the option whose it is says what range it takes.
 #[allow(clippy::cast_possible_truncation)] // to the precision that samplers have
 fn share(text: &str) -> Result<f32, String> {
-    policy::share::parse(text).map(|share| share as f32).ok_or(policy::share::EXPECTED.into())
+    policy::share::parse(text)
+        .map(|share| share as f32)
+        .ok_or(format!("expected {}", policy::share::EXPECTED))
 }
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.
@@ -196,7 +203,7 @@ fn variable(text: &str) -> Result<(String, Json), String> {
 }
 
 /// Without any of these: greedy, unless the model's generation_config.json says `do_sample`, then as it
-/// advises. A flag wins over the file. --top-k, --top-p or --min-p alone mean --temp 1.
+/// advises. A flag wins over the file. --top-k, --top-p, --min-p or --typical-p alone mean --temp 1.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Answer")]
 pub(crate) struct GenerateArgs {
@@ -208,7 +215,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 0,
           value_parser = within(ANY), allow_negative_numbers = true)]
     pub(crate) min_tokens: usize,
-    /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p or --min-p is given]
+    /// Temperature; 0 takes the likeliest token [default: the model's advice, else 0; 1 if --top-k, --top-p, --min-p or --typical-p is given]
     #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temp: Option<f32>,
     /// Only the K likeliest tokens; 0: all
@@ -220,9 +227,21 @@ pub(crate) struct GenerateArgs {
     /// Only tokens at least P times as likely as the likeliest
     #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
     pub(crate) min_p: Option<f32>,
-    /// Penalty on tokens that occurred; 1: none
+    /// Only tokens whose surprise is nearest to the expected one, until they reach P together
+    #[arg(long, value_name = "P", value_parser = share, allow_negative_numbers = true)]
+    pub(crate) typical_p: Option<f32>,
+    /// Penalty on tokens that occurred in prompt or answer; 1: none
     #[arg(long, value_name = "R", allow_negative_numbers = true)]
     pub(crate) repeat_penalty: Option<f32>,
+    /// Taken off the logits of tokens that occurred in the answer
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) presence_penalty: f32,
+    /// The same for each time that they occurred
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub(crate) frequency_penalty: f32,
+    /// Added to the logit of a token, as in 42:-5; may be repeated
+    #[arg(long, value_name = "ID:X", value_parser = bias, value_delimiter = ',')]
+    pub(crate) logit_bias: Vec<(u32, f32)>,
     /// Start of the random sequence; -1: a random one [default: -1; `load` and `done` events show it]
     #[arg(long, value_name = "N", value_parser = or_random, allow_negative_numbers = true)]
     pub(crate) seed: Option<Seed>,
