@@ -114,6 +114,14 @@ pub fn open_with_progress(
         config.add_eos(id);
     }
     let tokenizer = tokenizer.map(|tokenizer| tokenizer.with_control_ids(&config.eos_ids));
-    let warnings = weights.warnings().to_vec();
+    let mut warnings = weights.warnings().to_vec();
+    // The reference makes biases that no file has zeros, with a warning.
+    if config.qkv_bias && !weights.names().any(|name| name.ends_with("_proj.bias")) {
+        config.qkv_bias = false;
+        warnings.push(format!(
+            "{}: this architecture has biases of q, k and v, and the weights have none: they are taken as 0",
+            dir.display()
+        ));
+    }
     Ok(Checkpoint { dir: dir.into(), config, weights, tokenizer, chat, warnings })
 }

@@ -275,3 +275,14 @@ fn links_work_and_links_to_nothing_are_said() {
         assert!(message.contains(name) && message.contains("directory"), "{message}");
     }
 }
+
+/// As the reference has it: Qwen2's biases are zeros where no file has any.
+#[test]
+fn biases_that_no_file_has_are_zeros() {
+    let folder = Folder::tiny();
+    folder.set("architectures", serde_json::json!(["Qwen2ForCausalLM"]));
+    folder.set("model_type", "qwen2".into());
+    let checkpoint = open(folder.path(), &OpenOptions::default()).unwrap();
+    assert!(!checkpoint.config.qkv_bias);
+    assert!(checkpoint.warnings.iter().any(|w| w.contains("biases of q, k and v")));
+}
