@@ -79,16 +79,22 @@ impl Encoder {
         ids: &mut Vec<u32>,
     ) -> Result<(), Error> {
         let touch = |range: Range<usize>| source.foreign.touch(&range);
+        let mut asked = 0;
         self.raw.split(source.text, &source.control.ids, touch, |part| {
             if let Some(id) = part.token {
                 return memory::extend(ids, &[id], "token ids");
             }
-            let mut start = part.range.start;
+            let first = part.range.start;
+            let mut start = first;
             for piece in self.cuts.pieces(&source.text[part.range], max) {
-                let bytes =
-                    PIECE_BYTES.saturating_mul(piece.len()).saturating_add(PIECE_BYTES_BESIDES);
-                memory::room_for(bytes, "tokenising a text")?;
-                let of_piece = guard(|| self.encode_piece(inner, source, start, piece))
+                // A piece takes no more than one before it that was as long.
+                if piece.len() > asked {
+                    asked = piece.len();
+                    let bytes =
+                        PIECE_BYTES.saturating_mul(asked).saturating_add(PIECE_BYTES_BESIDES);
+                    memory::room_for(bytes, "tokenising a text")?;
+                }
+                let of_piece = guard(|| self.encode_piece(inner, source, first..start, piece))
                     .map_err(refuse_text)?;
                 memory::extend(ids, &of_piece, "token ids")?;
                 start += piece.len();
@@ -97,14 +103,15 @@ impl Encoder {
         })
     }
 
-    /// The ids of a piece that begins at byte `start` of the text.
+    /// The ids of a piece; `before` is the part that it belongs to, as far as it was in pieces before this one.
     fn encode_piece(
         &self,
         inner: &Inner,
         source: Source<'_>,
-        start: usize,
+        before: Range<usize>,
         piece: &str,
     ) -> tokenizers::Result<Vec<u32>> {
+        let start = before.end;
         // Steps may ask whether they are at the start of the text, so that a piece behind it says that it is not.
         let (text, shift) = match start {
             0 => (NormalizedString::from(piece), 0),
@@ -124,7 +131,9 @@ impl Encoder {
         let mut pieces = PreTokenizedString::from(text);
         pieces.split(|_, mut part| {
             let limit = MAX_GROWTH.saturating_mul(part.len_original());
-            self.normal.iter().try_for_each(|step| step.run(&mut part, limit))?;
+            // What goes in front of a text goes in front of its first piece.
+            let steps = self.normal.iter().filter(|step| before.is_empty() || !step.prepends());
+            steps.into_iter().try_for_each(|step| step.run(&mut part, limit))?;
             let mut parts = Vec::new();
             let text = part.get();
             self.normalised.split(

@@ -200,6 +200,11 @@ impl Normal {
         }
     }
 
+    /// Whether it puts something in front of a text.
+    pub(crate) fn prepends(&self) -> bool {
+        matches!(self, Normal::Library(NormalizerWrapper::Prepend(_)))
+    }
+
     /// Normalises a part of a text, which may become `limit` bytes long.
     pub(crate) fn run(&self, text: &mut NormalizedString, limit: usize) -> Result<()> {
         match self {

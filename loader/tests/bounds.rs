@@ -176,16 +176,60 @@ fn check_texts() {
     }
 }
 
-/// A text that can be cut asks for a piece's memory, and for its ids.
+/// Tokenizers of the other kinds: `▁` for a space, with and without words, and BERT's.
+fn other_tokenizers() -> Vec<(&'static str, Tokenizer)> {
+    let mut vocab = serde_json::Map::new();
+    let tokens =
+        ["<unk>", "▁", "s", "o", "m", "e", "w", "r", "d", "a", "n", "l", "i", "▁some", "##o"];
+    tokens.iter().for_each(|token| drop(vocab.insert((*token).into(), json!(vocab.len()))));
+    let model = |model: serde_json::Value,
+                 normalizer: serde_json::Value,
+                 pre: serde_json::Value| {
+        open(&json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+                     "normalizer": normalizer, "pre_tokenizer": pre, "post_processor": null, "decoder": null,
+                     "model": model}))
+    };
+    let bpe = json!({"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                     "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": false, "ignore_merges": false,
+                     "vocab": vocab, "merges": []});
+    let scored: Vec<_> = tokens.iter().map(|token| json!([token, -1.0])).collect();
+    let unigram = json!({"type": "Unigram", "unk_id": 0, "byte_fallback": false, "vocab": scored});
+    let word_piece = json!({"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##",
+                            "max_input_chars_per_word": 100, "vocab": vocab});
+    let legacy = json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]});
+    let metaspace = |split| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": split});
+    let none = serde_json::Value::Null;
+    let bert = json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true});
+    vec![
+        ("llama2", model(bpe.clone(), legacy, none.clone())),
+        ("metaspace", model(bpe, none.clone(), metaspace(false))),
+        ("unigram", model(unigram, none, metaspace(true))),
+        ("bert", model(word_piece, bert, json!({"type": "BertPreTokenizer"}))),
+    ]
+}
+
+/// A text that can be cut asks for a piece's memory, and for its ids: no more than 20 bytes for a byte, and 16 MiB.
 fn check_pieces() {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/SmolLM2-135M-Instruct");
-    let tokenizer = Tokenizer::open(&model).unwrap().unwrap();
-    let text = "some words and\nlines\n".repeat(N);
-    tokenizer.encode(&text, Special::Plain).unwrap();
-    ASKED.store(0, SeqCst);
-    tokenizer.encode(&text, Special::Plain).unwrap();
-    let asked = ASKED.load(SeqCst);
-    assert!(asked < 32 << 20, "{asked} bytes for a text of {}", text.len());
+    let text = "some words and\nlines\n".repeat(20_000);
+    for (name, tokenizer) in tokenizers().into_iter().take(2).chain(other_tokenizers()) {
+        let what = format!("{name}, a long text");
+        let encode = || tokenizer.encode(&text, Special::Plain).unwrap();
+        counting(count_last);
+        let before = LIVE.load(SeqCst);
+        PEAK.store(before, SeqCst);
+        ASKED.store(0, SeqCst);
+        let ids = encode();
+        counting(count_last);
+        let (took, asked) = (PEAK.load(SeqCst) - before, ASKED.load(SeqCst));
+        let each = took as f64 / text.len() as f64;
+        println!(
+            "{what}: {} bytes, {} ids take {took} ({each:.1} each), {asked} asked",
+            text.len(),
+            ids.len()
+        );
+        assert!(took.max(asked) < 20 * text.len() + (16 << 20), "{what}: {took}, {asked}");
+    }
 }
 
 fn check_json() {

@@ -53,6 +53,81 @@ fn with_steps(steps: Value, normalizer: Value) -> Value {
     json
 }
 
+/// A tokenizer in the manner of SentencePiece, whose merges join whatever is side by side but for a mark behind another
+/// character.
+fn marked_tokenizer(normalizer: Value, pre_tokenizer: Value) -> Value {
+    let some = ["▁", "a", "e", "1", "!", "'", "s", "\n", "é"];
+    let mut vocab = serde_json::Map::new();
+    vocab.insert("<unk>".into(), json!(0));
+    for byte in 0..=255u32 {
+        vocab.insert(format!("<0x{byte:02X}>"), json!(byte + 1));
+    }
+    some.iter().for_each(|token| drop(vocab.insert((*token).into(), json!(vocab.len()))));
+    let mut merges = Vec::new();
+    let mut tokens: Vec<String> = some.iter().map(|&token| token.into()).collect();
+    for _ in 0..2 {
+        for a in tokens.clone() {
+            for b in some {
+                let joined = format!("{a}{b}");
+                let is_inside = joined.trim_start_matches('▁').contains('▁');
+                if !is_inside && !vocab.contains_key(&joined) {
+                    vocab.insert(joined.clone(), json!(vocab.len()));
+                    merges.push(json!([a, b]));
+                    tokens.push(joined);
+                }
+            }
+        }
+    }
+    let id = vocab.len();
+    let added = |id: usize, content: &str, normalized: bool| {
+        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+               "normalized": normalized, "special": true})
+    };
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(id, "<|im_end|>", false), added(id + 1, "<|im_start|>", true)],
+        "normalizer": normalizer, "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                  "vocab": vocab, "merges": merges}
+    })
+}
+
+/// Those that use `▁` for a space, and BERT's.
+fn marked_tokenizers() -> Vec<(&'static str, Tokenizer)> {
+    let mark = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let prepend = json!({"type": "Prepend", "prepend": "▁"});
+    let legacy = json!({"type": "Sequence", "normalizers": [prepend, mark]});
+    let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": split});
+    let split = json!({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": false});
+    let mut no_bytes = marked_tokenizer(legacy.clone(), Value::Null);
+    no_bytes["model"]["byte_fallback"] = json!(false);
+    let mut unigram = marked_tokenizer(Value::Null, metaspace("always", true));
+    let vocab = unigram["model"]["vocab"].as_object().unwrap().clone();
+    let scored: Vec<Value> =
+        vocab.keys().map(|token| json!([token, -1.0 / token.len() as f64 - 1.0])).collect();
+    unigram["model"] =
+        json!({"type": "Unigram", "unk_id": 0, "byte_fallback": true, "vocab": scored});
+    let mut bert = marked_tokenizer(
+        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true}),
+        json!({"type": "BertPreTokenizer"}),
+    );
+    let mut words = vocab.clone();
+    vocab.keys().for_each(|token| drop(words.insert(format!("##{token}"), json!(words.len() + 9))));
+    bert["model"] = json!({"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##",
+                           "max_input_chars_per_word": 100, "vocab": words});
+    vec![
+        ("llama2", open(&marked_tokenizer(legacy, Value::Null))),
+        ("llama2 without bytes", open(&no_bytes)),
+        ("gemma", open(&marked_tokenizer(mark, split))),
+        ("metaspace", open(&marked_tokenizer(Value::Null, metaspace("first", false)))),
+        ("metaspace, always", open(&marked_tokenizer(Value::Null, metaspace("always", false)))),
+        ("metaspace words", open(&marked_tokenizer(Value::Null, metaspace("first", true)))),
+        ("unigram", open(&unigram)),
+        ("bert", open(&bert)),
+    ]
+}
+
 /// The tokenizers that texts are cut for, by the words that they make.
 fn tokenizers() -> Vec<(&'static str, Tokenizer)> {
     let split = |pattern| {
@@ -81,7 +156,9 @@ fn tokenizers() -> Vec<(&'static str, Tokenizer)> {
     ]
 }
 
-const FRAGMENTS: [&str; 44] = [
+const FRAGMENTS: [&str; 46] = [
+    "▁",
+    "a▁",
     "a",
     "e",
     "es",
@@ -172,14 +249,15 @@ fn texts() -> Vec<String> {
 #[test]
 fn pieces_have_the_ids_of_the_whole() {
     let texts = texts();
-    for (name, tokenizer) in tokenizers() {
-        for text in &texts {
-            for (special, edges) in [(Special::Parse, true), (Special::Plain, false)] {
-                let encode = |max| tokenizer.encode_by(text, special, edges, max).unwrap();
-                let whole = encode(WHOLE);
-                for max in [1, 2, 3, 5, 8, 13] {
-                    assert_eq!(encode(max), whole, "{name}: {text:?} in pieces of {max}");
-                }
+    for (name, tokenizer) in tokenizers().into_iter().chain(marked_tokenizers()) {
+        for (index, text) in texts.iter().enumerate() {
+            // The many short ones have one cut or two: a piece is as short as it can be.
+            let maxes: &[usize] = if index < 400 { &[1, 2, 3, 5, 8, 13] } else { &[1] };
+            let (special, edges) = [(Special::Parse, true), (Special::Plain, false)][index % 2];
+            let encode = |max| tokenizer.encode_by(text, special, edges, max).unwrap();
+            let whole = encode(WHOLE);
+            for &max in maxes {
+                assert_eq!(encode(max), whole, "{name}: {text:?} in pieces of {max}");
             }
         }
     }

@@ -577,3 +577,24 @@ fn the_number_of_tokens_is_bounded() {
     }
     assert_eq!(with(json!({"type": "NFKC"})).encode("\u{fdfa}", Special::Plain).unwrap().len(), 33);
 }
+
+/// Tokenizers of the main kinds, with added tokens of every flag: their ids and texts are those of Python's tokenizers.
+#[test]
+fn ids_are_those_of_the_reference() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/encodings.json");
+    let fixture: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+    let texts: Vec<&str> =
+        fixture["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    for case in fixture["tokenizers"].as_array().unwrap() {
+        let t = tokenizer(&case["tokenizer"]);
+        for (i, text) in texts.iter().enumerate() {
+            let what = format!("{}: {text:?}", case["name"]);
+            let prompt = t.encode_prompt(text, Special::Parse).unwrap();
+            assert_eq!(json!(prompt), case["prompt"][i], "{what}");
+            let plain = t.encode(text, Special::Plain).unwrap();
+            assert_eq!(json!(plain), case["plain"][i], "{what}, plain");
+            assert_eq!(t.decode(&plain, Special::Plain).unwrap(), case["text"][i], "{what}");
+            assert!(plain.len() <= t.max_tokens(text.len()), "{what}");
+        }
+    }
+}
