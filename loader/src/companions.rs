@@ -53,8 +53,13 @@ const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// Keys of tokenizer_config.json that change prompts or answers when they are true, in ways that are not done.
-const REFUSED: [(&str, &str); 3] = [
+const REFUSED: [(&str, &str); 7] = [
     ("split_special_tokens", "false: templates write special tokens"),
+    // The reference hands these to its constructor, past tokenizer.json.
+    ("post_processor", "the one of tokenizer.json"),
+    ("tokenizer_object", "tokenizer.json"),
+    ("gguf_file", "tokenizer.json"),
+    ("cls", "files without this key"),
     ("fix_mistral_regex", "false, with the pre-tokenizer that is right in tokenizer.json"),
     ("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", "false"),
 ];
@@ -135,6 +140,9 @@ impl Companions {
             if keys.truth(key) {
                 return Err(keys.unsupported(key, supported));
             }
+        }
+        if keys.get("model_max_length").is_some_and(|max| !max.is_number()) {
+            return Err(keys.wrong("model_max_length", "a number"));
         }
         if let Some(list) = keys.list("fast_tokenizer_files")?
             && list.iter().any(|name| name.as_str() != Some(crate::TOKENIZER))

@@ -112,6 +112,12 @@ impl Tokenizer {
     }
 
     fn parse_with(bytes: &[u8], path: &Path, companions: &Companions) -> Result<Tokenizer, Error> {
+        // The library's code runs all the way: also a look at its vocabulary may panic.
+        guard(|| Ok(Tokenizer::build(bytes, path, companions)))
+            .map_err(|why| Error::Tokenizer { file: path.into(), why: why.into() })?
+    }
+
+    fn build(bytes: &[u8], path: &Path, companions: &Companions) -> Result<Tokenizer, Error> {
         let refuse = |why: String| Error::Tokenizer { file: path.into(), why: why.into() };
         let n_values = READ_BYTES_OF_VALUE.saturating_mul(json::n_values(bytes));
         let n_bytes = READ_BYTES.saturating_mul(bytes.len());

@@ -81,6 +81,10 @@ fn what_changes_prompts_and_is_not_done_is_refused_by_name() {
     for (key, value) in [
         ("split_special_tokens", json!(true)),
         ("fix_mistral_regex", json!(true)),
+        ("post_processor", json!({"type": "ByteLevel"})),
+        ("tokenizer_object", json!({"version": "1.0"})),
+        ("gguf_file", json!("model.gguf")),
+        ("cls", json!("<s>")),
         ("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", json!(1)),
         ("fast_tokenizer_files", json!(["tokenizer.4.0.0.json"])),
     ] {

@@ -17,6 +17,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use common::{Folder, tiny_config};
@@ -438,11 +439,10 @@ fn use_folder(checkpoint: &Checkpoint) -> Value {
         drop(tokenizer.encode(TEXTS[1], Special::Plain));
         out["prompt"] = json!(tokenizer.encode_prompt(TEXTS[0], Special::Parse).ok());
         out["ids"] = json!(ids);
-        if let Some(chat) = &checkpoint.chat {
-            let messages = [Message::new("system", " hi "), Message::new("user", "<s>hi")];
-            let messages = Chat::new(messages);
-            out["chat"] = json!(chat.render(&messages).ok());
-            drop(chat.encode(tokenizer, &messages));
+        if let Some(template) = &checkpoint.chat {
+            let chat = Chat::new([Message::new("system", " hi "), Message::new("user", "<s>hi")]);
+            out["chat"] = json!(template.render(&chat).ok());
+            drop(template.encode(tokenizer, &chat));
         }
     }
     out
@@ -475,13 +475,16 @@ impl Run {
     }
 }
 
+/// Where the latest panic was.
+static LAST: Mutex<String> = Mutex::new(String::new());
+
 fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().map_or(default, |text| text.parse().unwrap())
 }
 
 #[test]
 fn mutated_folders_never_panic() {
-    let (count, seed) = (number("LORIS_FUZZ", 20_000), number("LORIS_FUZZ_SEED", 1));
+    let (count, seed) = (number("LORIS_FUZZ", 2_000), number("LORIS_FUZZ_SEED", 1));
     let mut dump =
         std::env::var_os("LORIS_FUZZ_DUMP").map(|path| std::fs::File::create(path).unwrap());
     let bases = bases();
@@ -491,7 +494,9 @@ fn mutated_folders_never_panic() {
     }
     // The panics of foreign code are errors by the time that they are seen; only those that get through are said.
     let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
+    std::panic::set_hook(Box::new(|info| {
+        *LAST.lock().unwrap() = info.location().map(ToString::to_string).unwrap_or_default();
+    }));
     let (mut opened, mut slowest) = (0_u64, Duration::ZERO);
     let mut failed = None;
     let started = Instant::now();
@@ -534,7 +539,7 @@ fn mutated_folders_never_panic() {
     if let Some((case, files)) = failed {
         let shown: BTreeMap<_, _> =
             files.iter().map(|(name, bytes)| (name, String::from_utf8_lossy(bytes))).collect();
-        panic!("case {case} of seed {seed} panics: {shown:#?}");
+        panic!("case {case} of seed {seed} panics at {}: {shown:#?}", LAST.lock().unwrap());
     }
     let rate = count as f64 / started.elapsed().as_secs_f64();
     println!(
