@@ -34,10 +34,39 @@ struct Scope {
 pub(crate) struct Loop<'t> {
     definition: &'t For,
     scope: usize,
-    pub(crate) items: Rc<Items>,
+    walk: Walk,
+    len: usize,
     pub(crate) index: usize,
     pub(crate) depth: usize,
     pub(crate) last_changed: Option<Vec<Value>>,
+}
+
+/// What a loop walks over.
+#[derive(Clone)]
+enum Walk {
+    List(Rc<Items>),
+    /// A text by its characters, with the place of the one that is up. They are made as the loop comes to them,
+    /// because a value weighs fifty times what a character does.
+    Chars(Str, usize),
+}
+
+impl Walk {
+    /// The entry that is up, by its number, or with 1 and -1 one of its neighbours.
+    fn get(&self, index: usize, from: isize) -> Option<Value> {
+        match self {
+            Walk::List(items) => items.list.get(index.checked_add_signed(from)?).cloned(),
+            Walk::Chars(text, at) => {
+                let (before, rest) = text.as_str().split_at_checked(*at)?;
+                let up = rest.chars().next().map_or(0, char::len_utf8);
+                let (start, c) = match from {
+                    0 => (*at, rest.chars().next()?),
+                    1 => (at + up, rest.get(up..)?.chars().next()?),
+                    _ => (at - before.chars().next_back()?.len_utf8(), before.chars().next_back()?),
+                };
+                Some(Value::Str(text.slice(start..start + c.len_utf8())))
+            }
+        }
+    }
 }
 
 /// A rendering.
@@ -160,10 +189,9 @@ impl<'t> Run<'t> {
         })
     }
 
-    fn open(&mut self, parent: usize) -> R<usize> {
-        self.meter.take(size_of::<Scope>())?;
+    fn open(&mut self, parent: usize) -> usize {
         self.scopes.push(Scope { vars: Vec::new(), parent: Some(parent), kept: false });
-        Ok(self.scopes.len() - 1)
+        self.scopes.len() - 1
     }
 
     /// Lets the variables of a block go, unless a macro can still ask for them.
@@ -175,7 +203,7 @@ impl<'t> Run<'t> {
 
     /// Runs `body` with the variables of a new block.
     fn within<T>(&mut self, parent: usize, body: impl FnOnce(&mut Self, usize) -> R<T>) -> R<T> {
-        let scope = self.open(parent)?;
+        let scope = self.open(parent);
         let result = body(self, scope);
         self.close(scope);
         result
@@ -225,8 +253,8 @@ impl<'t> Run<'t> {
                 return self.exec(otherwise, scope, out);
             }
             Kind::For(definition) => {
-                let items = self.eval(&definition.iter, scope)?.iterate(self.meter)?;
-                self.run_loop(definition, items, scope, 1, out)?;
+                let over = self.eval(&definition.iter, scope)?;
+                self.run_loop(definition, &over, scope, 1, out)?;
             }
             Kind::Set(target, value) => {
                 let value = self.eval(value, scope)?;
@@ -254,11 +282,11 @@ impl<'t> Run<'t> {
                 });
             }
             Kind::Macro(name, id) => {
-                let value = self.closure(*id, scope);
+                let value = self.closure(*id, scope)?;
                 self.set(scope, *name, value);
             }
             Kind::Call(call, id) => {
-                let caller = self.closure(*id, scope);
+                let caller = self.closure(*id, scope)?;
                 let Expr::Post(object, post) = call else { return Ok(Flow::Next) };
                 let Some((Post::Call(args), before)) = post.split_last() else {
                     return Ok(Flow::Next);
@@ -279,15 +307,16 @@ impl<'t> Run<'t> {
     }
 
     /// A macro with the variables that it sees, which stay as long as the rendering.
-    fn closure(&mut self, id: usize, scope: usize) -> Value {
+    fn closure(&mut self, id: usize, scope: usize) -> R<Value> {
         let mut at = Some(scope);
         while let Some(scope) =
             at.and_then(|at| self.scopes.get_mut(at)).filter(|scope| !scope.kept)
         {
             scope.kept = true;
+            self.meter.take(size_of::<Scope>() + scope.vars.len() * size_of::<(Name, Value)>())?;
             at = scope.parent;
         }
-        Value::Macro(id, scope)
+        Ok(Value::Macro(id, scope))
     }
 
     /// What a body writes.
@@ -300,14 +329,16 @@ impl<'t> Run<'t> {
     fn run_loop(
         &mut self,
         definition: &'t For,
-        items: Rc<Items>,
+        over: &Value,
         scope: usize,
         depth: usize,
         out: &mut Builder<'_>,
     ) -> R<()> {
-        let items = match &definition.test {
-            None => items,
-            Some(test) => {
+        let walk = match (&definition.test, over) {
+            (None, Value::Str(text)) => Walk::Chars(text.clone().with_markup(false), 0),
+            (None, over) => Walk::List(over.iterate(self.meter)?),
+            (Some(test), over) => {
+                let items = over.iterate(self.meter)?;
                 let mut kept = Vec::new();
                 for item in &items.list {
                     let keep = self.within(scope, |run, inner| {
@@ -318,18 +349,21 @@ impl<'t> Run<'t> {
                         kept.push(item.clone());
                     }
                 }
-                Items::new(kept, self.meter)?
+                Walk::List(Items::new(kept, self.meter)?)
             }
+        };
+        let len = match &walk {
+            Walk::List(items) => items.list.len(),
+            Walk::Chars(..) => over.len(self.meter)?,
         };
         self.meter.take(size_of::<Loop<'_>>())?;
         let id = self.loops.len();
-        let state =
-            Loop { definition, scope, items: items.clone(), index: 0, depth, last_changed: None };
-        self.loops.push(state);
+        self.loops.push(Loop { definition, scope, walk, len, index: 0, depth, last_changed: None });
         // As in Jinja, `else` runs unless the body ran to its end once.
         let mut completed = false;
-        for (index, item) in items.list.iter().enumerate() {
+        for index in 0..len {
             self.loops[id].index = index;
+            let Some(item) = self.loops[id].walk.get(index, 0) else { break };
             let flow = self.within(scope, |run, inner| {
                 run.assign(&definition.target, item.clone(), inner)?;
                 if let Some(name) = run.loop_name {
@@ -338,6 +372,10 @@ impl<'t> Run<'t> {
                 run.exec(&definition.body, inner, out)
             })?;
             completed |= flow == Flow::Next;
+            if let Walk::Chars(text, at) = &mut self.loops[id].walk {
+                let up = text.as_str().get(*at..).and_then(|rest| rest.chars().next());
+                *at += up.map_or(0, char::len_utf8);
+            }
             if flow == Flow::Break {
                 break;
             }
@@ -662,9 +700,9 @@ impl<'t> Run<'t> {
                     ));
                 };
                 let (definition, scope, depth) = (state.definition, state.scope, state.depth);
-                let items = items.unwrap_or(Value::None).iterate(self.meter)?;
+                let over = items.unwrap_or(Value::None);
                 let mut out = Builder::new(self.meter);
-                self.deeper(|run| run.run_loop(definition, items, scope, depth + 1, &mut out))?;
+                self.deeper(|run| run.run_loop(definition, &over, scope, depth + 1, &mut out))?;
                 Ok(Value::Str(out.finish()))
             }
             Value::Joiner(id) => {
@@ -855,7 +893,7 @@ impl<'t> Run<'t> {
             Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
                 items.list.get(at).cloned()
             }
-            Value::Range(start, _, step) => Some(Value::Int(start + at as i128 * step)),
+            Value::Range(range) => Some(Value::Int(range[0] + at as i128 * range[2])),
             _ => None,
         })
     }
@@ -887,8 +925,10 @@ impl<'t> Run<'t> {
         let n = if span <= 0 { 0 } else { (span - 1) / step.saturating_abs() + 1 };
         let at = |i: i128| usize::try_from(start + i * step).unwrap_or(0);
         match value {
-            Value::Range(first, _, stride) => {
-                Ok(Value::Range(first + start * stride, first + stop * stride, stride * step))
+            Value::Range(range) => {
+                let [first, _, stride] = **range;
+                let ends = [first + start * stride, first + stop * stride, stride * step];
+                Ok(Value::Range(Box::new(ends)))
             }
             Value::Str(text) if step == 1 || n == 0 => {
                 let from = char_offset(text, at(0));
@@ -936,7 +976,7 @@ pub(crate) fn char_offset(text: &Str, n: usize) -> usize {
 }
 
 fn loop_attr(state: &Loop<'_>, value: &Value, name: &str) -> Option<Value> {
-    let len = state.items.list.len();
+    let len = state.len;
     let int = |n: usize| Some(Value::Int(n as i128));
     match name {
         "index" => int(state.index + 1),
@@ -948,14 +988,14 @@ fn loop_attr(state: &Loop<'_>, value: &Value, name: &str) -> Option<Value> {
         "length" => int(len),
         "depth" => int(state.depth),
         "depth0" => int(state.depth - 1),
-        "previtem" => Some(match state.index.checked_sub(1) {
-            Some(at) => state.items.list.get(at)?.clone(),
-            None => Value::undefined("there is no previous item"),
-        }),
-        "nextitem" => Some(match state.items.list.get(state.index + 1) {
-            Some(next) => next.clone(),
-            None => Value::undefined("there is no next item"),
-        }),
+        "previtem" => {
+            let missing = || Value::undefined("there is no previous item");
+            Some(state.walk.get(state.index, -1).unwrap_or_else(missing))
+        }
+        "nextitem" => {
+            let missing = || Value::undefined("there is no next item");
+            Some(state.walk.get(state.index, 1).unwrap_or_else(missing))
+        }
         "cycle" | "changed" => {
             let name = if name == "cycle" { "cycle" } else { "changed" };
             Some(Value::Method(Rc::new(value.clone()), name))

@@ -104,7 +104,7 @@ fn range(run: &mut Run<'_>, args: CallArgs) -> R<Value> {
     if step == 0 {
         return Err(fault("range: the step must not be zero"));
     }
-    let range = Value::Range(start, stop, step);
+    let range = Value::Range(Box::new([start, stop, step]));
     match range.len(run.meter)? > MAX_RANGE {
         true => Err(fault(format!("range: longer than {MAX_RANGE}"))),
         false => Ok(range),

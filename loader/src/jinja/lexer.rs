@@ -73,8 +73,9 @@ impl<'a> Lexer<'a> {
     fn root(&mut self) -> Result<(), String> {
         loop {
             let rest = self.rest();
-            let tags = ["{{", "{%", "{#"].map(|tag| rest.find(tag).unwrap_or(usize::MAX));
-            let Some(start) = tags.into_iter().min().filter(|&start| start != usize::MAX) else {
+            let opens =
+                |at: &usize| matches!(rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#'));
+            let Some(start) = rest.match_indices('{').map(|(at, _)| at).find(opens) else {
                 self.data(rest, "+", false);
                 return Ok(());
             };

@@ -29,7 +29,7 @@ pub(crate) enum Value {
     Dict(Rc<Dict>),
     /// `items()`, `keys()` or `values()` of a dict.
     View(View, Rc<Items>),
-    Range(i128, i128, i128),
+    Range(Box<[i128; 3]>),
     /// What can be walked through once.
     Once(Rc<Once>),
     /// Their state lies in the rendering, so that no value can hold itself.
@@ -76,8 +76,13 @@ pub(crate) struct Once {
 impl Items {
     /// Entries, within the budget.
     pub(crate) fn new(list: Vec<Value>, meter: &Meter) -> Result<Rc<Items>, Fault> {
-        meter.work(list.len())?;
         meter.take(list.len().saturating_mul(ENTRY_BYTES) + 32)?;
+        Items::charged(list, meter)
+    }
+
+    /// Entries whose memory was charged before they were made.
+    fn charged(list: Vec<Value>, meter: &Meter) -> Result<Rc<Items>, Fault> {
+        meter.work(list.len())?;
         let depth = 1 + list.iter().map(Value::depth).max().unwrap_or(0);
         if depth > MAX_DEPTH {
             return Err(fault(format!("lists nest more than {MAX_DEPTH} deep")));
@@ -213,7 +218,8 @@ impl Value {
     }
 
     fn range_len(&self) -> i128 {
-        let Value::Range(start, stop, step) = *self else { return 0 };
+        let Value::Range(range) = self else { return 0 };
+        let [start, stop, step] = **range;
         let span = if step > 0 { stop - start } else { start - stop };
         if span <= 0 { 0 } else { (span - 1) / step.abs() + 1 }
     }
@@ -245,19 +251,23 @@ impl Value {
             | Value::View(_, items) => Ok(items.clone()),
             Value::Undefined(_) => Items::new(Vec::new(), meter),
             Value::Str(text) => {
-                meter.take(text.len().saturating_mul(ENTRY_BYTES))?;
+                meter.take(self.len(meter)?.saturating_mul(ENTRY_BYTES))?;
                 let text = text.clone().with_markup(false);
                 let chars = text.as_str().char_indices();
                 let chars = chars.map(|(at, c)| Value::Str(text.slice(at..at + c.len_utf8())));
-                Items::new(chars.collect(), meter)
+                Items::charged(chars.collect(), meter)
             }
             Value::Dict(dict) => {
                 Items::new(dict.entries.iter().map(|(key, _)| key.clone()).collect(), meter)
             }
-            Value::Range(start, _, step) => {
+            Value::Range(range) => {
+                let [start, _, step] = **range;
                 let n = self.len(meter)?;
                 meter.take(n.saturating_mul(ENTRY_BYTES))?;
-                Items::new((0..n as i128).map(|i| Value::Int(start + i * step)).collect(), meter)
+                Items::charged(
+                    (0..n as i128).map(|i| Value::Int(start + i * step)).collect(),
+                    meter,
+                )
             }
             Value::Once(once) => {
                 let taken = once.taken.replace(once.items.list.len());
@@ -445,8 +455,10 @@ impl Value {
                 out.own(self.type_name())?;
                 write_items(&items.list, ["([", "])"], out)
             }
-            Value::Range(start, stop, 1) => out.own(&format!("range({start}, {stop})")),
-            Value::Range(start, stop, step) => out.own(&format!("range({start}, {stop}, {step})")),
+            Value::Range(range) => match **range {
+                [start, stop, 1] => out.own(&format!("range({start}, {stop})")),
+                [start, stop, step] => out.own(&format!("range({start}, {stop}, {step})")),
+            },
             other => Err(fault(format!("a {} has no text", other.type_name()))),
         }
     }
