@@ -906,7 +906,7 @@ impl<'t> Run<'t> {
             value,
             Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Group(_) | Value::Range(..)
         ) {
-            return Ok(missing(value, "slice"));
+            return Err(fault(format!("'{}' object has no slices", value.type_name())));
         }
         let len = value.len(self.meter)? as i128;
         let step = bounds[2].unwrap_or(1);
