@@ -207,11 +207,8 @@ fn a_role_is_the_templates_word_or_a_text() {
     }
     let (text, foreign) =
         template.render_marked(&Chat::new([Message::new("critic", "x")])).unwrap();
-    assert_eq!(
-        (text.as_str(), &foreign[..]),
-        ("<|critic|>x", &[10..11][..]),
-        "the template has this word"
-    );
+    assert_eq!((text.as_str(), foreign.len()), ("<|critic|>x", 1), "the template has this word");
+    assert_eq!(foreign[0], 10..11);
 }
 
 /// Every letter of a chat is replaced by one that no template has: each of them must be known as foreign, and nothing else.

@@ -398,6 +398,9 @@ fn join(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 }
 
 fn map(run: &mut Run<'_>, value: Value, mut args: CallArgs) -> R<Value> {
+    if !value.is_true() {
+        return Value::once(Vec::new(), run.meter);
+    }
     let items = value.iterate(run.meter)?;
     let mut list = Vec::new();
     if args.pos.is_empty() {
@@ -430,6 +433,9 @@ fn select(
     by_attribute: bool,
     keep: bool,
 ) -> R<Value> {
+    if !value.is_true() {
+        return Value::once(Vec::new(), run.meter);
+    }
     let items = value.iterate(run.meter)?;
     let path = match by_attribute {
         false => Path(Vec::new()),
@@ -589,6 +595,9 @@ fn unique(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     for item in &value.iterate(run.meter)?.list {
         let by = path.get(run, item, None)?;
         let by = folded(run, by, case)?;
+        if matches!(by, Value::List(_) | Value::Dict(_)) {
+            return Err(fault(format!("unhashable type: '{}'", by.type_name())));
+        }
         let mut is_new = true;
         for have in &seen {
             is_new = is_new && !have.eq(&by, run.meter)?;
@@ -635,7 +644,14 @@ fn title(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 fn truncate(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let [length, kill, end, leeway] =
         args.bind("truncate", ["length", "killwords", "end", "leeway"])?;
-    let text = value.text(run.meter)?;
+    let Value::Str(text) = &value else {
+        // Jinja asks for the length of what it is; one that is short stays as it is.
+        return match value.len(run.meter)? <= 255 && length.is_none() && leeway.is_none() {
+            true => Ok(value),
+            false => Err(fault(format!("truncate: takes a str, not {}", value.type_name()))),
+        };
+    };
+    let text = text.clone();
     let end = end.map_or_else(|| Ok(Str::own("...")), |end| end.text(run.meter))?;
     let leeway = match leeway {
         None | Some(Value::None) => 5,
