@@ -51,6 +51,10 @@ static void null_pointers(void) {
     CASE(LORIS_OK, loris_tokenize(model, NULL, 0, 0, buf, 4, &n));
     CASE(bad, loris_tokenize(model, "a", 1, 0, NULL, 4, &n));
     CASE(bad, loris_tokenize(model, "a", 1, 0, buf, 4, NULL));
+    CASE(bad, loris_max_tokens(NULL, 1, &n));
+    CASE(bad, loris_max_tokens(model, 1, NULL));
+    CASE(LORIS_OK, loris_max_tokens(model, 5, &n));
+    HOLDS(n >= 5);
     CASE(bad, loris_detokenize(NULL, ids, 1, 0, (char *)buf, 16, &n));
     CASE(bad, loris_detokenize(model, NULL, 1, 0, (char *)buf, 16, &n));
     CASE(bad, loris_detokenize(model, ids, 1, 0, NULL, 16, &n));
@@ -420,6 +424,7 @@ static void texts(void) {
 
     /* A folder without a tokenizer or a template. */
     CASE(LORIS_E_UNSUPPORTED, loris_tokenize(bare, "a", 1, 0, buf, N_IDS, &n));
+    CASE(LORIS_E_UNSUPPORTED, loris_max_tokens(bare, 1, &n));
     CASE(LORIS_E_UNSUPPORTED, loris_detokenize(bare, ids, 1, 0, (char *)buf, 64, &n));
     CASE(LORIS_E_UNSUPPORTED, loris_text_stream_open(bare, 0, &stream));
     HOLDS(stream == NULL);

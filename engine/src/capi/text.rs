@@ -38,8 +38,7 @@ fn shown(name: &str, flags: u32) -> Result<Special, Failure> {
 /// Encodes text_len bytes of UTF-8. flags: LORIS_PARSE_SPECIAL, LORIS_ADD_EDGES.
 ///
 /// buf has room for cap ids; *n is set to how many there are, also when buf is NULL and cap 0.
-/// LORIS_BUFFER_TOO_SMALL if cap is less than that. A text has at most as many tokens as bytes, and one more with
-/// LORIS_ADD_EDGES. Any thread.
+/// LORIS_BUFFER_TOO_SMALL if cap is less than that; loris_max_tokens gives a cap that is enough. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_tokenize(
     model: *const loris_model,
@@ -65,6 +64,24 @@ pub unsafe extern "C" fn loris_tokenize(
                 _ => tokenizer.encode_prompt(text, special)?,
             };
             copy(&ids, buf, cap, n)
+        })
+    }
+}
+
+/// Sets *n to a number of tokens that no text of text_len bytes has more than, with LORIS_ADD_EDGES or without: as many as
+/// bytes with most tokenizers, more where one normalises a character to several. Any thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_max_tokens(
+    model: *const loris_model,
+    text_len: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("n", n, 0)?;
+            write("n", n, tokenizer(get(model)?)?.max_tokens(text_len))?;
+            Ok(LORIS_OK)
         })
     }
 }
