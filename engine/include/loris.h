@@ -549,8 +549,7 @@ int32_t loris_model_step(const struct loris_model *model,
 // Encodes text_len bytes of UTF-8. flags: LORIS_PARSE_SPECIAL, LORIS_ADD_EDGES.
 //
 // buf has room for cap ids; *n is set to how many there are, also when buf is NULL and cap 0.
-// LORIS_BUFFER_TOO_SMALL if cap is less than that. A text has at most as many tokens as bytes, and one more with
-// LORIS_ADD_EDGES. Any thread.
+// LORIS_BUFFER_TOO_SMALL if cap is less than that; loris_max_tokens gives a cap that is enough. Any thread.
 int32_t loris_tokenize(const struct loris_model *model,
                        const char *text,
                        size_t text_len,
@@ -558,6 +557,12 @@ int32_t loris_tokenize(const struct loris_model *model,
                        uint32_t *buf,
                        size_t cap,
                        size_t *n);
+
+// Sets *n to a number of tokens that no text of text_len bytes has more than, with LORIS_ADD_EDGES or without: as many as
+// bytes with most tokenizers, more where one normalises a character to several. Any thread. Since 0.6.
+int32_t loris_max_tokens(const struct loris_model *model,
+                         size_t text_len,
+                         size_t *n);
 
 // Decodes n_tokens ids at once; bytes that are no UTF-8 become U+FFFD. flags: LORIS_SHOW_SPECIAL.
 //
