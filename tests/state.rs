@@ -195,6 +195,7 @@ fn an_answer_is_saved_with_its_length() {
         }
     }
     blob[8] = 3; // which did not have it
+    blob[48..56].fill(0);
     seal(&mut blob);
     let old = model.restore(&mut &*blob, &trusting);
     assert!(matches!(old, Err(Error::SavedState { field: "flags", .. })));
@@ -408,7 +409,8 @@ fn forged() -> Forged {
     turn(&mut s, 1, 41);
     let blob = save(&s);
     let points = 64 + 48;
-    let depths = points + 2 * 16 + 46 * 4 + 128 * 4;
+    let answer = 8; // how many of the tokens it has
+    let depths = points + 2 * 16 + answer + 46 * 4 + 128 * 4;
     let slots = depths + 46;
     let count = |at: usize| u64::from_le_bytes(blob[at..at + 8].try_into().unwrap()) as usize;
     let n_slots = count(slots);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, tiny_weights};
+use common::{Folder, tiny_config, tiny_weights};
 use loris_loader::{Dtype, Error, LoadMode, OpenOptions, Storage, Weights, open};
 
 fn load(folder: &Folder, mode: LoadMode) -> Weights {
@@ -280,8 +280,10 @@ fn links_work_and_links_to_nothing_are_said() {
 #[test]
 fn biases_that_no_file_has_are_zeros() {
     let folder = Folder::tiny();
-    folder.set("architectures", serde_json::json!(["Qwen2ForCausalLM"]));
-    folder.set("model_type", "qwen2".into());
+    let mut config = tiny_config();
+    config["architectures"] = serde_json::json!(["Qwen2ForCausalLM"]);
+    config["model_type"] = "qwen2".into();
+    folder.write("config.json", config.to_string());
     let checkpoint = open(folder.path(), &OpenOptions::default()).unwrap();
     assert!(!checkpoint.config.qkv_bias);
     assert!(checkpoint.warnings.iter().any(|w| w.contains("biases of q, k and v")));

@@ -13,9 +13,9 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum { N_BYTES = 2000, N_FORKS = 400 };
+enum { N_BYTES = 2000, N_LONG = 768 << 10, N_FORKS = 400 };
 
-static char text[N_BYTES + 1];
+static char text[N_BYTES + 1], long_text[N_LONG];
 static uint32_t ids[N_BYTES + 1];
 /* What is printed is kept here: neither stdio nor this program asks for memory in between. */
 static char line[1024];
@@ -124,7 +124,9 @@ int main(int argc, char **argv) {
     if (!limit.rlim_cur) say("start", peak());
     if (!load(argv[1])) leave(0);
     if (!limit.rlim_cur) say("loaded", peak());
-    if (!done("tokenize", loris_tokenize(model, text, N_BYTES, 0, ids, N_BYTES + 1, &n)))
+    for (i = 0; i < N_LONG; i++) long_text[i] = text[i % N_BYTES];
+    done("tokenize", loris_tokenize(model, long_text, N_LONG, 0, NULL, 0, &n_text));
+    if (!done("ids", loris_tokenize(model, text, N_BYTES, 0, ids, N_BYTES + 1, &n)))
         for (n = 0; n < N_BYTES; n++) ids[n] = 5 + n % 90;
     live("dense", NULL, NULL, n, argv[2]);
     live("lazy", "1:0.5,min-len=0", NULL, n / 4, argv[2]);
