@@ -3,6 +3,8 @@
 
 #[path = "cli/chat.rs"]
 mod chat;
+#[path = "cli/grammar.rs"]
+mod grammar;
 #[path = "cli/numbers.rs"]
 mod numbers;
 #[path = "cli/support.rs"]

@@ -8,7 +8,7 @@ use std::path::Path;
 use loris::loader::{Checkpoint, Dtype, ModelConfig, Tokenizer, Weights};
 use loris::{
     Error, Finish, GenerateOptions, Model, ModelOptions, Sampler, SamplerParams, Session,
-    SessionOptions, StreamOptions, generate,
+    SessionOptions, StreamOptions, generate, generate_masked,
 };
 use serde_json::json;
 
@@ -279,4 +279,147 @@ fn the_default_pool_holds_a_stream() {
         model.session(&SessionOptions { stream, ..SessionOptions::default() }).unwrap();
     session.prefill(&[id(b'Q'); 2000]).unwrap();
     assert_eq!(answer(&mut session, &GenerateOptions::default()), ("abc".into(), Finish::Eos));
+}
+
+/// Allows these tokens.
+fn allow(allowed: &mut [u32], ids: impl IntoIterator<Item = u32>) {
+    ids.into_iter().for_each(|id| allowed[id as usize / 32] |= 1 << (id % 32));
+}
+
+/// A mask's answer: what is shown, and why it ended.
+fn masked(
+    session: &mut Session,
+    options: &GenerateOptions,
+    mut mask: impl FnMut(&[u32], &mut [u32]) -> Result<(), String>,
+) -> (String, Result<Finish, Error>) {
+    let mut sampler = greedy(session.model());
+    let mut text = String::new();
+    let finish = generate_masked(session, &mut sampler, options, &mut mask, &mut |token| {
+        text.push_str(token.text);
+        ControlFlow::Continue(())
+    });
+    (text, finish)
+}
+
+fn fails(what: &str) -> Result<(), String> {
+    Err(what.into())
+}
+
+#[test]
+fn a_mask_is_asked_before_each_token_with_the_answer_so_far() {
+    let model = scripted(&script("abcdef"), &support::options(512));
+    let everything = |allowed: &mut [u32]| allowed.fill(u32::MAX);
+    // The last word has 4 of 32 tokens; bits beyond the vocabulary mean nothing.
+    let mut asked = Vec::new();
+    let mut session = session(&model);
+    let options = GenerateOptions { max_tokens: 3, ..GenerateOptions::default() };
+    for (text, finish) in [("abc", Finish::Length), ("def", Finish::Length), ("", Finish::Eos)] {
+        let got = masked(&mut session, &options, |answer, allowed| {
+            assert!(allowed.len() == 9 && allowed.iter().all(|&word| word == 0));
+            asked.push(answer.to_vec());
+            everything(allowed);
+            Ok(())
+        });
+        assert_eq!((got.0, got.1.unwrap()), (text.into(), finish));
+    }
+    let whole: Vec<u32> = "abcdef".bytes().map(id).collect();
+    // An answer that goes on is asked for as a whole; behind the last token of a call nobody is asked.
+    let lens = [0, 1, 2, 3, 4, 5, 6];
+    assert_eq!(asked, lens.map(|n| whole[..n].to_vec()));
+
+    // What it forbids is passed over for the likeliest that is left: here the first of equals.
+    let mut other = self::session(&model);
+    let got = masked(&mut other, &options, |answer, allowed| {
+        match answer.len() {
+            1 => allow(allowed, [id(b'x'), id(b'y')]),
+            _ => everything(allowed),
+        }
+        Ok(())
+    });
+    assert_eq!((got.0.as_str(), got.1.unwrap()), ("ax", Finish::Eos));
+    assert_eq!(other.answer(), [id(b'a'), id(b'x')]);
+}
+
+/// What a mask does not give: the session is as it was before the token, and the answer goes on from there.
+#[test]
+fn a_mask_that_fails_or_allows_nothing_ends_the_answer_before_the_token() {
+    let model = scripted(&script("abcdef"), &support::options(512));
+    let options = GenerateOptions::default();
+    for n in 0..6 {
+        for dead_end in [false, true] {
+            let mut session = session(&model);
+            let (text, finish) = masked(&mut session, &options, |answer, allowed| {
+                match (answer.len() == n, dead_end) {
+                    (false, _) => allowed.fill(u32::MAX),
+                    (true, false) => return fails("no more"),
+                    (true, true) => allowed[8] = !0 << 4, // no token of the model
+                }
+                Ok(())
+            });
+            assert_eq!(text, "abcdef"[..n], "{n}");
+            match (finish, dead_end) {
+                (Ok(Finish::DeadEnd), true) => {}
+                (Err(Error::TokenMask { reason }), false) => assert_eq!(reason, "no more"),
+                other => panic!("{n}: {other:?}"),
+            }
+            assert_eq!(session.answer(), "abcdef"[..n].bytes().map(id).collect::<Vec<_>>());
+            assert_eq!(answer(&mut session, &options), ("abcdef"[n..].into(), Finish::Eos), "{n}");
+        }
+    }
+    // A stop text that the last token completes comes first.
+    let (text, finish) = masked(&mut session(&model), &stops(&["bc"]), |answer, allowed| {
+        allowed.fill(u32::MAX);
+        if answer.len() < 3 { Ok(()) } else { fails("too late") }
+    });
+    assert_eq!((text.as_str(), finish.unwrap()), ("a", Finish::Stop));
+}
+
+/// A random answer that is interrupted by masks that fail is the one that would have come without.
+#[test]
+fn the_random_sequence_does_not_move_where_a_mask_fails() {
+    let model = support::open(support::checkpoint("llama-tied"), &support::options(192));
+    let params = SamplerParams { temperature: 1.0, seed: Some(3), ..SamplerParams::default() };
+    let run = |fails_at: &[usize]| {
+        let mut session = model.session(&SessionOptions::default()).unwrap();
+        session.prefill(&[9, 8, 7]).unwrap();
+        let mut sampler = Sampler::new(params.clone(), &model).unwrap();
+        let mut left = fails_at.to_vec();
+        while session.answer().len() < 20 {
+            let options = GenerateOptions {
+                max_tokens: 20 - session.answer().len(),
+                ignore_eos: true,
+                ..GenerateOptions::default()
+            };
+            let mut mask = |answer: &[u32], allowed: &mut [u32]| {
+                allowed.fill(0x5555_5555);
+                match left.iter().position(|&n| n == answer.len()) {
+                    Some(at) => fails(&left.swap_remove(at).to_string()),
+                    None => Ok(()),
+                }
+            };
+            let mut go_on = |_: loris::Token<'_>| ControlFlow::Continue(());
+            let _ = generate_masked(&mut session, &mut sampler, &options, &mut mask, &mut go_on);
+        }
+        session.answer().to_vec()
+    };
+    let whole = run(&[]);
+    assert!(whole.iter().all(|id| id % 2 == 0), "{whole:?}");
+    assert_eq!(run(&[0, 1, 7, 8, 19]), whole);
+}
+
+/// `min_tokens` and a mask together: what ends the answer waits, and where nothing else is allowed that is a dead end.
+#[test]
+fn masks_go_together_with_the_least_length() {
+    let model = scripted(&script("ab"), &support::options(512));
+    let options = GenerateOptions { min_tokens: 3, ..GenerateOptions::default() };
+    let (text, finish) = masked(&mut session(&model), &options, |answer, allowed| {
+        allow(allowed, [EOS, id(b'a') + answer.len() as u32]);
+        Ok(())
+    });
+    assert_eq!((text.as_str(), finish.unwrap()), ("abc", Finish::Eos));
+    let (text, finish) = masked(&mut session(&model), &options, |answer, allowed| {
+        allow(allowed, if answer.is_empty() { vec![id(b'a')] } else { vec![EOS] });
+        Ok(())
+    });
+    assert_eq!((text.as_str(), finish.unwrap()), ("a", Finish::DeadEnd));
 }

@@ -4,7 +4,7 @@
 use loris::{Error, History, Sampler, SamplerParams};
 
 fn sampler(params: SamplerParams) -> Sampler {
-    Sampler::with_mask(params, Vec::new()).unwrap()
+    Sampler::with_mask(params, &[]).unwrap()
 }
 
 /// How often each id comes out of `n` draws.
@@ -89,9 +89,9 @@ fn repetition_is_penalised_on_both_sides_of_zero() {
 #[test]
 fn masked_ids_never_come_out() {
     let mask = vec![false, true, false];
-    let mut greedy = Sampler::with_mask(SamplerParams::default(), mask.clone()).unwrap();
+    let mut greedy = Sampler::with_mask(SamplerParams::default(), &mask).unwrap();
     assert_eq!(greedy.sample(&[1.0, 9.0, 2.0], &[]), 2);
-    let mut drawn = Sampler::with_mask(warm(), mask).unwrap();
+    let mut drawn = Sampler::with_mask(warm(), &mask).unwrap();
     assert!((0..500).all(|_| drawn.sample(&[0.0, 9.0, 0.0], &[]) != 1));
 }
 
@@ -177,7 +177,7 @@ fn meaningless_parameters_are_refused() {
         SamplerParams { repetition_penalty: 0.0, ..warm() },
         SamplerParams { repetition_penalty: f32::INFINITY, ..warm() },
     ] {
-        assert!(matches!(Sampler::with_mask(params, Vec::new()), Err(Error::Option { .. })));
+        assert!(matches!(Sampler::with_mask(params, &[]), Err(Error::Option { .. })));
     }
 }
 
@@ -354,11 +354,58 @@ fn options_out_of_range_are_refused() {
             SamplerParams { frequency_penalty: x, ..warm() },
             SamplerParams { logit_bias: vec![(0, 1.0), (1, x)], ..warm() },
         ] {
-            let refused = Sampler::with_mask(params.clone(), Vec::new());
+            let refused = Sampler::with_mask(params.clone(), &[]);
             assert!(matches!(refused, Err(Error::Option { .. })), "{params:?}");
         }
     }
     // The smallest numbers mean what they say.
     let tiny = SamplerParams { top_p: 1e-45, min_p: 1e-45, typical_p: 1e-45, ..warm() };
     assert!(sampler(tiny).sample(&[1.0, 2.0], &[]) < 2);
+}
+
+#[test]
+fn a_mask_leaves_a_choice_among_its_tokens() {
+    let logits: Vec<f32> = (0..70).map(|id| (id % 10) as f32).collect();
+    let bits = |ids: &[u32]| {
+        let mut words = [0; 3];
+        ids.iter().for_each(|id| words[*id as usize / 32] |= 1 << (id % 32));
+        words
+    };
+    let mut greedy = sampler(SamplerParams::default());
+    for (ids, want) in [
+        (&[69][..], Some(69)),
+        (&[3, 13, 33], Some(3)),
+        (&[64, 12, 31, 32], Some(64)),
+        (&[], None),
+        (&[70, 71, 95], None), // beyond the vocabulary
+        (&[95, 0], Some(0)),
+    ] {
+        assert_eq!(greedy.sample_masked(&logits, &[], &bits(ids)).unwrap(), want, "{ids:?}");
+    }
+    assert_eq!(greedy.sample(&logits, &[]), 9, "it holds for one token");
+    for len in [0, 2, 4] {
+        let refused = greedy.sample_masked(&logits, &[], &vec![u32::MAX; len]);
+        assert!(matches!(refused, Err(Error::Option { name: "allowed", .. })), "{len}");
+    }
+
+    // Tokens that are never chosen stay so.
+    let never: Vec<bool> = (0..70).map(|id| id == 64).collect();
+    let mut padded = Sampler::with_mask(SamplerParams::default(), &never).unwrap();
+    assert_eq!(padded.sample_masked(&logits, &[], &bits(&[64, 12])).unwrap(), Some(12));
+    assert_eq!(padded.sample_masked(&logits, &[], &bits(&[64])).unwrap(), None);
+
+    // A draw is one among the allowed by what they weigh, and no draw takes no number of the sequence.
+    let (mut drawn, mut alike) = (sampler(warm()), sampler(warm()));
+    let allowed = bits(&[8, 18, 27, 36, 69]);
+    let only: Vec<f32> =
+        (0..70)
+            .map(|id| {
+                if allowed[id / 32] >> (id % 32) & 1 == 1 { logits[id] } else { f32::NEG_INFINITY }
+            })
+            .collect();
+    for _ in 0..200 {
+        assert_eq!(drawn.sample_masked(&logits, &[], &bits(&[])).unwrap(), None);
+        let id = drawn.sample_masked(&logits, &[], &allowed).unwrap();
+        assert_eq!(id, Some(alike.sample(&only, &[])));
+    }
 }

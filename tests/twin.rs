@@ -514,7 +514,7 @@ fn generated_tokens_are_drawn_on_the_device() {
         SamplerParams { repetition_penalty: 1.3, ..drawn },
     ] {
         let masked: Vec<bool> = (0..128).map(|id| id % 3 == 0).collect();
-        let sampler = || Sampler::with_mask(params.clone(), masked.clone()).unwrap();
+        let sampler = || Sampler::with_mask(params.clone(), &masked).unwrap();
         let (mut host, mut on_host) = (start.fork().unwrap(), sampler());
         let mut want = Vec::new();
         for _ in 0..10 {
@@ -537,6 +537,46 @@ fn generated_tokens_are_drawn_on_the_device() {
         assert_eq!(logits(&device), logits(&host), "{params:?}");
         let n_drawn = device.receipt().n_drawn;
         assert_eq!(n_drawn, if params.repetition_penalty == 1.0 { 10 } else { 0 }, "{params:?}");
+    }
+}
+
+/// A mask that changes from token to token is one of the device's draws.
+#[test]
+fn masked_tokens_are_drawn_on_the_device() {
+    let model = model();
+    let start = {
+        let mut s = session(&model);
+        s.prefill(&prompt(1, 20)).unwrap();
+        s
+    };
+    let drawn = SamplerParams { temperature: 0.9, seed: Some(7), ..SamplerParams::default() };
+    for params in [SamplerParams::default(), SamplerParams { top_p: 0.9, ..drawn }] {
+        let sampler = || Sampler::with_mask(params.clone(), &[]).unwrap();
+        let mut mask = |answer: &[u32], allowed: &mut [u32]| {
+            let rest = answer.len() as u32 % 5;
+            (0..128_u32)
+                .filter(|id| id % 5 == rest)
+                .for_each(|id| allowed[id as usize / 32] |= 1 << (id % 32));
+            Ok(())
+        };
+        let (mut host, mut on_host, mut want) = (start.fork().unwrap(), sampler(), Vec::new());
+        for _ in 0..10 {
+            let mut allowed = [0; 4];
+            mask(&want, &mut allowed).unwrap();
+            let id =
+                on_host.sample_masked(host.logits().unwrap(), host.tokens(), &allowed).unwrap();
+            want.push(id.unwrap());
+            host.decode(want[want.len() - 1]).unwrap();
+        }
+        let (mut device, mut got) = (start.fork().unwrap(), Vec::new());
+        let options = GenerateOptions { max_tokens: 10, ignore_eos: true, ..Default::default() };
+        loris::generate_masked(&mut device, &mut sampler(), &options, &mut mask, &mut |token| {
+            got.push(token.id);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(got, want, "{params:?}");
+        assert_eq!(device.receipt().n_drawn, 9, "all but the first, whose logits were on the host");
     }
 }
 

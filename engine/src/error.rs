@@ -100,6 +100,12 @@ pub enum Error {
         /// Why it cannot be done now.
         reason: String,
     },
+    /// A caller's [`TokenMask`](crate::TokenMask) failed; the session holds the tokens that were shown before.
+    #[error("token mask: {reason}")]
+    TokenMask {
+        /// What it said.
+        reason: String,
+    },
     /// A saved session that cannot be restored.
     #[error("saved session: {field}: {found} found, {expected} expected")]
     SavedState {

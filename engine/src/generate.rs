@@ -5,7 +5,9 @@ use std::ops::{ControlFlow, Range};
 use loris_loader::{Special, TextStream, Tokenizer};
 
 use crate::error::Error;
-use crate::sampler::Sampler;
+use crate::logprobs::{LogSoftmax, Logprobs};
+use crate::memory;
+use crate::sampler::{self, Sampler};
 use crate::session::Session;
 use crate::sync::atomic::Ordering::Relaxed;
 
@@ -24,6 +26,9 @@ pub struct GenerateOptions {
     pub stop_ids: Vec<u32>,
     /// Go on after an end-of-sequence token.
     pub ignore_eos: bool,
+    /// [`Token::logprobs`] are wanted, with so many of the likeliest tokens. Then logits come from the device for each token, and
+    /// the host draws.
+    pub logprobs: Option<usize>,
 }
 
 impl Default for GenerateOptions {
@@ -35,6 +40,7 @@ impl Default for GenerateOptions {
             keep_stop: false,
             stop_ids: Vec::new(),
             ignore_eos: false,
+            logprobs: None,
         }
     }
 }
@@ -52,6 +58,8 @@ pub enum Finish {
     CtxFull,
     /// The callback or a [`Canceller`](crate::Canceller) stopped it.
     Cancelled,
+    /// No token may come next: the mask allows none but such as are never chosen, or not yet, because of `min_tokens`.
+    DeadEnd,
 }
 
 /// A generated token and the text that it completes.
@@ -63,7 +71,18 @@ pub struct Token<'a> {
     pub is_rest: bool,
     /// Text that is certain now: whole characters, and nothing that could still become a stop text.
     pub text: &'a str,
+    /// How likely the model held it, where that is [wanted](GenerateOptions::logprobs) and the token is not shown already.
+    pub logprobs: Option<&'a Logprobs>,
 }
+
+/// Says which tokens may come next: it is given the answer so far and a bit set of zeros, bit `id % 32` of word `id / 32`, in
+/// which it sets those that may. The end-of-sequence tokens are among the ids; an answer can end where they are allowed.
+///
+/// The answer is all that was generated since the last prompt, in this call of [`generate_masked`] and before, as far as the
+/// session still [holds](Session::answer) what came before. The last token is about to be taken in: what the mask allows is
+/// asked for before the pass, so that a device can choose at its end. It is asked once a token; a token that was
+/// chosen and never shown is not part of a later answer, so it is the list that counts and not the calls.
+pub type TokenMask<'m> = dyn FnMut(&[u32], &mut [u32]) -> Result<(), String> + 'm;
 
 /// Generates from a session whose logits are ready, until something says stop.
 ///
@@ -83,6 +102,28 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
 ) -> Result<Finish, Error> {
+    generate_by(session, sampler, options, None, on_token)
+}
+
+/// As [`generate`], but each token is one that `mask` allows. Where it fails ([`Error::TokenMask`]) or allows none
+/// ([`Finish::DeadEnd`]), the answer ends before that token.
+pub fn generate_masked(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    options: &GenerateOptions,
+    mask: &mut TokenMask<'_>,
+    on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
+) -> Result<Finish, Error> {
+    generate_by(session, sampler, options, Some(mask), on_token)
+}
+
+fn generate_by(
+    session: &mut Session,
+    sampler: &mut Sampler,
+    options: &GenerateOptions,
+    mask: Option<&mut TokenMask<'_>>,
+    on_token: &mut dyn FnMut(Token<'_>) -> ControlFlow<()>,
+) -> Result<Finish, Error> {
     let model = session.model().clone();
     if options.min_tokens > options.max_tokens {
         let expected = format!("at most max-tokens, {}", options.max_tokens);
@@ -93,22 +134,84 @@ pub fn generate(
         ends.eos = &model.config().eos_ids;
     }
     let mut text = StopText::new(model.tokenizer(), session.answer(), options)?;
+    let mut choices = Choices::new(session, &ends, options, mask)?;
     let mut last_id = 0;
     let mut shown = sampler.state();
-    let finish = loop_tokens(session, sampler, options, &ends, &mut text, &mut |token, state| {
-        (last_id, shown) = (token.id, state);
-        on_token(token)
-    });
+    let finish = loop_tokens(
+        session,
+        sampler,
+        options,
+        &ends,
+        &mut choices,
+        &mut text,
+        &mut |token, state| {
+            (last_id, shown) = (token.id, state);
+            on_token(token)
+        },
+    );
     sampler.allow();
     sampler.go_back(shown); // a token that was chosen and not shown is chosen again
     // The answer is complete without them, and who wants them can ask again.
     let _ = session.recall_logits();
     // Tokens that were shown are part of the answer, whatever ended it: so is their text.
-    let rest = text.finish(matches!(finish, Ok(Finish::Eos | Finish::Stop)))?;
+    let has_ended = matches!(finish, Ok(Finish::Eos | Finish::Stop | Finish::DeadEnd));
+    let rest = text.finish(has_ended)?;
     if !rest.is_empty() && !matches!(finish, Ok(Finish::Cancelled)) {
-        let _ = on_token(Token { id: last_id, is_rest: true, text: &rest });
+        let _ = on_token(Token { id: last_id, is_rest: true, text: &rest, logprobs: None });
     }
     finish
+}
+
+/// What may be chosen, token by token.
+struct Choices<'a, 'm> {
+    /// Those that would end the answer, as one list; they wait for `min_tokens`.
+    ends: Vec<u32>,
+    min_tokens: usize,
+    mask: Option<&'a mut TokenMask<'m>>,
+    /// For the mask: the answer so far, and room for what it allows.
+    answer: Vec<u32>,
+    allowed: Vec<u32>,
+    vocab_size: usize,
+}
+
+impl<'a, 'm> Choices<'a, 'm> {
+    fn new(
+        session: &Session,
+        ends: &Ends<'_>,
+        options: &GenerateOptions,
+        mask: Option<&'a mut TokenMask<'m>>,
+    ) -> Result<Self, Error> {
+        let vocab_size = session.model().config().vocab_size;
+        let (mut answer, mut allowed) = Default::default();
+        if mask.is_some() {
+            answer = memory::copy(session.answer(), "an answer")?;
+            allowed = memory::zeros(sampler::n_words(vocab_size), "a token mask")?;
+        }
+        let ends = [ends.eos, ends.ids].concat();
+        Ok(Self { ends, min_tokens: options.min_tokens, mask, answer, allowed, vocab_size })
+    }
+
+    /// Tells the sampler what may come behind `last` and `n` tokens of this call. False: nothing.
+    fn tell(&mut self, sampler: &mut Sampler, last: Option<u32>, n: usize) -> Result<bool, Error> {
+        let waiting = if n < self.min_tokens { &self.ends[..] } else { &[] };
+        let Some(mask) = &mut self.mask else {
+            // It changes where a new part of the answer begins.
+            if n != 0 && n != self.min_tokens {
+                return Ok(true);
+            }
+            if !sampler.restrict(None, waiting, self.vocab_size)? {
+                let expected = "0, as every token of the model ends an answer";
+                return Err(Error::option("min-tokens", self.min_tokens, expected));
+            }
+            return Ok(true);
+        };
+        if let Some(last) = last {
+            memory::push(&mut self.answer, last, "an answer")?;
+        }
+        self.allowed.fill(0);
+        mask(&self.answer, &mut self.allowed).map_err(|reason| Error::TokenMask { reason })?;
+        sampler.restrict(Some(&self.allowed), waiting, self.vocab_size)
+    }
 }
 
 /// Tokens that end an answer.
@@ -132,6 +235,7 @@ fn loop_tokens(
     sampler: &mut Sampler,
     options: &GenerateOptions,
     ends: &Ends<'_>,
+    choices: &mut Choices<'_, '_>,
     text: &mut StopText<'_>,
     show: &mut dyn FnMut(Token<'_>, u64) -> ControlFlow<()>,
 ) -> Result<Finish, Error> {
@@ -146,21 +250,26 @@ fn loop_tokens(
     if session.cancel.swap(false, Relaxed) {
         return Ok(Finish::Cancelled); // an answer that ends at once needs no pass that would see it
     }
-    if options.min_tokens > 0 {
-        sampler.forbid(&[ends.eos, ends.ids].concat(), logits.len())?;
+    let logprobs_of = |logits: Option<&[f32]>, id| match (logits, options.logprobs) {
+        (Some(logits), Some(n_top)) => LogSoftmax::new(logits).logprobs(id, n_top).map(Some),
+        _ => Ok(None),
+    };
+    if !choices.tell(sampler, None, 0)? {
+        return Ok(Finish::DeadEnd);
     }
     let mut id = sampler.sample(logits, session.history());
+    let mut logprobs = logprobs_of(Some(logits), id)?;
     for n in 1.. {
         if let Some(finish) = ends.of(id) {
             return Ok(finish);
         }
-        if n >= options.min_tokens {
-            sampler.allow();
-        }
         let (state, is_last) = (sampler.state(), n == options.max_tokens);
-        let next = match is_last {
-            true => session.decode(id).map(|()| id), // its successor is not asked for
-            false => session.decode_and_draw(id, sampler),
+        // What comes next, if anything does. This token stands either way.
+        let goes_on = if is_last { Ok(false) } else { choices.tell(sampler, Some(id), n) };
+        let next = match (&goes_on, options.logprobs) {
+            (Ok(true), None) => session.decode_and_draw(id, sampler),
+            (Ok(true), Some(_)) => session.decode_and_sample(id, sampler),
+            _ => session.decode(id).map(|()| id),
         };
         let next = match next {
             Ok(next) => next,
@@ -170,7 +279,8 @@ fn loop_tokens(
         };
         let pushed = text.push(id, n > options.min_tokens); // what has no text is held all the same, so it is shown
         let shown = pushed.as_deref().unwrap_or_default();
-        if show(Token { id, is_rest: false, text: shown }, state).is_break() {
+        let token = Token { id, is_rest: false, text: shown, logprobs: logprobs.as_ref() };
+        if show(token, state).is_break() {
             return Ok(Finish::Cancelled);
         }
         pushed?;
@@ -180,7 +290,10 @@ fn loop_tokens(
         if is_last {
             return Ok(Finish::Length);
         }
-        id = next;
+        if !goes_on? {
+            return Ok(Finish::DeadEnd);
+        }
+        (id, logprobs) = (next, logprobs_of(session.logits(), next)?);
     }
     Ok(Finish::Length)
 }

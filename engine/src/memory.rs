@@ -32,6 +32,16 @@ pub(crate) fn empty<T>(n: usize, what: &'static str) -> Result<Vec<T>, Error> {
     }
 }
 
+/// Adds a value to the end of a list.
+pub(crate) fn push<T>(list: &mut Vec<T>, value: T, what: &'static str) -> Result<(), Error> {
+    if list.len() == list.capacity() && !(list.try_reserve(1).is_ok() && has_room(0)) {
+        let bytes = (list.len() + 1).saturating_mul(size_of::<T>());
+        return Err(Error::OutOfMemory { what, bytes });
+    }
+    list.push(value);
+    Ok(())
+}
+
 /// Fails unless `bytes` could be had now; `what` names what they are for.
 pub(crate) fn room_for(bytes: usize, what: &'static str) -> Result<(), Error> {
     if has_room(bytes) { Ok(()) } else { Err(Error::OutOfMemory { what, bytes }) }

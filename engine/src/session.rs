@@ -13,6 +13,7 @@ use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::evict::Evicting;
 use crate::gate::Gate;
+use crate::logprobs::LogSoftmax;
 use crate::memory;
 use crate::policy::{Evict, Lazy, Stream};
 use crate::receipt::Receipt;
@@ -342,6 +343,11 @@ impl Session {
         self.logits_ready.then_some(&self.logits)
     }
 
+    /// The same as logarithms of probabilities.
+    pub fn log_softmax(&self) -> Option<LogSoftmax<'_>> {
+        self.logits().map(LogSoftmax::new)
+    }
+
     /// What the session has cost so far.
     pub fn receipt(&self) -> Receipt {
         let plan = self.model.plan();
@@ -543,6 +549,16 @@ impl Session {
             }
             None => Ok(sampler.sample(&self.logits, self.history())),
         }
+    }
+
+    /// Adds one generated token and chooses the next on the host, where its logits are ready then.
+    pub(crate) fn decode_and_sample(
+        &mut self,
+        token: u32,
+        sampler: &mut Sampler,
+    ) -> Result<u32, Error> {
+        self.decode(token)?;
+        Ok(sampler.sample(&self.logits, self.history()))
     }
 
     /// Brings logits that were left on the device to the host; does nothing where there are none. If another pass has

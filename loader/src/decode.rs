@@ -100,6 +100,38 @@ impl Decoder {
         })
     }
 
+    /// The bytes that a token is in a text; `None`: these are a matter of the tokens around it, or of where it stands.
+    /// (What only happens at the ends of a text is passed over: a space that is dropped in front.)
+    pub(crate) fn bytes(&self, mut token: String) -> Result<Option<Vec<u8>>> {
+        let limit = limit(token.len());
+        for step in &self.early {
+            match step {
+                Early::Replace(replace) => token = replace.run(&token, limit)?,
+                Early::ByteFallback => {
+                    if let Some(byte) = raw_byte(&token) {
+                        return Ok(Some(vec![byte]));
+                    }
+                }
+            }
+        }
+        let mut bytes = None;
+        let mut is_fused = false;
+        let Some(late) = &self.late else { return Ok(None) };
+        for step in late {
+            match step {
+                Late::Replace(replace) if bytes.is_none() => token = replace.run(&token, limit)?,
+                Late::ByteLevel if bytes.is_none() => bytes = Some(bytes_of(&token)),
+                Late::Library(DecoderWrapper::Fuse(_)) => is_fused = true,
+                Late::Library(DecoderWrapper::Strip(_)) if is_fused || bytes.is_some() => {}
+                Late::Library(DecoderWrapper::Metaspace(space)) if bytes.is_none() => {
+                    token = token.replace(space.get_replacement(), " ");
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(bytes.unwrap_or_else(|| token.into_bytes())))
+    }
+
     /// The text of all that [`push`](Decoder::push) and [`finish`](Decoder::finish) gave.
     pub(crate) fn text(&self, mut tokens: Vec<String>) -> Result<Text> {
         let Some(late) = &self.late else { return Ok(Text { text: tokens.join(" "), open: 0 }) };

@@ -306,6 +306,20 @@ impl Tokenizer {
         guard(|| Ok(self.shared.inner.id_to_token(id))).ok().flatten()
     }
 
+    /// The bytes that a token adds to a text, often not whole characters; a special one is its own text. None for an id that
+    /// stands for no token. An error where the tokenizer's decoder makes text of several tokens together (WordPiece, CTC).
+    pub fn token_bytes(&self, id: u32) -> Result<Vec<u8>, Error> {
+        let Some(token) = self.id_to_token(id) else { return Ok(Vec::new()) };
+        if self.is_special(id) {
+            return Ok(token.into_bytes());
+        }
+        let bytes = self.decoding(|decoder| decoder.bytes(token))?;
+        bytes.ok_or_else(|| {
+            let why = "the tokenizer's decoder makes text of several tokens together";
+            Error::Text { action: "say which bytes a token is", why: why.into() }
+        })
+    }
+
     /// Whether the id is that of a special token.
     pub fn is_special(&self, id: u32) -> bool {
         self.shared.special_ids.contains(&id)

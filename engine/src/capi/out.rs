@@ -117,6 +117,25 @@ pub(super) unsafe fn copy<T: Copy>(
     Ok(LORIS_OK)
 }
 
+/// Writes values to where the caller has room for them; NULL is fine where there are none.
+///
+/// # Safety
+/// `ptr` is NULL or has room for all values.
+pub(super) unsafe fn give<T>(
+    name: &str,
+    ptr: *mut T,
+    values: impl ExactSizeIterator<Item = T>,
+) -> Result<(), Failure> {
+    if values.len() > 0 {
+        check(name, ptr, values.len())?;
+    }
+    for (idx, value) in values.enumerate() {
+        // SAFETY: checked above, and the caller's promise.
+        unsafe { ptr.add(idx).write(value) };
+    }
+    Ok(())
+}
+
 /// As [`copy`] for a text and a NUL; `n` does not count the NUL.
 ///
 /// # Safety

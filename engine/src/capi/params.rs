@@ -10,6 +10,7 @@ use std::ffi::{c_char, c_void};
 use super::guard::{Failure, call};
 use super::session::LORIS_RANDOM_SEED;
 use super::status::LORIS_OK;
+use crate::logprobs::Logprob;
 
 /// Told of what happens besides results; message is UTF-8, ends with a NUL, and lives as long as the call.
 /// level: 1 error, 2 warning, 3 information. Called on the thread whose call it is about, several at a time if
@@ -35,6 +36,49 @@ pub type loris_token_callback = Option<
 /// that live as long as the call. On the calling thread.
 pub type loris_logits_callback = Option<
     unsafe extern "C" fn(user_data: *mut c_void, idx: usize, logits: *const f32, n_vocab: usize),
+>;
+
+/// A token and the natural logarithm of its probability, 0 or less. Since 0.6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct loris_logprob {
+    /// Its id.
+    pub token: u32,
+    /// The logarithm.
+    pub logprob: f32,
+}
+
+impl From<Logprob> for loris_logprob {
+    fn from(Logprob { id, logprob }: Logprob) -> Self {
+        Self { token: id, logprob }
+    }
+}
+
+/// Told, just before loris_token_callback is told the token, how likely the model held it, and the n_top tokens that it held
+/// likeliest in its place, likeliest first, which live as long as the call: before temperature, penalties, biases and masks.
+/// On the calling thread. Since 0.6.
+pub type loris_logprobs_callback = Option<
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        token: u32,
+        logprob: f32,
+        top: *const loris_logprob,
+        n_top: usize,
+    ),
+>;
+/// Says which tokens may come next: for each that may, sets bit token % 32 of allowed[token / 32]. All n_words are 0 before;
+/// there is a bit for each token of the vocabulary (vocab_size of loris_model_info), those of loris_model_eos_tokens
+/// included, which end the answer. tokens are the n_tokens of the answer so far: all since the last prompt, of calls before
+/// too. Both live as long as the call. Not 0: it failed, which ends the answer. Asked once a token, before the pass
+/// that computes its logits, on the calling thread; calls on the same session give LORIS_E_BUSY. Since 0.6.
+pub type loris_mask_callback = Option<
+    unsafe extern "C" fn(
+        user_data: *mut c_void,
+        tokens: *const u32,
+        n_tokens: usize,
+        allowed: *mut u32,
+        n_words: usize,
+    ) -> i32,
 >;
 
 /// Where models run.
@@ -180,7 +224,7 @@ pub struct loris_generate_params {
     pub n_stop: usize,
     /// Told each token; NULL: nobody.
     pub on_token: loris_token_callback,
-    /// Passed to on_token.
+    /// Passed to on_token, on_logprobs and mask.
     pub user_data: *mut c_void,
     /// Tokens at least: before, no token that would end the answer is chosen, and no stop text looked for. Default 0. Since
     /// 0.6, as all that follows.
@@ -189,6 +233,12 @@ pub struct loris_generate_params {
     pub stop_ids: *const u32,
     /// How many.
     pub n_stop_ids: usize,
+    /// Told how likely each token was; NULL: nobody. With it logits come from the device for each token.
+    pub on_logprobs: loris_logprobs_callback,
+    /// How many of the likeliest tokens on_logprobs is told.
+    pub n_top: u64,
+    /// Asked for each token which ones may come; NULL: all.
+    pub mask: loris_mask_callback,
 }
 
 /// Facts of a model. struct_size is set before the call, as in every struct that is filled.
@@ -320,7 +370,7 @@ sized!(loris_engine_params, [40, 48], log_level: 3);
 sized!(loris_model_params, [64, 72], page_len: 64, chunk: 512, batch: 16);
 sized!(loris_session_params, [16, 56], ctx_len: 0);
 sized!(loris_sampling_params, [40, 80], top_p: 1.0, repetition_penalty: 1.0, seed: LORIS_RANDOM_SEED, typical_p: 1.0);
-sized!(loris_generate_params, [48, 72], max_tokens: 256);
+sized!(loris_generate_params, [48, 96], max_tokens: 256);
 sized!(loris_model_info, [56], n_layers: 0);
 sized!(loris_kv_info, [48], page_len: 0);
 sized!(loris_receipt, [80, 112, 120, 136], reserved: 0);

@@ -8,18 +8,20 @@ use std::path::Path;
 use super::guard::{Failure, call};
 use super::handle::{Inner, SharedSession, free, get, loris_model, loris_session, make};
 use super::model::as_usize;
-use super::out::{c_text, copy, optional, owned, slice, write};
+use super::out::{c_text, copy, give, optional, owned, slice, write};
 use super::params::{
     Versioned, check_flags, fill_sized, loris_generate_params, loris_logits_callback,
-    loris_progress_callback, loris_receipt, loris_sampling_params, loris_session_params, read,
+    loris_logprob, loris_progress_callback, loris_receipt, loris_sampling_params,
+    loris_session_params, read,
 };
 use super::status::{
-    LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_E_FORMAT, LORIS_E_STATE, LORIS_E_UNSUPPORTED,
-    LORIS_EOS, LORIS_OK, LORIS_STOP,
+    LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_DEAD_END, LORIS_E_FORMAT, LORIS_E_NUMERIC,
+    LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_EOS, LORIS_OK, LORIS_STOP,
 };
 use crate::engine::Model;
 use crate::error::Error;
-use crate::generate::{Finish, GenerateOptions, Token, generate};
+use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked};
+use crate::logprobs::LogSoftmax;
 use crate::memory;
 use crate::policy::{Evict, Lazy};
 use crate::sampler::{Sampler, SamplerParams};
@@ -286,6 +288,113 @@ pub unsafe extern "C" fn loris_session_sample(session: *mut loris_session, token
     }
 }
 
+/// As loris_session_sample, of the tokens whose bits are set in allowed: bit token % 32 of allowed[token / 32], n_words in all,
+/// one for every 32 tokens of the vocabulary. LORIS_DEAD_END if there is none that may be chosen. One thread at a time. Since
+/// 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_sample_masked(
+    session: *mut loris_session,
+    allowed: *const u32,
+    n_words: usize,
+    token: *mut u32,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            write("token", token, LORIS_NO_TOKEN)?;
+            inner.session.recall_logits()?;
+            let logits = inner.session.logits().ok_or_else(no_logits)?;
+            let allowed = slice("allowed", allowed, n_words)?;
+            let history = inner.session.history();
+            let sampled = inner.sampler.sample_masked(logits, history, allowed)?;
+            write("token", token, sampled.ok_or_else(dead_end)?)?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+fn dead_end() -> Failure {
+    let why = "the mask allows no token that may be chosen; end the answer, or let it allow one";
+    Failure::new(LORIS_DEAD_END, why)
+}
+
+/// Gives, of the logits after the session's last token, the logarithms of the probabilities of n_tokens ids - logprobs has room
+/// for as many - and the n_top likeliest tokens, likeliest first; of equal ones the lower id comes first. n_top is at most the
+/// size of the vocabulary. They are those of the model: before temperature, penalties, biases and masks. Logits
+/// are read and LORIS_E_STATE given as in loris_session_logits, and nothing is copied. One thread at a time. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_session_logprobs(
+    session: *mut loris_session,
+    tokens: *const u32,
+    n_tokens: usize,
+    logprobs: *mut f32,
+    top: *mut loris_logprob,
+    n_top: usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        with(session, |inner| {
+            inner.session.recall_logits()?;
+            let logits = inner.session.logits().ok_or_else(no_logits)?;
+            give_logprobs(logits, slice("tokens", tokens, n_tokens)?, logprobs, top, n_top)
+        })
+    }
+}
+
+/// As loris_session_logprobs, of n_vocab logits that loris_session_score or loris_session_logits gave: for the tokens of a
+/// prompt. LORIS_E_NUMERIC if one of the logits is not finite. Any thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_logprobs(
+    logits: *const f32,
+    n_vocab: usize,
+    tokens: *const u32,
+    n_tokens: usize,
+    logprobs: *mut f32,
+    top: *mut loris_logprob,
+    n_top: usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let logits = slice("logits", logits, n_vocab)?;
+            if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
+                let what = format!("logits: the one at {at} is not finite");
+                return Err(Failure::new(LORIS_E_NUMERIC, what));
+            }
+            give_logprobs(logits, slice("tokens", tokens, n_tokens)?, logprobs, top, n_top)
+        })
+    }
+}
+
+/// # Safety
+/// `logprobs` is NULL or has room for as many as `tokens`, `top` is NULL or has room for `n_top`.
+unsafe fn give_logprobs(
+    logits: &[f32],
+    tokens: &[u32],
+    logprobs: *mut f32,
+    top: *mut loris_logprob,
+    n_top: usize,
+) -> Result<i32, Failure> {
+    let vocab_size = logits.len();
+    if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+        return Err(Error::TokenOutOfRange { id, vocab_size }.into());
+    }
+    if n_top > vocab_size {
+        let why = format!("n_top: {n_top} is more than the {vocab_size} tokens of the vocabulary");
+        return Err(Failure::invalid(why));
+    }
+    let all = LogSoftmax::new(logits);
+    let of_tokens = tokens.iter().map(|&id| all.of(id));
+    let likeliest = all.top(n_top)?.into_iter();
+    let likeliest = likeliest.map(loris_logprob::from);
+    // SAFETY: passed on.
+    unsafe {
+        give("logprobs", logprobs, of_tokens)?;
+        give("top", top, likeliest)?;
+    }
+    Ok(LORIS_OK)
+}
+
 fn no_logits() -> Failure {
     Failure::new(LORIS_E_STATE, "the session has no logits; prefill or decode first")
 }
@@ -338,6 +447,7 @@ pub unsafe extern "C" fn loris_session_score(
 /// Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
 ///
 /// LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text or a stop token was reached.
+/// LORIS_DEAD_END: the mask of params allows no token that may be chosen. LORIS_E_CALLBACK: it said that it failed.
 /// LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
 /// it. LORIS_E_STATE if no logits are ready.
 ///
@@ -372,9 +482,18 @@ pub unsafe extern "C" fn loris_session_generate(
                 keep_stop: params.flags & LORIS_KEEP_STOP != 0,
                 stop_ids,
                 ignore_eos: params.flags & LORIS_IGNORE_EOS != 0,
+                logprobs: match params.on_logprobs {
+                    Some(_) => Some(as_usize("n_top", params.n_top)?),
+                    None => None,
+                },
             };
-            let mut text = Vec::new();
+            let (mut text, mut top) = (Vec::new(), Vec::new());
             let mut on_token = |token: Token<'_>| {
+                if let (Some(f), Some(of_token)) = (params.on_logprobs, token.logprobs) {
+                    top.clear();
+                    top.extend(of_token.top.iter().map(|&next| loris_logprob::from(next)));
+                    f(params.user_data, token.id, of_token.logprob, top.as_ptr(), top.len());
+                }
                 let Some(f) = params.on_token else { return ControlFlow::Continue(()) };
                 text.clear();
                 text.extend_from_slice(token.text.as_bytes());
@@ -386,7 +505,20 @@ pub unsafe extern "C" fn loris_session_generate(
                 }
             };
             let Inner { session, sampler } = inner;
-            Ok(match generate(session, sampler, &options, &mut on_token)? {
+            let finish = match params.mask {
+                Some(f) => {
+                    let mut mask = |answer: &[u32], allowed: &mut [u32]| {
+                        let (words, n_words) = (allowed.as_mut_ptr(), allowed.len());
+                        match f(params.user_data, answer.as_ptr(), answer.len(), words, n_words) {
+                            0 => Ok(()),
+                            code => Err(format!("the callback gave {code}")),
+                        }
+                    };
+                    generate_masked(session, sampler, &options, &mut mask, &mut on_token)?
+                }
+                None => generate(session, sampler, &options, &mut on_token)?,
+            };
+            Ok(match finish {
                 Finish::Length => LORIS_OK,
                 Finish::Eos => LORIS_EOS,
                 Finish::Stop => LORIS_STOP,
@@ -395,6 +527,7 @@ pub unsafe extern "C" fn loris_session_generate(
                     let why = format!("context is full: the session was opened for {len} tokens");
                     return Err(Failure::new(LORIS_CTX_FULL, why));
                 }
+                Finish::DeadEnd => return Err(dead_end()),
                 Finish::Cancelled => return Err(Error::Cancelled.into()),
             })
         })

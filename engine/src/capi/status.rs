@@ -24,6 +24,8 @@ pub const LORIS_PENDING: i32 = 6;
 pub const LORIS_IDLE: i32 = 7;
 /// The caller's buffer is too small; the length that is needed was written, the buffer was not.
 pub const LORIS_BUFFER_TOO_SMALL: i32 = 8;
+/// No token may come next: a mask allows none. Since 0.6.
+pub const LORIS_DEAD_END: i32 = 9;
 
 /// An argument or option has no meaning: NULL, out of range, not UTF-8, another kind of handle.
 pub const LORIS_E_INVALID_ARG: i32 = -1;
@@ -51,6 +53,8 @@ pub const LORIS_E_DEVICE: i32 = -11;
 pub const LORIS_E_NUMERIC: i32 = -12;
 /// A defect of the library: a panic was caught. The sessions of the call are poisoned.
 pub const LORIS_E_PANIC: i32 = -13;
+/// A callback said that it failed. Since 0.6.
+pub const LORIS_E_CALLBACK: i32 = -14;
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {
@@ -64,6 +68,7 @@ impl From<Error> for Failure {
             Error::Cancelled => LORIS_CANCELLED,
             Error::NonFinite { .. } => LORIS_E_NUMERIC,
             Error::State { .. } => LORIS_E_STATE,
+            Error::TokenMask { .. } => LORIS_E_CALLBACK,
             Error::SavedState { .. } => LORIS_E_FORMAT,
             Error::Io { source, .. } if source.kind() == ErrorKind::OutOfMemory => LORIS_E_OOM_HOST,
             Error::Io { .. } => LORIS_E_IO,

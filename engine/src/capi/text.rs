@@ -9,6 +9,7 @@ use super::out::{c_text, copy, copy_text, owned, slice, text, write};
 use super::params::check_flags;
 use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
 use crate::engine::Model;
+use crate::error::Error;
 use crate::memory;
 use loris_loader::{Chat, Message, Special, TextStream, Tokenizer};
 
@@ -22,6 +23,12 @@ pub const LORIS_ADD_EDGES: u32 = 2;
 pub const LORIS_SHOW_SPECIAL: u32 = 1;
 /// Flag of loris_chat_tokenize and loris_chat_render: end where the model's answer begins.
 pub const LORIS_ADD_GENERATION_PROMPT: u32 = 1;
+/// Of loris_token_flags: the token's text is silent unless it is asked for. Since 0.6.
+pub const LORIS_TOKEN_SPECIAL: u32 = 1;
+/// Of loris_token_flags: it ends an answer. Since 0.6.
+pub const LORIS_TOKEN_EOS: u32 = 2;
+/// Of loris_token_flags: the tokenizer does not have it, so it is never chosen. Since 0.6.
+pub const LORIS_TOKEN_UNUSED: u32 = 4;
 
 fn tokenizer(model: &Model) -> Result<&Tokenizer, Failure> {
     model.tokenizer().ok_or_else(|| {
@@ -83,6 +90,60 @@ pub unsafe extern "C" fn loris_max_tokens(
             write("n", n, tokenizer(get(model)?)?.max_tokens(text_len))?;
             Ok(LORIS_OK)
         })
+    }
+}
+
+/// Copies the bytes that a token adds to a text: often not whole characters, and with most tokenizers a space in front; of a special
+/// one its own text. None for an id that stands for no token. LORIS_E_INVALID_ARG where the tokenizer makes text of several
+/// tokens together (WordPiece). buf has room for cap bytes; *n is set to how many there are, also when buf is NULL and cap
+/// 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. Any thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_token_bytes(
+    model: *const loris_model,
+    token: u32,
+    buf: *mut u8,
+    cap: usize,
+    n: *mut usize,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            let model = get(model)?;
+            check_token(model, token)?;
+            copy(&tokenizer(model)?.token_bytes(token)?, buf, cap, n)
+        })
+    }
+}
+
+/// Sets *flags to what a token is: LORIS_TOKEN_SPECIAL, LORIS_TOKEN_EOS, LORIS_TOKEN_UNUSED. Any thread. Since 0.6.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn loris_token_flags(
+    model: *const loris_model,
+    token: u32,
+    flags: *mut u32,
+) -> i32 {
+    // SAFETY: the caller keeps to the header.
+    unsafe {
+        call(|| {
+            write("flags", flags, 0)?;
+            let model = get(model)?;
+            check_token(model, token)?;
+            let tokenizer = tokenizer(model)?;
+            let facts = [
+                (LORIS_TOKEN_SPECIAL, tokenizer.is_special(token)),
+                (LORIS_TOKEN_EOS, model.config().eos_ids.contains(&token)),
+                (LORIS_TOKEN_UNUSED, tokenizer.id_to_token(token).is_none()),
+            ];
+            write("flags", flags, facts.iter().filter(|(_, is)| *is).map(|(flag, _)| flag).sum())?;
+            Ok(LORIS_OK)
+        })
+    }
+}
+
+fn check_token(model: &Model, id: u32) -> Result<(), Error> {
+    match model.config().vocab_size {
+        vocab_size if id as usize >= vocab_size => Err(Error::TokenOutOfRange { id, vocab_size }),
+        _ => Ok(()),
     }
 }
 

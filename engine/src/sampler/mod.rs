@@ -126,7 +126,7 @@ pub struct Sampler {
     /// Ids that are never chosen: the padding of a vocabulary.
     mask: Mask,
     /// These and those that are not chosen for now; `None`: there are none of these.
-    mask_for_now: Option<Mask>,
+    mask_for_now: Mask,
     /// Logits after biases, penalties and the mask.
     adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
@@ -136,21 +136,12 @@ pub struct Sampler {
     answered: Counts,
 }
 
-/// Ids that are not chosen.
-#[derive(Clone, Debug, Default)]
-struct Mask {
-    /// By id; empty: none.
-    masked: Vec<bool>,
-    /// The same as a bit set, for devices; `None`: none.
-    bits: Option<Arc<[u32]>>,
-}
+/// Ids that are not chosen, as devices take them: bit `id % 32` of word `id / 32`; `None`: none.
+type Mask = Option<Arc<[u32]>>;
 
-impl Mask {
-    fn new(masked: Vec<bool>) -> Self {
-        let word = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
-        let bits = (!masked.is_empty()).then(|| masked.chunks(32).map(word).collect());
-        Self { masked, bits }
-    }
+/// Words of a bit set of so many ids.
+pub(crate) fn n_words(vocab_size: usize) -> usize {
+    vocab_size.div_ceil(32)
 }
 
 /// What a sampler's memory is for.
@@ -160,15 +151,15 @@ impl Sampler {
     /// A sampler for a model: ids that its tokenizer does not have are never chosen.
     pub fn new(params: SamplerParams, model: &Model) -> Result<Self, Error> {
         let vocab_size = model.config().vocab_size;
-        let mut masked: Vec<bool> = Vec::new();
+        let mut masked = Vec::new();
         for id in model.tokenizer().iter().flat_map(|t| t.padded_ids(vocab_size)) {
             if masked.is_empty() {
-                masked = memory::zeros(vocab_size, LISTS)?;
+                masked = memory::zeros(n_words(vocab_size), LISTS)?;
             }
-            masked[id as usize] = true;
+            set(&mut masked, id);
         }
-        let sampler = Self::with_mask(params, masked)?;
-        sampler.with_room(vocab_size)
+        let mask = (!masked.is_empty()).then(|| masked.into());
+        Self::with(params, mask)?.with_room(vocab_size)
     }
 
     /// Asks for what a choice among `vocab_size` tokens takes.
@@ -183,15 +174,20 @@ impl Sampler {
     }
 
     /// A sampler that never chooses the ids that are true in `masked`; empty: all may be chosen.
-    pub fn with_mask(params: SamplerParams, masked: Vec<bool>) -> Result<Self, Error> {
+    pub fn with_mask(params: SamplerParams, masked: &[bool]) -> Result<Self, Error> {
+        let word = |ids: &[bool]| ids.iter().rev().fold(0, |word, &bit| word << 1 | u32::from(bit));
+        let mask = (!masked.is_empty()).then(|| masked.chunks(32).map(word).collect());
+        Self::with(params, mask)
+    }
+
+    fn with(params: SamplerParams, mask: Mask) -> Result<Self, Error> {
         params.check()?;
         let seed = params.seed.unwrap_or_else(random_seed);
         let (adjusted, candidates, seen, answered) = Default::default();
-        let (state, mask) = (seed, Mask::new(masked));
         Ok(Self {
             params,
             seed,
-            state,
+            state: seed,
             n_forks: 0,
             mask,
             mask_for_now: None,
@@ -202,30 +198,43 @@ impl Sampler {
         })
     }
 
-    /// Chooses none of these ids, of `vocab_size`, until [`allow`](Self::allow). Fails where no other is left.
-    pub(crate) fn forbid(&mut self, ids: &[u32], vocab_size: usize) -> Result<(), Error> {
-        let mut masked = match self.mask.masked.is_empty() {
-            true => memory::zeros(vocab_size, LISTS)?,
-            false => memory::copy(&self.mask.masked, LISTS)?,
-        };
-        ids.iter().for_each(|&id| {
-            masked.get_mut(id as usize).into_iter().for_each(|is_masked| *is_masked = true);
-        });
-        if masked.iter().all(|&is_masked| is_masked) {
-            let expected = "0, as every token of the model ends an answer";
-            return Err(Error::option("min-tokens", "given", expected));
+    /// From now on chooses, of `vocab_size` tokens, only those whose bits are set in `allowed` (`None`: all), and none of
+    /// `forbidden`. False: there is no such token.
+    pub(crate) fn restrict(
+        &mut self,
+        allowed: Option<&[u32]>,
+        forbidden: &[u32],
+        vocab_size: usize,
+    ) -> Result<bool, Error> {
+        self.mask_for_now = None;
+        if allowed.is_none() && forbidden.is_empty() {
+            return Ok(true);
         }
-        self.mask_for_now = Some(Mask::new(masked));
-        Ok(())
+        let mut masked: Vec<u32> = memory::zeros(n_words(vocab_size), LISTS)?;
+        masked
+            .iter_mut()
+            .zip(self.mask.iter().flat_map(|mask| &**mask))
+            .for_each(|(to, from)| *to = *from);
+        if let Some(allowed) = allowed {
+            masked.iter_mut().zip(allowed).for_each(|(masked, allowed)| *masked |= !allowed);
+        }
+        forbidden.iter().for_each(|&id| set(&mut masked, id));
+        let is_left = |(idx, &masked): (usize, &u32)| {
+            let n_ids = (vocab_size - idx * 32).min(32); // of the last word
+            masked.count_ones() < 32 && (!masked).trailing_zeros() < n_ids as u32
+        };
+        let is_any_left = masked.iter().enumerate().any(is_left);
+        self.mask_for_now = Some(masked.into());
+        Ok(is_any_left)
     }
 
-    /// Takes back [`forbid`](Self::forbid).
+    /// Takes back [`restrict`](Self::restrict).
     pub(crate) fn allow(&mut self) {
         self.mask_for_now = None;
     }
 
     fn mask(&self) -> &Mask {
-        self.mask_for_now.as_ref().unwrap_or(&self.mask)
+        if self.mask_for_now.is_some() { &self.mask_for_now } else { &self.mask }
     }
 
     /// The seed in use, which was given or drawn: a sampler that is given it makes the same choices.
@@ -242,10 +251,7 @@ impl Sampler {
             seed,
             state: seed,
             n_forks: 0,
-            mask: Mask {
-                masked: memory::copy(&self.mask.masked, LISTS)?,
-                bits: self.mask.bits.clone(),
-            },
+            mask: self.mask.clone(),
             mask_for_now: None,
             adjusted: Vec::new(),
             candidates: Vec::new(),
@@ -272,7 +278,7 @@ impl Sampler {
             top_p: p.top_p,
             min_p: p.min_p,
             uniform: if temperature == 0.0 { 0.0 } else { uniform(&mut state) },
-            masked: self.mask().bits.clone(),
+            masked: self.mask().clone(),
         })
     }
 
@@ -316,6 +322,24 @@ impl Sampler {
         choose::draw(logits, &filters, uniform(&mut self.state), &mut self.candidates)
     }
 
+    /// The next token, of those whose bits are set in `allowed`: bit `id % 32` of word `id / 32`, a word for every 32 ids. `None`: no
+    /// token that may be chosen is among them; then nothing was drawn.
+    pub fn sample_masked<'h>(
+        &mut self,
+        logits: &[f32],
+        history: impl Into<History<'h>>,
+        allowed: &[u32],
+    ) -> Result<Option<u32>, Error> {
+        let expected = n_words(logits.len());
+        if allowed.len() != expected {
+            return Err(Error::option("allowed", allowed.len(), format!("{expected} words")));
+        }
+        let is_any = self.restrict(Some(allowed), &[], logits.len());
+        let id = is_any.map(|is_any| is_any.then(|| self.sample(logits, history)));
+        self.allow();
+        id
+    }
+
     /// Dividing by less makes every logit infinite.
     fn is_greedy(&self) -> bool {
         self.params.temperature < f32::MIN_POSITIVE
@@ -323,7 +347,7 @@ impl Sampler {
 
     fn changes_logits(&self) -> bool {
         let p = &self.params;
-        self.mask().bits.is_some() || p.penalises() || !p.logit_bias.is_empty()
+        self.mask().is_some() || p.penalises() || !p.logit_bias.is_empty()
     }
 
     /// Logits with biases, penalties and the mask, in the order of `transformers`.
@@ -351,10 +375,25 @@ impl Sampler {
                 adjusted[at(id)] -= p.frequency_penalty * n + p.presence_penalty;
             }
         }
-        let mask = self.mask_for_now.as_ref().unwrap_or(&self.mask);
-        for (logit, _) in self.adjusted.iter_mut().zip(&mask.masked).filter(|(_, is)| **is) {
-            *logit = f32::NEG_INFINITY;
+        let mask = if self.mask_for_now.is_some() { &self.mask_for_now } else { &self.mask };
+        for (logits, &masked) in adjusted.chunks_mut(32).zip(mask.as_deref().unwrap_or_default()) {
+            match masked {
+                0 => {}
+                u32::MAX => logits.fill(f32::NEG_INFINITY),
+                _ => (0..).zip(logits).filter(|(bit, _)| masked >> bit & 1 == 1).for_each(
+                    |(_, logit)| {
+                        *logit = f32::NEG_INFINITY;
+                    },
+                ),
+            }
         }
+    }
+}
+
+/// Masks an id; one that there is not is passed over.
+fn set(masked: &mut [u32], id: u32) {
+    if let Some(word) = masked.get_mut(id as usize / 32) {
+        *word |= 1 << (id % 32);
     }
 }
 

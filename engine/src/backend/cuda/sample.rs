@@ -39,8 +39,17 @@ impl Chooser {
         if let Some(masked) = &draw.masked
             && !self.masked.as_ref().is_some_and(is_known)
         {
-            let bits = Buffer::from_slice(device, masked, "masked ids")?;
-            self.masked = Some((masked.clone(), bits));
+            // One that changes from token to token keeps its place.
+            match &mut self.masked {
+                Some((known, bits)) if known.len() == masked.len() => {
+                    bits.upload(device, 0, masked)?;
+                    *known = masked.clone();
+                }
+                other => {
+                    let bits = Buffer::from_slice(device, masked, "masked ids")?;
+                    *other = Some((masked.clone(), bits));
+                }
+            }
         }
         let masked = self.masked.as_ref().filter(|_| draw.masked.is_some()).map(|(_, bits)| bits);
 

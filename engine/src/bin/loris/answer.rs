@@ -5,12 +5,14 @@ use std::time::Instant;
 
 use loris::loader::GenerationDefaults;
 use loris::{
-    Error, Finish, GenerateOptions, KvFormats, Model, Receipt, Sampler, SamplerParams, Session,
+    Error, Finish, GenerateOptions, KvFormats, LogSoftmax, Logprob, Logprobs, Model, Receipt,
+    Sampler, SamplerParams, Session,
 };
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
 use crate::exit::{Failure, RUN_TIME};
+use crate::grammar::Grammar;
 use crate::interrupt::Guard;
 use crate::report::{Report, Unit, bytes, peak_bytes, quantile, rounded};
 
@@ -22,6 +24,9 @@ pub(crate) struct Answerer<'a> {
     pub(crate) params: SamplerParams,
     pub(crate) options: GenerateOptions,
     pub(crate) load_s: f64,
+    pub(crate) grammar: Option<Grammar>,
+    /// The tokens of prompts are told with so many of the likeliest in their place.
+    pub(crate) prompt_logprobs: Option<usize>,
     /// What the session has taken in through this; a restored one has more.
     history: Vec<u32>,
 }
@@ -85,6 +90,7 @@ impl<'a> Answerer<'a> {
     pub(crate) fn new(
         args: &GenerateArgs,
         model: &Model,
+        grammar: Option<Grammar>,
         load_s: f64,
         report: &'a Report,
     ) -> Result<Self, Failure> {
@@ -96,9 +102,11 @@ impl<'a> Answerer<'a> {
             keep_stop: args.keep_stop,
             stop_ids: args.stop_id.clone(),
             ignore_eos: args.ignore_eos,
+            logprobs: args.logprobs,
         };
         let sampler = Sampler::new(params.clone(), model)?;
-        Ok(Self { report, sampler, params, options, load_s, history: Vec::new() })
+        let (prompt_logprobs, history) = (None, Vec::new());
+        Ok(Self { report, sampler, params, options, load_s, grammar, prompt_logprobs, history })
     }
 
     /// Answers a prompt that holds the whole sequence so far; the session keeps what it shares with it.
@@ -119,16 +127,26 @@ impl<'a> Answerer<'a> {
         self.history.truncate(kept);
         let prefill_started = Instant::now();
         if kept < prompt.len() {
-            self.prefill(session, &prompt[kept..], &guard)?;
+            match self.prompt_logprobs {
+                None => self.prefill(session, &prompt[kept..], &guard)?,
+                Some(n_top) => self.score(session, &prompt[kept..], n_top)?,
+            }
             self.history.extend_from_slice(&prompt[kept..]);
         }
         let prefill_s = prefill_started.elapsed().as_secs_f64();
         let shared = session.receipt().n_shared - before;
 
         let mut shown = Shown::default();
-        let generated = loris::generate(session, &mut self.sampler, &self.options, &mut |token| {
-            shown.take(self.report, token)
-        });
+        let model = session.model().clone();
+        let mut on_token = |token: loris::Token<'_>| shown.take(self.report, &model, token);
+        let (sampler, options) = (&mut self.sampler, &self.options);
+        let generated = match &mut self.grammar {
+            None => loris::generate(session, sampler, options, &mut on_token),
+            Some(grammar) => {
+                let mut mask = |answer: &[u32], allowed: &mut [u32]| grammar.mask(answer, allowed);
+                loris::generate_masked(session, sampler, options, &mut mask, &mut on_token)
+            }
+        };
         self.history.extend(&shown.ids);
         let finish = generated?;
         let mut gaps_s: Vec<f64> =
@@ -183,6 +201,29 @@ impl<'a> Answerer<'a> {
         self.prefill_event(tokens.len(), tokens.len(), started)
     }
 
+    /// Takes in a prompt as [`prefill`](Self::prefill) does, and tells how likely each of its tokens was.
+    fn score(&self, session: &mut Session, tokens: &[u32], n_top: usize) -> Result<(), Failure> {
+        let started = Instant::now();
+        let model = session.model().clone();
+        let tell = |id: u32, before: Option<&[f32]>| {
+            let of_token = before.map(|logits| LogSoftmax::new(logits).logprobs(id, n_top));
+            let mut event = json!({ "id": id, "text": token_text(&model, id) });
+            add_logprobs(&mut event, &model, of_token.transpose()?.as_ref());
+            self.report.event("prompt", event)
+        };
+        tell(tokens[0], session.logits())?;
+        let mut told = Ok(());
+        session.score(tokens, &mut |idx, logits| {
+            if let Some(&next) = tokens.get(idx + 1)
+                && told.is_ok()
+            {
+                told = tell(next, Some(logits));
+            }
+        })?;
+        told?;
+        self.prefill_event(tokens.len(), tokens.len(), started)
+    }
+
     fn prefill_event(&self, done: usize, total: usize, started: Instant) -> Result<(), Failure> {
         let tok_s = rate(done, started.elapsed().as_secs_f64()).map(rounded);
         self.report.event("prefill", json!({ "done": done, "total": total, "tok_s": tok_s }))
@@ -192,7 +233,6 @@ impl<'a> Answerer<'a> {
     pub(crate) fn settings(&self) -> Value {
         let p = &self.params;
         let max_tokens = Some(self.options.max_tokens).filter(|&n| n < usize::MAX);
-        let exact = |x: f32| json!(x.to_string().parse::<f64>().unwrap_or_default());
         json!({
             "temperature": exact(p.temperature), "top_k": p.top_k, "top_p": exact(p.top_p),
             "min_p": exact(p.min_p), "typical_p": exact(p.typical_p), "repeat_penalty": exact(p.repetition_penalty),
@@ -206,6 +246,28 @@ impl<'a> Answerer<'a> {
     }
 }
 
+/// A number as short as it can be said.
+fn exact(x: f32) -> Value {
+    json!(x.to_string().parse::<f64>().unwrap_or_default())
+}
+
+/// Says in an event how likely its token was and which were likeliest; `null` where nobody knows.
+fn add_logprobs(event: &mut Value, model: &Model, of_token: Option<&Logprobs>) {
+    let likely = |next: &Logprob| json!({ "id": next.id, "text": token_text(model, next.id), "logprob": exact(next.logprob) });
+    event["logprob"] = of_token.map(|of_token| exact(of_token.logprob)).into();
+    event["top"] =
+        of_token.map(|of_token| of_token.top.iter().map(likely).collect::<Vec<_>>()).into();
+}
+
+/// What a token adds to a text, as far as these are characters.
+fn token_text(model: &Model, id: u32) -> Option<String> {
+    let tokenizer = model.tokenizer()?;
+    match tokenizer.token_bytes(id) {
+        Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(_) => tokenizer.id_to_token(id),
+    }
+}
+
 /// What was shown of an answer so far.
 #[derive(Default)]
 struct Shown {
@@ -216,7 +278,7 @@ struct Shown {
 }
 
 impl Shown {
-    fn take(&mut self, report: &Report, token: loris::Token<'_>) -> ControlFlow<()> {
+    fn take(&mut self, report: &Report, model: &Model, token: loris::Token<'_>) -> ControlFlow<()> {
         if !token.is_rest {
             self.times.push(Instant::now());
             self.ids.push(token.id);
@@ -224,7 +286,13 @@ impl Shown {
         self.text.push_str(token.text);
         let id = (!token.is_rest).then_some(token.id);
         let printed = match report.is_json() {
-            true => report.event("token", json!({ "id": id, "text": token.text })),
+            true => {
+                let mut event = json!({ "id": id, "text": token.text });
+                if token.logprobs.is_some() {
+                    add_logprobs(&mut event, model, token.logprobs);
+                }
+                report.event("token", event)
+            }
             false if token.text.is_empty() => Ok(()),
             false => report.print(token.text),
         };
@@ -265,6 +333,9 @@ fn keep_common(session: &mut Session, history: &[u32], prompt: &[u32]) -> Result
     Ok(kept)
 }
 
+/// What is said of [`Finish::DeadEnd`].
+pub(crate) const DEAD_END: &str = "the answer came to a dead end: no token of the model goes on as the grammar asks; change the grammar, or use another model";
+
 /// Why an answer ended, as events spell it.
 pub(crate) fn finish_name(finish: Finish) -> &'static str {
     match finish {
@@ -273,6 +344,7 @@ pub(crate) fn finish_name(finish: Finish) -> &'static str {
         Finish::Length => "length",
         Finish::CtxFull => "ctx_full",
         Finish::Cancelled => "cancelled",
+        Finish::DeadEnd => "dead_end",
     }
 }
 
@@ -339,6 +411,7 @@ impl Statistics {
             Finish::Length => "ended by -n/--max-tokens",
             Finish::CtxFull => "ended because the context is full",
             Finish::Cancelled => "interrupted",
+            Finish::DeadEnd => "ended because the grammar allows no token",
         };
         let seed = self.seed.map_or(String::new(), |seed| format!(", seed {seed}"));
         let peak = self.peak_bytes.map_or(String::new(), |n| format!("peak {}, ", bytes(n)));

@@ -149,6 +149,9 @@ pub(crate) struct RunArgs {
     /// is that token
     #[arg(long, conflicts_with_all = ["chat_template", "template_var"])]
     pub(crate) raw: bool,
+    /// With --json: the same as --logprobs for the tokens of the prompt, an event `prompt` each
+    #[arg(long, value_name = "N", value_parser = within(ANY), allow_negative_numbers = true, conflicts_with_all = ["lazy", "evict"])]
+    pub(crate) prompt_logprobs: Option<usize>,
     /// Write the session to a file after the answer, also one that Ctrl-C ends
     #[arg(long, value_name = "FILE")]
     pub(crate) save_state: Option<PathBuf>,
@@ -258,6 +261,16 @@ pub(crate) struct GenerateArgs {
     /// Go on after an end-of-sequence token
     #[arg(long)]
     pub(crate) ignore_eos: bool,
+    /// The answer is JSON that this schema allows; it ends where that is complete, or before by -n or --stop
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["grammar", "ignore_eos", "min_tokens"])]
+    pub(crate) json_schema: Option<PathBuf>,
+    /// The answer follows a grammar, in the Lark format of llguidance; it ends where that allows it
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["ignore_eos", "min_tokens"])]
+    pub(crate) grammar: Option<PathBuf>,
+    /// With --json: how likely the model held each token, before temperature, penalties and the like, and the N likeliest in
+    /// its place; `logprob` and `top` of `token` events
+    #[arg(long, value_name = "N", value_parser = within(ANY), allow_negative_numbers = true)]
+    pub(crate) logprobs: Option<usize>,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -15,7 +15,7 @@ use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
 use serde_json::{Value, json};
 
-use crate::answer::{Answerer, Statistics};
+use crate::answer::{Answerer, DEAD_END, Statistics};
 use crate::args::ChatArgs;
 use crate::exit::{BAD_MODEL, Failure, INTERRUPTED, RUN_TIME};
 use crate::files;
@@ -48,7 +48,7 @@ struct Chat<'a> {
 }
 
 pub(crate) fn chat(args: &ChatArgs, report: &Report) -> Result<(), Failure> {
-    check_flags(&args.generate)?;
+    let grammar = check_flags(&args.generate, report)?;
     let opened = open_for_answers(&args.model, &args.engine, &args.context, report)?;
     let model = &opened.model;
     open::tokenizer(model, &args.model)?;
@@ -60,7 +60,9 @@ pub(crate) fn chat(args: &ChatArgs, report: &Report) -> Result<(), Failure> {
         );
         return Err(Failure::new(BAD_MODEL, message));
     }
-    let answerer = Answerer::new(&args.generate, model, opened.load.as_secs_f64(), report)?;
+    let grammar = grammar.map(|source| source.compile(model)).transpose()?;
+    let load_s = opened.load.as_secs_f64();
+    let answerer = Answerer::new(&args.generate, model, grammar, load_s, report)?;
     report.event("load", load_event(&args.model, &opened, &args.engine, answerer.settings()))?;
     let mut chat = Chat {
         answerer,
@@ -211,6 +213,7 @@ impl Chat<'_> {
             )),
             Finish::Length => self.report.note("the answer reached -n/--max-tokens"),
             Finish::Cancelled => self.report.note("stopped"),
+            Finish::DeadEnd => self.report.say(DEAD_END),
             Finish::Eos | Finish::Stop => {}
         }
         self.last = Some(answer.statistics);

@@ -2,7 +2,7 @@
 //!
 //! One file per concern: `args` is what users type, `exit` what the shell is told, `report` what goes to
 //! stderr and into JSON events, `interrupt` what Ctrl-C does, `open` and `prompt` lead to a session and
-//! its tokens, `answer` runs one prompt and counts. Each subcommand is one file on top of these.
+//! its tokens, `grammar` says which tokens an answer may have, `answer` runs one prompt and counts. Each subcommand is one file on top of these.
 //!
 //! stdout carries the answer and nothing else. Everything that this program does goes through the public
 //! API of the library, so each file is also an example of its use.
@@ -16,6 +16,7 @@ mod devices;
 mod eval;
 mod exit;
 mod files;
+mod grammar;
 mod inspect;
 mod interrupt;
 mod open;

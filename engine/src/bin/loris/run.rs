@@ -6,16 +6,20 @@ use std::time::Instant;
 use loris::{Error, Finish, Model, SamplerParams, Session, SessionOptions};
 use serde_json::{Value, json};
 
-use crate::answer::{Answer, Answerer, sampling};
+use crate::answer::{Answer, Answerer, DEAD_END, sampling};
 use crate::args::{ContextArgs, EngineArgs, GenerateArgs, RunArgs};
 use crate::exit::{Failure, RUN_TIME, USAGE};
 use crate::files;
+use crate::grammar;
 use crate::open::{self, Opened};
 use crate::prompt::{self, Prompt, Templating};
 use crate::report::Report;
 
 pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
-    check_flags(&args.generate)?;
+    let grammar = check_flags(&args.generate, report)?;
+    if args.prompt_logprobs.is_some() {
+        needs_json("--prompt-logprobs", report)?;
+    }
     if let Some(path) = &args.save_state {
         files::create(path)?; // and dropped: it can be written to
     }
@@ -31,7 +35,10 @@ pub(crate) fn run(args: &RunArgs, report: &Report) -> Result<(), Failure> {
     let opened = open_for_answers(&args.model, &args.engine, &args.context, report)?;
     let model = &opened.model;
     let tokenizer = open::tokenizer(model, &args.model)?;
-    let mut answerer = Answerer::new(&args.generate, model, opened.load.as_secs_f64(), report)?;
+    let grammar = grammar.map(|source| source.compile(model)).transpose()?;
+    let load_s = opened.load.as_secs_f64();
+    let mut answerer = Answerer::new(&args.generate, model, grammar, load_s, report)?;
+    answerer.prompt_logprobs = args.prompt_logprobs;
     report.event("load", load_event(&args.model, &opened, &args.engine, answerer.settings()))?;
     let templating = Templating::new(model, &args.model, &args.template)?;
     if !args.raw && !templating.is_there() {
@@ -65,14 +72,29 @@ fn finish(answerer: &Answerer<'_>, answer: &Answer, report: &Report) -> Result<(
     report.note(answer.statistics.lines());
     match answer.statistics.finish {
         Finish::Cancelled => Err(Failure::interrupted()),
+        Finish::DeadEnd => Err(Failure::new(RUN_TIME, DEAD_END)),
         _ => Ok(()),
     }
 }
 
-/// Refuses flags that no model could make sense of, before one is opened.
-pub(crate) fn check_flags(args: &GenerateArgs) -> Result<(), Failure> {
+/// Refuses flags that no model could make sense of, before one is opened; gives the grammar that they ask for.
+pub(crate) fn check_flags(
+    args: &GenerateArgs,
+    report: &Report,
+) -> Result<Option<grammar::Source>, Failure> {
     let params: SamplerParams = sampling(args, &Default::default());
-    Ok(params.check()?)
+    params.check()?;
+    if args.logprobs.is_some() {
+        needs_json("--logprobs", report)?;
+    }
+    grammar::Source::read(args)
+}
+
+fn needs_json(flag: &str, report: &Report) -> Result<(), Failure> {
+    match report.is_json() {
+        true => Ok(()),
+        false => Err(Failure::new(USAGE, format!("{flag}: is shown in events; add --json"))),
+    }
 }
 
 /// Opens a folder for sessions that are used one at a time.
