@@ -409,3 +409,61 @@ fn a_mask_leaves_a_choice_among_its_tokens() {
         assert_eq!(id, Some(alike.sample(&only, &[])));
     }
 }
+
+/// Draws follow what transformers' processors leave of the same logits: chi-squared over 20,000 of each case of `sampling.json`.
+#[test]
+fn draws_follow_what_transformers_leaves() {
+    const N: usize = 20_000;
+    let path =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/sampling.json");
+    let file: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let floats = |list: &serde_json::Value| -> Vec<f64> {
+        list.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    for case in file["cases"].as_array().unwrap() {
+        let options = &case["options"];
+        let float = |name: &str, default: f32| options[name].as_f64().map_or(default, |x| x as f32);
+        let bias = options["sequence_bias"].as_array().unwrap().iter();
+        let params = SamplerParams {
+            temperature: float("temperature", 1.0),
+            top_k: options["top_k"].as_u64().unwrap_or(0) as usize,
+            top_p: float("top_p", 1.0),
+            min_p: float("min_p", 0.0),
+            typical_p: float("typical_p", 1.0),
+            repetition_penalty: float("repetition_penalty", 1.0),
+            logit_bias: bias
+                .map(|b| (b[0].as_u64().unwrap() as u32, b[1].as_f64().unwrap() as f32))
+                .collect(),
+            seed: Some(9),
+            ..SamplerParams::default()
+        };
+        let logits: Vec<f32> = floats(&case["logits"]).into_iter().map(|x| x as f32).collect();
+        let history: Vec<u32> = floats(&case["history"]).into_iter().map(|x| x as u32).collect();
+        let shares = floats(&case["shares"]);
+        let mut sampler = sampler(params);
+        let mut counts = vec![0_usize; logits.len()];
+        for _ in 0..N {
+            counts[sampler.sample(&logits, history.as_slice()) as usize] += 1;
+        }
+        // Bins that expect few draws are one bin together.
+        let (mut chi_squared, mut n_bins, mut rest) = (0.0, 0.0_f64, (0.0, 0.0));
+        let mut bin = |expected: f64, count: f64| {
+            chi_squared += (count - expected).powi(2) / expected;
+            n_bins += 1.0;
+        };
+        for (id, (&share, &count)) in shares.iter().zip(&counts).enumerate() {
+            assert!(share > 0.0 || count == 0, "{options}: {id} is left out");
+            match (share * N as f64, count as f64) {
+                (expected, count) if expected < 8.0 => rest = (rest.0 + expected, rest.1 + count),
+                (expected, count) => bin(expected, count),
+            }
+        }
+        if rest.0 > 0.0 {
+            bin(rest.0.max(1.0), rest.1);
+        }
+        // The bound that one in 10^6 passes (Wilson and Hilferty).
+        let k = (n_bins - 1.0).max(1.0);
+        let bound = k * (1.0 - 2.0 / (9.0 * k) + 4.75 * (2.0 / (9.0 * k)).sqrt()).powi(3);
+        assert!(chi_squared < bound, "{options}: {chi_squared:.1} of at most {bound:.1}");
+    }
+}

@@ -76,6 +76,9 @@
 // The caller's buffer is too small; the length that is needed was written, the buffer was not.
 #define LORIS_BUFFER_TOO_SMALL 8
 
+// No token may come next: a mask allows none. Since 0.6.
+#define LORIS_DEAD_END 9
+
 // An argument or option has no meaning: NULL, out of range, not UTF-8, another kind of handle.
 #define LORIS_E_INVALID_ARG -1
 
@@ -115,6 +118,9 @@
 // A defect of the library: a panic was caught. The sessions of the call are poisoned.
 #define LORIS_E_PANIC -13
 
+// A callback said that it failed. Since 0.6.
+#define LORIS_E_CALLBACK -14
+
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
 #define LORIS_ABI_VERSION 6
@@ -136,6 +142,15 @@
 
 // Flag of loris_chat_tokenize and loris_chat_render: end where the model's answer begins.
 #define LORIS_ADD_GENERATION_PROMPT 1
+
+// Of loris_token_flags: the token's text is silent unless it is asked for. Since 0.6.
+#define LORIS_TOKEN_SPECIAL 1
+
+// Of loris_token_flags: it ends an answer. Since 0.6.
+#define LORIS_TOKEN_EOS 2
+
+// Of loris_token_flags: the tokenizer does not have it, so it is never chosen. Since 0.6.
+#define LORIS_TOKEN_UNUSED 4
 
 // No token.
 #define LORIS_NO_TOKEN UINT32_MAX
@@ -300,6 +315,34 @@ typedef int32_t (*loris_token_callback)(void *user_data,
                                         const char *text,
                                         size_t text_len);
 
+// A token and the natural logarithm of its probability, 0 or less. Since 0.6.
+typedef struct loris_logprob {
+    // Its id.
+    uint32_t token;
+    // The logarithm.
+    float logprob;
+} loris_logprob;
+
+// Told, just before loris_token_callback is told the token, how likely the model held it, and the n_top tokens that it held
+// likeliest in its place, likeliest first, which live as long as the call: before temperature, penalties, biases and masks.
+// On the calling thread. Since 0.6.
+typedef void (*loris_logprobs_callback)(void *user_data,
+                                        uint32_t token,
+                                        float logprob,
+                                        const struct loris_logprob *top,
+                                        size_t n_top);
+
+// Says which tokens may come next: for each that may, sets bit token % 32 of allowed[token / 32]. All n_words are 0 before;
+// there is a bit for each token of the vocabulary (vocab_size of loris_model_info), those of loris_model_eos_tokens
+// included, which end the answer. tokens are the n_tokens of the answer so far: all since the last prompt, of calls before
+// too. Both live as long as the call. Not 0: it failed, which ends the answer. Asked once a token, before the pass
+// that computes its logits, on the calling thread; calls on the same session give LORIS_E_BUSY. Since 0.6.
+typedef int32_t (*loris_mask_callback)(void *user_data,
+                                       const uint32_t *tokens,
+                                       size_t n_tokens,
+                                       uint32_t *allowed,
+                                       size_t n_words);
+
 // When an answer ends, and who is told.
 typedef struct loris_generate_params {
     // sizeof(loris_generate_params).
@@ -315,7 +358,7 @@ typedef struct loris_generate_params {
     size_t n_stop;
     // Told each token; NULL: nobody.
     loris_token_callback on_token;
-    // Passed to on_token.
+    // Passed to on_token, on_logprobs and mask.
     void *user_data;
     // Tokens at least: before, no token that would end the answer is chosen, and no stop text looked for. Default 0. Since
     // 0.6, as all that follows.
@@ -324,6 +367,12 @@ typedef struct loris_generate_params {
     const uint32_t *stop_ids;
     // How many.
     size_t n_stop_ids;
+    // Told how likely each token was; NULL: nobody. With it logits come from the device for each token.
+    loris_logprobs_callback on_logprobs;
+    // How many of the likeliest tokens on_logprobs is told; more than there are: all.
+    uint64_t n_top;
+    // Asked for each token which ones may come; NULL: all.
+    loris_mask_callback mask;
 } loris_generate_params;
 
 // Facts of a model. struct_size is set before the call, as in every struct that is filled.
@@ -564,6 +613,21 @@ int32_t loris_max_tokens(const struct loris_model *model,
                          size_t text_len,
                          size_t *n);
 
+// Copies the bytes that a token adds to a text: often not whole characters, and with most tokenizers a space in front; of a special
+// one its own text. None for an id that stands for no token. LORIS_E_INVALID_ARG where the tokenizer makes text of several
+// tokens together (WordPiece). buf has room for cap bytes; *n is set to how many there are, also when buf is NULL and cap
+// 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. Any thread. Since 0.6.
+int32_t loris_token_bytes(const struct loris_model *model,
+                          uint32_t token,
+                          uint8_t *buf,
+                          size_t cap,
+                          size_t *n);
+
+// Sets *flags to what a token is: LORIS_TOKEN_SPECIAL, LORIS_TOKEN_EOS, LORIS_TOKEN_UNUSED. Any thread. Since 0.6.
+int32_t loris_token_flags(const struct loris_model *model,
+                          uint32_t token,
+                          uint32_t *flags);
+
 // Decodes n_tokens ids at once; bytes that are no UTF-8 become U+FFFD. flags: LORIS_SHOW_SPECIAL.
 //
 // buf has room for cap bytes, the NUL at the end counted; *n is set to the bytes of the text without the NUL, also
@@ -715,6 +779,35 @@ int32_t loris_session_set_sampling(struct loris_session *session,
 int32_t loris_session_sample(struct loris_session *session,
                              uint32_t *token);
 
+// As loris_session_sample, of the tokens whose bits are set in allowed: bit token % 32 of allowed[token / 32], n_words in all,
+// one for every 32 tokens of the vocabulary. LORIS_DEAD_END if there is none that may be chosen. One thread at a time. Since
+// 0.6.
+int32_t loris_session_sample_masked(struct loris_session *session,
+                                    const uint32_t *allowed,
+                                    size_t n_words,
+                                    uint32_t *token);
+
+// Gives, of the logits after the session's last token, the logarithms of the probabilities of n_tokens ids - logprobs has room
+// for as many - and the n_top likeliest tokens, likeliest first; of equal ones the lower id comes first. n_top is at most the
+// size of the vocabulary. They are those of the model: before temperature, penalties, biases and masks. Logits
+// are read and LORIS_E_STATE given as in loris_session_logits, and nothing is copied. One thread at a time. Since 0.6.
+int32_t loris_session_logprobs(struct loris_session *session,
+                               const uint32_t *tokens,
+                               size_t n_tokens,
+                               float *logprobs,
+                               struct loris_logprob *top,
+                               size_t n_top);
+
+// As loris_session_logprobs, of n_vocab logits that loris_session_score or loris_session_logits gave: for the tokens of a
+// prompt. LORIS_E_NUMERIC if one of the logits is not finite. Any thread. Since 0.6.
+int32_t loris_logprobs(const float *logits,
+                       size_t n_vocab,
+                       const uint32_t *tokens,
+                       size_t n_tokens,
+                       float *logprobs,
+                       struct loris_logprob *top,
+                       size_t n_top);
+
 // Copies the logits after the session's last token. buf has room for cap floats; *n is set to the size of the
 // vocabulary, also when buf is NULL and cap 0. LORIS_BUFFER_TOO_SMALL if cap is less than that. LORIS_E_STATE if none are
 // ready: before the first token and after a truncation. An answer may have left them on the device: they are read, or
@@ -737,6 +830,7 @@ int32_t loris_session_score(struct loris_session *session,
 // Generates an answer from the session's logits, token by token. params may be NULL for the defaults.
 //
 // LORIS_OK: max_tokens were generated. LORIS_EOS: the model ended the answer. LORIS_STOP: a stop text or a stop token was reached.
+// LORIS_DEAD_END: the mask of params allows no token that may be chosen. LORIS_E_CALLBACK: it said that it failed.
 // LORIS_CTX_FULL, LORIS_KV_FULL: there is no room for more. LORIS_CANCELLED: on_token or loris_session_cancel stopped
 // it. LORIS_E_STATE if no logits are ready.
 //

@@ -119,7 +119,9 @@ impl Decoder {
         let Some(late) = &self.late else { return Ok(None) };
         for step in late {
             match step {
-                Late::Replace(replace) if bytes.is_none() => token = replace.run(&token, limit)?,
+                Late::Replace(replace) if bytes.is_none() && !is_fused => {
+                    token = replace.run(&token, limit)?
+                }
                 Late::ByteLevel if bytes.is_none() => bytes = Some(bytes_of(&token)),
                 Late::Library(DecoderWrapper::Fuse(_)) => is_fused = true,
                 Late::Library(DecoderWrapper::Strip(_)) if is_fused || bytes.is_some() => {}

@@ -6,7 +6,7 @@ mod common;
 use std::path::Path;
 
 use common::byte_tokenizer;
-use loris_loader::{Chat, Checkpoint, Message, OpenOptions, Special, TextStream, Tokenizer};
+use loris_loader::{Chat, Checkpoint, Error, Message, OpenOptions, Special, TextStream, Tokenizer};
 use serde_json::{Value, json};
 
 const IM_START: u32 = 257;
@@ -364,6 +364,53 @@ fn decoded_text_is_the_librarys() {
         }
         assert_eq!(t.decode(&[], Special::Plain).unwrap(), "", "{name}");
     }
+}
+
+/// The bytes of a text's tokens are the text, but for the space that some decoders drop in front.
+#[test]
+fn tokens_are_bytes_of_a_text() {
+    let mut random = Random(3);
+    for (name, json) in decoders() {
+        let t = tokenizer(&json);
+        let bytes = |ids: &[u32]| -> Result<Vec<u8>, Error> {
+            let bytes: Result<Vec<_>, _> = ids.iter().map(|id| t.token_bytes(*id)).collect();
+            Ok(bytes?.concat())
+        };
+        if !["bytes", "fallback", "fallback, no strip", "Metaspace"].contains(&name) {
+            let refused = t.token_bytes(259);
+            assert!(matches!(refused, Err(Error::Text { .. })), "{name}: {refused:?}");
+            continue;
+        }
+        for _ in 0..200 {
+            let chars = ["a", "b", " ", "  ", "é", "\n", "ab a", "日", "🙂", "x", "\u{0}"];
+            let text: String = (0..random.below(9))
+                .map(|_| chars[random.below(chars.len() as u32) as usize])
+                .collect();
+            let ids = t.encode(&text, Special::Plain).unwrap();
+            let joined = bytes(&ids).unwrap();
+            // What the tokenizer puts in front of a text stays, and raw bytes are only text where they are decoded so.
+            let is_text = joined == text.as_bytes() || joined == format!(" {text}").as_bytes();
+            assert!(is_text || name == "Metaspace", "{name}: {text:?}: {joined:?}");
+            let decoded = t.decode(&ids, Special::Plain).unwrap();
+            if name != "Metaspace" {
+                assert_eq!(
+                    String::from_utf8(joined).unwrap().trim_start_matches(' '),
+                    decoded.trim_start_matches(' ')
+                );
+            }
+        }
+        let special = t.token_to_id("</s>").or(t.token_to_id("<|im_end|>")).unwrap();
+        assert_eq!(
+            Some(t.token_bytes(special).unwrap()),
+            t.id_to_token(special).map(String::into_bytes)
+        );
+        assert_eq!(t.token_bytes(u32::MAX).unwrap(), b"", "no such token");
+    }
+    // Some bytes are no characters.
+    let t = tokenizer(&byte_tokenizer());
+    let ids = t.encode("é", Special::Plain).unwrap();
+    let parts: Vec<_> = ids.iter().map(|id| t.token_bytes(*id).unwrap()).collect();
+    assert_eq!(parts, [[0xc3], [0xa9]]);
 }
 
 /// An answer that goes on: its text and the text before it are the text of all ids.

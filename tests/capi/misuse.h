@@ -39,10 +39,10 @@ static inline void count(int line, const char *what, const char *wrong) {
     printf("FAILED, line %d: %s: %s\n", line, what, wrong);
 }
 
-/* Cancelled, no room, and errors leave a message; other statuses are results and leave none. */
+/* Cancelled, no room, a dead end and errors leave a message; other statuses are results and leave none. */
 static inline const char *wrong_status(int32_t expected, int32_t got) {
     static char wrong[1600];
-    int fails = got < 0 || (got >= LORIS_CANCELLED && got <= LORIS_KV_FULL);
+    int fails = got < 0 || (got >= LORIS_CANCELLED && got <= LORIS_KV_FULL) || got == LORIS_DEAD_END;
     int is_marked = strcmp(last_message(), "name: is NULL") == 0;
     if (got != expected) {
         snprintf(wrong, sizeof wrong, "status %d, expected %d (%s)", (int)got, (int)expected, message);

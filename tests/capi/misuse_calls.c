@@ -23,6 +23,8 @@ static void meddle(loris_session *session) {
     CASE(busy, loris_session_clear(session));
     CASE(busy, loris_session_set_sampling(session, NULL));
     CASE(busy, loris_session_sample(session, buf));
+    CASE(busy, loris_session_sample_masked(session, buf, 4, buf));
+    CASE(busy, loris_session_logprobs(session, NULL, 0, NULL, NULL, 0));
     CASE(busy, loris_session_logits(session, NULL, 0, &n));
     CASE(busy, loris_session_score(session, ids, 1, ignore_logits, NULL));
     CASE(busy, loris_session_generate(session, NULL));
@@ -346,6 +348,8 @@ static void poison(void) {
         CASE(poisoned, loris_session_clear(session));
         CASE(poisoned, loris_session_set_sampling(session, NULL));
         CASE(poisoned, loris_session_sample(session, buf));
+        CASE(poisoned, loris_session_sample_masked(session, buf, 4, buf));
+        CASE(poisoned, loris_session_logprobs(session, NULL, 0, NULL, NULL, 0));
         CASE(poisoned, loris_session_logits(session, NULL, 0, &n));
         CASE(poisoned, loris_session_score(session, ids, 1, ignore_logits, NULL));
         CASE(poisoned, loris_session_generate(session, NULL));

@@ -57,7 +57,7 @@ impl Workshop {
         let mut command = Command::new(compiler);
         command.args(["-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-pthread"]).args(flags);
         command.arg("-I").arg(include).arg(source).arg("-o").arg(&program);
-        command.arg("-L").arg(self.0.path()).args(["-lloris", "-ldl"]);
+        command.arg("-L").arg(self.0.path()).args(["-lloris", "-ldl", "-lm"]);
         command.arg(format!("-Wl,-rpath,{}", self.0.path().display()));
         let output = command.output().unwrap_or_else(|e| panic!("{compiler} is needed: {e}"));
         let said = String::from_utf8_lossy(&output.stderr);
@@ -172,6 +172,25 @@ fn the_python_example_prints_what_the_binary_prints() {
     let Done { code, out, err } = done(python.arg(script).args([&dir, "hello there", "24"]));
     assert_eq!(code, Some(0), "{err}");
     assert_eq!(format!("{out}\n"), answer_of_the_binary(&dir, "hello there", "24"));
+}
+
+/// The examples of masks and logarithms of probabilities, in C and in Python: a number, and the same words about it.
+#[test]
+fn choices_are_told_in_both_languages() {
+    let workshop = Workshop::new();
+    let program = workshop.example("choice");
+    let script = root().join("engine/examples/python/choice.py");
+    let folder = Folder::new();
+    for (dir, text) in [(folder.arg(""), "hello"), (smollm2(), "How many legs has a spider?")] {
+        let said = run(&program, &[&dir, text]).out;
+        let number: String = said.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+        assert!(number.len() <= 4 && number.parse::<u32>().is_ok(), "{said}");
+        let mut python = command(Path::new("python3"));
+        python.env("LORIS_LIBRARY", workshop.path("libloris.so"));
+        let Done { code, out, err } = done(python.arg(&script).args([&dir, text]));
+        assert_eq!(code, Some(0), "{err}");
+        assert_eq!(out, said);
+    }
 }
 
 #[test]
@@ -303,6 +322,11 @@ fn misuse(name: &str) -> Done {
 #[test]
 fn arguments_without_a_meaning_are_told() {
     misuse("misuse");
+}
+
+#[test]
+fn choices_without_a_meaning_are_told() {
+    misuse("misuse_choice");
 }
 
 #[test]

@@ -47,10 +47,11 @@ static uint32_t *encode(const loris_model *model, const char *text, size_t *n) {
         check(loris_chat_tokenize(model, &role, &text, 1, LORIS_ADD_GENERATION_PROMPT, tokens, *n, n), "template");
         return tokens;
     }
-    /* A text has no more tokens than bytes, so one call is enough. */
-    tokens = malloc((strlen(text) + 1) * sizeof *tokens);
+    /* The library knows how many tokens a text has at most, so one call is enough. */
+    check(loris_max_tokens(model, strlen(text), n), "tokenize");
+    tokens = malloc((*n + 1) * sizeof *tokens);
     if (!tokens) abort();
-    check(loris_tokenize(model, text, strlen(text), LORIS_ADD_EDGES, tokens, strlen(text) + 1, n), "tokenize");
+    check(loris_tokenize(model, text, strlen(text), LORIS_ADD_EDGES, tokens, *n, n), "tokenize");
     return tokens;
 }
 

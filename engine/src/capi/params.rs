@@ -235,7 +235,7 @@ pub struct loris_generate_params {
     pub n_stop_ids: usize,
     /// Told how likely each token was; NULL: nobody. With it logits come from the device for each token.
     pub on_logprobs: loris_logprobs_callback,
-    /// How many of the likeliest tokens on_logprobs is told.
+    /// How many of the likeliest tokens on_logprobs is told; more than there are: all.
     pub n_top: u64,
     /// Asked for each token which ones may come; NULL: all.
     pub mask: loris_mask_callback,
