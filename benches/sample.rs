@@ -45,12 +45,14 @@ fn settings() -> Vec<(&'static str, SamplerParams)> {
         logit_bias: (0..100).map(|id| (100 * id, -1.0)).collect(),
         ..penalty.clone()
     };
+    let typical = SamplerParams { typical_p: 0.9, ..drawn.clone() };
     let hot = SamplerParams { temperature: 1.5, typical_p: 0.9, ..greedy.clone() };
     vec![
         ("temp 0.8 top-p 0.95 repeat-penalty 1.1", penalty),
         ("greedy", greedy),
         ("temp 0.8", drawn),
         ("temp 0.8 top-p 0.95", top_p),
+        ("temp 0.8 typical-p 0.9", typical),
         ("temp 1.5 typical-p 0.9", hot),
         ("everything", all),
     ]

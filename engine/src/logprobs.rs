@@ -7,6 +7,7 @@ use std::collections::BinaryHeap;
 
 use crate::error::Error;
 use crate::memory;
+use crate::sampler::exp::exp64;
 
 /// A token and the natural logarithm of its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -38,8 +39,13 @@ impl<'a> LogSoftmax<'a> {
     /// Of finite logits, `[vocab_size]`.
     pub fn new(logits: &'a [f32]) -> Self {
         let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
-        Self { logits, log_sum: max + sum.ln() }
+        const LANES: usize = 8;
+        let mut sums = [0.0; LANES];
+        let mut add = |lane: usize, logit: f32| sums[lane] += exp64(f64::from(logit) - max);
+        let (lanes, rest) = logits.as_chunks::<LANES>();
+        lanes.iter().for_each(|logits| (0..LANES).for_each(|i| add(i, logits[i])));
+        rest.iter().for_each(|&logit| add(0, logit));
+        Self { logits, log_sum: max + sums.iter().sum::<f64>().ln() }
     }
 
     /// Of one token; minus infinity where there is no such id.

@@ -1,11 +1,16 @@
 //! From adjusted logits to one token, with a close look at the likely ones only.
 //!
-//! A vocabulary has 30,000 to 250,000 tokens, of which a choice needs a few hundred in order. So two plain passes find the
-//! largest logit and, where a filter asks for it, the weight of all tokens together; then tokens are taken in
-//! order of likeliness as far down as the filters or the draw itself ask for.
+//! A vocabulary has 30,000 to 250,000 tokens, of which a choice needs a few hundred. So two plain passes find the
+//! largest logit and, where a filter asks for it, the weight of all tokens together; then tokens are taken as far down as
+//! the filters or the draw itself ask for. They are never sorted: what counts is where a sum along their order reaches
+//! a bound, and [`reach`] finds that in linear time.
 //!
 //! Filters follow each other as in `transformers`: top-k, top-p, min-p, typical (Meister et al. 2022, arXiv 2202.00666).
 //! Each sees the distribution that the one before it left. Of equal logits the lower id comes first.
+
+use std::cmp::Ordering;
+
+use super::exp::{exp32, exp64};
 
 /// What is left of a distribution. The defaults leave all of it.
 #[derive(Clone, Copy, Debug)]
@@ -61,63 +66,60 @@ pub(super) fn draw(
         return pick_of(candidates, uniform);
     }
     for depth in DEPTHS {
-        all.down_to(depth, candidates);
+        all.between(depth, 0.0, candidates);
         let is_all = depth == f32::NEG_INFINITY;
         if no_filter {
             // Of an untouched distribution the draw itself says how far down to look.
             let target = uniform * if is_all { sum(candidates) } else { total };
-            if let Some(id) = pick(candidates, target) {
-                return id;
+            if let Some(at) = reach(candidates, likelier, |sum| sum > target) {
+                return candidates[at].id;
             }
             continue;
         }
-        let Some(n) = n_kept(candidates, filters, total, f64::from(depth.exp()), is_all) else {
+        if !keep(candidates, filters, total, f64::from(depth.exp()), is_all) {
             continue;
-        };
-        candidates.truncate(n.max(1));
+        }
         if filters.typical_p < 1.0 {
             keep_typical(candidates, filters.typical_p);
         }
         return pick_of(candidates, uniform);
     }
-    candidates.last().map_or(0, |last| last.id)
+    candidates.iter().max_by(|a, b| likelier(a, b)).map_or(0, |last| last.id)
 }
 
-/// How many of the likeliest tokens top-k, top-p and min-p leave; `None`: more than are here. All tokens at least as
-/// heavy as `least` are here.
-fn n_kept(
-    candidates: &[Candidate],
+/// Keeps what top-k, top-p and min-p leave; false: that may be more than is here. All tokens at least as heavy as `least`
+/// are here.
+fn keep(
+    candidates: &mut Vec<Candidate>,
     filters: &Filters,
     total: f64,
     least: f64,
     is_all: bool,
-) -> Option<usize> {
-    let enough = |n: usize| (n <= candidates.len() || is_all).then_some(n.min(candidates.len()));
-    let mut n = if filters.top_k > 0 { enough(filters.top_k) } else { enough(usize::MAX) };
+) -> bool {
+    let mut is_enough = is_all;
+    let (top_k, min_p) = (filters.top_k, f64::from(filters.min_p));
+    if (1..=candidates.len()).contains(&top_k) {
+        candidates.select_nth_unstable_by(top_k - 1, likelier);
+        candidates.truncate(top_k);
+        is_enough = true;
+    }
     if filters.top_p < 1.0 {
-        if filters.top_k > 0 {
-            n?; // its share is one of what top-k leaves
+        if top_k > 0 && !is_enough {
+            return false; // its share is one of what top-k leaves
         }
-        let among = &candidates[..n.unwrap_or(candidates.len())];
-        let total = if filters.top_k > 0 { sum(among) } else { total };
+        let total = if top_k > 0 { sum(candidates) } else { total };
         let wanted = f64::from(filters.top_p) * total;
-        let mut reached = 0.0;
-        let first_enough = among.iter().position(|c| {
-            reached += c.weight;
-            reached >= wanted
-        });
-        n = first_enough.map(|last| last + 1).or(n);
+        if let Some(last) = reach(candidates, likelier, |sum| sum >= wanted) {
+            candidates.truncate(last + 1);
+            is_enough = true;
+        }
     }
-    if filters.min_p > 0.0 {
+    if min_p > 0.0 {
         // The likeliest has weight 1, so this is a threshold on the weight itself.
-        let min_p = f64::from(filters.min_p);
-        let n_heavy = candidates.partition_point(|c| c.weight >= min_p);
-        n = match n {
-            Some(n) => Some(n.min(n_heavy)),
-            None => (least < min_p).then_some(n_heavy),
-        };
+        candidates.retain(|c| c.weight >= min_p);
+        is_enough |= least < min_p;
     }
-    n
+    is_enough
 }
 
 /// Keeps the tokens whose surprise is nearest to the expected one, until they reach `share` together.
@@ -127,23 +129,18 @@ fn keep_typical(candidates: &mut Vec<Candidate>, share: f32) {
     nearest(candidates, mean, f64::from(share) * total);
 }
 
-/// Keeps those nearest to `mean` that reach `wanted` together, in order of likeliness again; false where all do not.
+/// Keeps those nearest to `mean` that reach `wanted` together; false where all do not.
 fn nearest(candidates: &mut Vec<Candidate>, mean: f64, wanted: f64) -> bool {
     let deviation = |c: &Candidate| (f64::from(c.depth) - mean).abs();
-    candidates.sort_unstable_by(|a, b| {
+    let nearer = |a: &Candidate, b: &Candidate| {
         deviation(a).total_cmp(&deviation(b)).then(a.id.cmp(&b.id)) // the order is total
-    });
-    let mut reached = 0.0;
-    let last = candidates.iter().position(|c| {
-        reached += c.weight;
-        reached >= wanted
-    });
+    };
+    let last = reach(candidates, nearer, |sum| sum >= wanted);
     if let Some(last) = last {
         // Those that deviate as much as the last one stay too.
         let bound = deviation(&candidates[last]);
-        candidates.truncate(candidates.partition_point(|c| deviation(c) <= bound));
+        candidates.retain(|c| deviation(c) <= bound);
     }
-    sort(candidates);
     last.is_some()
 }
 
@@ -155,12 +152,7 @@ struct All<'a> {
 }
 
 impl All<'_> {
-    /// Takes those at most so far down, likeliest first.
-    fn down_to(&self, depth: f32, candidates: &mut Vec<Candidate>) {
-        self.between(depth, 0.0, candidates);
-        sort(candidates);
-    }
-
+    /// Takes those that are so far down.
     fn between(&self, low: f32, high: f32, candidates: &mut Vec<Candidate>) {
         candidates.clear();
         for (ids, logits) in (0..).step_by(BLOCK).zip(self.logits.chunks(BLOCK)) {
@@ -171,7 +163,7 @@ impl All<'_> {
             for (id, logit) in (ids..).zip(logits) {
                 let depth = (logit - self.top) / self.temperature;
                 if (low..=high).contains(&depth) && depth > f32::NEG_INFINITY {
-                    candidates.push(Candidate { id, depth, weight: f64::from(depth).exp() });
+                    candidates.push(Candidate { id, depth, weight: exp64(f64::from(depth)) });
                 }
             }
         }
@@ -180,7 +172,7 @@ impl All<'_> {
     /// The weights of all, added up.
     fn weight(&self) -> f64 {
         const LANES: usize = 16;
-        let weight = |logit: f32| exp(((logit - self.top) / self.temperature).max(LEAST));
+        let weight = |logit: f32| exp32(((logit - self.top) / self.temperature).max(LEAST));
         let mut sum = 0.0;
         for logits in self.logits.chunks(64 * LANES) {
             let mut part = [0.0_f32; LANES];
@@ -199,12 +191,18 @@ impl All<'_> {
     /// The typical tokens of all.
     fn typical(&self, share: f32, candidates: &mut Vec<Candidate>) {
         // In f64: who is nearer to the mean is a matter of its last digits.
-        let (mut total, mut depths) = (0.0, 0.0);
-        for logit in self.logits {
-            let depth = f64::from((logit - self.top) / self.temperature).max(f64::from(LEAST));
-            total += depth.exp();
-            depths += depth.exp() * depth;
-        }
+        const LANES: usize = 8;
+        let (mut totals, mut sums) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+        let mut add = |lane: usize, logit: f32| {
+            let depth = f64::from(((logit - self.top) / self.temperature).max(LEAST));
+            let weight = exp64(depth);
+            totals[lane] += weight;
+            sums[lane] += weight * depth;
+        };
+        let (lanes, rest) = self.logits.as_chunks::<LANES>();
+        lanes.iter().for_each(|logits| (0..LANES).for_each(|i| add(i, logits[i])));
+        rest.iter().for_each(|&logit| add(0, logit));
+        let (total, depths): (f64, f64) = (totals.iter().sum(), sums.iter().sum());
         let mean = depths / total;
         for deviation in DEVIATIONS {
             #[allow(clippy::cast_possible_truncation)] // to what depths are
@@ -222,21 +220,6 @@ const BLOCK: usize = 64;
 /// A depth whose weight is nothing beside any other.
 const LEAST: f32 = -87.0;
 
-/// e to the power of a number from [`LEAST`] to 0, within 2e-7 of it: as good as the logits, and many at a time.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves no digits behind the point
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
-    let r = (x - n * 0.693_359_4) + n * 2.121_944_4e-4; // n ln 2 in two parts
-    let mut p = 1.0 / 720.0;
-    for c in [1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
-        p = p * r + c;
-    }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -126 to 0
-    let exponent = (n as i32 + 127) as u32;
-    p * f32::from_bits(exponent << 23)
-}
-
 /// The largest logit.
 fn largest(logits: &[f32]) -> f32 {
     const LANES: usize = 16;
@@ -250,8 +233,9 @@ fn largest(logits: &[f32]) -> f32 {
     top.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }
 
-fn sort(candidates: &mut [Candidate]) {
-    candidates.sort_unstable_by(|a, b| b.depth.total_cmp(&a.depth).then(a.id.cmp(&b.id)));
+/// Likelier tokens first, of equal ones the lower id.
+fn likelier(a: &Candidate, b: &Candidate) -> Ordering {
+    b.depth.total_cmp(&a.depth).then(a.id.cmp(&b.id))
 }
 
 fn sum(candidates: &[Candidate]) -> f64 {
@@ -259,19 +243,43 @@ fn sum(candidates: &[Candidate]) -> f64 {
 }
 
 /// One of these; 0 where there is none.
-fn pick_of(candidates: &[Candidate], uniform: f64) -> u32 {
-    let last = || candidates.last().map_or(0, |last| last.id); // where sums were rounded up
-    pick(candidates, uniform * sum(candidates)).unwrap_or_else(last)
+fn pick_of(candidates: &mut [Candidate], uniform: f64) -> u32 {
+    let target = uniform * sum(candidates);
+    if let Some(at) = reach(candidates, likelier, |sum| sum > target) {
+        return candidates[at].id;
+    }
+    candidates.iter().max_by(|a, b| likelier(a, b)).map_or(0, |last| last.id) // sums were rounded up
 }
 
-/// The token at which the weights, added up, pass `target`.
-fn pick(candidates: &[Candidate], target: f64) -> Option<u32> {
-    let mut left = target;
-    for c in candidates {
-        left -= c.weight;
-        if left < 0.0 {
-            return Some(c.id);
+/// Where, in this order, the sum of weights is enough; those before it then stand in front of it, in some order.
+/// `is_enough` stays true once it is.
+fn reach(
+    candidates: &mut [Candidate],
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+    is_enough: impl Fn(f64) -> bool,
+) -> Option<usize> {
+    let (mut start, mut end, mut before) = (0, candidates.len(), 0.0);
+    if !is_enough(sum(candidates)) {
+        return None;
+    }
+    // By halves: each is either before it as a whole, or not needed.
+    while end - start > FEW {
+        let half = (end - start) / 2;
+        candidates[start..end].select_nth_unstable_by(half, &order);
+        let of_half = before + sum(&candidates[start..start + half]);
+        match is_enough(of_half) {
+            true => end = start + half,
+            false => (start, before) = (start + half, of_half),
         }
     }
-    None
+    candidates[start..end].sort_unstable_by(&order);
+    let is_last = |c: &Candidate| {
+        before += c.weight;
+        is_enough(before)
+    };
+    let at = candidates[start..end].iter().position(is_last);
+    Some(at.map_or(end - 1, |at| start + at)) // sums in another order were less
 }
+
+/// So many are sorted.
+const FEW: usize = 32;

@@ -18,6 +18,7 @@ use crate::memory;
 use choose::{Candidate, Filters};
 
 mod choose;
+pub(crate) mod exp;
 
 /// How the next token is chosen. The default is greedy.
 #[derive(Clone, Debug, PartialEq)]
