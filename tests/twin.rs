@@ -511,14 +511,23 @@ fn generated_tokens_are_drawn_on_the_device() {
         SamplerParams::default(),
         SamplerParams { top_k: 5, ..drawn.clone() },
         SamplerParams { top_p: 0.8, min_p: 0.01, ..drawn.clone() },
-        SamplerParams { repetition_penalty: 1.3, ..drawn },
+        SamplerParams { repetition_penalty: 1.3, ..SamplerParams::default() },
+        SamplerParams { repetition_penalty: 1.3, ..drawn.clone() },
+        SamplerParams { presence_penalty: 0.5, frequency_penalty: 0.2, ..drawn.clone() },
+        SamplerParams {
+            logit_bias: vec![(4, 2.0), (1, -3.0), (4, 0.5), (70_000, 1.0)],
+            repetition_penalty: 0.8,
+            presence_penalty: -0.4,
+            ..drawn.clone()
+        },
+        SamplerParams { typical_p: 0.9, ..drawn },
     ] {
         let masked: Vec<bool> = (0..128).map(|id| id % 3 == 0).collect();
         let sampler = || Sampler::with_mask(params.clone(), &masked).unwrap();
         let (mut host, mut on_host) = (start.fork().unwrap(), sampler());
         let mut want = Vec::new();
         for _ in 0..10 {
-            want.push(on_host.sample(host.logits().unwrap(), host.tokens()));
+            want.push(on_host.sample(host.logits().unwrap(), host.history()));
             host.decode(want[want.len() - 1]).unwrap();
         }
 
@@ -536,7 +545,7 @@ fn generated_tokens_are_drawn_on_the_device() {
         assert_eq!(got, want, "{params:?}");
         assert_eq!(logits(&device), logits(&host), "{params:?}");
         let n_drawn = device.receipt().n_drawn;
-        assert_eq!(n_drawn, if params.repetition_penalty == 1.0 { 10 } else { 0 }, "{params:?}");
+        assert_eq!(n_drawn, if params.typical_p == 1.0 { 10 } else { 0 }, "{params:?}");
     }
 }
 

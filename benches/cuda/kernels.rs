@@ -13,12 +13,13 @@
 
 mod support;
 
-use loris_kernels::abi::LorisSampling;
+use loris_kernels::abi::{LorisLogitChange, LorisSampling};
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    embed, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode, page_copy,
-    page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score, token_select,
+    embed, key_norm, linear, linear_decode, lm_head, logit_adjust, mlp_gate, mlp_gate_decode,
+    page_copy, page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score,
+    token_select,
 };
 use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, PageTable, Rows};
 use support::{
@@ -139,6 +140,7 @@ fn main() -> Result<(), Error> {
         for n_rows in pick(&[1, 16], &[2]) {
             samples(&mut bench, vocab_size, n_rows);
         }
+        logit_adjusts(&mut bench, vocab_size);
     }
     for &model in &models {
         for n_rows in pick(&[1, 4096], &[3]) {
@@ -419,6 +421,32 @@ fn samples(bench: &mut Bench, vocab_size: usize, n_rows: usize) {
             },
         );
     }
+}
+
+/// A row of logits with the penalties of a long answer.
+fn logit_adjusts(bench: &mut Bench, vocab_size: usize) {
+    let n_changes = 4_096;
+    bench.case(
+        ["logit_adjust", "any"],
+        &format!("changes={n_changes} vocab={vocab_size}"),
+        logit_adjust::logit_adjust_cost(vocab_size, n_changes),
+        |d, seed| {
+            let data = random_floats(d, vocab_size, seed)?;
+            let logits = Rows { data, n_rows: 1, width: vocab_size };
+            let change = |i: usize| LorisLogitChange {
+                id: (i * 7 % vocab_size) as u32,
+                bias: 0.0,
+                factor: 1.1,
+                minus: 0.2,
+            };
+            let changes: Vec<_> = (0..n_changes.min(vocab_size)).map(change).collect();
+            let changes = Buffer::from_slice(d, &changes, "changes")?;
+            Ok((logits, changes, Rows::new(d, 1, vocab_size, "out")?))
+        },
+        |d, (logits, changes, out)| {
+            logit_adjust::logit_adjust(d, logits, 0, changes, changes.len(), out)
+        },
+    );
 }
 
 /// What works on the hidden state.

@@ -538,7 +538,7 @@ impl Session {
         token: u32,
         sampler: &mut Sampler,
     ) -> Result<u32, Error> {
-        self.draw = sampler.draw_on_device();
+        self.draw = sampler.draw_on_device(&self.history(), token, self.logits.len());
         let outcome = self.decode(token);
         self.draw = None;
         outcome?;

@@ -350,6 +350,23 @@ typedef struct SampleArgs {
     uint32_t vocab_size;
 } SampleArgs;
 
+/* How a logit changes before a token is drawn: as biases and penalties of `SamplerParams`. */
+typedef struct LorisLogitChange {
+    uint32_t id;
+    float bias;   /* added first */
+    float factor; /* then divides what is positive and multiplies what is not; 1: neither */
+    float minus;  /* then taken off */
+} LorisLogitChange;
+
+/* out = logits, with the changes. */
+typedef struct LogitAdjustArgs {
+    const float *logits;             /* [vocab_size] */
+    const LorisLogitChange *changes; /* [n_changes], no id twice */
+    float *out;                      /* [vocab_size] */
+    uint32_t vocab_size;
+    uint32_t n_changes;
+} LogitAdjustArgs;
+
 /* Random bf16 weights, uniform in -scale .. scale, from a counter: the same on every device. */
 typedef struct FillRandomArgs {
     uint16_t *out; /* bf16 [n] */

@@ -463,6 +463,31 @@ pub struct SampleArgs {
     pub tokens: *mut u32,
     pub vocab_size: u32,
 }
+/// How a logit changes before a token is drawn: as biases and penalties of `SamplerParams`.
+#[repr(C)]
+#[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+pub struct LorisLogitChange {
+    pub id: u32,
+    /// added first
+    pub bias: f32,
+    /// then divides what is positive and multiplies what is not; 1: neither
+    pub factor: f32,
+    /// then taken off
+    pub minus: f32,
+}
+/// out = logits, with the changes.
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct LogitAdjustArgs {
+    /// [vocab_size]
+    pub logits: *const f32,
+    /// [n_changes], no id twice
+    pub changes: *const LorisLogitChange,
+    /// [vocab_size]
+    pub out: *mut f32,
+    pub vocab_size: u32,
+    pub n_changes: u32,
+}
 /// Random bf16 weights, uniform in -scale .. scale, from a counter: the same on every device.
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]

@@ -5,7 +5,8 @@
 mod common;
 
 use common::Random;
-use loris_kernels::abi::LorisSampling;
+use loris_kernels::abi::{LorisLogitChange, LorisSampling};
+use loris_kernels::ops::logit_adjust::logit_adjust;
 use loris_kernels::ops::sample::sample;
 use loris_kernels::{Buffer, Device, Rows};
 
@@ -210,4 +211,63 @@ fn rows_without_a_token_say_so() {
     let table =
         Table { vocab_size: 40, logits: vec![0.5; 80], sampling: vec![greedy, warm], masked };
     assert_eq!(table.run(&device), [u32::MAX; 2]);
+}
+
+/// Biases and penalties, bit for bit, and the row that they are of stays as it is.
+#[test]
+fn logits_are_adjusted() {
+    let device = common::device();
+    let mut random = Random::new(18);
+    for (vocab_size, n_changes) in
+        [(1, 0), (1, 1), (7, 7), (2047, 3), (2048, 300), (2049, 2049), (5000, 1), (10_000, 700)]
+    {
+        let float = |random: &mut Random| (random.below(1 << 16) as f32 / 32_768.0 - 1.0) * 4.0;
+        let logits: Vec<f32> = (0..3 * vocab_size).map(|_| float(&mut random)).collect();
+        let mut ids: Vec<usize> = (0..vocab_size).collect();
+        (0..n_changes).for_each(|i| ids.swap(i, i + random.below(vocab_size - i)));
+        let mut changes: Vec<LorisLogitChange> = ids[..n_changes]
+            .iter()
+            .map(|&id| LorisLogitChange {
+                id: u32::try_from(id).unwrap(),
+                bias: [0.0, float(&mut random)][random.below(2)],
+                factor: [1.0, 1.3, 0.7][random.below(3)],
+                minus: [0.0, float(&mut random)][random.below(2)],
+            })
+            .collect();
+        // Behind those that count, and of an id that there is not.
+        changes.push(LorisLogitChange { id: 0, bias: 99.0, factor: 1.0, minus: 0.0 });
+        let n_given = n_changes;
+        if n_changes > 1 {
+            changes[0].id = u32::MAX;
+        }
+        let on_device = Rows {
+            data: Buffer::from_slice(&device, &logits, "logits").unwrap(),
+            n_rows: 3,
+            width: vocab_size,
+        };
+        let buffer = Buffer::from_slice(&device, &changes, "changes").unwrap();
+        let mut out = Rows::new(&device, 1, vocab_size, "out").unwrap();
+        for row in 0..3 {
+            logit_adjust(&device, &on_device, row, &buffer, n_given, &mut out).unwrap();
+            let mut want = logits[row * vocab_size..][..vocab_size].to_vec();
+            for change in &changes[..n_given] {
+                let Some(logit) = want.get_mut(change.id as usize) else { continue };
+                *logit += change.bias;
+                *logit = if *logit > 0.0 { *logit / change.factor } else { *logit * change.factor };
+                *logit -= change.minus;
+            }
+            let mut got = vec![0.0_f32; vocab_size];
+            out.data.download(&device, 0, &mut got).unwrap();
+            let bits = |of: &[f32]| of.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&got), bits(&want), "{vocab_size} {n_changes}");
+        }
+        let mut same = vec![0.0_f32; 3 * vocab_size];
+        on_device.data.download(&device, 0, &mut same).unwrap();
+        assert!(same == logits);
+        let too_many = logit_adjust(&device, &on_device, 3, &buffer, n_given, &mut out);
+        assert!(too_many.is_err());
+        assert!(
+            logit_adjust(&device, &on_device, 0, &buffer, changes.len() + 1, &mut out).is_err()
+        );
+    }
 }

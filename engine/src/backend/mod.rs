@@ -224,6 +224,21 @@ pub struct Draw {
     pub uniform: f64,
     /// Bit set of the ids that are never drawn.
     pub masked: Option<Arc<[u32]>>,
+    /// What happens to logits before; no id twice.
+    pub changes: Vec<LogitChange>,
+}
+
+/// How a logit changes before a token is drawn.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LogitChange {
+    /// Whose it is.
+    pub id: u32,
+    /// Added first.
+    pub bias: f32,
+    /// Then divides what is positive and multiplies what is not; 1: neither.
+    pub factor: f32,
+    /// Then taken off.
+    pub minus: f32,
 }
 
 /// The flags of the sessions in a pass: any one of them ends it.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use loris_loader::GenerationDefaults;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::backend::Draw;
+use crate::backend::{Draw, LogitChange};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
@@ -128,7 +128,11 @@ pub struct Sampler {
     mask: Mask,
     /// These and those that are not chosen for now; `None`: there are none of these.
     mask_for_now: Mask,
-    /// Logits after biases, penalties and the mask.
+    /// Biases by id, ascending.
+    biases: Vec<(u32, f32)>,
+    /// What biases and penalties do to logits.
+    changes: Vec<LogitChange>,
+    /// Logits after these and the mask.
     adjusted: Vec<f32>,
     candidates: Vec<Candidate>,
     /// Of the history that a repetition penalty counts.
@@ -165,7 +169,9 @@ impl Sampler {
 
     /// Asks for what a choice among `vocab_size` tokens takes.
     fn with_room(self, vocab_size: usize) -> Result<Self, Error> {
+        let n_changes = if self.changes_logits() { vocab_size } else { 0 };
         Ok(Self {
+            changes: memory::empty(n_changes, LISTS)?,
             adjusted: memory::empty(vocab_size, LISTS)?,
             candidates: memory::empty(vocab_size, LISTS)?,
             seen: Counts::with_room(vocab_size)?,
@@ -186,12 +192,14 @@ impl Sampler {
         let seed = params.seed.unwrap_or_else(random_seed);
         let (adjusted, candidates, seen, answered) = Default::default();
         Ok(Self {
+            biases: merged(&params.logit_bias)?,
             params,
             seed,
             state: seed,
             n_forks: 0,
             mask,
             mask_for_now: None,
+            changes: Vec::new(),
             adjusted,
             candidates,
             seen,
@@ -254,6 +262,8 @@ impl Sampler {
             n_forks: 0,
             mask: self.mask.clone(),
             mask_for_now: None,
+            biases: merged(&self.biases)?,
+            changes: Vec::new(),
             adjusted: Vec::new(),
             candidates: Vec::new(),
             seen: Counts::default(),
@@ -264,13 +274,21 @@ impl Sampler {
         Ok(fork)
     }
 
-    /// The next token's choice for a device to make; `None`: it needs the tokens so far, or a filter that devices lack, so it is
-    /// [`sample`](Self::sample)'s. Where the device makes it, [`advance`](Self::advance) comes next.
-    pub(crate) fn draw_on_device(&self) -> Option<Draw> {
-        let p = &self.params;
-        if p.penalises() || !p.logit_bias.is_empty() || p.typical_p < 1.0 {
+    /// The choice of the token behind `next`, which is about to follow `history`, for a device to make. `None`: it needs a filter
+    /// that devices lack, or what a stream's window holds then, so it is [`sample`](Self::sample)'s. Where the device makes it,
+    /// [`advance`](Self::advance) comes next.
+    pub(crate) fn draw_on_device(
+        &mut self,
+        history: &History<'_>,
+        next: u32,
+        vocab_size: usize,
+    ) -> Option<Draw> {
+        let is_window = !history.tokens[1].is_empty();
+        if self.params.typical_p < 1.0 || (self.params.penalises() && is_window) {
             return None;
         }
+        self.find_changes(&[history.tokens[0], &[next]], &[history.answer, &[next]], vocab_size);
+        let p = &self.params;
         let temperature = if self.is_greedy() { 0.0 } else { p.temperature };
         let mut state = self.state;
         Some(Draw {
@@ -280,6 +298,7 @@ impl Sampler {
             min_p: p.min_p,
             uniform: if temperature == 0.0 { 0.0 } else { uniform(&mut state) },
             masked: self.mask().clone(),
+            changes: self.changes.clone(),
         })
     }
 
@@ -302,7 +321,7 @@ impl Sampler {
 
     /// The next token.
     pub fn sample<'h>(&mut self, logits: &[f32], history: impl Into<History<'h>>) -> u32 {
-        let logits = match self.changes_logits() {
+        let logits = match self.changes_logits() || self.mask().is_some() {
             true => {
                 self.adjust(logits, &history.into());
                 &self.adjusted
@@ -347,34 +366,52 @@ impl Sampler {
     }
 
     fn changes_logits(&self) -> bool {
-        let p = &self.params;
-        self.mask().is_some() || p.penalises() || !p.logit_bias.is_empty()
+        self.params.penalises() || !self.biases.is_empty()
+    }
+
+    /// Finds what biases and penalties do to logits behind these tokens, of which those are the answer.
+    fn find_changes(&mut self, tokens: &[&[u32]; 2], answer: &[&[u32]; 2], vocab_size: usize) {
+        let Self { params: p, biases, changes, seen, answered, .. } = self;
+        if p.repetition_penalty != 1.0 {
+            seen.count(tokens, vocab_size);
+        }
+        if (p.presence_penalty, p.frequency_penalty) != (0.0, 0.0) {
+            answered.count(answer, vocab_size);
+        }
+        let bias =
+            |id: u32| biases.binary_search_by_key(&id, |&(id, _)| id).ok().map(|at| biases[at].1);
+        let change = |id: u32| LogitChange {
+            id,
+            bias: bias(id).unwrap_or(0.0),
+            factor: if seen.of(id) > 0 { p.repetition_penalty } else { 1.0 },
+            minus: match answered.of(id) {
+                0 => 0.0,
+                #[allow(clippy::cast_precision_loss)] // counts of tokens
+                n => p.frequency_penalty * n as f32 + p.presence_penalty,
+            },
+        };
+        changes.clear();
+        changes.extend(seen.ids.iter().map(|&id| change(id)));
+        let others = answered.ids.iter().filter(|&&id| seen.of(id) == 0);
+        changes.extend(others.map(|&id| change(id)));
+        let others = biases
+            .iter()
+            .map(|&(id, _)| id)
+            .filter(|&id| (id as usize) < vocab_size && seen.of(id) == 0 && answered.of(id) == 0);
+        changes.extend(others.map(change));
     }
 
     /// Logits with biases, penalties and the mask, in the order of `transformers`.
     fn adjust(&mut self, logits: &[f32], history: &History<'_>) {
-        let Self { params: p, adjusted, seen, answered, .. } = self;
+        self.find_changes(&history.tokens, &[history.answer, &[]], logits.len());
+        let adjusted = &mut self.adjusted;
         adjusted.clear();
         adjusted.extend_from_slice(logits);
-        let at = |id: u32| usize::try_from(id).unwrap_or(usize::MAX);
-        for &(id, bias) in &p.logit_bias {
-            adjusted.get_mut(at(id)).into_iter().for_each(|logit| *logit += bias);
-        }
-        if p.repetition_penalty != 1.0 {
-            seen.count(&history.tokens, logits.len());
-            for &id in &seen.ids {
-                let logit = &mut adjusted[at(id)];
-                let factor = p.repetition_penalty;
-                *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
-            }
-        }
-        if p.presence_penalty != 0.0 || p.frequency_penalty != 0.0 {
-            answered.count(&[history.answer, &[]], logits.len());
-            for &id in &answered.ids {
-                #[allow(clippy::cast_precision_loss)] // counts of tokens
-                let n = answered.counts[at(id)] as f32;
-                adjusted[at(id)] -= p.frequency_penalty * n + p.presence_penalty;
-            }
+        for &LogitChange { id, bias, factor, minus } in &self.changes {
+            let logit = &mut adjusted[id as usize];
+            *logit += bias;
+            *logit = if *logit > 0.0 { *logit / factor } else { *logit * factor };
+            *logit -= minus;
         }
         let mask = if self.mask_for_now.is_some() { &self.mask_for_now } else { &self.mask };
         for (logits, &masked) in adjusted.chunks_mut(32).zip(mask.as_deref().unwrap_or_default()) {
@@ -389,6 +426,19 @@ impl Sampler {
             }
         }
     }
+}
+
+/// Biases by id, ascending; those of one id are added up.
+fn merged(biases: &[(u32, f32)]) -> Result<Vec<(u32, f32)>, Error> {
+    let mut sorted = memory::empty(biases.len(), LISTS)?;
+    sorted.extend_from_slice(biases);
+    sorted.sort_by_key(|&(id, _)| id);
+    sorted.dedup_by(|next, first| {
+        let is_same = next.0 == first.0;
+        first.1 += if is_same { next.1 } else { 0.0 };
+        is_same
+    });
+    Ok(sorted)
 }
 
 /// Masks an id; one that there is not is passed over.
@@ -434,6 +484,11 @@ impl Counts {
     fn with_room(vocab_size: usize) -> Result<Self, Error> {
         let (counts, ids) = (memory::empty(vocab_size, LISTS)?, memory::empty(vocab_size, LISTS)?);
         Ok(Self { tokens: Vec::new(), counts, ids })
+    }
+
+    /// How often a token occurred.
+    fn of(&self, id: u32) -> u32 {
+        self.counts.get(id as usize).copied().unwrap_or(0)
     }
 
     /// Counts a history of ids below `n_vocab`; others are passed over.

@@ -15,7 +15,7 @@ const FUNCTIONS: &str = "cu(DeviceGetAttribute|FuncSetAttribute|GetErrorName|Get
     GraphExecDestroy|GraphInstantiateWithFlags|GraphLaunch|LaunchKernel|StreamBeginCapture_v2|StreamCreate|\
     StreamEndCapture)";
 /// Structs of `abi.h` without padding, which buffers hold.
-const POD: [&str; 3] = ["LorisSeq", "LorisQTile", "LorisSampling"];
+const POD: [&str; 4] = ["LorisSeq", "LorisQTile", "LorisSampling", "LorisLogitChange"];
 
 /// The enumerators that are used.
 const ENUMERATORS: [&str; 3] = [

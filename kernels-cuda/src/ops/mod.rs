@@ -9,6 +9,7 @@ pub mod key_norm;
 pub mod linear;
 pub mod linear_decode;
 pub mod lm_head;
+pub mod logit_adjust;
 pub mod mlp_gate;
 pub mod mlp_gate_decode;
 pub mod page_copy;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use loris_kernels::abi::LorisSampling;
-use loris_kernels::ops::sample;
+use loris_kernels::abi::{LorisLogitChange, LorisSampling};
+use loris_kernels::ops::{logit_adjust, sample};
 use loris_kernels::{Buffer, Device, Rows};
 
-use crate::backend::Draw;
+use crate::backend::{Draw, LogitChange};
 use crate::error::Error;
 
 /// What draws need on the device. It stays there, so that a greedy token uploads nothing.
@@ -14,6 +14,15 @@ use crate::error::Error;
 pub(super) struct Chooser {
     on_device: Option<OnDevice>,
     masked: Option<(Arc<[u32]>, Buffer<u32>)>,
+    adjusted: Option<Adjusted>,
+}
+
+/// Where biases and penalties are applied.
+#[derive(Debug)]
+struct Adjusted {
+    changes: Buffer<LorisLogitChange>,
+    /// `[1][vocab_size]`.
+    logits: Rows<f32>,
 }
 
 #[derive(Debug)]
@@ -73,9 +82,44 @@ impl Chooser {
             on_device.draw = draw.clone();
         }
         let OnDevice { sampling, token, .. } = on_device;
+        let (logits, row) = match draw.changes.as_slice() {
+            [] => (logits, row),
+            changes => (adjust(&mut self.adjusted, device, logits, row, changes)?, 0),
+        };
         sample::sample_from(device, logits, row, sampling, masked, 1, token)?;
         let mut id = [0];
         token.download(device, 0, &mut id)?;
         Ok((id[0] != u32::MAX).then_some(id[0]))
     }
+}
+
+/// The row with its changes.
+fn adjust<'a>(
+    adjusted: &'a mut Option<Adjusted>,
+    device: &Device,
+    logits: &Rows<f32>,
+    row: usize,
+    changes: &[LogitChange],
+) -> Result<&'a Rows<f32>, Error> {
+    let changes: Vec<_> = changes
+        .iter()
+        .map(|&LogitChange { id, bias, factor, minus }| LorisLogitChange {
+            id,
+            bias,
+            factor,
+            minus,
+        })
+        .collect();
+    let n = changes.len();
+    if adjusted.as_ref().is_none_or(|adjusted| adjusted.changes.len() < n) {
+        *adjusted = Some(Adjusted {
+            changes: Buffer::new(device, n.next_power_of_two().max(256), "changes of logits")?,
+            logits: Rows::new(device, 1, logits.width, "logits")?,
+        });
+    }
+    let Some(adjusted) = adjusted else { return Err(Error::Device { reason: "no room".into() }) };
+    adjusted.changes.upload(device, 0, &changes)?;
+    let Adjusted { changes, logits: out } = adjusted;
+    logit_adjust::logit_adjust(device, logits, row, changes, n, out)?;
+    Ok(out)
 }
