@@ -20,8 +20,18 @@ use crate::policy::evict::Rank;
 pub const LORIS_ABI_VERSION: u32 = 6;
 
 /// What every build can do that is in no table.
-const ALWAYS: [&str; 8] =
-    ["cpu", "batch", "fork", "prefix-sharing", "save", "lazy", "window", "evict"];
+const ALWAYS: [&str; 10] = [
+    "cpu",
+    "batch",
+    "fork",
+    "prefix-sharing",
+    "save",
+    "lazy",
+    "window",
+    "evict",
+    "mask",
+    "logprobs",
+];
 
 /// What this build can do, for [`loris_has_feature`]. What comes in kinds is taken from the table that its names are
 /// looked up in, so that nothing can be asked for that is not said here.
@@ -78,7 +88,7 @@ pub unsafe extern "C" fn loris_build_info(buf: *mut c_char, cap: usize, n: *mut 
 }
 
 /// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "batch", "fork",
-/// "prefix-sharing", "save", "lazy", "window", "evict", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
+/// "prefix-sharing", "save", "lazy", "window", "evict", "mask", "logprobs", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
 /// format and each eviction policy "kv-" or "evict-" before its name, as in "kv-int4-channel" and "evict-snapkv".
 /// loris_build_info lists them all. Any thread.
 #[unsafe(no_mangle)]
