@@ -146,6 +146,8 @@ impl<L: Load, const X: usize> Kernel for Rows<L, X> {
                 // SAFETY: rows beyond the last repeat it and are not stored.
                 unsafe {
                     let w = rows.map(|row| g.w.wrapping_add(row.min(g.n.end - 1) * g.row_bytes));
+                    // Else each step of the product would begin with these minima and products again.
+                    let w = std::hint::black_box(w);
                     let sums = dots::<S, L, X>(w, ahead, g.k, g.x, stride);
                     for (row, sums) in rows.into_iter().zip(sums).filter(|(row, _)| *row < g.n.end)
                     {
