@@ -269,6 +269,24 @@ fn the_budget_follows_the_length() {
     assert!(matches!(short, Err(Error::TemplateBudget { .. })), "{short:?}");
 }
 
+/// Numbers of a request are those that it says, to the last digit, as Python reads and prints them.
+#[test]
+fn numbers_are_exact() {
+    let template = template("{{ x }} {{ x | tojson }}").unwrap();
+    for number in [
+        "0.10999999999999999",
+        "0.30000000000000004",
+        "5e-324",
+        "1.7976931348623157e+308",
+        "9007199254740993",
+    ] {
+        let request = format!(r#"{{"messages": [], "variables": {{"x": {number}}}}}"#);
+        let request = request.replace("[]", r#"[{"role": "user", "content": ""}]"#);
+        let text = template.render(&Chat::from_json(&request).unwrap()).unwrap();
+        assert_eq!(text, format!("{number} {number}"));
+    }
+}
+
 #[test]
 fn variables_are_values_and_texts_of_parts_that_would_be_printed_show_as_in_the_reference() {
     let chat = Chat {

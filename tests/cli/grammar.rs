@@ -174,6 +174,31 @@ fn answers_by_random_schemas_are_valid() {
     assert!(n_finished * 10 >= n_runs * 9, "{n_finished} of {n_runs} are finished");
 }
 
+/// Bounds are the numbers that a file says, to their last digit.
+#[test]
+fn bounds_are_exact() {
+    let folder = Folder::new();
+    for (low, high) in [
+        ("0.05", "0.10999999999999999"),
+        ("-0.30000000000000004", "-0.3"),
+        ("9007199254740992", "9007199254740993"),
+    ] {
+        let schema = format!(r#"{{"type": "number", "minimum": {low}, "maximum": {high}}}"#);
+        for seed in ["1", "2", "3", "4", "5", "6"] {
+            let run =
+                by(&folder, "--json-schema", &schema, &["--temp", "1", "--seed", seed, "-n", "30"]);
+            let events = run.ok().events();
+            if finish(&events) != "eos" {
+                continue;
+            }
+            let answer = text(&events);
+            let number: f64 = answer.trim().parse().unwrap();
+            let (low, high): (f64, f64) = (low.parse().unwrap(), high.parse().unwrap());
+            assert!((low..=high).contains(&number), "{answer} by {schema}");
+        }
+    }
+}
+
 /// A grammar as a tree.
 enum Part {
     Text(String),
