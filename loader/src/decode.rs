@@ -120,7 +120,7 @@ impl Decoder {
         for step in late {
             match step {
                 Late::Replace(replace) if bytes.is_none() && !is_fused => {
-                    token = replace.run(&token, limit)?
+                    token = replace.run(&token, limit)?;
                 }
                 Late::ByteLevel if bytes.is_none() => bytes = Some(bytes_of(&token)),
                 Late::Library(DecoderWrapper::Fuse(_)) => is_fused = true,
