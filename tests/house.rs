@@ -27,10 +27,7 @@ const CIRCLES: &[&str] = &[
     "backend backend::cuda backend::cuda::batch backend::cuda::passes backend::cuda::probe backend::cuda::rows \
      backend::cuda::sample backend::cuda::score backend::cuda::weights cache::kv device plan",
     "backend::cpu::attention::flash backend::cpu::attention::work",
-    "backend::cpu::codec backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 \
-     backend::cpu::simd::portable",
-    "capi::guard capi::status",
-    "capi::model capi::params capi::session",
+    "backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 backend::cpu::simd::portable",
     "engine evict sampler session stage step",
     "model model::dense model::synthetic",
 ];

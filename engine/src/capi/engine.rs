@@ -3,12 +3,12 @@
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 
-use super::guard::{Failure, call};
+use super::guard::call;
 use super::handle::{free, loris_engine, make};
 use super::model::MODEL_FLAGS;
 use super::out::{c_text, copy_text, optional, write};
 use super::params::{check_flags, loris_engine_params, read};
-use super::status::LORIS_OK;
+use super::status::{Failure, LORIS_OK};
 use crate::cache::KvFormat;
 use crate::device::{CudaDevice, DeviceChoice, cuda_devices};
 use crate::engine::{Engine, EngineOptions};

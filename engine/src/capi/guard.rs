@@ -3,37 +3,10 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::ffi::c_char;
-use std::fmt::{self, Write};
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
 
-use super::status::{LORIS_E_INVALID_ARG, LORIS_E_PANIC, LORIS_OK};
-
-/// Why a call did not end with [`LORIS_OK`].
-#[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) status: i32,
-    pub(super) message: String,
-}
-
-impl Failure {
-    pub(super) fn new(status: i32, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
-    }
-
-    /// A failure with the text of an error: none where not even that much memory is left.
-    pub(super) fn of(status: i32, e: &dyn fmt::Display) -> Self {
-        let mut message = String::new();
-        if message.try_reserve(256).is_ok() {
-            let _ = write!(message, "{e}");
-        }
-        Self { status, message }
-    }
-
-    pub(super) fn invalid(message: impl Into<String>) -> Self {
-        Self::new(LORIS_E_INVALID_ARG, message)
-    }
-}
+use super::status::{Failure, LORIS_E_PANIC, LORIS_OK};
 
 thread_local! {
     static LAST: RefCell<Failure> = const { RefCell::new(Failure { status: LORIS_OK, message: String::new() }) };

@@ -4,8 +4,7 @@ use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, TryLockError};
 
-use super::guard::Failure;
-use super::status::{LORIS_E_BUSY, LORIS_E_INVALID_ARG, LORIS_E_POISONED};
+use super::status::{Failure, LORIS_E_BUSY, LORIS_E_INVALID_ARG, LORIS_E_POISONED};
 use crate::engine::{Engine, Model};
 use crate::sampler::Sampler;
 use crate::session::{Canceller, Session};

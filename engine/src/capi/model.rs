@@ -4,14 +4,14 @@ use std::ffi::c_char;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::guard::{Failure, call, remember};
+use super::guard::{call, remember};
 use super::handle::{free, get, loris_engine, loris_model, loris_session, make};
 use super::out::{c_text, copy, copy_text, optional, slice, write};
 use super::params::{
     Versioned, check_flags, fill_sized, loris_kv_info, loris_model_info, loris_model_params,
     loris_sampling_params, read,
 };
-use super::status::{LORIS_E_INVALID_ARG, LORIS_IDLE, LORIS_OK, LORIS_PENDING};
+use super::status::{Failure, LORIS_E_INVALID_ARG, LORIS_IDLE, LORIS_OK, LORIS_PENDING};
 use crate::engine::LoadProgress;
 use crate::memory;
 use crate::plan::ModelOptions;

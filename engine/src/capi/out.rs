@@ -2,8 +2,7 @@
 
 use std::ffi::{CStr, c_char};
 
-use super::guard::Failure;
-use super::status::{LORIS_BUFFER_TOO_SMALL, LORIS_OK};
+use super::status::{Failure, LORIS_BUFFER_TOO_SMALL, LORIS_OK};
 use crate::memory;
 
 /// A caller's array; NULL is an empty one if `n` is 0.

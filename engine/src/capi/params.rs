@@ -7,10 +7,12 @@
 
 use std::ffi::{c_char, c_void};
 
-use super::guard::{Failure, call};
-use super::session::LORIS_RANDOM_SEED;
-use super::status::LORIS_OK;
+use super::guard::call;
+use super::status::{Failure, LORIS_OK};
 use crate::logprobs::Logprob;
+
+/// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
+pub const LORIS_RANDOM_SEED: u64 = u64::MAX;
 
 /// Told of what happens besides results; message is UTF-8, ends with a NUL, and lives as long as the call.
 /// level: 1 error, 2 warning, 3 information. Called on the thread whose call it is about, several at a time if

@@ -5,18 +5,18 @@ use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use super::guard::{Failure, call};
+use super::guard::call;
 use super::handle::{Inner, SharedSession, free, get, loris_model, loris_session, make};
 use super::model::as_usize;
 use super::out::{c_text, copy, give, optional, owned, slice, write};
 use super::params::{
-    Versioned, check_flags, fill_sized, loris_generate_params, loris_logits_callback,
-    loris_logprob, loris_progress_callback, loris_receipt, loris_sampling_params,
-    loris_session_params, read,
+    LORIS_RANDOM_SEED, Versioned, check_flags, fill_sized, loris_generate_params,
+    loris_logits_callback, loris_logprob, loris_progress_callback, loris_receipt,
+    loris_sampling_params, loris_session_params, read,
 };
 use super::status::{
-    LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_DEAD_END, LORIS_E_FORMAT, LORIS_E_NUMERIC,
-    LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_EOS, LORIS_OK, LORIS_STOP,
+    Failure, LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_DEAD_END, LORIS_E_FORMAT,
+    LORIS_E_NUMERIC, LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_EOS, LORIS_OK, LORIS_STOP,
 };
 use crate::engine::Model;
 use crate::error::Error;
@@ -29,8 +29,6 @@ use crate::session::{Session, SessionOptions, StreamOptions};
 
 /// No token.
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;
-/// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
-pub const LORIS_RANDOM_SEED: u64 = u64::MAX;
 /// Flag of loris_session_params: loris_session_restore takes what a library before ABI 0.5 saved, which does not say with
 /// which config and tokenizer it was made; if it was not this model's, the session answers nonsense. Since 0.5.
 pub const LORIS_TRUST_OLD_STATE: u32 = 1;

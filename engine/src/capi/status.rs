@@ -1,8 +1,8 @@
 //! Statuses, and which error leads to which.
 
+use std::fmt::{self, Write};
 use std::io::ErrorKind;
 
-use super::guard::Failure;
 use crate::error::Error;
 use loris_loader::Error as LoadError;
 
@@ -55,6 +55,32 @@ pub const LORIS_E_NUMERIC: i32 = -12;
 pub const LORIS_E_PANIC: i32 = -13;
 /// A callback said that it failed. Since 0.6.
 pub const LORIS_E_CALLBACK: i32 = -14;
+
+/// Why a call did not end with [`LORIS_OK`].
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) status: i32,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(status: i32, message: impl Into<String>) -> Self {
+        Self { status, message: message.into() }
+    }
+
+    /// A failure with the text of an error: none where not even that much memory is left.
+    pub(super) fn of(status: i32, e: &dyn fmt::Display) -> Self {
+        let mut message = String::new();
+        if message.try_reserve(256).is_ok() {
+            let _ = write!(message, "{e}");
+        }
+        Self { status, message }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(LORIS_E_INVALID_ARG, message)
+    }
+}
 
 impl From<Error> for Failure {
     fn from(e: Error) -> Self {

@@ -3,11 +3,11 @@
 use std::ffi::c_char;
 use std::sync::Mutex;
 
-use super::guard::{Failure, call};
+use super::guard::call;
 use super::handle::{Stream, enter, free, get, loris_model, loris_text_stream, make};
 use super::out::{c_text, copy, copy_text, owned, slice, text, write};
 use super::params::check_flags;
-use super::status::{LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
+use super::status::{Failure, LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_OK};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;

@@ -4,7 +4,7 @@
 
 use half::f16;
 
-use super::simd::{Simd, bf16_value, f16_value};
+use super::simd::{Simd, bf16_value, e4m3_value, f16_value};
 use crate::cache::KvFormat;
 
 /// Codes a head. Numbers that are not finite make its scale so, and what is decoded NaN.
@@ -464,13 +464,6 @@ pub(super) unsafe fn decode<S: Simd>(
 
 /// What e4m3 numbers are decoded in units of.
 pub(super) const E4M3_UNIT: f32 = 256.0;
-
-/// An e4m3 number, divided by 256: its bits are those of an f16 with a smaller exponent.
-#[inline(always)]
-pub(super) fn e4m3_value(code: u8) -> f32 {
-    let code = u16::from(code);
-    f16_value((code & 0x80) << 8 | (code & 0x7f) << 7)
-}
 
 /// Multiplies by the Hadamard matrix over the square root of its size, which is its own inverse and changes no
 /// product of two vectors. The matrix is as large as the largest power of two that divides the length; a

@@ -350,3 +350,10 @@ pub(super) fn f16_value(bits: u16) -> f32 {
     let special = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
     f32::from_bits(scaled | special | u32::from(bits & 0x8000) << 16)
 }
+
+/// An e4m3 number, divided by 256: its bits are those of an f16 with a smaller exponent.
+#[inline(always)]
+pub(super) fn e4m3_value(code: u8) -> f32 {
+    let code = u16::from(code);
+    f16_value((code & 0x80) << 8 | (code & 0x7f) << 7)
+}

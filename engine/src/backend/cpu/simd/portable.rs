@@ -77,7 +77,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> [f32; N] {
         // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(super::super::codec::e4m3_value)
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(super::e4m3_value)
     }
 
     #[inline(always)]
