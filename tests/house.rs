@@ -144,8 +144,10 @@ fn tree(tokens: &[String], mut at: usize, prefix: &[String], out: &mut Vec<Vec<S
     if tokens.get(at).is_some_and(|token| token == "as") { at + 2 } else { at }
 }
 
-/// The paths of a module, those that it only hands on apart.
-fn paths(text: &str) -> (Vec<Vec<String>>, Vec<Vec<String>>) {
+/// The paths of a module that it uses, and those that it only hands on.
+type Paths = (Vec<Vec<String>>, Vec<Vec<String>>);
+
+fn paths(text: &str) -> Paths {
     let tokens = tokens(text);
     let (mut used, mut handed_on) = (Vec::new(), Vec::new());
     let mut at = 0;
@@ -176,7 +178,7 @@ fn graph(sources: &BTreeMap<String, String>) -> Graph {
     let up = |module: &str| module.rsplit_once("::").map_or("", |(parent, _)| parent).to_owned();
     // The module that a path leads to, through what modules hand on; none: it leaves the crate.
     fn lead(
-        paths: &BTreeMap<&str, (Vec<Vec<String>>, Vec<Vec<String>>)>,
+        paths: &BTreeMap<&str, Paths>,
         child: &dyn Fn(&str, &str) -> Option<String>,
         up: &dyn Fn(&str) -> String,
         from: &str,

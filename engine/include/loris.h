@@ -121,6 +121,9 @@
 // A callback said that it failed. Since 0.6.
 #define LORIS_E_CALLBACK -14
 
+// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
+#define LORIS_RANDOM_SEED UINT64_MAX
+
 // Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 // higher minor version.
 #define LORIS_ABI_VERSION 6
@@ -154,9 +157,6 @@
 
 // No token.
 #define LORIS_NO_TOKEN UINT32_MAX
-
-// Seed of loris_sampling_params: a random one, which loris_receipt.seed tells. Since 0.5.
-#define LORIS_RANDOM_SEED UINT64_MAX
 
 // Flag of loris_session_params: loris_session_restore takes what a library before ABI 0.5 saved, which does not say with
 // which config and tokenizer it was made; if it was not this model's, the session answers nonsense. Since 0.5.
@@ -513,7 +513,7 @@ int32_t loris_build_info(char *buf,
                          size_t *n);
 
 // Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "batch", "fork",
-// "prefix-sharing", "save", "lazy", "window", "evict", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
+// "prefix-sharing", "save", "lazy", "window", "evict", "mask", "logprobs", "keep-prefixes" (the flag LORIS_KEEP_PREFIXES), and for each KV
 // format and each eviction policy "kv-" or "evict-" before its name, as in "kv-int4-channel" and "evict-snapkv".
 // loris_build_info lists them all. Any thread.
 int32_t loris_has_feature(const char *name);
