@@ -568,7 +568,8 @@ fn work_on_a_tokenizer_file_is_bounded() {
         }
         // The library normalises added tokens while it reads the file.
         json["added_tokens"][0]["normalized"] = json!(true);
-        let is_small = name.contains("ByteLevel") || name.contains("xxxxxx\",\"type\":\"Prepend");
+        let is_small =
+            name.contains("ByteLevel") || (name.contains("Prepend") && name.len() < 10_000);
         assert!(open(&json).is_err() || is_small, "{name:.80}");
     }
     let steps = |step: Value, n: usize| json!({"type": "Sequence", "pretokenizers": vec![step; n]});
