@@ -1,7 +1,7 @@
 //! Matrix products of decode (and of the language-model head): few rows, memory bound.
 //!
 //! Weights are read once, in place: a thread streams one range of addresses, four weight rows at a time,
-//! lanes along k. The four lie a page apart, if a chunk has the rows ([`apart`]). bf16 weights are split into even and odd
+//! lanes along k. With few lanes the four lie a page apart, if a chunk has the rows ([`apart`]). bf16 weights are split into even and odd
 //! elements, a shift and a mask for two vectors, so the activations are kept in that order as well.
 //! More rows of activations go four at a time over a chunk of weights that stays in L1 or L2.
 //!
@@ -21,8 +21,12 @@ pub(super) const CHUNK: usize = 16;
 const ROWS: usize = 4;
 
 /// Rows from one row in flight to the next: at least 4 KiB, if a chunk has as many. A CPU's prefetcher
-/// follows a stream for each page; four short rows in one page are one stream that jumps, which it loses.
-fn apart(row_bytes: usize, n_rows: usize) -> usize {
+/// follows a stream for each page; four short rows in one page are one stream that jumps, which it loses (Zen 3). CPUs with
+/// 16 lanes follow it, and are faster with rows side by side (Zen 5).
+fn apart<S: Simd>(row_bytes: usize, n_rows: usize) -> usize {
+    if S::LANES == MAX_LANES {
+        return 1;
+    }
     4096_usize.div_ceil(row_bytes.max(1)).min(n_rows.div_ceil(ROWS)).max(1)
 }
 
@@ -138,7 +142,7 @@ impl<L: Load, const X: usize> Kernel for Rows<L, X> {
     unsafe fn run<S: Simd, D: Dot>(self) {
         let g = self.0;
         let stride = padded(g.k);
-        let apart = apart(g.row_bytes, g.n.len());
+        let apart = apart::<S>(g.row_bytes, g.n.len());
         let ahead = ROWS * apart * g.row_bytes;
         for group in g.n.clone().step_by(ROWS * apart) {
             for first in group..g.n.end.min(group + apart) {
