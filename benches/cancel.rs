@@ -11,7 +11,7 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use loris::loader::{LoadMode, Weights};
 use loris::{Engine, EngineOptions, Error, Model, ModelOptions, Session, SessionOptions};
 
-use machine::{Machine, ms};
+use machine::{Machine, Options, ms};
 
 mod machine;
 
@@ -30,9 +30,9 @@ const CHUNK: usize = 512;
 const HEADER: &str = "date,commit,cpu,features,threads,load,busy_elsewhere,model,measure,n,pass,layer,p50,p99,max,ratio\n";
 
 fn main() {
-    let options = Options::parse();
+    let options = Options::parse("--n", 1.0_f64);
     let machine = Machine::at_rest();
-    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().unwrap().get());
+    let threads = options.threads;
     let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
     let sizes =
         ModelOptions { chunk: CHUNK, kv_tokens: Some(4 * CHUNK), ..ModelOptions::default() };
@@ -41,7 +41,7 @@ fn main() {
         let name = options.model.file_name().unwrap().to_string_lossy().to_lowercase();
         format!("{},{name}", machine.columns(threads))
     });
-    let mut bench = Bench { model, random: 1, n: options.n, record };
+    let mut bench = Bench { model, random: 1, n: options.count, record };
     println!("{threads} threads, {machine}");
     println!(
         "| {:<24} | {:>5} | {:>9} | {:>9} | {:>8} | {:>8} | {:>8} | {:>9} |",
@@ -52,31 +52,6 @@ fn main() {
     bench.decode();
     bench.waiting();
     bench.weights(&options.model);
-}
-
-struct Options {
-    model: PathBuf,
-    threads: Option<usize>,
-    n: f64,
-    csv: bool,
-}
-
-impl Options {
-    fn parse() -> Self {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct");
-        let mut options = Self { model, threads: None, n: 1.0, csv: false };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--threads" => options.threads = Some(args.next().unwrap().parse().unwrap()),
-                "--n" => options.n = args.next().unwrap().parse().unwrap(),
-                "--csv" => options.csv = true,
-                "--bench" => {}
-                _ => options.model = arg.into(),
-            }
-        }
-        options
-    }
 }
 
 /// What was measured of one kind of call.

@@ -1,10 +1,41 @@
 //! What a row of a record says of its machine and commit.
 
 use std::fmt;
-use std::path::Path;
+use std::fmt::Debug;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// What the command line of a benchmark says: `[MODEL] [--threads N] [--COUNT N] [--csv]`.
+pub(crate) struct Options<T> {
+    pub(crate) model: PathBuf,
+    pub(crate) threads: usize,
+    /// How much is measured.
+    pub(crate) count: T,
+    pub(crate) csv: bool,
+}
+
+impl<T: FromStr<Err: Debug>> Options<T> {
+    /// `flag` sets the count.
+    pub(crate) fn parse(flag: &str, count: T) -> Self {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct");
+        let threads = thread::available_parallelism().unwrap().get();
+        let mut options = Self { model, threads, count, csv: false };
+        let mut args = std::env::args().skip(1);
+        while let Some(arg) = args.next() {
+            match arg.as_str() {
+                "--threads" => options.threads = args.next().unwrap().parse().unwrap(),
+                "--csv" => options.csv = true,
+                "--bench" => {}
+                _ if arg == flag => options.count = args.next().unwrap().parse().unwrap(),
+                _ => options.model = arg.into(),
+            }
+        }
+        options
+    }
+}
 
 /// What else the machine does when a run begins.
 pub(crate) struct Machine {

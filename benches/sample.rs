@@ -9,14 +9,12 @@
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use loris::loader::Special;
 use loris::{Engine, EngineOptions, ModelOptions, Sampler, SamplerParams, SessionOptions};
 
-use machine::{Machine, ms};
+use machine::{Machine, Options, ms};
 
 mod machine;
 
@@ -59,9 +57,9 @@ fn settings() -> Vec<(&'static str, SamplerParams)> {
 }
 
 fn main() {
-    let options = Options::parse();
+    let options = Options::parse("--n", 300_usize);
     let machine = Machine::at_rest();
-    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().unwrap().get());
+    let threads = options.threads;
     let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
     let model = engine.unwrap().open(&options.model, &ModelOptions::default()).unwrap();
     println!("{threads} threads, {machine}");
@@ -78,7 +76,7 @@ fn main() {
     let allowed = vec![0x7fff_ffff_u32; vocab_size.div_ceil(32)];
     let mut times = vec![Vec::new(); settings.len() + 2];
     let mut decodes = Vec::new();
-    for _ in 0..options.n {
+    for _ in 0..options.count {
         let mut next = 0;
         let logits = session.logits().unwrap();
         for (idx, sampler) in samplers.iter_mut().enumerate() {
@@ -117,7 +115,7 @@ fn main() {
             let row = format!(
                 "{},{name},{name_of:?},{},{:.3},{:.4},{:.4},{share:.4}",
                 machine.columns(threads),
-                options.n,
+                options.count,
                 ms(decode),
                 ms(p50),
                 ms(p99)
@@ -130,29 +128,4 @@ fn main() {
 fn quantile(times: &mut [Duration], q: f64) -> Duration {
     times.sort();
     times[((times.len() - 1) as f64 * q).round() as usize]
-}
-
-struct Options {
-    model: PathBuf,
-    threads: Option<usize>,
-    n: usize,
-    csv: bool,
-}
-
-impl Options {
-    fn parse() -> Self {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct");
-        let mut options = Self { model, threads: None, n: 300, csv: false };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--threads" => options.threads = Some(args.next().unwrap().parse().unwrap()),
-                "--n" => options.n = args.next().unwrap().parse().unwrap(),
-                "--csv" => options.csv = true,
-                "--bench" => {}
-                _ => options.model = arg.into(),
-            }
-        }
-        options
-    }
 }

@@ -16,13 +16,11 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used)]
 #![allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
 
-use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use loris::{Engine, EngineOptions, Model, ModelOptions, Progress, Session, SessionOptions};
 
-use machine::{Machine, ms};
+use machine::{Machine, Options, ms};
 
 mod machine;
 
@@ -41,9 +39,10 @@ const SAME: usize = 960;
 const HEADER: &str = "date,commit,cpu,features,threads,load,busy_elsewhere,model,measure,rows,n,p50,p99,max,chunk,decode,ratio,own_ratio\n";
 
 fn main() {
-    let options = Options::parse();
+    let options = Options::parse("--rounds", 3_usize);
+    assert!(options.count > 0, "--rounds 0 measures nothing");
     let machine = Machine::at_rest();
-    let threads = options.threads.unwrap_or_else(|| thread::available_parallelism().unwrap().get());
+    let threads = options.threads;
     let engine = Engine::new(&EngineOptions { threads: Some(threads), ..EngineOptions::default() });
     let kv_tokens = Some(LONG + N_SESSIONS * (ALIKE + RUNNING + 256));
     let sizes = ModelOptions { kv_tokens, ..ModelOptions::default() };
@@ -54,7 +53,7 @@ fn main() {
     let mut running: Vec<Session> = (0..N_SESSIONS).map(|_| bench.ready(RUNNING)).collect();
     let (mut chunks, mut decodes): (Vec<Vec<Duration>>, _) = (Vec::new(), Vec::new());
     let (mut gaps, mut firsts, mut alike, mut n_rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
-    for round in 0..options.rounds {
+    for round in 0..options.count {
         chunks.push(bench.chunks_alone());
         decodes.extend((0..30).map(|_| bench.step(&mut running, &mut []).0));
         gaps.push(bench.between_tokens(&mut running));
@@ -62,7 +61,7 @@ fn main() {
         let (time, n) = bench.alike();
         alike.push(time);
         n_rows = n;
-        println!("round {} of {}", round + 1, options.rounds);
+        println!("round {} of {}", round + 1, options.count);
     }
 
     let decode = median(decodes);
@@ -110,32 +109,6 @@ fn main() {
             );
             machine::add_row("step.csv", HEADER, &columns);
         }
-    }
-}
-
-struct Options {
-    model: PathBuf,
-    threads: Option<usize>,
-    rounds: usize,
-    csv: bool,
-}
-
-impl Options {
-    fn parse() -> Self {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/SmolLM2-135M-Instruct");
-        let mut options = Self { model, threads: None, rounds: 3, csv: false };
-        let mut args = std::env::args().skip(1);
-        while let Some(arg) = args.next() {
-            match arg.as_str() {
-                "--threads" => options.threads = Some(args.next().unwrap().parse().unwrap()),
-                "--rounds" => options.rounds = args.next().unwrap().parse().unwrap(),
-                "--csv" => options.csv = true,
-                "--bench" => {}
-                _ => options.model = arg.into(),
-            }
-        }
-        assert!(options.rounds > 0, "--rounds 0 measures nothing");
-        options
     }
 }
 

@@ -15,7 +15,8 @@ use loris::loader::Dtype;
 use loris::policy::{Evict, Lazy, PrunePoint};
 use loris::{
     DeviceChoice, Engine, EngineOptions, Error, GenerateOptions, KvFormat, Model, ModelOptions,
-    Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, generate,
+    Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, StreamOptions,
+    generate,
 };
 use support::{argmax, bits, checkpoint, cuda_options, open_cpu, open_cuda, options, rounded};
 
@@ -547,6 +548,41 @@ fn generated_tokens_are_drawn_on_the_device() {
         let n_drawn = device.receipt().n_drawn;
         assert_eq!(n_drawn, if params.typical_p == 1.0 { 10 } else { 0 }, "{params:?}");
     }
+}
+
+/// Penalties of a stream count what the last token saw, whoever draws: the device up to the length of the window, then the host.
+#[test]
+fn streams_draw_with_penalties_as_the_host_does() {
+    let model = model();
+    let stream = StreamOptions { sink: 4, window: 16 };
+    let open = || {
+        let options = SessionOptions { stream: Some(stream), ..SessionOptions::default() };
+        let mut s = model.session(&options).unwrap();
+        s.prefill(&prompt(1, 3)).unwrap();
+        s
+    };
+    let params = SamplerParams {
+        temperature: 0.9,
+        repetition_penalty: 1.6,
+        frequency_penalty: 0.4,
+        seed: Some(7),
+        ..SamplerParams::default()
+    };
+    let sampler = || Sampler::with_mask(params.clone(), &[]).unwrap();
+    let (mut host, mut on_host, mut want) = (open(), sampler(), Vec::new());
+    for _ in 0..40 {
+        want.push(on_host.sample(host.logits().unwrap(), host.history()));
+        host.decode(want[want.len() - 1]).unwrap();
+    }
+    let (mut device, mut got) = (open(), Vec::new());
+    let options = GenerateOptions { max_tokens: 40, ignore_eos: true, ..Default::default() };
+    generate(&mut device, &mut sampler(), &options, &mut |token| {
+        got.push(token.id);
+        ControlFlow::Continue(())
+    })
+    .unwrap();
+    assert_eq!(got, want);
+    assert_eq!(device.receipt().n_drawn, 13, "from 3 tokens up to the window");
 }
 
 /// A mask that changes from token to token is one of the device's draws.

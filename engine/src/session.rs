@@ -538,7 +538,10 @@ impl Session {
         token: u32,
         sampler: &mut Sampler,
     ) -> Result<u32, Error> {
-        self.draw = sampler.draw_on_device(&self.history(), token, self.logits.len());
+        // Once a stream is as long as its window, the next history lacks a token of this one.
+        let grows = self.stream.is_none_or(|stream| self.len() < stream.window as usize);
+        let history = grows.then(|| self.history());
+        self.draw = sampler.draw_on_device(history.as_ref(), token, self.logits.len());
         let outcome = self.decode(token);
         self.draw = None;
         outcome?;

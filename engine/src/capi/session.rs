@@ -485,7 +485,10 @@ pub unsafe extern "C" fn loris_session_generate(
                     None => None,
                 },
             };
-            let (mut text, mut top) = (Vec::new(), Vec::new());
+            let n_top =
+                options.logprobs.unwrap_or(0).min(inner.session.model().config().vocab_size);
+            let mut top = memory::empty(n_top, "the likeliest tokens")?;
+            let mut text = Vec::new();
             let mut on_token = |token: Token<'_>| {
                 if let (Some(f), Some(of_token)) = (params.on_logprobs, token.logprobs) {
                     top.clear();

@@ -274,20 +274,25 @@ impl Sampler {
         Ok(fork)
     }
 
-    /// The choice of the token behind `next`, which is about to follow `history`, for a device to make. `None`: it needs a filter
-    /// that devices lack, or what a stream's window holds then, so it is [`sample`](Self::sample)'s. Where the device makes it,
-    /// [`advance`](Self::advance) comes next.
+    /// The choice of the token behind `next`, for a device to make. `history` is that of the tokens before `next`; `None`: what
+    /// it will be is not this and `next`. `None` comes out where the choice is [`sample`](Self::sample)'s: it needs a filter that
+    /// devices lack, or a history. Where the device makes it, [`advance`](Self::advance) comes next.
     pub(crate) fn draw_on_device(
         &mut self,
-        history: &History<'_>,
+        history: Option<&History<'_>>,
         next: u32,
         vocab_size: usize,
     ) -> Option<Draw> {
-        let is_window = !history.tokens[1].is_empty();
-        if self.params.typical_p < 1.0 || (self.params.penalises() && is_window) {
+        if self.params.typical_p < 1.0 {
             return None;
         }
+        let history = match self.params.penalises() {
+            true => *history?,
+            false => History::default(),
+        };
         self.find_changes(&[history.tokens[0], &[next]], &[history.answer, &[next]], vocab_size);
+        let mut changes = memory::empty(self.changes.len(), LISTS).ok()?;
+        changes.extend_from_slice(&self.changes);
         let p = &self.params;
         let temperature = if self.is_greedy() { 0.0 } else { p.temperature };
         let mut state = self.state;
@@ -298,7 +303,7 @@ impl Sampler {
             min_p: p.min_p,
             uniform: if temperature == 0.0 { 0.0 } else { uniform(&mut state) },
             masked: self.mask().clone(),
-            changes: self.changes.clone(),
+            changes,
         })
     }
 

@@ -8,6 +8,7 @@ use loris_kernels::{Buffer, Device, Rows};
 
 use crate::backend::{Draw, LogitChange};
 use crate::error::Error;
+use crate::memory;
 
 /// What draws need on the device. It stays there, so that a greedy token uploads nothing.
 #[derive(Debug, Default)]
@@ -27,7 +28,7 @@ struct Adjusted {
 
 #[derive(Debug)]
 struct OnDevice {
-    draw: Draw,
+    known: LorisSampling,
     sampling: Buffer<LorisSampling>,
     token: Buffer<u32>,
 }
@@ -49,37 +50,33 @@ impl Chooser {
             && !self.masked.as_ref().is_some_and(is_known)
         {
             // One that changes from token to token keeps its place.
-            match &mut self.masked {
-                Some((known, bits)) if known.len() == masked.len() => {
-                    bits.upload(device, 0, masked)?;
-                    *known = masked.clone();
-                }
-                other => {
-                    let bits = Buffer::from_slice(device, masked, "masked ids")?;
-                    *other = Some((masked.clone(), bits));
-                }
-            }
+            let mut bits = match self.masked.take() {
+                Some((known, bits)) if known.len() == masked.len() => bits,
+                _ => Buffer::new(device, masked.len(), "masked ids")?,
+            };
+            bits.upload(device, 0, masked)?;
+            self.masked = Some((masked.clone(), bits));
         }
         let masked = self.masked.as_ref().filter(|_| draw.masked.is_some()).map(|(_, bits)| bits);
 
-        let sampling = [LorisSampling {
+        let wanted = LorisSampling {
             temperature: draw.temperature,
             top_k: draw.top_k,
             top_p: draw.top_p,
             min_p: draw.min_p,
             uniform: draw.uniform,
-        }];
+        };
         let on_device = match &mut self.on_device {
             Some(on_device) => on_device,
             none => none.insert(OnDevice {
-                draw: draw.clone(),
-                sampling: Buffer::from_slice(device, &sampling, "sampling parameters")?,
+                known: wanted,
+                sampling: Buffer::from_slice(device, &[wanted], "sampling parameters")?,
                 token: Buffer::new(device, 1, "a token")?,
             }),
         };
-        if on_device.draw != *draw {
-            on_device.sampling.upload(device, 0, &sampling)?;
-            on_device.draw = draw.clone();
+        if on_device.known != wanted {
+            on_device.sampling.upload(device, 0, &[wanted])?;
+            on_device.known = wanted;
         }
         let OnDevice { sampling, token, .. } = on_device;
         let (logits, row) = match draw.changes.as_slice() {
@@ -101,25 +98,23 @@ fn adjust<'a>(
     row: usize,
     changes: &[LogitChange],
 ) -> Result<&'a Rows<f32>, Error> {
-    let changes: Vec<_> = changes
-        .iter()
-        .map(|&LogitChange { id, bias, factor, minus }| LorisLogitChange {
-            id,
-            bias,
-            factor,
-            minus,
-        })
-        .collect();
     let n = changes.len();
-    if adjusted.as_ref().is_none_or(|adjusted| adjusted.changes.len() < n) {
-        *adjusted = Some(Adjusted {
+    let mut sent = memory::empty(n, "changes of logits")?;
+    sent.extend(changes.iter().map(|&LogitChange { id, bias, factor, minus }| LorisLogitChange {
+        id,
+        bias,
+        factor,
+        minus,
+    }));
+    let room = match adjusted.take() {
+        Some(room) if room.changes.len() >= n => room,
+        _ => Adjusted {
             changes: Buffer::new(device, n.next_power_of_two().max(256), "changes of logits")?,
             logits: Rows::new(device, 1, logits.width, "logits")?,
-        });
-    }
-    let Some(adjusted) = adjusted else { return Err(Error::Device { reason: "no room".into() }) };
-    adjusted.changes.upload(device, 0, &changes)?;
-    let Adjusted { changes, logits: out } = adjusted;
+        },
+    };
+    let Adjusted { changes, logits: out } = adjusted.insert(room);
+    changes.upload(device, 0, &sent)?;
     logit_adjust::logit_adjust(device, logits, row, changes, n, out)?;
     Ok(out)
 }

@@ -151,12 +151,9 @@ fn next(parser: &mut TokenParser, new: &[u32]) -> Result<SimpleVob, String> {
     let said = |parser: &TokenParser| {
         parser.error_message().unwrap_or_else(|| parser.stop_reason().to_string())
     };
-    for (&id, n_before) in new.iter().zip(0..) {
+    for &id in new {
         if parser.consume_token(id).is_err() {
-            return Err(format!(
-                "token {id}, {n_before} tokens on, is not in it: {}",
-                said(parser)
-            ));
+            return Err(format!("token {id} is not in it: {}", said(parser)));
         }
         let _ = parser.check_stop(); // it says so in `stop_reason`
     }
