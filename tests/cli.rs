@@ -453,7 +453,7 @@ fn perplexity_is_that_of_the_library() {
         let mut session = model.session(&SessionOptions::default()).unwrap();
         let mut sum = 0.0;
         let mut rows = Vec::new();
-        session.score(window, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
+        session.logits_of(window, &mut |_, logits| rows.push(logits.to_vec())).unwrap();
         for (row, &next) in rows.iter().zip(&window[1..]) {
             let exp: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
             sum += exp.ln() - f64::from(row[next as usize]);
@@ -480,7 +480,7 @@ fn perplexity_is_that_of_the_library() {
                 sum += exp.ln() - f64::from(logits[next as usize]);
             }
         };
-        session.score(&window[39..], visit).unwrap();
+        session.logits_of(&window[39..], visit).unwrap();
         assert!((ours["mean_nll"].as_f64().unwrap() - sum / 20.0).abs() < 1e-9);
         let spans = ours["spans"].as_array().unwrap();
         let to: Vec<u64> = spans.iter().map(|span| span["to"].as_u64().unwrap()).collect();

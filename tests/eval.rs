@@ -1,4 +1,4 @@
-//! `loris eval`: its samples, scores and intervals, and the subcommand as a shell sees it.
+//! `loris eval`: its samples, grades and intervals, and the subcommand as a shell sees it.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../engine/src/bin/loris/eval"]
@@ -6,10 +6,10 @@
 mod eval {
     pub(crate) mod filler;
     pub(crate) mod fit;
+    pub(crate) mod grade;
     pub(crate) mod lists;
     pub(crate) mod needles;
     pub(crate) mod rng;
-    pub(crate) mod score;
     pub(crate) mod stats;
     pub(crate) mod tasks;
     pub(crate) mod words;
@@ -24,9 +24,9 @@ use std::convert::Infallible;
 
 use eval::filler::{Filler, with_inserts};
 use eval::fit::{Fitted, Misfit, fit};
+use eval::grade::grade;
 use eval::rng::Rng;
-use eval::score::score;
-use eval::stats::{paired, scores, student, t_point};
+use eval::stats::{grades, paired, student, t_point};
 use eval::tasks::{Sample, Seed, TASKS, Task};
 use eval::words;
 
@@ -246,7 +246,7 @@ fn answers_are_scored_by_what_they_hold() {
     ];
     for (answer, expected, want) in rows {
         let expected: Vec<_> = expected.iter().map(|&text| text.to_owned()).collect();
-        assert_eq!(score(answer, &expected), want, "{answer}");
+        assert_eq!(grade(answer, &expected), want, "{answer}");
     }
 }
 
@@ -262,7 +262,7 @@ fn close(found: f64, want: f64) {
 fn intervals_have_their_known_values() {
     // Wilson, as in Brown, Cai and DasGupta's formula.
     for (k, n, lo, hi) in [(8, 10, 0.4902, 0.9433), (0, 30, 0.0, 0.1135), (30, 30, 0.8865, 1.0)] {
-        let e = scores(&binary(k, n)).unwrap();
+        let e = grades(&binary(k, n)).unwrap();
         close(e.lo, lo);
         close(e.hi, hi);
         assert_eq!((e.method, e.n), ("wilson", n));
@@ -276,9 +276,9 @@ fn intervals_have_their_known_values() {
     close(e.hi - e.mean, 1.9633);
     assert_eq!(e.method, "t");
     assert!(student(&[1.0]).unwrap().lo.is_nan());
-    let shares = scores(&[0.0, 0.2, 1.0]).unwrap();
+    let shares = grades(&[0.0, 0.2, 1.0]).unwrap();
     assert_eq!((shares.method, shares.lo, shares.hi), ("t", 0.0, 1.0));
-    assert!(scores(&[]).is_none() && paired(&[], &[]).is_none());
+    assert!(grades(&[]).is_none() && paired(&[], &[]).is_none());
 }
 
 #[test]

@@ -395,7 +395,7 @@ fn sharing(ranks: &[&str], open: &dyn Fn() -> Model, keep: usize, turns: &[(usiz
         assert!(run(&mut s, turns) == want, "{name}");
         let n_shared = s.receipt().n_shared;
         // The rows that score are computed, and the last one.
-        let n_scored = Evict::parse(&spec).unwrap().n_score_rows().clamp(1, n);
+        let n_scored = Evict::parse(&spec).unwrap().n_mass_rows().clamp(1, n);
         let n_alike = if name.starts_with("h2o") { 0 } else { (n - n_scored) / 16 * 16 };
         assert_eq!(n_shared, n_alike, "{name}");
         // What it has evicted is nobody's prefix, and the other's pages are whole.
@@ -590,6 +590,6 @@ fn what_does_not_go_together_is_refused_by_name() {
 
     let mut s = session(&model, "tova:64");
     s.prefill(&prompt(1, 10)).unwrap();
-    let error = s.score(&[1, 2], &mut |_, _| ()).unwrap_err().to_string();
+    let error = s.logits_of(&[1, 2], &mut |_, _| ()).unwrap_err().to_string();
     assert!(error.contains("evict"), "{error}");
 }

@@ -23,7 +23,7 @@ fn logits(model: &Model, tokens: &[u32], n_prefill: usize) -> Vec<Vec<f32>> {
     let options = SessionOptions { ctx_len: Some(tokens.len()), ..SessionOptions::default() };
     let mut session = model.session(&options).unwrap();
     let mut rows = Vec::new();
-    session.score(&tokens[..n_prefill], &mut |_, logits| rows.push(logits.to_vec())).unwrap();
+    session.logits_of(&tokens[..n_prefill], &mut |_, logits| rows.push(logits.to_vec())).unwrap();
     for &token in &tokens[n_prefill..] {
         session.decode(token).unwrap();
         rows.push(session.logits().unwrap().to_vec());

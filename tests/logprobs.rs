@@ -36,7 +36,7 @@ fn every_position_agrees_with_transformers() {
             model.session(&SessionOptions { ctx_len, ..SessionOptions::default() }).unwrap();
         let mut theirs = reference.logits_f32.chunks_exact(model.config().vocab_size);
         session
-            .score(&reference.tokens, &mut |idx, logits| {
+            .logits_of(&reference.tokens, &mut |idx, logits| {
                 let (ours, theirs) = (LogSoftmax::new(logits), naive(theirs.next().unwrap()));
                 for (id, want) in (0..).zip(&theirs) {
                     let off = (f64::from(ours.of(id)) - want).abs();

@@ -84,7 +84,7 @@ fn a_mapped_weight_file_that_changes_is_an_error_of_the_next_prompt() {
         let changed =
             |e: &Error| matches!(e, Error::Load(loris::loader::Error::FileChanged { .. }));
         assert!(changed(&s.prefill(&prompt(2, 9)).unwrap_err()), "{how}");
-        assert!(changed(&s.score(&prompt(2, 9), &mut |_, _| {}).unwrap_err()), "{how}");
+        assert!(changed(&s.logits_of(&prompt(2, 9), &mut |_, _| {}).unwrap_err()), "{how}");
         assert!(changed(&s.feed(&prompt(2, 9)).unwrap_err()), "{how}");
         assert!(changed(&session(&model).prefill(&prompt(2, 9)).unwrap_err()), "{how}");
         assert_eq!(model.step(&mut [&mut s]).pop().unwrap().unwrap(), Progress::Idle);
@@ -378,7 +378,7 @@ fn a_visitor_of_scores_may_run_other_sessions() {
     let mut seen = Vec::new();
     let mut scored = session(&model);
     scored
-        .score(&tokens, &mut |i, logits| {
+        .logits_of(&tokens, &mut |i, logits| {
             let mut other = session(&model);
             other.prefill(&tokens[..=i]).unwrap();
             assert!(bits(other.logits().unwrap()) == bits(logits), "token {i}");
@@ -389,7 +389,7 @@ fn a_visitor_of_scores_may_run_other_sessions() {
     assert_eq!((scored.len(), scored.logits().is_some()), (10, true));
 
     let before = bits(scored.logits().unwrap());
-    assert!(matches!(scored.score(&prompt(3, 100), &mut |_, _| ()), Err(Error::KvFull { .. })));
+    assert!(matches!(scored.logits_of(&prompt(3, 100), &mut |_, _| ()), Err(Error::KvFull { .. })));
     assert_eq!(scored.len(), 10);
     assert!(bits(scored.logits().unwrap()) == before);
 }
@@ -729,7 +729,7 @@ fn the_fixture_answers_with_more_than_one_token() {
     let reference = reference(NAME);
     let mut s = session(&model(&options(256)));
     let mut bests = std::collections::BTreeSet::new();
-    s.score(&reference.tokens, &mut |_, logits| {
+    s.logits_of(&reference.tokens, &mut |_, logits| {
         bests.insert(argmax(logits));
     })
     .unwrap();

@@ -121,7 +121,7 @@ fn perplexity_is_that_of_transformers() {
         let mut nll = 0.0;
         let mut session = model.session(&SessionOptions::default()).unwrap();
         session
-            .score(tokens, &mut |at, logits| {
+            .logits_of(tokens, &mut |at, logits| {
                 if let Some(&next) = tokens.get(at + 1) {
                     nll -= log_probability(logits, next);
                 }

@@ -17,8 +17,8 @@ use loris_kernels::abi::{LorisLogitChange, LorisSampling};
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
 use loris_kernels::ops::{
-    embed, key_norm, linear, linear_decode, lm_head, logit_adjust, mlp_gate, mlp_gate_decode,
-    page_copy, page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move, token_score,
+    attention_mass, embed, key_norm, linear, linear_decode, lm_head, logit_adjust, mlp_gate,
+    mlp_gate_decode, page_copy, page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move,
     token_select,
 };
 use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, PageTable, Rows};
@@ -126,7 +126,7 @@ fn main() -> Result<(), Error> {
         }
         for n_slots in pick(&[32 << 10, 128 << 10], &[70]) {
             for kv in formats(model) {
-                token_scores(&mut bench, model, kv, n_slots);
+                attention_mass(&mut bench, model, kv, n_slots);
             }
             for kv in formats(model).filter(|kv| !kv.1.are_sealed()) {
                 kept_slots(&mut bench, model, kv, n_slots);
@@ -332,12 +332,12 @@ fn attention_prefill(bench: &mut Bench, model: Model, (tag, kv): Kv, n_rows: usi
 }
 
 /// Scores of all slots by the last row.
-fn token_scores(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
+fn attention_mass(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
     let Model { name, heads, .. } = model;
     bench.case(
-        ["token_score", "prefill"],
+        ["attention_mass", "prefill"],
         &format!("{name} rows=1 context={n_slots}{tag}"),
-        token_score::token_score_cost(heads, kv.k, n_slots, 1),
+        attention_mass::attention_mass_cost(heads, kv.k, n_slots, 1),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, kv, &[(n_slots - 1, 1)], seed)?;
             let q = random_rows(d, 1, heads.n_q_heads * heads.head_dim, seed)?;
@@ -345,7 +345,20 @@ fn token_scores(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) 
             Ok((batch, pages, q, lse, Buffer::new(d, n_slots, "scores")?))
         },
         |d, (batch, pages, q, lse, scores)| {
-            token_score::token_score(d, heads, batch, 0, 0..1, 0, None, q, lse, pages, 0, scores)
+            attention_mass::attention_mass(
+                d,
+                heads,
+                batch,
+                0,
+                0..1,
+                0,
+                None,
+                q,
+                lse,
+                pages,
+                0,
+                scores,
+            )
         },
     );
 }

@@ -364,7 +364,7 @@ impl Model {
         if plan.layout.skew() > 0 && evict.sinks < n_wide {
             return refuse(format!("sinks={n_wide} or more, the first tokens of a coded cache"));
         }
-        match evict.n_score_rows() > plan.chunk {
+        match evict.n_mass_rows() > plan.chunk {
             true => refuse(format!("a window of at most the chunk, {}", plan.chunk)),
             false => Ok(()),
         }

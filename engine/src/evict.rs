@@ -98,7 +98,7 @@ impl Session {
         let n = work.tokens.len();
         let n_rows = match evicting.counts_all() {
             true => n,
-            false => self.n_keep(work).map_or(0, |_| self.n_score_rows().min(n)),
+            false => self.n_keep(work).map_or(0, |_| self.n_mass_rows().min(n)),
         };
         (n_rows > 0).then_some(n - n_rows..n)
     }

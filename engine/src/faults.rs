@@ -289,7 +289,7 @@ fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
     let calls: [(&str, Act<'_>, usize); 4] = [
         ("prefill", &|s| s.prefill(&prompt(1, 40)), 3),
         ("decode", &|s| s.decode(5), 1),
-        ("score", &|s| s.score(&prompt(2, 10), &mut |_, _| ()), 3),
+        ("score", &|s| s.logits_of(&prompt(2, 10), &mut |_, _| ()), 3),
         ("generate", &generate, 1),
     ];
     for (name, call, n_runs) in calls {
@@ -343,7 +343,7 @@ fn a_visitor_that_panics_leaves_the_session_as_it_was() {
         let mut s = session(&model, 20);
         let before = snapshot(&s);
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            s.score(&prompt(2, 10), &mut |i, _| {
+            s.logits_of(&prompt(2, 10), &mut |i, _| {
                 if i == at {
                     resume_unwind(Box::new("planted"));
                 }

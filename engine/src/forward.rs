@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use loris_loader::ModelConfig;
 
-use crate::backend::{Backend, Batch, Draw, Phase, RowUse, Score, Stop, Table};
+use crate::backend::{Backend, Batch, Draw, MassRows, Phase, RowUse, Stop, Table};
 use crate::cache::{AuxRow, PageId, Seal, Store};
 use crate::error::Error;
 use crate::memory;
@@ -75,8 +75,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) from: Vec<AuxRow>,
     /// Where they go, in transit; none: logits follow.
     pub(crate) to: Vec<AuxRow>,
-    /// Sequences whose slots are to be scored in the last of the layers.
-    pub(crate) scores: Vec<Score>,
+    /// Rows whose mass is wanted in the last of the layers.
+    pub(crate) mass: Vec<MassRows>,
     /// Rows whose attention is wanted in every layer.
     pub(crate) observed: Vec<Observed<'a>>,
 }
@@ -84,7 +84,7 @@ pub(crate) struct Pass<'a> {
 /// Rows of one sequence whose attention to each slot is added up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Observed<'a> {
-    pub(crate) rows: Score,
+    pub(crate) rows: MassRows,
     /// What earlier rows paid, `[layer][slot]`; nothing: none.
     pub(crate) so_far: &'a [Vec<f32>],
 }
@@ -94,8 +94,8 @@ pub(crate) struct Observed<'a> {
 pub(crate) struct Done {
     /// The device replayed a recorded pass.
     pub(crate) replayed: bool,
-    /// For each of [`Pass::scores`].
-    pub(crate) scores: Vec<Vec<f32>>,
+    /// For each of [`Pass::mass`].
+    pub(crate) mass: Vec<Vec<f32>>,
     /// For each of [`Pass::observed`], `[layer][slot]`: the sum over all rows.
     pub(crate) observed: Vec<Vec<Vec<f32>>>,
 }
@@ -200,8 +200,8 @@ impl<B: Backend> Executor<B> {
                 }
             }
         }
-        let scores = self.leave(pass, stop)?;
-        Ok(Done { replayed, scores, observed })
+        let mass = self.leave(pass, stop)?;
+        Ok(Done { replayed, mass, observed })
     }
 
     /// Rows that come from an earlier segment join the pass.
@@ -222,27 +222,27 @@ impl<B: Backend> Executor<B> {
         Ok(())
     }
 
-    /// Rows that go to a later segment leave the pass; gives the scores there.
+    /// Rows that go to a later segment leave the pass; gives the mass there.
     fn leave(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Vec<Vec<f32>>, Error> {
-        let mut scores = Vec::new();
+        let mut mass = Vec::new();
         if pass.to.is_empty() {
-            return Ok(scores);
+            return Ok(mass);
         }
         let Self { backend, x, q, pages, aux, .. } = self;
         let (last, window) = (pass.layers.len() - 1, self.windows[pass.layers.end - 1]);
-        for &score in &pass.scores {
+        for &rows in &pass.mass {
             let mut of_slots = Vec::new();
-            backend.token_score(&pass.batch, score, last, window, q, pages, &mut of_slots)?;
+            backend.attention_mass(&pass.batch, rows, last, window, q, pages, &mut of_slots)?;
             check(stop)?;
             #[allow(clippy::cast_precision_loss)] // a few rows
-            of_slots.iter_mut().for_each(|sum| *sum /= score.n_rows as f32);
-            scores.push(of_slots);
+            of_slots.iter_mut().for_each(|sum| *sum /= rows.n_rows as f32);
+            mass.push(of_slots);
         }
         let pairs: Vec<_> = (0..).zip(pass.to.iter().map(|to| to.row)).collect();
         let aux = aux.as_mut().ok_or_else(no_aux)?;
         backend.copy_rows(x, &mut aux.transit, &pairs)?;
         check(stop)?;
-        Ok(scores)
+        Ok(mass)
     }
 
     fn layers(
@@ -284,7 +284,9 @@ impl<B: Backend> Executor<B> {
             whole(backend.attention(batch, in_segment, window, q, pages, att))?;
             for (&Observed { rows, so_far }, layers) in pass.observed.iter().zip(&mut *observed) {
                 let mut sums = so_far.get(l).cloned().unwrap_or_default();
-                whole(backend.token_score(batch, rows, in_segment, window, q, pages, &mut sums))?;
+                whole(
+                    backend.attention_mass(batch, rows, in_segment, window, q, pages, &mut sums),
+                )?;
                 layers.push(sums);
             }
             if is_done {

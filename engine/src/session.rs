@@ -595,18 +595,18 @@ impl Session {
 
     /// Runs `tokens` and shows `visit` the logits after each of them (index into `tokens`, logits); `visit`
     /// may run other sessions. After any error the session is as it was before the call.
-    pub fn score(
+    pub fn logits_of(
         &mut self,
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         if self.lazy.is_some() || self.evicting.is_some() {
-            let reason = "a session that prunes or evicts is not scored token by token; open one without lazy and evict";
-            return Err(Error::State { call: "score", reason: reason.into() });
+            let reason = "a session that prunes or evicts has no logits of all rows; open one without lazy and evict";
+            return Err(Error::State { call: "logits of all rows", reason: reason.into() });
         }
         self.feed(tokens)?;
         let model = self.model.clone();
-        self.attempt(|session| model.score_one(session, visit))
+        self.attempt(|session| model.logits_of_one(session, visit))
     }
 
     /// A second session with the same tokens and logits. Pages are shared until one of the two writes to them.
@@ -810,7 +810,7 @@ impl Session {
         // The last token is always computed, as its logits are wanted, and so are all rows that score together. Up to its
         // capacity a stream is as any other.
         let capacity = self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize);
-        Some((&tokens[..(tokens.len() - self.n_score_rows()).min(capacity)], done))
+        Some((&tokens[..(tokens.len() - self.n_mass_rows()).min(capacity)], done))
     }
 
     /// The tokens of a prompt up to the end of the page that it could take over next.

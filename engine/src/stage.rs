@@ -72,7 +72,7 @@ impl Session {
         // Hidden states are shared by the page.
         let is_kept = self.lazy.is_some() && plan.keep_prefixes && self.stage.segment == 0;
         let unit = if is_kept { plan.layout.page_len.min(plan.chunk) } else { 1 };
-        let least = if n_left == self.n_score_rows().min(n_left) { most } else { unit.min(most) };
+        let least = if n_left == self.n_mass_rows().min(n_left) { most } else { unit.min(most) };
         Wish { least, unit, most, waited: self.turn.waited }
     }
 
@@ -106,7 +106,7 @@ impl Session {
     /// ones would be fewer than the rows that score.
     fn n_rows(&self, n_left: usize, max_rows: usize) -> Option<usize> {
         let n = n_left.min(max_rows);
-        let n_score = self.n_score_rows().min(n_left);
+        let n_score = self.n_mass_rows().min(n_left);
         let n = match n_left - n {
             0 if n < n_score => 0,
             0 => n,
@@ -117,13 +117,13 @@ impl Session {
     }
 
     /// The last rows of a stage, which score.
-    pub(crate) fn n_score_rows(&self) -> usize {
+    pub(crate) fn n_mass_rows(&self) -> usize {
         let n_new = match &self.pending {
             Pending::Prompt { tokens, .. } => tokens.len(),
             _ => 1,
         };
         let pruning = self.lazy.as_ref().map(|lazy| lazy.window);
-        let evicting = self.evicting.as_ref().map(|evicting| evicting.policy.n_score_rows());
+        let evicting = self.evicting.as_ref().map(|evicting| evicting.policy.n_mass_rows());
         pruning.or(evicting).unwrap_or(1).clamp(1, n_new)
     }
 

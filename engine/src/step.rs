@@ -11,13 +11,13 @@
 //! the others take over its pages as they fill.
 //!
 //! A session that prunes goes through its segments of layers one by one: a prompt by a chunk a step, all
-//! chunks through one segment before the next begins, so that its last rows score the same tokens whatever the
+//! chunks through one segment before the next begins, so that its last rows look at the same tokens whatever the
 //! chunk; a generated token through all of them in one step.
 
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use crate::backend::{Batch, Draw, Phase, Rolling, Score, Seq, Stop};
+use crate::backend::{Batch, Draw, MassRows, Phase, Rolling, Seq, Stop};
 use crate::cache::{Store, Taken};
 use crate::engine::Model;
 use crate::error::Error;
@@ -304,17 +304,17 @@ impl Model {
         let stop = Stop::new(jobs.iter().map(|(job, ..)| job.session.cancel.clone()));
         let mut device = self.shared.device_unless(&stop).ok_or(Error::Cancelled)?;
         let done = device.run(&pass(phase, jobs.iter().map(|(job, ..)| job), false), &stop)?;
-        let (mut scores, mut observed) = (done.scores.into_iter(), done.observed.into_iter());
+        let (mut mass, mut observed) = (done.mass.into_iter(), done.observed.into_iter());
         let mut n_logits = 0;
         for (job, result, is_served) in jobs {
             let idx = job.work.is_last.then_some(n_logits);
             n_logits += usize::from(job.work.is_last);
-            let scores = job.n_score_rows().and_then(|_| scores.next());
+            let mass = job.n_mass_rows().and_then(|_| mass.next());
             let attention = job.session.observed(&job.work).and_then(|_| observed.next());
             **result = job.complete(&mut *device, phase, idx, done.replayed, attention);
             match result {
                 Ok(_) if job.work.ends_stage && !job.work.is_last => {
-                    job.session.choose(scores.as_deref());
+                    job.session.choose(mass.as_deref());
                 }
                 Ok(Progress::Ready) => **is_served = true,
                 Ok(_) => {}
@@ -327,8 +327,8 @@ impl Model {
         Ok(())
     }
 
-    /// [`Session::score`]: passes of as many rows as there is room for logits.
-    pub(crate) fn score_one(
+    /// [`Session::logits_of`]: passes of as many rows as there is room for logits.
+    pub(crate) fn logits_of_one(
         &self,
         session: &mut Session,
         visit: &mut dyn FnMut(usize, &[f32]),
@@ -377,8 +377,8 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let (copies, seals, parks, from, to, scores, observed) = Default::default();
-    let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, scores, observed };
+    let (copies, seals, parks, from, to, mass, observed) = Default::default();
+    let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, mass, observed };
     for job in jobs {
         let Job { session, work, taken: Some(taken), .. } = job else { continue };
         let segment = &session.cache.segments[work.segment];
@@ -392,14 +392,14 @@ fn pass<'a>(phase: Phase, jobs: impl Iterator<Item = &'a Job<'a>>, all_logits: b
             (false, false) => {}
         }
         let parts = &taken.growth.parts;
-        let score = |of: Range<usize>| Score {
+        let rows_of = |of: Range<usize>| MassRows {
             seq_idx: batch.seqs.len() + parts.len() - 1,
             first_row: rows.start + of.start,
             n_rows: of.len(),
         };
-        pass.scores.extend(job.n_score_rows().map(|n| score(rows.len() - n..rows.len())));
+        pass.mass.extend(job.n_mass_rows().map(|n| rows_of(rows.len() - n..rows.len())));
         let so_far = session.evicting.as_ref().map_or(&[][..], Evicting::sums);
-        let observed = session.observed(work).map(|of| Observed { rows: score(of), so_far });
+        let observed = session.observed(work).map(|of| Observed { rows: rows_of(of), so_far });
         pass.observed.extend(observed);
         let (mut row, mut slot) = (rows.start, segment.len() - rows.len());
         for part in parts {
@@ -461,8 +461,8 @@ impl<'s> Job<'s> {
         Ok(Self { session, work, draw, taken: Some(taken), n_adopted })
     }
 
-    /// How many of the last rows score the slots, if any do.
-    fn n_score_rows(&self) -> Option<usize> {
+    /// Of how many of the last rows mass is wanted, if of any.
+    fn n_mass_rows(&self) -> Option<usize> {
         let Self { session, work, .. } = self;
         let lazy = session.lazy.as_ref()?;
         let len = session.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
@@ -472,8 +472,8 @@ impl<'s> Job<'s> {
             Pending::Prompt { .. } => lazy.prunes(len),
             _ => session.cache.aux.n_pages(Store::Waiting) > 0,
         };
-        let scores = work.ends_stage && !work.is_last && is_choice;
-        scores.then(|| session.n_score_rows().min(work.tokens.len()))
+        let is_wanted = work.ends_stage && !work.is_last && is_choice;
+        is_wanted.then(|| session.n_mass_rows().min(work.tokens.len()))
     }
 
     /// What was taken goes back, unless the rows were committed, and so does what the session would not keep

@@ -15,7 +15,7 @@
 /* Slots that one split of decode attention covers: fixed, so that bits do not depend on the batch.
  */
 #define LORIS_SPLIT_LEN 256
-/* Rows that a launch of token_score takes: it has room for the score of each with each slot. */
+/* Rows that a launch of attention_mass takes: it has room for the score of each with each slot. */
 #define LORIS_SCORE_ROWS 64
 /* Pairs that a launch of row_copy takes along. */
 #define LORIS_ROW_PAIRS 256
@@ -254,21 +254,21 @@ typedef struct AttentionMergeArgs {
 
 /* score[slot] += the sum over score rows, one after another, of the mean over query heads of
  * exp(q . k * scale - lse) */
-typedef struct TokenScoreArgs {
+typedef struct AttentionMassArgs {
     const uint16_t *q; /* bf16 [n_rows][n_q_heads][head_dim] */
     const float *lse;  /* [n_rows][n_q_heads] */
     float *scores;     /* [slots of the sequence]; from n_so_far on they begin at 0 */
     LorisPages pages;
     LorisBatch batch;
     uint32_t seq_idx;
-    uint32_t row_start;    /* score rows: row_start .. row_start + n_score_rows of the batch */
-    uint32_t n_score_rows; /* up to LORIS_SCORE_ROWS */
+    uint32_t row_start;    /* score rows: row_start .. row_start + n_mass_rows of the batch */
+    uint32_t n_mass_rows; /* up to LORIS_SCORE_ROWS */
     uint32_t n_so_far;
     uint32_t layer;
     uint32_t n_q_heads;
     uint32_t window;
     float scale;
-} TokenScoreArgs;
+} AttentionMassArgs;
 
 /* The `n_keep` best of `n` scores, with the first n_head and the last n_tail always among them;
  * indices ascending. Of equal scores the lower index is kept. */

@@ -335,7 +335,7 @@ pub struct AttentionMergeArgs {
  exp(q . k * scale - lse)*/
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
-pub struct TokenScoreArgs {
+pub struct AttentionMassArgs {
     /// bf16 [n_rows][n_q_heads][head_dim]
     pub q: *const u16,
     /// [n_rows][n_q_heads]
@@ -345,10 +345,10 @@ pub struct TokenScoreArgs {
     pub pages: LorisPages,
     pub batch: LorisBatch,
     pub seq_idx: u32,
-    /// score rows: row_start .. row_start + n_score_rows of the batch
+    /// score rows: row_start .. row_start + n_mass_rows of the batch
     pub row_start: u32,
     /// up to LORIS_SCORE_ROWS
-    pub n_score_rows: u32,
+    pub n_mass_rows: u32,
     pub n_so_far: u32,
     pub layer: u32,
     pub n_q_heads: u32,

@@ -6,7 +6,7 @@ mod targets;
 use std::slice::from_ref;
 
 use loris::backend::{
-    AttentionShape, Backend, Batch, LayerWeights, Phase, Rolling, RowUse, Score, Seq,
+    AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq,
 };
 use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris::policy::Stream;
@@ -410,15 +410,15 @@ impl<'a, B: Backend> World<'a, B> {
         let q_rows = read(b, &q, n, width);
         b.attention(&batch, LAYER, case.window, &q, pages, &mut attn).unwrap();
         let attn_rows = read(b, &attn, n, width);
-        let mut scores = Vec::new();
-        let is_scored = check && case.stream.is_none();
-        for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| is_scored) {
+        let mut mass = Vec::new();
+        let is_wanted = check && case.stream.is_none();
+        for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| is_wanted) {
             let n_rows = seq.rows.len().min(3);
-            let score = Score { seq_idx, first_row: seq.rows.end - n_rows, n_rows };
+            let of = MassRows { seq_idx, first_row: seq.rows.end - n_rows, n_rows };
             let mut of_slots = Vec::new();
-            b.token_score(&batch, score, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
+            b.attention_mass(&batch, of, LAYER, case.window, &q, pages, &mut of_slots).unwrap();
             of_slots.iter_mut().for_each(|sum| *sum /= n_rows as f32);
-            scores.push(of_slots);
+            mass.push(of_slots);
         }
         b.linear_residual(&w.o, &batch, &attn, &mut x).unwrap();
         let x1 = read(b, &x, n, case.hidden);
@@ -440,7 +440,7 @@ impl<'a, B: Backend> World<'a, B> {
             .collect();
         if check {
             self.check(&batch, &x0, &rows);
-            self.check_scores(&batch, &rows, &scores);
+            self.check_mass(&batch, &rows, &mass);
         }
         drop(batch);
         for (seq, n) in seqs.iter_mut() {
@@ -635,16 +635,16 @@ impl<'a, B: Backend> World<'a, B> {
         }
     }
 
-    /// The last rows of each sequence, up to three, score its slots.
-    pub(crate) fn check_scores(&mut self, batch: &Batch<'_>, rows: &[Row], scores: &[Vec<f32>]) {
+    /// The last rows of each sequence, up to three, and what its slots get of their attention.
+    pub(crate) fn check_mass(&mut self, batch: &Batch<'_>, rows: &[Row], mass: &[Vec<f32>]) {
         let case = self.model.case;
         let AttentionShape { n_q_heads, head_dim: d, .. } = case.shape;
-        for (seq, got) in batch.seqs.iter().zip(scores) {
+        for (seq, got) in batch.seqs.iter().zip(mass) {
             let mut want = vec![0.0; seq.kv_len()];
-            let score_rows = seq.rows.end - seq.rows.len().min(3)..seq.rows.end;
+            let mass_rows = seq.rows.end - seq.rows.len().min(3)..seq.rows.end;
             for head in 0..n_q_heads {
                 let keys = self.stored(seq, Side::K, head / case.shape.group_size());
-                for r in score_rows.clone() {
+                for r in mass_rows.clone() {
                     let visible = visible(seq, batch.positions[r], case.window);
                     let q =
                         plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
@@ -653,11 +653,11 @@ impl<'a, B: Backend> World<'a, B> {
                     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let sum: f64 = logits.iter().map(|s| (s - max).exp()).sum();
                     for (slot, s) in visible.into_iter().zip(logits) {
-                        want[slot] += (s - max).exp() / sum / (n_q_heads * score_rows.len()) as f64;
+                        want[slot] += (s - max).exp() / sum / (n_q_heads * mass_rows.len()) as f64;
                     }
                 }
             }
-            let what = format!("{} scores of rows {score_rows:?} of {case:?}", self.target);
+            let what = format!("{} mass of rows {mass_rows:?} of {case:?}", self.target);
             compare_to(got, &want, 2e-5, 0.0, &what);
         }
     }

@@ -257,9 +257,9 @@ impl Stop {
     }
 }
 
-/// Which rows score the slots of a sequence.
+/// Rows of a sequence whose attention to its slots is added up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Score {
+pub struct MassRows {
     /// The sequence.
     pub seq_idx: usize,
     /// The first of them, a row of the batch.
@@ -310,8 +310,8 @@ pub trait Backend: Send + 'static {
     /// Runs the pass that `begin` opened through `layers` of the model, if the device has recorded one of the same
     /// form over the same layers, weights, rows and pages: from [`embed`](Self::embed), if it begins with the first layer,
     /// to [`norm_lm_head`](Self::norm_lm_head), if it ends with the last. Where it answers `false` these ops are called,
-    /// and then [`end`](Self::end): the device may be recording them. Rows that come and go and scores are no part of it:
-    /// a pass that scores between its layers goes without.
+    /// and then [`end`](Self::end): the device may be recording them. Rows that come and go and mass are no part of it:
+    /// a pass whose mass is wanted between its layers goes without.
     fn replay(&mut self, _layers: &Range<usize>) -> Result<bool, Error> {
         Ok(false)
     }
@@ -397,20 +397,20 @@ pub trait Backend: Send + 'static {
         Ok(None)
     }
 
-    /// Adds to `scores`, on the host, how much some rows of a sequence look at each of its slots, the new ones included: the
-    /// attention probability, the mean over all query heads and the sum over the rows, one after another. `scores`
+    /// Adds to `mass`, on the host, what each slot of a sequence, the new ones included, gets from some of its rows: the
+    /// attention probability, the mean over all query heads and the sum over the rows, one after another. `mass`
     /// grows to all slots. It comes behind [`attention`](Self::attention) of the batch in this layer, with the same `q`,
     /// and not in a pass that is recorded. No sequence rolls.
     #[allow(clippy::too_many_arguments)]
-    fn token_score(
+    fn attention_mass(
         &mut self,
         batch: &Batch<'_>,
-        score: Score,
+        of: MassRows,
         layer: usize,
         window: Option<usize>,
         q: &Self::Rows,
         pages: &Self::Pages,
-        scores: &mut Vec<f32>,
+        mass: &mut Vec<f32>,
     ) -> Result<(), Error>;
 
     /// `to[pair.1] = from[pair.0]` for every pair of rows, rounded to nearest even where `to` is narrower. No row of

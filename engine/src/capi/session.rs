@@ -434,7 +434,7 @@ pub unsafe extern "C" fn loris_session_score(
         with(session, |inner| {
             let tokens = slice("tokens", tokens, n)?;
             let on_logits = on_logits.ok_or_else(|| Failure::invalid("on_logits: is NULL"))?;
-            inner.session.score(tokens, &mut |idx, logits| {
+            inner.session.logits_of(tokens, &mut |idx, logits| {
                 on_logits(user_data, idx, logits.as_ptr(), logits.len());
             })?;
             Ok(LORIS_OK)

@@ -161,7 +161,7 @@ impl Evict {
     }
 
     /// Rows at the end of a call whose attention counts, where only the last ones' does.
-    pub fn n_score_rows(&self) -> usize {
+    pub fn n_mass_rows(&self) -> usize {
         match self.rank {
             Rank::SnapKv => self.window,
             Rank::Tova => 1,

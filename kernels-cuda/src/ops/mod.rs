@@ -1,6 +1,7 @@
 //! One safe launcher for each kernel: checks sizes, chooses the variant, launches.
 
 pub mod attention;
+pub mod attention_mass;
 pub mod batch;
 pub mod embed;
 pub mod fill_random;
@@ -20,7 +21,6 @@ pub mod rmsnorm;
 pub mod row_copy;
 pub mod sample;
 pub mod slot_move;
-pub mod token_score;
 pub mod token_select;
 
 use crate::Error;

@@ -41,7 +41,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use loris_loader::TensorView;
 
-use self::attention::{Attention, Merge, Part, TokenScore, Work, runs};
+use self::attention::{Attention, AttentionMass, Merge, Part, Work, runs};
 use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
 use self::evict::KeyNorms;
 use self::heads::Heads;
@@ -52,7 +52,7 @@ use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
-use super::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Score, Stop, Table};
+use super::{AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
 use crate::cache::{KvFormat, PageId, PageLayout, Seal, Side};
 use crate::error::Error;
 use crate::memory;
@@ -118,7 +118,7 @@ pub struct CpuBackend {
     qkv: Buf<f32>,
     /// Partial results of attention.
     partial: Buf<f32>,
-    /// Of token scores.
+    /// Of attention mass.
     exponents: Buf<f32>,
 }
 
@@ -421,36 +421,36 @@ impl Backend for CpuBackend {
         self.runner.linear(self.isa.f32(), input, &sink)
     }
 
-    fn token_score(
+    fn attention_mass(
         &mut self,
         batch: &Batch<'_>,
-        score: Score,
+        of: MassRows,
         layer: usize,
         window: Option<usize>,
         q: &CpuRows,
         pages: &CpuPages,
-        scores: &mut Vec<f32>,
+        mass: &mut Vec<f32>,
     ) -> Result<(), Error> {
         let shape = self.shape()?;
-        let kv_len = batch.seqs[score.seq_idx].kv_len();
-        let rows = &batch.seqs[score.seq_idx].rows;
-        let last = score.first_row + score.n_rows;
-        assert!(rows.start <= score.first_row && last <= rows.end, "rows that score");
+        let kv_len = batch.seqs[of.seq_idx].kv_len();
+        let rows = &batch.seqs[of.seq_idx].rows;
+        let last = of.first_row + of.n_rows;
+        assert!(rows.start <= of.first_row && last <= rows.end, "rows of the sequence");
         q.check(batch.n_rows(), shape.n_q_heads * shape.head_dim);
-        scores.resize(kv_len, 0.0);
-        let (q, scores) = (&q.data[..], Shared::new(scores));
-        for score in runs(score) {
-            let n_pairs = score.n_rows * shape.n_q_heads;
-            let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "token scores")?;
-            self.exponents.reserve(n_pairs.saturating_mul(kv_len), "token scores")?;
+        mass.resize(kv_len, 0.0);
+        let (q, mass) = (&q.data[..], Shared::new(mass));
+        for of in runs(of) {
+            let n_pairs = of.n_rows * shape.n_q_heads;
+            let mut sums: Vec<[f32; 2]> = memory::zeros(n_pairs, "the mass of slots")?;
+            self.exponents.reserve(n_pairs.saturating_mul(kv_len), "the mass of slots")?;
             let (exponents, sums) = (Shared::new(&mut self.exponents), Shared::new(&mut sums));
             for part in [Part::Exponents, Part::Sums, Part::Totals] {
-                let n_tasks = TokenScore::n_tasks(part, shape, score.n_rows, kv_len);
+                let n_tasks = AttentionMass::n_tasks(part, shape, of.n_rows, kv_len);
                 let tasks = &self.runner.unordered(n_tasks);
-                self.runner.region(self.isa.f32(), |thread_idx, _| TokenScore {
+                self.runner.region(self.isa.f32(), |thread_idx, _| AttentionMass {
                     part,
                     batch,
-                    score,
+                    of,
                     shape,
                     layer,
                     window,
@@ -458,7 +458,7 @@ impl Backend for CpuBackend {
                     pages,
                     exponents,
                     sums,
-                    scores,
+                    mass,
                     tasks,
                     thread_idx,
                 });

@@ -12,17 +12,17 @@
 //! | `probe` | which devices there are |
 //! | `rows` | activations, and how rows move |
 //! | `sample` | tokens drawn where the logits are |
-//! | `score` | how much slots are looked at |
+//! | `mass` | how much slots are looked at |
 //!
 //! In prefill each norm is a kernel of its own, because every tile of the product behind it reads all of
 //! the normalised rows; in decode it is part of the product.
 
 mod batch;
+mod mass;
 mod passes;
 mod probe;
 mod rows;
 mod sample;
-mod score;
 mod weights;
 
 use std::ops::Range;
@@ -39,11 +39,11 @@ use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, R
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
+use self::mass::Mass;
 use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered};
 use self::sample::Chooser;
-use self::score::Scorer;
-use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, Phase, RowUse, Score, Table};
+use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
 use crate::cache::{KvFormat, KvFormats, PageId, PageLayout, Seal, Side};
 use crate::error::Error;
 
@@ -83,7 +83,7 @@ pub struct CudaBackend {
     /// Splits of decode attention.
     partial: Option<Partial>,
     gathered: Gathered,
-    scorer: Scorer,
+    mass: Mass,
     chooser: Chooser,
 }
 
@@ -154,7 +154,7 @@ impl CudaBackend {
             raw: None,
             partial: None,
             gathered: Gathered::default(),
-            scorer: Scorer::default(),
+            mass: Mass::default(),
             chooser: Chooser::default(),
         })
     }
@@ -253,7 +253,7 @@ impl Backend for CudaBackend {
             self.reserve_decode(&form, shape)?;
         }
         let n_rows = self.max_rows.max(batch.n_rows());
-        if self.scorer.reserve(&self.device, n_rows, shape.n_q_heads)? {
+        if self.mass.reserve(&self.device, n_rows, shape.n_q_heads)? {
             self.recorder.forget();
         }
         let on_device = match &mut self.batch {
@@ -329,10 +329,10 @@ impl Backend for CudaBackend {
         pages: &KvPages,
         out: &mut CudaRows,
     ) -> Result<(), Error> {
-        let Self { device: d, batch: on_device, partial, shape, scorer, .. } = self;
+        let Self { device: d, batch: on_device, partial, shape, mass, .. } = self;
         let on_device = on_device.as_ref().ok_or_else(|| missing("batch"))?;
         let shape = kernel_shape(shape.ok_or_else(|| missing("shape"))?);
-        let (window, lse) = (kernel_window(window), scorer.lse.as_mut());
+        let (window, lse) = (kernel_window(window), mass.lse.as_mut());
         let (q, out) = (q.bf16()?, out.bf16_mut()?);
         match batch.phase {
             Phase::Prefill => {
@@ -403,21 +403,21 @@ impl Backend for CudaBackend {
         self.chooser.choose(&self.device, logits.f32()?, row, draw)
     }
 
-    fn token_score(
+    fn attention_mass(
         &mut self,
         batch: &Batch<'_>,
-        score: Score,
+        of: MassRows,
         layer: usize,
         window: Option<usize>,
         q: &CudaRows,
         pages: &KvPages,
-        scores: &mut Vec<f32>,
+        mass: &mut Vec<f32>,
     ) -> Result<(), Error> {
         let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
         let shape = kernel_shape(self.shape.ok_or_else(|| missing("shape"))?);
-        let (d, seq, window) = (&self.device, &batch.seqs[score.seq_idx], kernel_window(window));
+        let (d, seq, window) = (&self.device, &batch.seqs[of.seq_idx], kernel_window(window));
         let q = q.bf16()?;
-        self.scorer.score(d, shape, on_device, seq, score, layer, window, q, pages, scores)
+        self.mass.add(d, shape, on_device, seq, of, layer, window, q, pages, mass)
     }
 
     fn copy_rows(

@@ -129,7 +129,7 @@ impl<'a> Answerer<'a> {
         if kept < prompt.len() {
             match self.prompt_logprobs {
                 None => self.prefill(session, &prompt[kept..], &guard)?,
-                Some(n_top) => self.score(session, &prompt[kept..], n_top)?,
+                Some(n_top) => self.logprobs_of(session, &prompt[kept..], n_top)?,
             }
             self.history.extend_from_slice(&prompt[kept..]);
         }
@@ -202,7 +202,12 @@ impl<'a> Answerer<'a> {
     }
 
     /// Takes in a prompt as [`prefill`](Self::prefill) does, and tells how likely each of its tokens was.
-    fn score(&self, session: &mut Session, tokens: &[u32], n_top: usize) -> Result<(), Failure> {
+    fn logprobs_of(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        n_top: usize,
+    ) -> Result<(), Failure> {
         let started = Instant::now();
         let model = session.model().clone();
         let tell = |id: u32, before: Option<&[f32]>| {
@@ -213,7 +218,7 @@ impl<'a> Answerer<'a> {
         };
         tell(tokens[0], session.logits())?;
         let mut told = Ok(());
-        session.score(tokens, &mut |idx, logits| {
+        session.logits_of(tokens, &mut |idx, logits| {
             if let Some(&next) = tokens.get(idx + 1)
                 && told.is_ok()
             {

@@ -131,7 +131,7 @@ fn score(
         session.prefill(&window[..n_before])?;
         (0..n_before).for_each(|_| progress());
     }
-    session.score(&window[n_before..], &mut |idx, logits| {
+    session.logits_of(&window[n_before..], &mut |idx, logits| {
         let idx = n_before + idx;
         if let Some(&next) = window.get(idx + 1) {
             let nll = nll(logits, next);

@@ -1,7 +1,7 @@
 //! `loris eval`: how well a model answers from long contexts, and what a policy changes about that.
 //!
 //! `variant` (beside this folder) says which policies there are; `tasks`, `needles` and `lists` make samples from words, `fit`
-//! gives them a length, `prompt` makes them tokens, `run` asks the model, `score` looks at the answer;
+//! gives them a length, `prompt` makes them tokens, `run` asks the model, `grade` looks at the answer;
 //! `resume` reads the answers of an earlier run;
 //! `prose` compares predictions of a text; `stats`, `rows` and `plot` make something to look at of it.
 //!
@@ -11,6 +11,7 @@
 
 mod filler;
 mod fit;
+mod grade;
 mod lists;
 mod needles;
 mod plot;
@@ -20,7 +21,6 @@ mod resume;
 mod rng;
 mod rows;
 mod run;
-mod score;
 mod stats;
 pub(crate) mod tasks;
 mod words;

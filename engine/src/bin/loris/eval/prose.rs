@@ -50,7 +50,7 @@ pub(crate) fn window(
             if idx == 0 {
                 dense.clear();
             }
-            session.score(chunk, &mut |row, logits| {
+            session.logits_of(chunk, &mut |row, logits| {
                 if idx == 0 {
                     dense.extend_from_slice(logits);
                 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::prose::Measures;
 use super::run::Outcome;
-use super::stats::{Estimate, paired, scores, student};
+use super::stats::{Estimate, grades, paired, student};
 use super::tasks::Task;
 use crate::variant::Variant;
 
@@ -26,7 +26,7 @@ pub(crate) struct Row {
     /// Counted from 1.
     pub(crate) turn: usize,
     pub(crate) len: usize,
-    pub(crate) score: Estimate,
+    pub(crate) grade: Estimate,
     /// What the variant has more than dense, in pairs of the same sample; `None` for dense itself and for
     /// what is relative to dense already.
     pub(crate) diff: Option<Estimate>,
@@ -92,7 +92,7 @@ fn sample_row(
         .filter_map(|dense| Some((*all.iter().find(|o| o.seed.idx == dense.seed.idx)?, dense)))
         .collect();
     let (values, baseline): (Vec<f64>, Vec<f64>) =
-        pairs.iter().map(|(o, dense)| (o.score, dense.score)).unzip();
+        pairs.iter().map(|(o, dense)| (o.grade, dense.grade)).unzip();
     let each = |value: fn(&Outcome) -> f64| all.iter().map(|o| value(o)).collect::<Vec<f64>>();
     let mean = |value| student(&each(value)).map(|e| e.mean);
     let decode: Vec<f64> = all.iter().filter_map(|o| o.decode_s).collect();
@@ -115,7 +115,7 @@ fn sample_row(
         task: task.name().into(),
         turn: turn + 1,
         len,
-        score: scores(&each(|o| o.score))?,
+        grade: grades(&each(|o| o.grade))?,
         diff: (variant > 0).then(|| paired(&values, &baseline)).flatten(),
         costs: Some(costs),
     })
@@ -129,9 +129,9 @@ fn prose_rows(windows: &[(usize, Vec<Measures>)], len: usize, n_variants: usize)
     };
     let mut rows = Vec::new();
     for variant in 0..n_variants {
-        let row = |name: &str, score: Option<Estimate>, diff: Option<Estimate>| {
+        let row = |name: &str, grade: Option<Estimate>, diff: Option<Estimate>| {
             let diff = diff.filter(|_| variant > 0);
-            Some(Row { variant, task: name.into(), turn: 1, len, score: score?, diff, costs: None })
+            Some(Row { variant, task: name.into(), turn: 1, len, grade: grade?, diff, costs: None })
         };
         let nlls = each(variant, |m| m.nll);
         let nll = student(&nlls);
@@ -192,11 +192,11 @@ fn fields(row: &Row, variants: &[Variant]) -> [Value; 25] {
         json!(row.task),
         json!(row.turn),
         json!(row.len),
-        json!(row.score.n),
-        fine(row.score.mean),
-        fine(row.score.lo),
-        fine(row.score.hi),
-        json!(row.score.method),
+        json!(row.grade.n),
+        fine(row.grade.mean),
+        fine(row.grade.lo),
+        fine(row.grade.hi),
+        json!(row.grade.method),
         diff(|d| d.mean),
         diff(|d| d.lo),
         diff(|d| d.hi),
@@ -269,8 +269,8 @@ pub(crate) fn table(rows: &[Row], variants: &[Variant]) -> String {
             "{name:<17} {:>6}  {:<12} {:>4}  {:<24} {diff:<25} {costs}",
             row.len,
             variants[row.variant].name,
-            row.score.n,
-            estimate(&row.score)
+            row.grade.n,
+            estimate(&row.grade)
         );
         let _ = writeln!(out, "{}", line.trim_end()); // a String takes everything
     }
@@ -290,7 +290,7 @@ pub(crate) fn quality(results: &Results, variant: usize, len: usize) -> Option<(
     let of = |o: &&Outcome| o.variant == variant && o.seed.len == len;
     let all: Vec<&Outcome> = results.outcomes.iter().filter(of).collect();
     let share = student(&all.iter().map(|o| o.share_prompt).collect::<Vec<_>>())?.mean;
-    Some((share, scores(&all.iter().map(|o| o.score).collect::<Vec<_>>())?))
+    Some((share, grades(&all.iter().map(|o| o.grade).collect::<Vec<_>>())?))
 }
 
 /// Mean time to the first token of a variant and length, in milliseconds.

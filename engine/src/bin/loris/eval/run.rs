@@ -10,8 +10,8 @@ use loris::{
 use serde_json::{Value, json};
 
 use super::fit::Fitted;
+use super::grade::grade;
 use super::prompt::Prompter;
-use super::score::score;
 use super::tasks::{Seed, Task};
 use crate::exit::Failure;
 use crate::interrupt::Guard;
@@ -30,7 +30,7 @@ pub(crate) struct Outcome {
     pub(crate) prompt_tokens: usize,
     pub(crate) expected: Vec<String>,
     pub(crate) answer: String,
-    pub(crate) score: f64,
+    pub(crate) grade: f64,
     /// From the turn's first prompt token to its first answer token.
     pub(crate) ttft_s: f64,
     /// Of a token after the first; `None` where there was no second.
@@ -77,7 +77,7 @@ pub(crate) fn run(
             seed,
             prompt_tokens: prompt.len(),
             expected: turn.expected.clone(),
-            score: score(&answer.text, &turn.expected),
+            grade: grade(&answer.text, &turn.expected),
             answer: answer.text,
             ttft_s: answer.ttft_s,
             decode_s: answer.decode_s,
@@ -143,7 +143,7 @@ impl Outcome {
             "policy": policy, "task": self.task.name(), "turn": self.turn + 1,
             "length": self.seed.len, "sample": self.seed.idx, "seed": self.seed.seed,
             "prompt_tokens": self.prompt_tokens, "expected": self.expected,
-            "answer": self.answer, "score": rounded(self.score),
+            "answer": self.answer, "score": rounded(self.grade),
             "ttft_ms": rounded(self.ttft_s * 1e3),
             "decode_ms": self.decode_s.map(|s| rounded(s * 1e3)),
             "answer_tokens": self.answer_tokens,
@@ -176,7 +176,7 @@ impl Outcome {
             prompt_tokens: whole(&line["prompt_tokens"])?,
             expected: expected.map(|e| Some(e.as_str()?.to_owned())).collect::<Option<_>>()?,
             answer: line["answer"].as_str()?.to_owned(),
-            score: line["score"].as_f64()?,
+            grade: line["score"].as_f64()?,
             ttft_s: line["ttft_ms"].as_f64()? / 1e3,
             decode_s: line["decode_ms"].as_f64().map(|ms| ms / 1e3),
             answer_tokens: whole(&line["answer_tokens"])?,

@@ -1,7 +1,7 @@
 //! Means, and how far they can be trusted: 95 % intervals.
 //!
-//! A mean of 0/1 scores has Wilson's interval, a difference of paired 0/1 scores that of Bonett and Price
-//! (2012): both keep a width where every score is the same, so thirty equal answers do not look like
+//! A mean of 0/1 grades has Wilson's interval, a difference of paired 0/1 grades that of Bonett and Price
+//! (2012): both keep a width where every grade is the same, so thirty equal answers do not look like
 //! certainty. Everything else has Student's t. Which one was used is part of the result.
 
 /// The 97.5 % point of the normal distribution.
@@ -17,9 +17,9 @@ pub(crate) struct Estimate {
     pub(crate) method: &'static str,
 }
 
-/// The mean of scores from 0 to 1: with Wilson's interval where each is 0 or 1 (shares may be, and vary no
+/// The mean of grades from 0 to 1: with Wilson's interval where each is 0 or 1 (shares may be, and vary no
 /// more than those do), else with Student's, cut to the same range; `None` of nothing.
-pub(crate) fn scores(values: &[f64]) -> Option<Estimate> {
+pub(crate) fn grades(values: &[f64]) -> Option<Estimate> {
     if values.iter().all(|&x| x == 0.0 || x == 1.0) {
         return wilson(values);
     }

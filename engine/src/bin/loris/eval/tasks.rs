@@ -25,7 +25,7 @@ pub(crate) struct Turn {
     pub(crate) question: String,
     /// The beginning of the answer, which is given: a small model then answers instead of commenting.
     pub(crate) lead: String,
-    /// The score is the share of these that the answer holds.
+    /// The grade is the share of these that the answer holds.
     pub(crate) expected: Vec<String>,
 }
 

@@ -58,7 +58,7 @@ DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
 
 // Keys of format K, IS_CODED if they lie in pages of which the first has bf16 rows.
 template <int D, uint32_t K, bool IS_CODED>
-DEV void body(const TokenScoreArgs &args) {
+DEV void body(const AttentionMassArgs &args) {
     constexpr uint32_t SKEW = IS_CODED ? LORIS_KV_SKEW : 0;
     constexpr int GROUPS = N_GROUPS<K, D>, GROUP_STEPS = D / 32 / GROUPS;
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
@@ -72,10 +72,10 @@ DEV void body(const TokenScoreArgs &args) {
     const uint32_t slots[2] = {first_slot + lane / 4, first_slot + lane / 4 + 8};
     const float scale = args.scale * LOG2_E;
 
-    // What each row pays the warp's slots: [n_score_rows][WARP_SLOTS]. A place is one lane's until
+    // What each row pays the warp's slots: [n_mass_rows][WARP_SLOTS]. A place is one lane's until
     // all kv heads are done.
-    float *paid_smem = prim::smem<float>() + prim::warp() * args.n_score_rows * WARP_SLOTS;
-    for (uint32_t i = lane; i < args.n_score_rows * WARP_SLOTS; i += 32) paid_smem[i] = 0.0f;
+    float *paid_smem = prim::smem<float>() + prim::warp() * args.n_mass_rows * WARP_SLOTS;
+    for (uint32_t i = lane; i < args.n_mass_rows * WARP_SLOTS; i += 32) paid_smem[i] = 0.0f;
     prim::warp_sync();
 
     // Where the warp's slots lie: in one page, but for those of a tail.
@@ -107,12 +107,12 @@ DEV void body(const TokenScoreArgs &args) {
                         of[i][g] = params_of<K, D>(params, 0, g);
             }
         }
-        for (uint32_t first = 0; first < args.n_score_rows << columns_log2; first += 8) {
+        for (uint32_t first = 0; first < args.n_mass_rows << columns_log2; first += 8) {
             // The row and head of a column, and whether they are there.
             auto row_of = [&](uint32_t column) { return column >> columns_log2; };
             auto head_of = [&](uint32_t column) { return column & ((1u << columns_log2) - 1); };
             auto is_there = [&](uint32_t column) {
-                return row_of(column) < args.n_score_rows && head_of(column) < group_size;
+                return row_of(column) < args.n_mass_rows && head_of(column) < group_size;
             };
             auto row_head = [&](uint32_t column) {
                 return (args.row_start + row_of(column)) * args.n_q_heads + kv_head * group_size +
@@ -163,8 +163,8 @@ DEV void body(const TokenScoreArgs &args) {
                 if (columns_log2 > 2) paid[i][0] += prim::shfl_xor(paid[i][0], 2);
                 float *to = paid_smem + row_of(column) * WARP_SLOTS + lane / 4 + i * 8;
                 const bool begins_row = columns_log2 < 3 ? head_of(column) == 0 : (lane & 3) == 0;
-                if (begins_row && row_of(column) < args.n_score_rows) *to += paid[i][0];
-                if (columns_log2 == 0 && row_of(column) + 1 < args.n_score_rows)
+                if (begins_row && row_of(column) < args.n_mass_rows) *to += paid[i][0];
+                if (columns_log2 == 0 && row_of(column) + 1 < args.n_mass_rows)
                     to[WARP_SLOTS] += paid[i][1];
             }
         }
@@ -175,68 +175,68 @@ DEV void body(const TokenScoreArgs &args) {
     if (lane >= WARP_SLOTS || !kv.is_used(slot)) return;
     float score = slot - SKEW < args.n_so_far ? args.scores[slot - SKEW] : 0.0f;
     const float share = 1.0f / static_cast<float>(args.n_q_heads);
-    for (uint32_t row = 0; row < args.n_score_rows; row++)
+    for (uint32_t row = 0; row < args.n_mass_rows; row++)
         score = fmaf(paid_smem[row * WARP_SLOTS + lane], share, score);
     args.scores[slot - SKEW] = score;
 }
 
-KERNEL(token_score_d32, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, BF16, false>(args);
 }
-KERNEL(token_score_d64, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, BF16, false>(args);
 }
-KERNEL(token_score_d128, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, BF16, false>(args);
 }
-KERNEL(token_score_d32_kbf16, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, BF16, true>(args);
 }
-KERNEL(token_score_d64_kbf16, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, BF16, true>(args);
 }
-KERNEL(token_score_d128_kbf16, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, BF16, true>(args);
 }
-KERNEL(token_score_d32_kfp8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, FP8, true>(args);
 }
-KERNEL(token_score_d64_kfp8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, FP8, true>(args);
 }
-KERNEL(token_score_d128_kfp8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, FP8, true>(args);
 }
-KERNEL(token_score_d32_kint8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, INT8, true>(args);
 }
-KERNEL(token_score_d64_kint8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, INT8, true>(args);
 }
-KERNEL(token_score_d128_kint8, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, INT8, true>(args);
 }
-KERNEL(token_score_d32_kint4, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, INT4, true>(args);
 }
-KERNEL(token_score_d64_kint4, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, INT4, true>(args);
 }
-KERNEL(token_score_d128_kint4, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, INT4, true>(args);
 }
-KERNEL(token_score_d32_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d32_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<32, INT4_CHANNEL, true>(args);
 }
-KERNEL(token_score_d64_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, INT4_CHANNEL, true>(args);
 }
-KERNEL(token_score_d128_kint4_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, INT4_CHANNEL, true>(args);
 }
-KERNEL(token_score_d64_kint2_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d64_kint2_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<64, INT2_CHANNEL, true>(args);
 }
-KERNEL(token_score_d128_kint2_channel, TokenScoreArgs, 128, 4) {  // <= 128 registers
+KERNEL(attention_mass_d128_kint2_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
     body<128, INT2_CHANNEL, true>(args);
 }

@@ -1,4 +1,4 @@
-//! Token scores: how much some rows of a sequence look at each of its slots.
+//! Attention mass: how much some rows of a sequence look at each of its slots.
 //!
 //! Three regions: the exponent of every (row, head, slot), one task a key head and run of slots, so that K is
 //! read once; the maximum and sum of every (row, head); for every slot the sum over both, in the order of rows. Every
@@ -11,7 +11,7 @@ use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
 use super::flash::exp2_each;
-use crate::backend::{AttentionShape, Batch, Score};
+use crate::backend::{AttentionShape, Batch, MassRows};
 use crate::cache::Side;
 
 /// Pairs of a row and a query head that a loaded key meets at once.
@@ -19,15 +19,15 @@ const PAIRS: usize = 8;
 /// Slots of a task.
 pub(in super::super) const RUN: usize = 512;
 
-/// Rows that are scored together at most: `exponents` has room for each with each slot.
+/// Rows whose mass is taken together at most: `exponents` has room for each with each slot.
 const MAX_ROWS: usize = 64;
 
-/// Rows that score, as many at a time as may.
-pub(in super::super) fn runs(score: Score) -> impl Iterator<Item = Score> {
-    (0..score.n_rows).step_by(MAX_ROWS).map(move |start| Score {
-        first_row: score.first_row + start,
-        n_rows: MAX_ROWS.min(score.n_rows - start),
-        ..score
+/// The same rows, as many at a time as may.
+pub(in super::super) fn runs(of: MassRows) -> impl Iterator<Item = MassRows> {
+    (0..of.n_rows).step_by(MAX_ROWS).map(move |start| MassRows {
+        first_row: of.first_row + start,
+        n_rows: MAX_ROWS.min(of.n_rows - start),
+        ..of
     })
 }
 
@@ -38,39 +38,39 @@ pub(in super::super) enum Part {
     Exponents,
     /// `sums`, by row and head.
     Sums,
-    /// The scores, by run of slots.
+    /// The mass, by run of slots.
     Totals,
 }
 
-/// Scores of the slots of one sequence.
+/// Mass of the slots of one sequence.
 #[derive(Clone, Copy)]
-pub(in super::super) struct TokenScore<'a> {
+pub(in super::super) struct AttentionMass<'a> {
     pub(in super::super) part: Part,
     pub(in super::super) batch: &'a Batch<'a>,
-    pub(in super::super) score: Score,
+    pub(in super::super) of: MassRows,
     pub(in super::super) shape: AttentionShape,
     pub(in super::super) layer: usize,
     pub(in super::super) window: Option<usize>,
     pub(in super::super) q: &'a [f32],
     pub(in super::super) pages: &'a CpuPages,
-    /// `[score row][query head][slot]`, exponents of 2; minus infinity where the row does not see the slot.
+    /// `[row][query head][slot]`, exponents of 2; minus infinity where the row does not see the slot.
     pub(in super::super) exponents: Shared<'a, f32>,
-    /// `[score row][query head]`: maximum, then 1 / (sum * heads).
+    /// `[row][query head]`: maximum, then 1 / (sum * heads).
     pub(in super::super) sums: Shared<'a, [f32; 2]>,
     /// `[slot]`, added to.
-    pub(in super::super) scores: Shared<'a, f32>,
+    pub(in super::super) mass: Shared<'a, f32>,
     pub(in super::super) tasks: &'a Tasks,
     pub(in super::super) thread_idx: usize,
 }
 
-impl TokenScore<'_> {
+impl AttentionMass<'_> {
     fn kv_len(&self) -> usize {
-        self.batch.seqs[self.score.seq_idx].kv_len()
+        self.batch.seqs[self.of.seq_idx].kv_len()
     }
 
     /// (row, head) pairs.
     fn n_heads(&self) -> usize {
-        self.score.n_rows * self.shape.n_q_heads
+        self.of.n_rows * self.shape.n_q_heads
     }
 
     /// Tasks of a part.
@@ -88,7 +88,7 @@ impl TokenScore<'_> {
     }
 }
 
-impl Kernel for TokenScore<'_> {
+impl Kernel for AttentionMass<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, D: Dot>(self) {
         while let Some(task) = self.tasks.next(self.thread_idx) {
@@ -104,7 +104,7 @@ impl Kernel for TokenScore<'_> {
     }
 }
 
-impl TokenScore<'_> {
+impl AttentionMass<'_> {
     #[inline(always)]
     unsafe fn exponents_of<S: Simd>(&self, task: usize) {
         let kv_len = self.kv_len();
@@ -127,7 +127,7 @@ impl TokenScore<'_> {
     /// `[slot][width]`, the rest of each row as it is: zeros.
     #[inline(always)]
     unsafe fn read_keys<S: Simd>(&self, kv_head: usize, slots: Range<usize>, keys: &mut [f32]) {
-        let seq = &self.batch.seqs[self.score.seq_idx];
+        let seq = &self.batch.seqs[self.of.seq_idx];
         let (width, d) = (keys.len() / S::LANES, self.shape.head_dim);
         let layout = self.pages.layout.with_sealed(seq.n_sealed);
         for (slot, key) in slots.zip(keys.chunks_exact_mut(width)) {
@@ -148,8 +148,8 @@ impl TokenScore<'_> {
         let kv_len = self.kv_len();
         let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
         let window = self.window.map_or(u64::MAX, |window| window as u64);
-        let positions = &self.batch.seqs[self.score.seq_idx].slot_positions[slots.clone()];
-        let n_pairs = self.score.n_rows * group;
+        let positions = &self.batch.seqs[self.of.seq_idx].slot_positions[slots.clone()];
+        let n_pairs = self.of.n_rows * group;
         for start in (0..n_pairs).step_by(PAIRS) {
             // The last ones once more where fewer are left.
             let pairs: [(usize, usize); PAIRS] = std::array::from_fn(|i| {
@@ -157,7 +157,7 @@ impl TokenScore<'_> {
                 (pair / group, kv_head * group + pair % group)
             });
             let q = pairs.map(|(row, head)| {
-                let row = self.score.first_row + row;
+                let row = self.of.first_row + row;
                 self.q.as_ptr().wrapping_add((row * n_heads + head) * d)
             });
             // SAFETY: d numbers of each query head, LANES of each of the d rows of keys.
@@ -175,7 +175,7 @@ impl TokenScore<'_> {
                 let mut exponents = [0.0_f32; MAX_LANES];
                 // SAFETY: room for a vector.
                 unsafe { S::store(exponents.as_mut_ptr(), S::mul(product, S::splat(scale))) };
-                let at = self.batch.positions[self.score.first_row + row];
+                let at = self.batch.positions[self.of.first_row + row];
                 for (exponent, &position) in exponents.iter_mut().zip(positions) {
                     let sees = (position <= at) & (u64::from(at.wrapping_sub(position)) < window);
                     *exponent = if sees { *exponent } else { f32::NEG_INFINITY };
@@ -223,9 +223,9 @@ impl TokenScore<'_> {
         for start in (first..kv_len.min(first + RUN)).step_by(MAX_LANES) {
             let n = MAX_LANES.min(kv_len - start);
             let mut totals = [0.0_f32; MAX_LANES];
-            // SAFETY: inside the scores, of which only this task touches these.
+            // SAFETY: inside the mass, of which only this task touches these.
             unsafe {
-                let from = self.scores.get().add(start);
+                let from = self.mass.get().add(start);
                 std::ptr::copy_nonoverlapping(from, totals.as_mut_ptr(), n);
             }
             for pair in 0..self.n_heads() {
@@ -246,7 +246,7 @@ impl TokenScore<'_> {
             }
             // SAFETY: as above.
             unsafe {
-                let to = self.scores.get().add(start);
+                let to = self.mass.get().add(start);
                 std::ptr::copy_nonoverlapping(totals.as_ptr(), to, n);
             }
         }

@@ -2,29 +2,30 @@
 
 use std::ops::Range;
 
-use crate::abi::{LORIS_NO_WINDOW, LORIS_SCORE_ROWS, TokenScoreArgs};
+use crate::abi::{AttentionMassArgs, LORIS_NO_WINDOW, LORIS_SCORE_ROWS};
 use crate::ops::attention::{AttentionShape, to_u32};
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvFormat, KvPages, Launch, Rows};
 
-const BF16: [&str; 3] = ["token_score_d32", "token_score_d64", "token_score_d128"];
+const BF16: [&str; 3] = ["attention_mass_d32", "attention_mass_d64", "attention_mass_d128"];
 /// Keys where pages are coded.
 const CODED_BF16: [&str; 3] =
-    ["token_score_d32_kbf16", "token_score_d64_kbf16", "token_score_d128_kbf16"];
-const FP8: [&str; 3] = ["token_score_d32_kfp8", "token_score_d64_kfp8", "token_score_d128_kfp8"];
+    ["attention_mass_d32_kbf16", "attention_mass_d64_kbf16", "attention_mass_d128_kbf16"];
+const FP8: [&str; 3] =
+    ["attention_mass_d32_kfp8", "attention_mass_d64_kfp8", "attention_mass_d128_kfp8"];
 const INT8: [&str; 3] =
-    ["token_score_d32_kint8", "token_score_d64_kint8", "token_score_d128_kint8"];
+    ["attention_mass_d32_kint8", "attention_mass_d64_kint8", "attention_mass_d128_kint8"];
 const INT4: [&str; 3] =
-    ["token_score_d32_kint4", "token_score_d64_kint4", "token_score_d128_kint4"];
+    ["attention_mass_d32_kint4", "attention_mass_d64_kint4", "attention_mass_d128_kint4"];
 const INT4_CHANNEL: [&str; 3] = [
-    "token_score_d32_kint4_channel",
-    "token_score_d64_kint4_channel",
-    "token_score_d128_kint4_channel",
+    "attention_mass_d32_kint4_channel",
+    "attention_mass_d64_kint4_channel",
+    "attention_mass_d128_kint4_channel",
 ];
 const INT2_CHANNEL: [&str; 3] = [
-    "token_score_d32_kint2_channel",
-    "token_score_d64_kint2_channel",
-    "token_score_d128_kint2_channel",
+    "attention_mass_d32_kint2_channel",
+    "attention_mass_d64_kint2_channel",
+    "attention_mass_d128_kint2_channel",
 ];
 /// Slots of a block.
 const BLOCK_SLOTS: usize = 64;
@@ -36,7 +37,7 @@ const MAX_ROWS: usize = LORIS_SCORE_ROWS as usize;
 /// The first `n_so_far` scores are added to, the others begin at 0. The bits do not depend on how many rows come
 /// together.
 #[allow(clippy::too_many_arguments)]
-pub fn token_score(
+pub fn attention_mass(
     device: &Device,
     shape: AttentionShape,
     batch: &DeviceBatch,
@@ -59,26 +60,26 @@ pub fn token_score(
         KvFormat::Int4Channel => INT4_CHANNEL,
         KvFormat::Int2Channel => INT2_CHANNEL,
         KvFormat::Int2 => {
-            let (what, found) = ("token_score keys".into(), "int2".into());
+            let (what, found) = ("attention_mass keys".into(), "int2".into());
             return Err(Error::Unsupported { what, found, expected: "int2 by channel" });
         }
     })?;
     let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
     shape.check_pages(batch, layer, pages)?;
-    shape.check_rows(["token_score q width", "token_score q rows, at least"], n_rows, q)?;
-    Error::check_room("token_score sequences, at least", batch.n_seqs(), seq_idx + 1)?;
-    Error::check_supported("token_score rows", rows.len(), !rows.is_empty(), "at least one")?;
-    Error::check_room("token_score rows of the batch, at least", n_rows, rows.end)?;
-    Error::check_room("token_score lse, at least", lse.len(), n_rows * shape.n_q_heads)?;
-    Error::check_room("token_score scores, at least", scores.len(), max_kv_len)?;
+    shape.check_rows(["attention_mass q width", "attention_mass q rows, at least"], n_rows, q)?;
+    Error::check_room("attention_mass sequences, at least", batch.n_seqs(), seq_idx + 1)?;
+    Error::check_supported("attention_mass rows", rows.len(), !rows.is_empty(), "at least one")?;
+    Error::check_room("attention_mass rows of the batch, at least", n_rows, rows.end)?;
+    Error::check_room("attention_mass lse, at least", lse.len(), n_rows * shape.n_q_heads)?;
+    Error::check_room("attention_mass scores, at least", scores.len(), max_kv_len)?;
 
     let grid = [to_u32((max_kv_len + pages.kv.skew()).div_ceil(BLOCK_SLOTS)), 1, 1];
     for row_start in rows.clone().step_by(MAX_ROWS) {
-        let n_score_rows = MAX_ROWS.min(rows.end - row_start);
-        let smem_bytes = to_u32(n_score_rows * BLOCK_SLOTS * 4); // what each row pays each slot
+        let n_mass_rows = MAX_ROWS.min(rows.end - row_start);
+        let smem_bytes = to_u32(n_mass_rows * BLOCK_SLOTS * 4); // what each row pays each slot
         let launch = Launch { kernel, grid, block: 128, smem_bytes };
         let n_so_far = if row_start == rows.start { n_so_far } else { max_kv_len };
-        let args = TokenScoreArgs {
+        let args = AttentionMassArgs {
             q: q.data.ptr() as *const _,
             lse: lse.ptr() as *const _,
             scores: scores.ptr() as *mut _,
@@ -86,7 +87,7 @@ pub fn token_score(
             batch: batch.abi(),
             seq_idx: to_u32(seq_idx),
             row_start: to_u32(row_start),
-            n_score_rows: to_u32(n_score_rows),
+            n_mass_rows: to_u32(n_mass_rows),
             n_so_far: to_u32(n_so_far),
             layer: to_u32(layer),
             n_q_heads: to_u32(shape.n_q_heads),
@@ -100,7 +101,12 @@ pub fn token_score(
 }
 
 /// What scoring `kv_len` slots by `n_rows` rows of a launch must do: K, of this format, read once.
-pub fn token_score_cost(shape: AttentionShape, k: KvFormat, kv_len: usize, n_rows: usize) -> Cost {
+pub fn attention_mass_cost(
+    shape: AttentionShape,
+    k: KvFormat,
+    kv_len: usize,
+    n_rows: usize,
+) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let head_bytes = k.code_bytes(head_dim) + k.param_bytes(head_dim);
     let bytes = kv_len * (n_kv_heads * head_bytes + 4) + n_rows * n_q_heads * (2 * head_dim + 4);

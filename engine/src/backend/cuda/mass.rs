@@ -1,26 +1,26 @@
-//! Token scores: what attention leaves for them, and the way to the host.
+//! Attention mass: what attention leaves for it, and the way to the host.
 
 use loris_kernels::ops::attention::AttentionShape;
+use loris_kernels::ops::attention_mass;
 use loris_kernels::ops::batch::DeviceBatch;
-use loris_kernels::ops::token_score;
 use loris_kernels::{Buffer, Device, KvPages, Rows};
 
 use super::missing;
-use crate::backend::{Score, Seq};
+use crate::backend::{MassRows, Seq};
 use crate::error::Error;
 use crate::memory;
 
-/// What scores are made from. Attention leaves its part in every pass, wanted or not: a number for each row and head,
+/// What mass is made from. Attention leaves its part in every pass, wanted or not: a number for each row and head,
 /// next to the head that it gives, and so a recording serves both.
 #[derive(Debug, Default)]
-pub(super) struct Scorer {
+pub(super) struct Mass {
     /// `[rows][n_q_heads]` of the layer that ran last: the natural log of a row's sum of `exp(score)`.
     pub(super) lse: Option<Buffer<f32>>,
     /// Of one sequence; grows with the longest.
-    scores: Option<Buffer<f32>>,
+    sums: Option<Buffer<f32>>,
 }
 
-impl Scorer {
+impl Mass {
     /// Room for what attention leaves of `n_rows` rows; true if its address has changed.
     pub(super) fn reserve(
         &mut self,
@@ -37,40 +37,40 @@ impl Scorer {
         Ok(true)
     }
 
-    /// Adds to the scores of the slots of `seq`, which is `score.seq_idx` of the batch, and waits for them.
+    /// Adds to the scores of the slots of `seq`, which is `of.seq_idx` of the batch, and waits for them.
     #[allow(clippy::too_many_arguments)] // those of the launcher
-    pub(super) fn score(
+    pub(super) fn add(
         &mut self,
         d: &Device,
         shape: AttentionShape,
         batch: &DeviceBatch,
         seq: &Seq<'_>,
-        score: Score,
+        of: MassRows,
         layer: usize,
         window: Option<u32>,
         q: &Rows<u16>,
         pages: &KvPages,
-        scores: &mut Vec<f32>,
+        mass: &mut Vec<f32>,
     ) -> Result<(), Error> {
         let len = batch.max_kv_len();
-        if self.scores.as_ref().is_none_or(|scores| scores.len() < len) {
-            self.scores = None;
-            self.scores = Some(Buffer::new(d, len.next_power_of_two(), "token scores")?);
+        if self.sums.as_ref().is_none_or(|sums| sums.len() < len) {
+            self.sums = None;
+            self.sums = Some(Buffer::new(d, len.next_power_of_two(), "the mass of slots")?);
         }
-        let (Some(lse), Some(on_device)) = (&self.lse, &mut self.scores) else {
+        let (Some(lse), Some(on_device)) = (&self.lse, &mut self.sums) else {
             return Err(missing("log sums of attention"));
         };
-        let Score { seq_idx, first_row, n_rows } = score;
-        let (rows, n_so_far) = (first_row..first_row + n_rows, scores.len());
+        let MassRows { seq_idx, first_row, n_rows } = of;
+        let (rows, n_so_far) = (first_row..first_row + n_rows, mass.len());
         if n_so_far > 0 {
-            on_device.upload(d, 0, scores)?;
+            on_device.upload(d, 0, mass)?;
         }
-        token_score::token_score(
+        attention_mass::attention_mass(
             d, shape, batch, seq_idx, rows, layer, window, q, lse, pages, n_so_far, on_device,
         )?;
-        let mut sums = memory::zeros(seq.kv_len(), "token scores")?;
+        let mut sums = memory::zeros(seq.kv_len(), "the mass of slots")?;
         on_device.download(d, 0, &mut sums)?;
-        *scores = sums;
+        *mass = sums;
         Ok(())
     }
 }

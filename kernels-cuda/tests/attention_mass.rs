@@ -6,14 +6,14 @@ mod common;
 mod kv;
 
 use kv::{CODED, LAYER, Part, Positions, Sequence, shape, upload};
-use loris_kernels::ops::token_score::token_score;
+use loris_kernels::ops::attention_mass::attention_mass;
 use loris_kernels::{Buffer, Device};
 
-/// Scores by the last `n_score_rows` rows of the last part.
+/// Scores by the last `n_mass_rows` rows of the last part.
 fn run(
     device: &Device,
     parts: &[Part<'_>],
-    n_score_rows: usize,
+    n_mass_rows: usize,
     page_len: usize,
     window: Option<u32>,
 ) -> (Vec<f32>, Vec<f64>) {
@@ -21,16 +21,16 @@ fn run(
     let part = parts.last().unwrap();
     let (seq, kv_len) = (part.seq, part.kv_len());
     let (n_rows, n_q_heads) = (up.batch.n_rows(), seq.shape.n_q_heads);
-    let rows = kv_len - n_score_rows..kv_len;
+    let rows = kv_len - n_mass_rows..kv_len;
 
     let mut lse = vec![f32::NAN; n_rows * n_q_heads];
     let mut want = vec![0.0; kv_len];
     for (i, row) in rows.enumerate() {
         for head in 0..n_q_heads {
             let (_, row_lse) = seq.attention(row, head, kv_len, window);
-            lse[(n_rows - n_score_rows + i) * n_q_heads + head] = row_lse as f32;
+            lse[(n_rows - n_mass_rows + i) * n_q_heads + head] = row_lse as f32;
             for (slot, score) in seq.scores(row, head, kv_len, window) {
-                want[slot] += (score - row_lse).exp() / (n_q_heads * n_score_rows) as f64;
+                want[slot] += (score - row_lse).exp() / (n_q_heads * n_mass_rows) as f64;
             }
         }
     }
@@ -38,10 +38,10 @@ fn run(
     let n_slots = up.batch.max_kv_len() + 3;
     let mut scores = Buffer::from_slice(device, &vec![f32::NAN; n_slots], "scores").unwrap();
     let (batch, q, pages) = (&up.batch, &up.q, &up.pages);
-    let (seq_idx, rows) = (parts.len() - 1, n_rows - n_score_rows..n_rows);
+    let (seq_idx, rows) = (parts.len() - 1, n_rows - n_mass_rows..n_rows);
     let mut score = |rows, n_so_far| {
         let (lse, scores) = (&up.lse, &mut scores);
-        token_score(
+        attention_mass(
             device, seq.shape, batch, seq_idx, rows, LAYER, window, q, lse, pages, n_so_far, scores,
         )
         .unwrap();
@@ -63,7 +63,7 @@ fn run(
             );
         }
     }
-    let got = all.iter().map(|x| x / n_score_rows as f32).collect();
+    let got = all.iter().map(|x| x / n_mass_rows as f32).collect();
     (got, want)
 }
 
@@ -71,13 +71,13 @@ fn run(
 fn run_and_check(
     device: &Device,
     parts: &[Part<'_>],
-    n_score_rows: usize,
+    n_mass_rows: usize,
     page_len: usize,
     window: Option<u32>,
 ) {
-    let (got, want) = run(device, parts, n_score_rows, page_len, window);
+    let (got, want) = run(device, parts, n_mass_rows, page_len, window);
     let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
-    let what = format!("{shape:?}, {kv:?}, {n_score_rows} rows, window {window:?}");
+    let what = format!("{shape:?}, {kv:?}, {n_mass_rows} rows, window {window:?}");
     let worst = common::compare(&what, &got, &want, want.len(), 2e-5, 0.0);
     let sum: f32 = got.iter().sum();
     assert!(window == Some(0) || (sum - 1.0).abs() < 1e-4, "{what}: they sum to {sum}");
@@ -100,8 +100,8 @@ fn heads_groups_and_rows() {
     let device = common::device();
     for group_size in [1, 2, 3, 5, 8] {
         let seq = Sequence::new(shape(2 * group_size, 2, 32), 70, Positions::Dense, 6.0, 2);
-        for n_score_rows in [1, 3, 17] {
-            run_and_check(&device, &[Part::last(&seq, 20)], n_score_rows, 64, None);
+        for n_mass_rows in [1, 3, 17] {
+            run_and_check(&device, &[Part::last(&seq, 20)], n_mass_rows, 64, None);
         }
     }
     // More rows than a launch takes, and more heads than a product has columns.
