@@ -24,8 +24,8 @@ const FLOORS: [&[&str]; 11] = [
 
 /// Files that use each other, all of a circle in a line. Each is to be opened.
 const CIRCLES: &[&str] = &[
-    "backend backend::cuda backend::cuda::batch backend::cuda::passes backend::cuda::probe backend::cuda::rows \
-     backend::cuda::sample backend::cuda::mass backend::cuda::weights cache::kv device plan",
+    "backend backend::cuda backend::cuda::batch backend::cuda::mass backend::cuda::passes backend::cuda::probe \
+     backend::cuda::rows backend::cuda::sample backend::cuda::weights cache::kv device plan",
     "backend::cpu::attention::flash backend::cpu::attention::work",
     "backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 backend::cpu::simd::portable",
     "engine evict sampler session stage step",
