@@ -78,10 +78,10 @@ fn main() {
     let small = AttentionShape { n_q_heads: 9, n_kv_heads: 3, head_dim: 64 };
     let large = AttentionShape { n_q_heads: 32, n_kv_heads: 8, head_dim: 64 };
     for (shape, n) in [(small, 512), (small, 2048), (large, 512)] {
-        bench.attention(Phase::Prefill, shape, n, KvFormat::Bf16);
+        bench.attention(Phase::Prefill, shape, n, KvFormat::BF16);
     }
     for (shape, n) in [(small, 256), (small, 2048), (small, 8192), (large, 2048)] {
-        for kv in [KvFormat::Bf16, KvFormat::Fp8, KvFormat::Int8, KvFormat::Int4] {
+        for kv in [KvFormat::BF16, KvFormat::FP8, KvFormat::INT8, KvFormat::INT4] {
             bench.attention(Phase::Decode, shape, n, kv);
         }
     }
@@ -317,7 +317,7 @@ impl Bench {
         if !self.wants(&name.to_lowercase()) {
             return;
         }
-        let layout = PageLayout::new(n_kv_heads, 64, head_dim, kv.into());
+        let layout = PageLayout::new(n_kv_heads, 64, head_dim, kv);
         let n_pages = layout.n_pages(n + 1);
         let mut pages: CpuPages = self.backend.pages(layout, n_pages).unwrap();
         for page in 0..n_pages {

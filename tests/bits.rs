@@ -72,7 +72,7 @@ fn hashes(session: &mut Session) -> Result<(u64, u64), Error> {
 
 /// A line of `bits.txt`: what does not go together is refused.
 fn line(model: &Model, name: &str, kind: &str, session: &SessionOptions) -> String {
-    let kv = model.plan().layout.kv;
+    let kv = model.plan().kv;
     match model.session(session) {
         Err(_) => format!("{name} {kv} {kind} refused"),
         Ok(mut session) => {

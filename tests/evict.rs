@@ -10,6 +10,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use loris::cache::Sides;
 use loris::loader::{Checkpoint, Dtype};
 use loris::policy::evict::{Keep, MIN_KEEP, Rank};
 use loris::policy::{Evict, Lazy, PrunePoint};
@@ -246,7 +247,7 @@ fn a_session_on_cuda_follows_the_reference_token_by_token() {
 
 /// Options for the kernels, which have no pages of f32.
 fn in_bf16(chunk: usize) -> ModelOptions {
-    ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) }
+    ModelOptions { kv: KvFormat::BF16.into(), ..options(chunk) }
 }
 
 /// Logits after turns of a prompt and some tokens each.
@@ -290,7 +291,7 @@ fn keeping_all_on_cuda_is_dense_bit_for_bit() {
 
 #[test]
 fn bits_do_not_depend_on_chunks_threads_or_pages() {
-    let formats = KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed());
+    let formats = KvFormat::ALL.into_iter().filter(|kv| !Sides::from(*kv).are_sealed());
     for (idx, kv) in formats.enumerate() {
         let open = |threads, chunk, page_len| {
             let options = ModelOptions { kv: kv.into(), page_len, ..options(chunk) };
@@ -584,7 +585,7 @@ fn what_does_not_go_together_is_refused_by_name() {
     refused(&model, &SessionOptions { lazy: Some(lazy), ..evicting("tova:64") }, "lazy");
     refused(&model, &SessionOptions { stream, ..evicting("tova:64") }, "window");
     refused(&model, &evicting("snapkv:64,window=17"), "chunk");
-    let coded = open(&ModelOptions { kv: KvFormat::Int8.into(), ..options(64) });
+    let coded = open(&ModelOptions { kv: KvFormat::INT8.into(), ..options(64) });
     refused(&coded, &evicting("tova:64,sinks=3"), "sinks");
     refused(&open_cpu(checkpoint("mistral-window"), &options(64)), &evicting("tova:64"), "layers");
 

@@ -94,7 +94,7 @@ fn bfloat16_weights_agree_with_transformers() {
         for n in splits(name, r.tokens.len()) {
             let run =
                 |kv| distance(name, isa, rounded(name, Dtype::BF16), kv, &r.logits_bf16_weights, n);
-            let d = run(KvFormat::Bf16);
+            let d = run(KvFormat::BF16);
             assert!(d.overall <= 2e-2, "{name} on {isa:?}: {:e} (prefill {n})", d.overall);
             // Without bf16 dot products the only thing rounded is the cache: the rest is exact to f32.
             if !isa.pairs() {

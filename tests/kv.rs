@@ -17,7 +17,7 @@ const N_TOKENS: usize = 300;
 
 fn coded() -> Vec<KvFormats> {
     let mut formats: Vec<KvFormats> = KvFormat::ALL.map(KvFormats::from).into();
-    formats.retain(|formats| formats.k.is_coded());
+    formats.retain(|formats| formats.k.row().k.coding.is_coded());
     formats.extend(
         ["int8:int4", "bf16:fp8", "int4:bf16"].map(|text| text.parse::<KvFormats>().unwrap()),
     );
@@ -131,7 +131,7 @@ fn a_cache_of_fewer_bits_holds_more() {
         assert_eq!(s.receipt().kv_bytes, used, "{kv}");
         used as f64
     };
-    let wide = bytes(KvFormat::Bf16.into());
+    let wide = bytes(KvFormat::BF16.into());
     for (kv, least) in [
         ("fp8", 1.9),
         ("int8", 1.9),
@@ -296,9 +296,9 @@ fn what_does_not_go_together_is_refused() {
         let error = text.parse::<KvFormats>().unwrap_err().to_string();
         assert!(error.contains("int4-plain") && error.contains("KEYS:VALUES"), "{error}");
     }
-    let error = KvFormats::from(KvFormat::Int4).check(16).unwrap_err().to_string();
+    let error = KvFormats::from(KvFormat::INT4).check(16).unwrap_err().to_string();
     assert!(error.contains("16 wide"), "{error}");
-    let error = KvFormats::from(KvFormat::Int2).check(96).unwrap_err().to_string();
+    let error = KvFormats::from(KvFormat::INT2).check(96).unwrap_err().to_string();
     assert!(error.contains("4 bits") && error.contains("96 wide"), "{error}");
     // CUDA has kernels for some, and says so of the others before anything is loaded.
     let engine = loris::Engine::new(&cuda_options()).unwrap();
@@ -307,7 +307,7 @@ fn what_does_not_go_together_is_refused() {
         let options = ModelOptions { kv: format, ..options(64) };
         let opened = engine.open_checkpoint(checkpoint(2), &options);
         if with_kernels.contains(&format.to_string().as_str()) {
-            assert_eq!(opened.unwrap().plan().layout.kv, format);
+            assert_eq!(opened.unwrap().plan().kv, format);
             continue;
         }
         let error = opened.unwrap_err();

@@ -12,6 +12,7 @@ use std::ops::ControlFlow;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions};
 use loris::backend::{Backend, RowUse};
+use loris::cache::Coding;
 use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::policy::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
@@ -244,7 +245,7 @@ fn a_session_on_cuda_follows_the_reference_token_by_token() {
         let lazy = Lazy { window, max_revived: cap, ..lazy(points) };
         let mut reference = Reference::new(&checkpoint, &lazy);
         let model =
-            open_cuda(checkpoint, &ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
+            open_cuda(checkpoint, &ModelOptions { kv: KvFormat::BF16.into(), ..options(chunk) });
         let mut s = session(&model, Some(&lazy));
         let (mut difference, mut norm) = (0.0, 0.0);
         for (turn, n, n_steps) in [(1, 24, 4), (2, 9, 3)] {
@@ -292,7 +293,7 @@ fn run(s: &mut Session, turns: &[usize]) -> Vec<Vec<u32>> {
 
 fn keeping_all_is_dense(open: &dyn Fn(&ModelOptions) -> Model, turns: &[usize]) {
     for (chunk, rate, min_len) in [(512, 1.0, 0), (9, 1.0, 0), (33, 0.3, 10_000)] {
-        let model = open(&ModelOptions { kv: KvFormat::Bf16.into(), ..options(chunk) });
+        let model = open(&ModelOptions { kv: KvFormat::BF16.into(), ..options(chunk) });
         let want = run(&mut session(&model, None), turns);
         let lazy = Lazy { min_len, ..lazy(&[(1, rate)]) };
         let mut s = session(&model, Some(&lazy));
@@ -335,7 +336,7 @@ fn what_is_kept_does_not_depend_on_chunks_or_pages() {
 #[test]
 fn what_is_kept_on_cuda_does_not_depend_on_chunks_or_pages() {
     let open = |options: &ModelOptions| {
-        let options = ModelOptions { kv: KvFormat::Bf16.into(), ..options.clone() };
+        let options = ModelOptions { kv: KvFormat::BF16.into(), ..options.clone() };
         open_cuda(rounded(NAME, Dtype::BF16), &options)
     };
     the_choice_is_the_same(&open, &[50, 1, 9], &[(4, 16), (7, 32), (49, 16), (51, 128)]);
@@ -429,8 +430,8 @@ fn rows_that_wait_in_bf16_are_rounded_to_nearest_even() {
         })
         .collect();
     let mut rows = |holds| backend.rows(3, width, holds).unwrap();
-    let (mut transit, mut waiting) = (rows(RowUse::Transit), rows(RowUse::Waiting(KvFormat::Bf16)));
-    let mut exact = rows(RowUse::Waiting(KvFormat::F32));
+    let (mut transit, mut waiting) = (rows(RowUse::Transit), rows(RowUse::Waiting(Coding::BF16)));
+    let mut exact = rows(RowUse::Waiting(Coding::F32));
     let mut got = vec![0.0; width];
     backend.write_rows(&mut transit, 2, &row).unwrap();
     backend.copy_rows(&transit, &mut waiting, &[(2, 1)]).unwrap();
@@ -641,7 +642,7 @@ fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
         Some(lazy(&[(1, 0.5), (4, 0.5)])),
     ];
     for (chunk, batch) in [(16, 16), (5, 3), (64, 4)] {
-        let options = ModelOptions { kv: KvFormat::Bf16.into(), batch, ..options(chunk) };
+        let options = ModelOptions { kv: KvFormat::BF16.into(), batch, ..options(chunk) };
         let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options);
         let turns = [(1, 40), (2, 3), (3, 25)];
         let alone: Vec<Vec<Vec<u32>>> = schedules

@@ -18,7 +18,7 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Part, Seal, Side};
+use loris::cache::{Coding, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris::policy::Stream;
 use loris_loader::{Dtype, Weights};
 
@@ -508,10 +508,10 @@ fn move_slot(pages: &mut [Vec<u8>], layout: PageLayout, layer: usize, from: usiz
     {
         let parts = |page_idx: usize, slot: usize| {
             let form = layout.form(page_idx);
-            let format = form.format(side);
+            let coding = form.coding(side);
             let (codes, params) = (form.codes(side, head, slot), form.params(side, head, slot));
             let (n_codes, n_params) =
-                (format.code_bytes(layout.head_dim), format.param_bytes(layout.head_dim));
+                (coding.code_bytes(layout.head_dim), coding.param_bytes(layout.head_dim));
             [codes..codes + n_codes, params..params + n_params]
         };
         for (from, to) in parts(from_page, from).into_iter().zip(parts(to_page, to)) {
@@ -590,8 +590,7 @@ fn check_copies<B: Backend>(target: &Target<B>) {
     let away: Vec<(u32, u32)> = (0..n).map(|row| (row, row * 3 % n_waiting)).collect();
     let back: Vec<(u32, u32)> = away.iter().map(|&(row, at)| (at, n - 1 - row)).collect();
     // What is embedded is exact in bf16.
-    for holds in [RowUse::Transit, RowUse::Waiting(KvFormat::F32), RowUse::Waiting(KvFormat::Bf16)]
-    {
+    for holds in [RowUse::Transit, RowUse::Waiting(Coding::F32), RowUse::Waiting(Coding::BF16)] {
         backend.embed(&world.embed, &batch, &mut x).unwrap();
         let mut waiting = backend.rows(n_waiting as usize, width, holds).unwrap();
         backend.copy_rows(&x, &mut waiting, &away).unwrap();

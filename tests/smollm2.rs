@@ -53,7 +53,7 @@ fn parted(engine: &Engine, kv: KvFormat, widest_gap: f32, rows: &[Greedy]) -> us
                 let is_near = is_third || ours == row.runner_up_ids[step];
                 assert!(is_near, "prompt {i}, step {step}: {ours}");
                 // transformers in bfloat16 parts there too, at the latest.
-                let is_bf16 = kv == KvFormat::Bf16;
+                let is_bf16 = kv == KvFormat::BF16;
                 let too = is_bf16 && row.bf16_parts_at.is_some_and(|at| at <= step);
                 assert!(gap < widest_gap || too, "prompt {i}, step {step}: {gap}");
                 n_parted += 1;
@@ -70,7 +70,7 @@ fn greedy_text_is_that_of_transformers() {
     let rows: Vec<Greedy> = rows("greedy.json");
     assert_eq!(rows.len(), 20);
     let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
-    let n_parted = parted(&on(isa(), 2), KvFormat::Bf16, 0.15, &rows);
+    let n_parted = parted(&on(isa(), 2), KvFormat::BF16, 0.15, &rows);
     // Here the cache alone is rounded, or the activations of prefill too: never more than all of it.
     let bound = if isa().pairs() { n_bf16 } else { 5 };
     assert!(n_parted <= bound, "{n_parted} of 20 part, {n_bf16} of transformers in bfloat16");
@@ -82,7 +82,7 @@ fn greedy_text_with_bf16_dot_products_is_that_of_transformers() {
     let Some(isa) = Isa::available().into_iter().rfind(|isa| isa.pairs()) else { return };
     let rows: Vec<Greedy> = rows("greedy.json");
     let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
-    assert!(parted(&on(isa, 2), KvFormat::Bf16, 0.15, &rows) <= n_bf16);
+    assert!(parted(&on(isa, 2), KvFormat::BF16, 0.15, &rows) <= n_bf16);
 }
 
 /// With nothing rounded what is left is the order of additions.
@@ -98,7 +98,7 @@ fn greedy_text_on_a_gpu_is_that_of_transformers() {
     if std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda") {
         let rows: Vec<Greedy> = rows("greedy.json");
         let n_bf16 = rows.iter().filter(|row| row.bf16_parts_at.is_some()).count();
-        assert!(parted(&engine(2), KvFormat::Bf16, 0.15, &rows) <= n_bf16);
+        assert!(parted(&engine(2), KvFormat::BF16, 0.15, &rows) <= n_bf16);
     }
 }
 

@@ -7,6 +7,7 @@ mod support;
 
 use std::ops::ControlFlow;
 
+use loris::cache::Sides;
 use loris::loader::{Checkpoint, Dtype};
 use loris::policy::{Lazy, PrunePoint};
 use loris::{
@@ -34,7 +35,7 @@ struct Place {
 }
 
 fn cpu() -> Place {
-    let formats = KvFormat::ALL.into_iter().filter(|kv| !kv.is_sealed());
+    let formats = KvFormat::ALL.into_iter().filter(|kv| !Sides::from(*kv).are_sealed());
     Place { open, formats: formats.map(KvFormats::from).collect(), is_slow: false }
 }
 
@@ -166,7 +167,7 @@ fn bits_do_not_depend_on_when_pages_go(place: &Place) {
 /// A hundred thousand tokens hold no more than the first thousand did.
 fn memory_is_constant(place: &Place) {
     let (first, n_turns, turn_len) = if place.is_slow { (300, 3, 390) } else { (1_000, 10, 9_990) };
-    for kv in [KvFormat::Bf16, KvFormat::Int4] {
+    for kv in [KvFormat::BF16, KvFormat::INT4] {
         let options = ModelOptions { kv: kv.into(), page_len: 16, chunk: 256, ..options(600) };
         let model = (place.open)(2, &options);
         let mut s = session(&model, STREAM);
@@ -455,7 +456,7 @@ fn what_does_not_go_together_is_refused_by_name() {
     let error = long_pages.session(&with(65, 60)).unwrap_err().to_string();
     assert!(error.contains("at most 64"), "{error}");
 
-    let coded = open(2, &ModelOptions { kv: KvFormat::Int8.into(), ..options(1_024) });
+    let coded = open(2, &ModelOptions { kv: KvFormat::INT8.into(), ..options(1_024) });
     let error = coded.session(&with(5, 60)).unwrap_err().to_string();
     assert!(error.contains("at most 4"), "{error}");
     let small = open(2, &options(256));

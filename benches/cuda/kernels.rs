@@ -13,6 +13,7 @@
 
 mod support;
 
+use loris_formats::{Coding, KvFormat, PageLayout, Sides};
 use loris_kernels::abi::{LorisLogitChange, LorisSampling};
 use loris_kernels::ops::attention::{self, AttentionShape, Partial};
 use loris_kernels::ops::qkv::{self, QkvWeights};
@@ -21,7 +22,7 @@ use loris_kernels::ops::{
     mlp_gate_decode, page_copy, page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move,
     token_select,
 };
-use loris_kernels::{Buffer, Device, Error, KvFormat, KvFormats, KvPages, Matrix, PageTable, Rows};
+use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, PageTable, Rows};
 use support::{
     Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages,
     random_rows, random_table, random_x, seqs_of, sequences,
@@ -55,33 +56,29 @@ const SMOLLM2: Model = model("smollm2-135m", [576, 1536, 49_152], [9, 3, 64]);
 const TINY: Model = model("tiny", [64, 96, 128], [4, 2, 32]);
 
 /// Formats of the KV cache, and how a case is called.
-type Kv = (&'static str, KvFormats);
-const BF16: KvFormats = kv(KvFormat::Bf16, KvFormat::Bf16);
+type Kv = (&'static str, Sides);
+const BF16: Sides = kv(KvFormat::BF16, KvFormat::BF16);
 const KV: [Kv; 8] = [
     ("", BF16),
-    (" kv=fp8", kv(KvFormat::Fp8, KvFormat::Fp8)),
-    (" kv=int8", kv(KvFormat::Int8, KvFormat::Int8)),
-    (" kv=int4", kv(KvFormat::Int4, KvFormat::Int4)),
-    (" kv=int8:int4", kv(KvFormat::Int8, KvFormat::Int4)),
-    (" kv=bf16:int4", kv(KvFormat::Bf16, KvFormat::Int4)),
+    (" kv=fp8", kv(KvFormat::FP8, KvFormat::FP8)),
+    (" kv=int8", kv(KvFormat::INT8, KvFormat::INT8)),
+    (" kv=int4", kv(KvFormat::INT4, KvFormat::INT4)),
+    (" kv=int8:int4", kv(KvFormat::INT8, KvFormat::INT4)),
+    (" kv=bf16:int4", kv(KvFormat::BF16, KvFormat::INT4)),
     INT4_CHANNEL,
     INT2,
 ];
 /// Those whose pages are sealed.
-const INT4_CHANNEL: Kv = (
-    " kv=int4-channel",
-    KvFormats { v_rotated: false, ..kv(KvFormat::Int4Channel, KvFormat::Int4) },
-);
-const INT2: Kv =
-    (" kv=int2", KvFormats { v_rotated: true, ..kv(KvFormat::Int2Channel, KvFormat::Int2) });
+const INT4_CHANNEL: Kv = (" kv=int4-channel", kv(KvFormat::INT4_CHANNEL, KvFormat::INT4_CHANNEL));
+const INT2: Kv = (" kv=int2", kv(KvFormat::INT2, KvFormat::INT2));
 
 /// The formats that heads of this model can be coded in.
 fn formats(model: Model) -> impl Iterator<Item = Kv> {
-    KV.into_iter().filter(move |kv| kv.1.v != KvFormat::Int2 || model.heads.head_dim >= 64)
+    KV.into_iter().filter(move |kv| kv.1.v.coding != Coding::INT2 || model.heads.head_dim >= 64)
 }
 
-const fn kv(k: KvFormat, v: KvFormat) -> KvFormats {
-    KvFormats { k, v, k_rotated: false, v_rotated: matches!(v, KvFormat::Int4) }
+const fn kv(k: KvFormat, v: KvFormat) -> Sides {
+    Sides { k: k.row().k, v: v.row().v }
 }
 
 fn main() -> Result<(), Error> {
@@ -337,7 +334,7 @@ fn attention_mass(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize
     bench.case(
         ["attention_mass", "prefill"],
         &format!("{name} rows=1 context={n_slots}{tag}"),
-        attention_mass::attention_mass_cost(heads, kv.k, n_slots, 1),
+        attention_mass::attention_mass_cost(heads, kv.k.coding, n_slots, 1),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, kv, &[(n_slots - 1, 1)], seed)?;
             let q = random_rows(d, 1, heads.n_q_heads * heads.head_dim, seed)?;
@@ -366,7 +363,7 @@ fn attention_mass(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize
 /// What eviction asks of a layer: the lengths of its keys, and every other slot to the front.
 fn kept_slots(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
     let Model { name, heads: AttentionShape { n_kv_heads, head_dim, .. }, .. } = model;
-    let n_pages = n_slots.div_ceil(PAGE_LEN) + usize::from(kv.is_coded());
+    let n_pages = n_slots.div_ceil(PAGE_LEN) + usize::from(kv.are_coded());
     let make = |d: &Device, seed| {
         let table = PageTable::new(d, &random_table(n_pages, seed), 1)?;
         Ok((table, random_pages(d, model.heads, kv, n_pages, seed)?))
@@ -374,7 +371,7 @@ fn kept_slots(bench: &mut Bench, model: Model, (tag, kv): Kv, n_slots: usize) {
     bench.case(
         ["key_norm", "any"],
         &format!("{name} context={n_slots}{tag}"),
-        key_norm::key_norm_cost(kv.k, n_kv_heads, head_dim, n_slots),
+        key_norm::key_norm_cost(kv.k.coding, n_kv_heads, head_dim, n_slots),
         |d, seed| Ok((make(d, seed)?, Buffer::new(d, n_slots, "norms")?)),
         |d, ((table, pages), norms)| key_norm::key_norm(d, pages, table, 0, n_slots, norms),
     );
@@ -530,7 +527,7 @@ fn page_copies(bench: &mut Bench, model: Model, n_pairs: usize) {
 fn page_seals(bench: &mut Bench, model: Model, (kv_name, kv): Kv, n_seals: usize) {
     let Model { name, heads, .. } = model;
     let AttentionShape { n_kv_heads, head_dim, .. } = heads;
-    let n_from = PAGE_LEN / kv.tail_len(n_kv_heads, PAGE_LEN, head_dim);
+    let n_from = PAGE_LEN / PageLayout::new(n_kv_heads, PAGE_LEN, head_dim, kv).tail_len();
     bench.case(
         ["page_seal", "any"],
         &format!("{name}{kv_name} pages={n_seals}"),

@@ -169,3 +169,9 @@ impl Error {
         Self::Option { name, value: value.to_string(), expected: expected.into() }
     }
 }
+
+impl From<loris_formats::Refusal> for Error {
+    fn from(loris_formats::Refusal { found, expected }: loris_formats::Refusal) -> Self {
+        Self::option("kv", found, expected)
+    }
+}

@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 use loris_loader::{LoadMode, ModelConfig};
 
 use crate::backend::{AttentionShape, cuda};
-use crate::cache::{KvFormat, KvFormats, PageLayout, Part};
+use crate::cache::{KvFormats, PageLayout, Part};
 use crate::error::Error;
 
 /// How a model is opened.
@@ -73,6 +73,8 @@ pub struct Plan {
     pub shape: AttentionShape,
     /// Layers, each with pages of its own.
     pub n_layers: usize,
+    /// Number formats of the cache.
+    pub kv: KvFormats,
     /// Shape of a page.
     pub layout: PageLayout,
     /// Pages in the pool.
@@ -159,7 +161,7 @@ impl Plan {
             n => n + max_rows.div_ceil(options.page_len),
         };
         let aux_width = options.page_len * config.hidden_dim;
-        let aux_page_bytes = aux_width * bytes_of(options.kv.wide());
+        let aux_page_bytes = aux_width * layout.kv.wide().code_bytes(1);
         let transit_page_bytes = aux_width * size_of::<f32>();
         n_transit_pages
             .checked_mul(transit_page_bytes + aux_page_bytes)
@@ -177,6 +179,7 @@ impl Plan {
         Ok(Self {
             shape,
             n_layers: config.n_layers,
+            kv: options.kv,
             layout,
             n_pages,
             n_aux_pages,
@@ -227,9 +230,9 @@ impl Plan {
                 return Err(limit(what, width.to_string(), "a multiple of 8"));
             }
         }
-        match cuda::kernel_formats(self.layout.kv) {
-            Some(_) => Ok(()),
-            None => Err(limit("--kv", self.layout.kv.to_string(), cuda::KV_FORMATS)),
+        match loris_kernels::has_kernels(self.layout.kv) {
+            true => Ok(()),
+            false => Err(limit("--kv", self.kv.to_string(), cuda::KV_FORMATS)),
         }
     }
 
@@ -279,11 +282,6 @@ impl CudaBytes {
             .into_iter()
             .fold(0, u64::saturating_add)
     }
-}
-
-/// Bytes of a number that is not coded.
-fn bytes_of(format: KvFormat) -> usize {
-    format.code_bytes(1)
 }
 
 fn product(factors: &[usize]) -> Option<usize> {

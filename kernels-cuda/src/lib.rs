@@ -44,7 +44,7 @@ pub use device::{Device, DeviceInfo, DeviceOptions, probe};
 pub use error::Error;
 pub use graph::{Graph, Recording};
 pub use images::{Image, NO_IMAGES, RESOURCES, images};
-pub use kv::{KvFormat, KvFormats, KvPages, PageTable};
+pub use kv::{KvPages, PageTable, has_kernels};
 pub use launch::{Cost, Launch};
 pub use staging::Staging;
 

@@ -6,9 +6,10 @@ mod common;
 mod kv;
 
 use kv::{CODED, Given, LAYER, Part, Positions, Sequence, both, check, formats, shape, upload};
+use loris_formats::{Coding, Sides};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{attention_cost, attention_prefill, q_tiles};
-use loris_kernels::{Device, Error, KvFormat, KvFormats};
+use loris_kernels::{Device, Error};
 
 fn run(device: &Device, parts: &[Part<'_>], page_len: usize, window: Option<u32>) -> Given {
     let mut up = upload(device, parts, page_len);
@@ -252,14 +253,13 @@ fn cost_counts_the_triangle() {
         positions_start: LORIS_DENSE,
         ..LorisSeq::default()
     };
-    let cost = attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], None);
+    let cost = attention_cost(shape(2, 1, 64), Sides::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + 14 * 64 * 4);
-    let cost =
-        attention_cost(shape(2, 1, 64), KvFormats::default(), &[seq(4, 0), seq(1, 9)], Some(2));
+    let cost = attention_cost(shape(2, 1, 64), Sides::default(), &[seq(4, 0), seq(1, 9)], Some(2));
     assert_eq!(cost.flops, (1 + 2 + 2 + 2 + 2) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + (4 + 2) * 64 * 4);
-    let cost = attention_cost(shape(2, 1, 64), both(KvFormat::Int8), &[seq(1, 9)], None);
+    let cost = attention_cost(shape(2, 1, 64), both(Coding::INT8), &[seq(1, 9)], None);
     assert_eq!(cost.bytes, 2 * 64 * 4 + 10 * (64 + 2) * 2);
 }
 

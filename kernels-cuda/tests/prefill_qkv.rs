@@ -6,10 +6,11 @@ mod common;
 use std::ops::Range;
 
 use common::{Random, compare, from_bf16, from_bf16s};
+use loris_formats::Sides;
 use loris_kernels::abi::{LORIS_DENSE, LorisHeads, LorisSeq, QkvPrefillArgs};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::qkv::{self, QkvWeights};
-use loris_kernels::{Buffer, Device, KvFormats, KvPages, Launch, Matrix, Pod, Rows};
+use loris_kernels::{Buffer, Device, KvPages, Launch, Matrix, Pod, Rows};
 
 /// Bound of f32 sums of exact products, of the largest value of a row.
 const SUMS: f64 = 1e-5;
@@ -181,7 +182,7 @@ impl<'a> QkvModel<'a> {
             n_kv_heads: case.n_kv_heads,
             page_len,
             head_dim: d,
-            kv: KvFormats::default(),
+            kv: Sides::default(),
         };
         let q_width = case.n_q_heads * d;
         let mut q = rows(device, &vec![0xffff; part.len() * q_width], q_width);

@@ -7,9 +7,10 @@ mod kv;
 
 use common::Random;
 use kv::{CODED, LAYER, Part, Positions, Sequence, head_at, pair, shape, upload};
+use loris_formats::{Coding, PageLayout, Sides};
 use loris_kernels::ops::key_norm::key_norm;
 use loris_kernels::ops::slot_move::slot_move;
-use loris_kernels::{Buffer, Device, KvFormat, KvFormats, KvPages, PageTable};
+use loris_kernels::{Buffer, Device, KvPages, PageTable};
 
 const N_LAYERS: usize = 2;
 
@@ -22,11 +23,11 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(kv: KvFormats, n_kv_heads: usize, head_dim: usize, page_len: usize, n: usize) -> Self {
+    fn new(kv: Sides, n_kv_heads: usize, head_dim: usize, page_len: usize, n: usize) -> Self {
         let device = common::device();
         let n_pages = n * N_LAYERS + 3;
         let mut random = Random::new(7);
-        let n_bytes = n_pages * kv.page_bytes(n_kv_heads, page_len, head_dim);
+        let n_bytes = n_pages * PageLayout::new(n_kv_heads, page_len, head_dim, kv).bytes();
         let bytes: Vec<u8> = (0..n_bytes).map(|_| random.below(256) as u8).collect();
         let data = Buffer::from_slice(&device, &bytes, "pages").unwrap();
         let mut host_table: Vec<u32> = (0..n_pages as u32).collect();
@@ -87,8 +88,8 @@ fn lists(n: u32, fixed: u32, page_len: u32) -> Vec<Vec<u32>> {
 
 #[test]
 fn slots_move_byte_for_byte() {
-    for (i, kv) in [KvFormats::default()].into_iter().chain(CODED).enumerate() {
-        let fixed = if kv.is_coded() { 4 } else { 0 };
+    for (i, kv) in [Sides::default()].into_iter().chain(CODED).enumerate() {
+        let fixed = if kv.are_coded() { 4 } else { 0 };
         for (head_dim, page_len) in [(32, 16), (64, 64), (128, 16)] {
             let n = 90 + i as u32;
             let mut pool = Pool::new(kv, 1 + i % 2, head_dim, page_len, 8);
@@ -107,9 +108,9 @@ fn slots_move_byte_for_byte() {
 fn long_lists_do_not_race() {
     let every_order = if common::on_twin() { 4 } else { 1 };
     for (kv, head_dim, n) in
-        [(KvFormats::default(), 128, 200), (pair(KvFormat::Int8, KvFormat::Int4), 32, 1_300)]
+        [(Sides::default(), 128, 200), (pair(Coding::INT8, Coding::INT4), 32, 1_300)]
     {
-        let fixed = if kv.is_coded() { 4 } else { 0 };
+        let fixed = if kv.are_coded() { 4 } else { 0 };
         let mut pool = Pool::new(kv, 1, head_dim, 64, n as usize / 64 + 2);
         for seed in 0..every_order {
             if common::on_twin() {
@@ -125,7 +126,7 @@ fn long_lists_do_not_race() {
 #[test]
 fn lengths_of_keys() {
     let device = common::device();
-    for kv in [KvFormats::default()].into_iter().chain(CODED) {
+    for kv in [Sides::default()].into_iter().chain(CODED) {
         for (head_dim, n_kv_heads) in [(32, 1), (64, 3), (128, 2)] {
             for (page_len, len) in [(16, 1), (16, 4), (16, 5), (16, 20), (16, 21), (64, 69)] {
                 let shape = shape(n_kv_heads, n_kv_heads, head_dim);
@@ -175,7 +176,7 @@ fn what_does_not_fit_is_refused() {
 /// Pages that are coded as a whole have no slots that could be measured or moved one by one.
 #[test]
 fn sealed_pages_are_refused() {
-    let kv = pair(KvFormat::Int4Channel, KvFormat::Int4);
+    let kv = pair(Coding::INT4_CHANNEL, Coding::INT4);
     let mut pool = Pool::new(kv, 1, 32, 16, 4);
     let keep = Buffer::from_slice(&pool.device, &[0u32, 1, 2, 3], "keep").unwrap();
     let moved = slot_move(&pool.device, &mut pool.pages, &pool.table, &keep, 4).unwrap_err();

@@ -5,11 +5,12 @@
 mod common;
 
 use common::Random;
+use loris_formats::Sides;
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::row_copy::{self, Element};
 use loris_kernels::ops::{embed, fill_random, page_copy};
-use loris_kernels::{Buffer, Device, KvFormats, KvPages, Matrix, Rows};
+use loris_kernels::{Buffer, Device, KvPages, Matrix, Rows};
 
 fn random_words(random: &mut Random, n: usize) -> Vec<u16> {
     (0..n).map(|_| u16::try_from(random.below(1 << 16)).unwrap()).collect()
@@ -70,7 +71,7 @@ fn page_copy_copies_whole_pages() {
         let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
         let data = Buffer::from_slice(&device, &bytes, "pages").unwrap();
         let mut pages =
-            KvPages { data, n_pages: 6, n_kv_heads, page_len, head_dim, kv: KvFormats::default() };
+            KvPages { data, n_pages: 6, n_kv_heads, page_len, head_dim, kv: Sides::default() };
         let pairs = Buffer::from_slice(&device, &[0_u32, 5, 3, 1, 0, 2], "pairs").unwrap();
         for (n_pairs, from_of) in [(0, [0, 1, 2, 3, 4, 5]), (3, [0, 3, 0, 3, 4, 0])] {
             page_copy::page_copy(&device, &mut pages, &pairs, n_pairs).unwrap();

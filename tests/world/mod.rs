@@ -8,7 +8,7 @@ use std::slice::from_ref;
 use loris::backend::{
     AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq,
 };
-use loris::cache::{KvFormat, KvFormats, PageId, PageLayout, Part, Seal, Side};
+use loris::cache::{Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When};
 use loris::policy::Stream;
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -91,7 +91,7 @@ pub(crate) struct Case {
     pub(crate) extras: bool,
 }
 
-pub(crate) const BF16: KvFormats = KvFormats { k: KvFormat::Bf16, v: KvFormat::Bf16 };
+pub(crate) const BF16: KvFormats = KvFormats { k: KvFormat::BF16, v: KvFormat::BF16 };
 pub(crate) const F32: KvFormats = KvFormats { k: KvFormat::F32, v: KvFormat::F32 };
 
 pub(crate) const BASE: Case = Case {
@@ -319,13 +319,14 @@ impl<'a, B: Backend> World<'a, B> {
     /// Numbers of a sealed page, `[slot][side][kv head]`, beside those that they stand for.
     fn check_sealed(&self, before: &[[Vec<Vec<f64>>; 2]], after: &[[Vec<Vec<f64>>; 2]]) {
         let d = self.layout.head_dim;
-        for (side, format) in [self.layout.kv.k, self.layout.kv.v].into_iter().enumerate() {
+        for (side, held) in [self.layout.kv.k, self.layout.kv.v].into_iter().enumerate() {
+            let Held { coding, when, .. } = held;
             for head in 0..self.layout.n_kv_heads {
                 let number =
                     |of: &[[Vec<Vec<f64>>; 2]], slot: usize, i: usize| of[slot][side][head][i];
                 let group = if d.is_multiple_of(64) { 64 } else { 32 };
                 // Numbers that share a scale and a zero.
-                let series: Vec<Vec<(usize, usize)>> = match format.is_sealed() && side == 0 {
+                let series: Vec<Vec<(usize, usize)>> = match coding.is_by_channel() {
                     true => {
                         (0..d).map(|i| (0..before.len()).map(|slot| (slot, i)).collect()).collect()
                     }
@@ -341,11 +342,13 @@ impl<'a, B: Backend> World<'a, B> {
                     let of = |of| {
                         series.iter().map(|&(slot, i)| number(of, slot, i)).collect::<Vec<f64>>()
                     };
-                    let what = format!("{} {format} side {side} head {head}", self.target);
-                    match format {
-                        KvFormat::Int2 => check_series(&of(before), &of(after), 3.0, &what),
-                        KvFormat::Int4Channel => check_series(&of(before), &of(after), 15.0, &what),
-                        KvFormat::Bf16 => assert_eq!(of(before), of(after), "{what}"),
+                    let what = format!("{} {coding} side {side} head {head}", self.target);
+                    match coding {
+                        _ if when == When::Sealed => {
+                            let most = f64::from((1 << coding.bits()) - 1);
+                            check_series(&of(before), &of(after), most, &what);
+                        }
+                        Coding::BF16 => assert_eq!(of(before), of(after), "{what}"),
                         _ => {
                             let largest =
                                 of(before).iter().fold(0.0_f64, |max, x| max.max(x.abs()));
@@ -462,8 +465,7 @@ impl<'a, B: Backend> World<'a, B> {
             }
             let codes = &bytes[form.codes(side, kv_head, slot)..];
             let params = &bytes[form.params(side, kv_head, slot)..];
-            let format = form.format(side);
-            slots.push(stored(format, format.is_by_channel(side), codes, params, layout.head_dim));
+            slots.push(stored(form.coding(side), codes, params, layout.head_dim));
         }
         slots
     }
@@ -471,11 +473,11 @@ impl<'a, B: Backend> World<'a, B> {
     /// The same as it was before it was rotated, and as the target multiplies with it: CUDA decodes keys by channel to
     /// bf16, before that to f32.
     pub(crate) fn stored(&mut self, seq: &Seq<'_>, side: Side, kv_head: usize) -> Vec<Vec<f64>> {
-        let format = self.layout.form_of(Part::Body).format(side);
-        let is_rounded = self.numbers == Numbers::Bf16 && format.is_by_channel(side);
+        let held = self.layout.kv.of(side);
+        let is_rounded = self.numbers == Numbers::Bf16 && held.coding.is_by_channel();
         let rounded = |x: f64| if is_rounded { half::bf16::from_f32(x as f32).to_f64() } else { x };
         let slots = self.as_stored(seq, side, kv_head).into_iter();
-        let plain = slots.map(|slot| plain(&slot.values, format.is_rotated(side)));
+        let plain = slots.map(|slot| plain(&slot.values, held.rotated));
         plain.map(|head| head.into_iter().map(rounded).collect()).collect()
     }
 
@@ -495,9 +497,7 @@ impl<'a, B: Backend> World<'a, B> {
             let head = |side, head| {
                 let (codes, params) =
                     (form.codes(side, head, place), form.params(side, head, place));
-                let format = form.format(side);
-                let is_by_channel = format.is_by_channel(side);
-                stored(format, is_by_channel, &bytes[codes..], &bytes[params..], d).values
+                stored(form.coding(side), &bytes[codes..], &bytes[params..], d).values
             };
             slots.push(
                 [Side::K, Side::V]
@@ -571,8 +571,8 @@ impl<'a, B: Backend> World<'a, B> {
                     }
                 };
                 let is_rotated = match kind {
-                    2 => case.kv.v.is_rotated(Side::V),
-                    _ => case.kv.k.is_rotated(Side::K),
+                    2 => case.kv.v.row().v.rotated,
+                    _ => case.kv.k.row().k.rotated,
                 };
                 let finish = |head: &[f64]| plain(&finish(head), is_rotated);
                 let want: Vec<f64> = out.chunks_exact(d).flat_map(finish).collect();
@@ -624,7 +624,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let keys: Vec<Vec<f64>> = visible.iter().map(key).collect();
                 let k: Vec<&[f64]> = keys.iter().map(|k| &**k).collect();
                 let v: Vec<&[f64]> = visible.iter().map(|&s| &*values[s]).collect();
-                let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
+                let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.row().k.rotated);
                 let want = reference::attend(&q, &k, &v);
                 let what = format!("{} attention head {head} row {r} of {case:?}", self.target);
                 // The result is an average of values: their magnitude is the scale.
@@ -646,8 +646,7 @@ impl<'a, B: Backend> World<'a, B> {
                 let keys = self.stored(seq, Side::K, head / case.shape.group_size());
                 for r in mass_rows.clone() {
                     let visible = visible(seq, batch.positions[r], case.window);
-                    let q =
-                        plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.is_rotated(Side::K));
+                    let q = plain(&f64s(&rows[r].q[head * d..][..d]), case.kv.k.row().k.rotated);
                     let logit = |&slot: &usize| reference::dot(&q, &keys[slot]) / (d as f64).sqrt();
                     let logits: Vec<f64> = visible.iter().map(logit).collect();
                     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -673,7 +672,7 @@ struct Stored {
 }
 
 /// What the bytes of a head stand for, by the definition of the format.
-fn stored(format: KvFormat, is_by_channel: bool, codes: &[u8], params: &[u8], d: usize) -> Stored {
+fn stored(coding: Coding, codes: &[u8], params: &[u8], d: usize) -> Stored {
     let f16 = |i: usize| half::f16::from_le_bytes([params[2 * i], params[2 * i + 1]]).to_f64();
     let bf16 = |i: usize| half::bf16::from_le_bytes([codes[2 * i], codes[2 * i + 1]]).to_f64();
     let f32 = |i: usize| f32::from_le_bytes(codes[4 * i..4 * i + 4].try_into().unwrap());
@@ -690,27 +689,27 @@ fn stored(format: KvFormat, is_by_channel: bool, codes: &[u8], params: &[u8], d:
     let u2 = |i: usize| codes[i / 64 * 16 + i % 16] >> (i % 64 / 16 * 2) & 3;
     let of = |value: &dyn Fn(usize) -> f64| (0..d).map(value).collect::<Vec<f64>>();
     // Scales are rounded to f16, 2^-12 of the largest number with 127 and 448 steps, of the range with 15.
-    match format {
-        KvFormat::Bf16 => Stored { values: of(&bf16), step: 0.0, rounding: 1.0 / 256.0 },
-        KvFormat::F32 => Stored { values: of(&|i| f32(i).into()), step: 0.0, rounding: 0.0 },
-        KvFormat::Int8 => {
+    match coding {
+        Coding::BF16 => Stored { values: of(&bf16), step: 0.0, rounding: 1.0 / 256.0 },
+        Coding::F32 => Stored { values: of(&|i| f32(i).into()), step: 0.0, rounding: 0.0 },
+        Coding::INT8 => {
             let values = of(&|i| f64::from(codes[i] as i8) * f16(0));
             Stored { values, step: f16(0) * 1.1, rounding: 0.0 }
         }
-        KvFormat::Fp8 => {
+        Coding::FP8 => {
             let values = of(&|i| e4m3(codes[i]) * f16(0));
             Stored { values, step: f16(0) / 512.0, rounding: 1.01 / 16.0 }
         }
-        KvFormat::Int4Channel | KvFormat::Int2 if is_by_channel => {
-            let code = |i| if format == KvFormat::Int2 { u2(i) } else { u4(i) };
+        Coding::INT4_CHANNEL | Coding::INT2_CHANNEL => {
+            let code = |i| if coding.bits() == 2 { u2(i) } else { u4(i) };
             let values = of(&|i| f64::from(code(i)) * f16(i) + f16(d + i));
             Stored { values, step: f64::NAN, rounding: 0.0 }
         }
-        KvFormat::Int2 => {
+        Coding::INT2 => {
             let values = of(&|i| f64::from(u2(i)) * f16(i / group * 2) + f16(i / group * 2 + 1));
             Stored { values, step: f64::NAN, rounding: 0.0 }
         }
-        KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => {
+        _ => {
             let values = of(&|i| f64::from(u4(i)) * f16(i / group * 2) + f16(i / group * 2 + 1));
             let step = (0..d / group).map(|group| f16(2 * group)).fold(0.0, f64::max);
             Stored { values, step: step * 1.05, rounding: 0.0 }

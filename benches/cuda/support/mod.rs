@@ -5,11 +5,12 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
+use loris_formats::{PageLayout, Sides};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{fill_random, page_copy};
-use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvFormats, KvPages, Matrix, Rows};
+use loris_kernels::{Buffer, Cost, Device, DeviceOptions, Error, KvPages, Matrix, Rows};
 
 /// Slots of a page, as the engine has them.
 pub const PAGE_LEN: usize = 64;
@@ -253,7 +254,7 @@ pub fn seqs_of(seqs: &[(usize, usize)]) -> Vec<LorisSeq> {
 pub fn sequences(
     device: &Device,
     shape: AttentionShape,
-    kv: KvFormats,
+    kv: Sides,
     seqs: &[(usize, usize)],
     seed: u64,
 ) -> Result<(DeviceBatch, KvPages), Error> {
@@ -261,7 +262,7 @@ pub fn sequences(
     for (seq_idx, &(kv_start, n_rows)) in seqs.iter().enumerate() {
         row_seq.extend(vec![seq_idx as u32; n_rows]);
         positions.extend(kv_start as u32..(kv_start + n_rows) as u32);
-        n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN) + usize::from(kv.is_coded());
+        n_pages += (kv_start + n_rows).div_ceil(PAGE_LEN) + usize::from(kv.are_coded());
     }
     let seqs = seqs_of(seqs);
     let page_tables = random_table(n_pages, seed);
@@ -297,12 +298,12 @@ pub fn random_table(n_pages: usize, seed: u64) -> Vec<u32> {
 pub fn random_pages(
     device: &Device,
     shape: AttentionShape,
-    kv: KvFormats,
+    kv: Sides,
     n_pages: usize,
     seed: u64,
 ) -> Result<KvPages, Error> {
     let AttentionShape { n_kv_heads, head_dim, .. } = shape;
-    let page_bytes = kv.page_bytes(n_kv_heads, PAGE_LEN, head_dim);
+    let page_bytes = PageLayout::new(n_kv_heads, PAGE_LEN, head_dim, kv).bytes();
     let data = Buffer::new(device, n_pages * page_bytes, "pages")?;
     let mut pages = KvPages { data, n_pages, n_kv_heads, page_len: PAGE_LEN, head_dim, kv };
     let n_first = n_pages.min(16);

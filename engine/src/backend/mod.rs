@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{KvFormat, PageId, PageLayout, Seal};
+use crate::cache::{Coding, PageId, PageLayout, Seal};
 use crate::error::Error;
 use crate::policy::Stream;
 use crate::sync::Arc;
@@ -205,8 +205,8 @@ pub enum RowUse {
     Logits,
     /// Rows of the residual stream between two segments of the layers: f32, as in the stream.
     Transit,
-    /// Rows of the residual stream that wait at a prune point, rounded to this format.
-    Waiting(KvFormat),
+    /// Rows of the residual stream that wait at a prune point, rounded to this.
+    Waiting(Coding),
 }
 
 /// How a token is drawn from logits; see [`SamplerParams`](crate::SamplerParams).

@@ -7,12 +7,12 @@
 use std::ops::Range;
 
 use super::aux::AuxPool;
-use super::format::{PageLayout, Part};
 use super::pages::{PageId, PagePool};
 use super::prefix::PrefixIndex;
 use crate::error::Error;
 use crate::memory;
 use crate::plan::Plan;
+use loris_formats::{PageLayout, Part};
 
 /// The pages of all sessions of a model, and the prefixes that can be shared.
 #[derive(Debug)]

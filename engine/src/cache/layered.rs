@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::aux::{Aux, AuxRow, Store};
-use super::format::PageLayout;
 use super::kv::{Gone, Growth, Pool, Segment, Unsealed};
 use super::prefix::Found;
 use crate::error::Error;
 use crate::memory;
+use loris_formats::PageLayout;
 
 /// Memory that the place of a hidden state takes at most, in trees whose nodes may be half empty and in a page
 /// that no other row is in.

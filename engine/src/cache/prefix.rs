@@ -16,10 +16,10 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::format::PageLayout;
 use super::pages::PageId;
 use crate::error::Error;
 use crate::memory;
+use loris_formats::PageLayout;
 
 /// Names a chain of full pages.
 pub type ChainKey = u64;

@@ -12,7 +12,9 @@ use super::params::{
     loris_sampling_params, read,
 };
 use super::status::{Failure, LORIS_E_INVALID_ARG, LORIS_IDLE, LORIS_OK, LORIS_PENDING};
+use crate::cache::KvFormats;
 use crate::engine::LoadProgress;
+use crate::error::Error;
 use crate::memory;
 use crate::plan::ModelOptions;
 use crate::sampler::SamplerParams;
@@ -94,7 +96,7 @@ unsafe fn options(params: &loris_model_params) -> Result<ModelOptions, Failure> 
     }
     // SAFETY: the caller's promise.
     if let Some(kv) = unsafe { optional("kv", params.kv) }? {
-        options.kv = kv.parse()?;
+        options.kv = kv.parse::<KvFormats>().map_err(Error::from)?;
     }
     if params.kv_tokens > 0 {
         options.kv_tokens = Some(as_usize("kv_tokens", params.kv_tokens)?);

@@ -29,7 +29,6 @@ use std::io::{self, Read, Write};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cache::{KvFormat, KvFormats};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::evict::Evicting;
@@ -254,7 +253,7 @@ pub(super) fn expected_header(model: &Model) -> Header {
     Header {
         magic: MAGIC,
         version: VERSION,
-        kv_format: kv_format(plan.layout.kv),
+        kv_format: plan.kv.id(),
         weights: model.shared.fingerprint,
         n_layers: small(plan.n_layers),
         n_kv_heads: small(plan.layout.n_kv_heads),
@@ -266,21 +265,6 @@ pub(super) fn expected_header(model: &Model) -> Header {
         flags: 0,
         n_points: 0,
     }
-}
-
-/// Names the formats of a cache.
-pub(super) fn kv_format(KvFormats { k, v }: KvFormats) -> u32 {
-    let code = |format| match format {
-        KvFormat::Bf16 => 0,
-        KvFormat::F32 => 1,
-        KvFormat::Fp8 => 2,
-        KvFormat::Int8 => 3,
-        KvFormat::Int4 => 4,
-        KvFormat::Int4Plain => 5,
-        KvFormat::Int4Channel => 6,
-        KvFormat::Int2 => 7,
-    };
-    code(k) | (code(k) ^ code(v)) << 8
 }
 
 /// A count that is no more than `max`.

@@ -7,7 +7,7 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blob::{Summed, read};
-use crate::cache::{AuxRow, GIVEN_UP, KvFormat, PageLayout, Segment, Side};
+use crate::cache::{AuxRow, Coding, GIVEN_UP, PageLayout, Run, Segment, Side};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
@@ -36,8 +36,8 @@ impl Session {
             }
             drop(device);
             for (slot, _) in given_up() {
-                for head in heads(layout) {
-                    for range in slots_of(layout, head, slot..slot + 1) {
+                for run in layout.runs(slot..slot + 1) {
+                    for range in heads(layout).flat_map(|head| slots_of(layout, head, &run)) {
                         pages[range].fill(0);
                     }
                 }
@@ -61,7 +61,7 @@ impl Session {
             }
             drop(device);
             match self.model.plan().layout.kv.wide() {
-                KvFormat::F32 => out.write(bytemuck::cast_slice(states)),
+                Coding::F32 => out.write(bytemuck::cast_slice(states)),
                 _ => {
                     let narrow: Vec<bf16> = states.iter().map(|&x| bf16::from_f32(x)).collect();
                     out.write(bytemuck::cast_slice(&narrow))
@@ -105,7 +105,7 @@ impl Model {
         for rows in rows.chunks(ROWS_A_TURN) {
             let n = rows.len() * hidden_dim;
             match self.plan().layout.kv.wide() {
-                KvFormat::F32 => {
+                Coding::F32 => {
                     read(from, bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
                 }
                 _ => {
@@ -133,17 +133,12 @@ fn heads(layout: PageLayout) -> impl Iterator<Item = (Side, usize)> {
     [Side::K, Side::V].into_iter().flat_map(of)
 }
 
-/// Bytes of the codes and of the params of a head's slots, all in one page, in pages laid end to end.
-fn slots_of(
-    layout: PageLayout,
-    (side, head): (Side, usize),
-    slots: Range<usize>,
-) -> [Range<usize>; 2] {
-    let (page_idx, first) = layout.place(slots.start);
-    let (form, last) = (layout.form(page_idx), first + slots.len());
-    let base = page_idx * layout.bytes();
+/// Bytes of the codes and of the params of a head's slots in a page, in pages laid end to end.
+fn slots_of(layout: PageLayout, (side, head): (Side, usize), run: &Run) -> [Range<usize>; 2] {
+    let (form, first, last) = (layout.form_of(run.part), run.first, run.first + run.slots.len());
+    let base = run.page_idx * layout.bytes();
     let range = |at: &dyn Fn(usize) -> usize| base + at(first)..base + at(last);
-    let params = |slot: usize| match form.format(side).is_by_channel(side) && first > 0 {
+    let params = |slot: usize| match form.coding(side).is_by_channel() && first > 0 {
         true => form.params(side, head, 0), // they come with the first slot
         false => form.params(side, head, slot),
     };
@@ -152,13 +147,10 @@ fn slots_of(
 
 /// Byte ranges of the used slots of one layer's pages laid end to end, in the order of a blob.
 pub(super) fn runs(layout: PageLayout, n_slots: usize) -> impl Iterator<Item = Range<usize>> {
-    let pages = move || {
-        let first = move |page_idx| layout.n_slots(page_idx);
-        (0..layout.n_pages(n_slots)).map(move |idx| first(idx)..first(idx + 1).min(n_slots))
-    };
     heads(layout).flat_map(move |head| {
-        let part =
-            move |idx: usize| pages().map(move |slots| slots_of(layout, head, slots)[idx].clone());
+        let part = move |idx: usize| {
+            layout.runs(0..n_slots).map(move |run| slots_of(layout, head, &run)[idx].clone())
+        };
         part(0).chain(part(1))
     })
 }

@@ -4,20 +4,22 @@
 //! of the two kernels runs is the caller's choice by phase; a row's bits depend on neither the other rows, nor
 //! chunks, nor pages.
 
+use loris_formats::{Coding, PAIRS, Sides};
+
 use crate::abi::{
     AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
     LORIS_SPLIT_LEN, LorisQTile, LorisSeq,
 };
-use crate::kv::ATTENTION;
+use crate::kv::attention_variant;
 use crate::ops::batch::DeviceBatch;
 use crate::ops::by_head_dim;
-use crate::{Buffer, Cost, Device, Error, KvFormat, KvFormats, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
 
 /// Packed rows of a block and slots of a tile of the prefill kernels.
 const BLOCK_Q: usize = 128;
 const BLOCK_KV: usize = 64;
-/// The kernels of heads of 32, 64 and 128 for each pair of formats, in the order of [`ATTENTION`].
-type Kernels = [[&'static str; 3]; ATTENTION.len()];
+/// The kernels of heads of 32, 64 and 128 for each pair of formats, in the order of [`PAIRS`].
+type Kernels = [[&'static str; 3]; PAIRS.len()];
 macro_rules! kernels {
     (@ $name:literal $formats:literal) => {
         [
@@ -91,7 +93,7 @@ impl AttentionShape {
         Error::check_supported("attention page_len", page_len, is_supported, expected)?;
         Error::check_size("attention pages n_kv_heads", pages.n_kv_heads, self.n_kv_heads)?;
         Error::check_size("attention pages head_dim", pages.head_dim, self.head_dim)?;
-        let has_codes = pages.kv.v != KvFormat::Int2 || self.head_dim >= 64;
+        let has_codes = pages.kv.v.coding != Coding::INT2 || self.head_dim >= 64;
         Error::check_supported("int2 head_dim", self.head_dim, has_codes, "64 or 128")?;
         Error::check_room("attention pages, at least", pages.n_pages, batch.n_pages())?;
         let bytes = pages.n_pages * pages.page_bytes();
@@ -158,7 +160,7 @@ pub fn attention_prefill(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(PREFILL[pages.kv.attention_variant()?])?;
+    let kernel = shape.variant(PREFILL[attention_variant(pages.kv)?])?;
     shape.check(batch, layer, q, pages, out, lse.as_deref())?;
     let smem_bytes = prefill_smem(pages.kv, shape.head_dim);
     let grid = [to_u32(batch.n_tiles()), to_u32(shape.n_kv_heads), 1];
@@ -180,21 +182,21 @@ pub fn attention_prefill(
 }
 
 /// Q, tiles of K and V, a word a packed row, and what the four warps look at.
-fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
+fn prefill_smem(kv: Sides, head_dim: usize) -> usize {
     let row_bytes = 2 * head_dim;
-    let tiles = match kv.is_coded() {
+    let tiles = match kv.are_coded() {
         false => 3 * BLOCK_KV * row_bytes, // three half tiles of K or V
         true => {
             // A tile of each, codes of each, what is kept of the params of K, and sums of each row of Q.
-            let of = |format: KvFormat| format.code_bytes(head_dim) + format.param_bytes(head_dim);
-            let k_codes = if kv.k == KvFormat::Bf16 { 0 } else { of(kv.k) };
-            let (k_params, q_sums) = match kv.k {
-                KvFormat::Int4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
+            let of = |format: Coding| format.code_bytes(head_dim) + format.param_bytes(head_dim);
+            let k_codes = if kv.k.coding == Coding::BF16 { 0 } else { of(kv.k.coding) };
+            let (k_params, q_sums) = match kv.k.coding {
+                Coding::INT4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
                 k => (k.param_bytes(head_dim), 0),
             };
             // Each of four warps has the params of its run's channels.
-            let channels = 4 * kv.k.channel_bytes(head_dim);
-            let codes = BLOCK_KV * (k_codes + of(kv.v) + k_params) + channels;
+            let channels = 4 * kv.k.coding.channel_bytes(head_dim);
+            let codes = BLOCK_KV * (k_codes + of(kv.v.coding) + k_params) + channels;
             2 * BLOCK_KV * row_bytes + codes + q_sums
         }
     };
@@ -203,10 +205,10 @@ fn prefill_smem(kv: KvFormats, head_dim: usize) -> usize {
 
 /// Q of 16 heads; four warps' runs of 16 slots of K and V, which may be bf16 where pages are sealed; a `row_max` and
 /// `row_sum` for each warp and head.
-fn decode_smem(kv: KvFormats, head_dim: usize) -> usize {
-    let kv = if kv.are_sealed() { KvFormats::default() } else { kv };
-    let of = |format: KvFormat| 16 * (format.code_bytes(head_dim) + format.param_bytes(head_dim));
-    let stage = 4 * (of(kv.k) + of(kv.v));
+fn decode_smem(kv: Sides, head_dim: usize) -> usize {
+    let kv = if kv.are_sealed() { Sides::BF16 } else { kv };
+    let of = |format: Coding| 16 * (format.code_bytes(head_dim) + format.param_bytes(head_dim));
+    let stage = 4 * (of(kv.k.coding) + of(kv.v.coding));
     let n_stages = if 4 * stage <= 68 << 10 { 4 } else { 2 };
     16 * 2 * head_dim + n_stages * stage + 4 * 16 * 8
 }
@@ -236,7 +238,7 @@ impl Partial {
 
 /// Splits that a launch for sequences of `max_kv_len` slots in pages of these formats has: rounded up, so that a
 /// captured launch serves sequences that grow.
-pub fn n_splits(kv: KvFormats, max_kv_len: usize) -> usize {
+pub fn n_splits(kv: Sides, max_kv_len: usize) -> usize {
     (max_kv_len + kv.skew()).div_ceil(LORIS_SPLIT_LEN as usize).next_power_of_two()
 }
 
@@ -254,7 +256,7 @@ pub fn attention_decode(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(DECODE[pages.kv.attention_variant()?])?;
+    let kernel = shape.variant(DECODE[attention_variant(pages.kv)?])?;
     let merge_kernel = shape.variant(MERGE)?;
     let (n_rows, group_size) = (batch.n_rows(), shape.group_size());
     let n_splits = n_splits(pages.kv, batch.max_kv_len());
@@ -296,7 +298,7 @@ pub fn attention_decode(
         n_q_heads: args.n_q_heads,
         max_splits: args.max_splits,
         skew: to_u32(pages.kv.skew()),
-        rotated: pages.kv.v_rotated.into(),
+        rotated: pages.kv.v.rotated.into(),
     };
     // SAFETY: as above.
     unsafe { device.launch(&launch, &args) }
@@ -306,7 +308,7 @@ pub fn attention_decode(
 /// read once a sequence, and two products for each pair of a row and a slot that it sees.
 pub fn attention_cost(
     shape: AttentionShape,
-    kv: KvFormats,
+    kv: Sides,
     seqs: &[LorisSeq],
     window: Option<u32>,
 ) -> Cost {

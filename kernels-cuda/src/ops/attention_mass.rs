@@ -2,10 +2,12 @@
 
 use std::ops::Range;
 
+use loris_formats::Coding;
+
 use crate::abi::{AttentionMassArgs, LORIS_NO_WINDOW, LORIS_SCORE_ROWS};
 use crate::ops::attention::{AttentionShape, to_u32};
 use crate::ops::batch::DeviceBatch;
-use crate::{Buffer, Cost, Device, Error, KvFormat, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
 
 const BF16: [&str; 3] = ["attention_mass_d32", "attention_mass_d64", "attention_mass_d128"];
 /// Keys where pages are coded.
@@ -51,16 +53,16 @@ pub fn attention_mass(
     n_so_far: usize,
     scores: &mut Buffer<f32>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(match pages.kv.k {
-        KvFormat::Bf16 if pages.kv.is_coded() => CODED_BF16,
-        KvFormat::Bf16 => BF16,
-        KvFormat::Fp8 => FP8,
-        KvFormat::Int8 => INT8,
-        KvFormat::Int4 => INT4,
-        KvFormat::Int4Channel => INT4_CHANNEL,
-        KvFormat::Int2Channel => INT2_CHANNEL,
-        KvFormat::Int2 => {
-            let (what, found) = ("attention_mass keys".into(), "int2".into());
+    let kernel = shape.variant(match pages.kv.k.coding {
+        Coding::BF16 if pages.kv.are_coded() => CODED_BF16,
+        Coding::BF16 => BF16,
+        Coding::FP8 => FP8,
+        Coding::INT8 => INT8,
+        Coding::INT4 => INT4,
+        Coding::INT4_CHANNEL => INT4_CHANNEL,
+        Coding::INT2_CHANNEL => INT2_CHANNEL,
+        other => {
+            let (what, found) = ("attention_mass keys".into(), other.to_string());
             return Err(Error::Unsupported { what, found, expected: "int2 by channel" });
         }
     })?;
@@ -101,12 +103,7 @@ pub fn attention_mass(
 }
 
 /// What scoring `kv_len` slots by `n_rows` rows of a launch must do: K, of this format, read once.
-pub fn attention_mass_cost(
-    shape: AttentionShape,
-    k: KvFormat,
-    kv_len: usize,
-    n_rows: usize,
-) -> Cost {
+pub fn attention_mass_cost(shape: AttentionShape, k: Coding, kv_len: usize, n_rows: usize) -> Cost {
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let head_bytes = k.code_bytes(head_dim) + k.param_bytes(head_dim);
     let bytes = kv_len * (n_kv_heads * head_bytes + 4) + n_rows * n_q_heads * (2 * head_dim + 4);

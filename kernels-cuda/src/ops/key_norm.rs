@@ -1,9 +1,12 @@
 //! Launcher of `key_norm`: how long the key of each slot is.
 
+use loris_formats::Coding;
+
 use crate::abi::KeyNormArgs;
+use crate::kv::check_by_slot;
 use crate::ops::attention::to_u32;
 use crate::ops::by_head_dim;
-use crate::{Buffer, Cost, Device, Error, KvFormat, KvPages, Launch, PageTable};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable};
 
 const N_WARPS: usize = 4;
 
@@ -16,7 +19,7 @@ pub fn key_norm(
     n_slots: usize,
     norms: &mut Buffer<f32>,
 ) -> Result<(), Error> {
-    pages.kv.check_by_slot("key_norm")?;
+    check_by_slot(pages.kv, "key_norm")?;
     let kernel = by_head_dim(pages.head_dim, ["key_norm_d32", "key_norm_d64", "key_norm_d128"])?;
     Error::check_room("key_norm layers of the table, at least", table.n_layers, layer + 1)?;
     Error::check_room("key_norm slots of the table, at least", table.n_slots(pages), n_slots)?;
@@ -36,7 +39,7 @@ pub fn key_norm(
 }
 
 /// Reads the keys, of this format, and writes a number a slot.
-pub fn key_norm_cost(k: KvFormat, n_kv_heads: usize, head_dim: usize, n_slots: usize) -> Cost {
+pub fn key_norm_cost(k: Coding, n_kv_heads: usize, head_dim: usize, n_slots: usize) -> Cost {
     let key_bytes = n_kv_heads * (k.code_bytes(head_dim) + k.param_bytes(head_dim));
     let flops = 2 * n_kv_heads * head_dim * n_slots;
     Cost { bytes: (n_slots * (key_bytes + 4)) as u64, flops: flops as u64 }

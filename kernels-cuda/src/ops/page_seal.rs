@@ -1,8 +1,10 @@
 //! Launcher of `page_seal`: pages of a tail become one page of codes.
 
+use loris_formats::{Coding, PageLayout, Sides};
+
 use crate::abi::PageSealArgs;
 use crate::ops::attention::AttentionShape;
-use crate::{Buffer, Cost, Device, Error, KvFormat, KvFormats, KvPages, Launch};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch};
 
 /// Codes pages. `seals` is `[n_seals][n_from + 1]` page ids: as many pages of a tail as hold the slots of a page, in
 /// their order, and the page that they become. Pages exist, and none becomes another that is read.
@@ -14,12 +16,12 @@ pub fn page_seal(
 ) -> Result<(), Error> {
     let expected =
         "keys by channel and values of as many bits in heads of 32 (of 4 bits), 64 or 128";
-    let kernel = match (pages.kv.k, pages.kv.v, pages.head_dim) {
-        (KvFormat::Int4Channel, KvFormat::Int4, 32) => "page_seal_d32_int4",
-        (KvFormat::Int4Channel, KvFormat::Int4, 64) => "page_seal_d64_int4",
-        (KvFormat::Int4Channel, KvFormat::Int4, 128) => "page_seal_d128_int4",
-        (KvFormat::Int2Channel, KvFormat::Int2, 64) => "page_seal_d64_int2",
-        (KvFormat::Int2Channel, KvFormat::Int2, 128) => "page_seal_d128_int2",
+    let kernel = match (pages.kv.k.coding, pages.kv.v.coding, pages.head_dim) {
+        (Coding::INT4_CHANNEL, Coding::INT4, 32) => "page_seal_d32_int4",
+        (Coding::INT4_CHANNEL, Coding::INT4, 64) => "page_seal_d64_int4",
+        (Coding::INT4_CHANNEL, Coding::INT4, 128) => "page_seal_d128_int4",
+        (Coding::INT2_CHANNEL, Coding::INT2, 64) => "page_seal_d64_int2",
+        (Coding::INT2_CHANNEL, Coding::INT2, 128) => "page_seal_d128_int2",
         _ => {
             let found = format!("{:?} in heads of {}", pages.kv, pages.head_dim);
             return Err(Error::Unsupported { what: "page_seal".into(), found, expected });
@@ -41,14 +43,9 @@ pub fn page_seal(
 }
 
 /// Reads the slots of each page in bf16, and writes it.
-pub fn page_seal_cost(
-    shape: AttentionShape,
-    kv: KvFormats,
-    page_len: usize,
-    n_seals: usize,
-) -> Cost {
+pub fn page_seal_cost(shape: AttentionShape, kv: Sides, page_len: usize, n_seals: usize) -> Cost {
     let AttentionShape { n_kv_heads, head_dim, .. } = shape;
-    let tail_bytes = page_len * KvFormats::default().slot_bytes(n_kv_heads, head_dim);
-    let bytes = tail_bytes + kv.page_bytes(n_kv_heads, page_len, head_dim);
+    let tail_bytes = page_len * Sides::BF16.slot_bytes(n_kv_heads, head_dim);
+    let bytes = tail_bytes + PageLayout::new(n_kv_heads, page_len, head_dim, kv).bytes();
     Cost { bytes: (bytes * n_seals) as u64, flops: 0 }
 }

@@ -33,7 +33,7 @@ pub fn qkv_decode(
     Error::check_size("qkv_decode width of x", x.width, weights.q.k)?;
     Error::check_room("qkv_decode rows of x, at least", x.n_rows, n_rows)?;
     let n = weights.q.n + 2 * weights.k.n;
-    let is_finished_later = weights.qk_norm.is_some() || pages.kv.is_coded();
+    let is_finished_later = weights.qk_norm.is_some() || pages.kv.are_coded();
     if is_finished_later {
         Error::check_size("qkv_decode width of raw", raw.width, n)?;
         Error::check_room("qkv_decode rows of raw, at least", raw.n_rows, n_rows)?;

@@ -1,6 +1,7 @@
 //! Launcher of `slot_move`: the slots that stay of a sequence that evicts, to the front of their layers.
 
 use crate::abi::SlotMoveArgs;
+use crate::kv::check_by_slot;
 use crate::ops::attention::to_u32;
 use crate::ops::by_head_dim;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable};
@@ -15,7 +16,7 @@ pub fn slot_move(
     keep: &Buffer<u32>,
     n_keep: usize,
 ) -> Result<(), Error> {
-    pages.kv.check_by_slot("slot_move")?;
+    check_by_slot(pages.kv, "slot_move")?;
     let kernel = by_head_dim(pages.head_dim, ["slot_move_d32", "slot_move_d64", "slot_move_d128"])?;
     let n_layers = keep.len().checked_div(n_keep).unwrap_or(0);
     Error::check_size("slot_move slots that stay", keep.len(), n_layers * n_keep)?;

@@ -3,10 +3,11 @@
 
 use std::ops::Range;
 
+use loris_formats::{Coding, Held, PageLayout, Sides};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
-use loris_kernels::{Buffer, Device, KvFormat, KvFormats, KvPages, Rows};
+use loris_kernels::{Buffer, Device, KvPages, Rows};
 
 use crate::common::{Random, from_bf16, from_bf16s};
 
@@ -32,27 +33,28 @@ pub enum Positions {
 }
 
 /// Pages of both keys and values in a format.
-pub const fn both(format: KvFormat) -> KvFormats {
+pub const fn both(format: Coding) -> Sides {
     pair(format, format)
 }
 
 /// Pages of keys and of values; values are rotated as the engine does it.
-pub const fn pair(k: KvFormat, v: KvFormat) -> KvFormats {
-    KvFormats { k, v, k_rotated: false, v_rotated: matches!(v, KvFormat::Int4) }
+pub const fn pair(k: Coding, v: Coding) -> Sides {
+    let rotated = matches!(v, Coding::INT4);
+    Sides { k: Held::new(k), v: Held { rotated, ..Held::new(v) } }
 }
 
 /// Every pair that attention is compiled for where pages hold codes.
-pub const CODED: [KvFormats; 5] = [
-    both(KvFormat::Fp8),
-    both(KvFormat::Int8),
-    both(KvFormat::Int4),
-    pair(KvFormat::Int8, KvFormat::Int4),
-    pair(KvFormat::Bf16, KvFormat::Int4),
+pub const CODED: [Sides; 5] = [
+    both(Coding::FP8),
+    both(Coding::INT8),
+    both(Coding::INT4),
+    pair(Coding::INT8, Coding::INT4),
+    pair(Coding::BF16, Coding::INT4),
 ];
 
 /// bf16 and [`CODED`].
-pub fn formats() -> impl Iterator<Item = KvFormats> {
-    [KvFormats::default()].into_iter().chain(CODED)
+pub fn formats() -> impl Iterator<Item = Sides> {
+    [Sides::BF16].into_iter().chain(CODED)
 }
 
 /// Slots of the first page of a table whose other pages hold codes.
@@ -68,17 +70,17 @@ pub struct Head {
 
 impl Head {
     /// Random codes of numbers from -max to max. What they stand for is written down here by the definition.
-    fn random(format: KvFormat, head_dim: usize, max: f32, random: &mut Random) -> Self {
+    fn random(format: Coding, head_dim: usize, max: f32, random: &mut Random) -> Self {
         let f16 = |x: f32| half::f16::from_f32(x);
         let mut head = Self::default();
         match format {
-            KvFormat::Bf16 => {
+            Coding::BF16 => {
                 for bits in random.bf16(head_dim, max) {
                     head.codes.extend(bits.to_le_bytes());
                     head.values.push(from_bf16(bits).into());
                 }
             }
-            KvFormat::Int8 => {
+            Coding::INT8 => {
                 let scale = f16(random.uniform(0.2, max) / 127.0);
                 head.params.extend(scale.to_le_bytes());
                 for _ in 0..head_dim {
@@ -87,7 +89,7 @@ impl Head {
                     head.values.push(f64::from(code) * scale.to_f64());
                 }
             }
-            KvFormat::Fp8 => {
+            Coding::FP8 => {
                 let scale = f16(random.uniform(0.2, max) / 448.0);
                 head.params.extend(scale.to_le_bytes());
                 for _ in 0..head_dim {
@@ -102,7 +104,7 @@ impl Head {
                     head.values.push(value * scale.to_f64());
                 }
             }
-            KvFormat::Int4 => {
+            Coding::INT4 => {
                 let group = if head_dim == 32 { 32 } else { 64 };
                 head.codes = vec![0; head_dim / 2];
                 for first in (0..head_dim).step_by(group) {
@@ -157,7 +159,7 @@ pub struct Sequence {
     pub positions: Vec<u32>,
     /// bf16 `[slot][n_q_heads][head_dim]`
     pub q: Vec<u16>,
-    pub kv: KvFormats,
+    pub kv: Sides,
     /// Keys and values, `[slot][n_kv_heads]` each.
     pub heads: [Vec<Head>; 2],
 }
@@ -165,12 +167,12 @@ pub struct Sequence {
 impl Sequence {
     /// `q_scale` says how sharp attention is.
     pub fn new(shape: AttentionShape, len: u32, kind: Positions, q_scale: f32, seed: u64) -> Self {
-        Self::coded(KvFormats::default(), shape, len, kind, q_scale, seed)
+        Self::coded(Sides::BF16, shape, len, kind, q_scale, seed)
     }
 
     /// The same in pages of other formats.
     pub fn coded(
-        kv: KvFormats,
+        kv: Sides,
         shape: AttentionShape,
         len: u32,
         kind: Positions,
@@ -191,10 +193,10 @@ impl Sequence {
         }
         let q = random.bf16(len as usize * shape.n_q_heads * shape.head_dim, q_scale);
         // Rotated values are such that what attention gives is up to 1 once they are rotated back.
-        let max_value = if kv.v_rotated { 0.4 } else { 1.0 };
-        let heads = [(kv.k, 1.0), (kv.v, max_value)].map(|(format, max)| {
+        let max_value = if kv.v.rotated { 0.4 } else { 1.0 };
+        let heads = [(kv.k.coding, 1.0), (kv.v.coding, max_value)].map(|(format, max)| {
             let slots = (0..len as usize * shape.n_kv_heads).map(|i| i / shape.n_kv_heads);
-            let format = |slot| if slot < N_WIDE { KvFormat::Bf16 } else { format };
+            let format = |slot| if slot < N_WIDE { Coding::BF16 } else { format };
             slots.map(|slot| Head::random(format(slot), shape.head_dim, max, &mut random)).collect()
         });
         let is_dense = kind == Positions::Dense;
@@ -209,7 +211,7 @@ impl Sequence {
     /// As many slots as may be given back before row `row` and those behind it, in pages of this length.
     pub fn most_gone(&self, row: usize, page_len: usize) -> usize {
         let Stream { sink, window, .. } = self.stream.unwrap();
-        let first_len = if self.kv.is_coded() { N_WIDE } else { page_len };
+        let first_len = if self.kv.are_coded() { N_WIDE } else { page_len };
         let n_unseen = (row + 1).saturating_sub(window as usize + first_len);
         if row < (sink + window) as usize { 0 } else { n_unseen / page_len * page_len }
     }
@@ -273,7 +275,7 @@ impl Sequence {
                 *out += p * v;
             }
         }
-        if self.kv.v_rotated {
+        if self.kv.v.rotated {
             out = hadamard(&out);
         }
         (out, if sum > 0.0 { largest + sum.ln() } else { f64::NEG_INFINITY })
@@ -310,7 +312,7 @@ pub struct HeadAt {
 
 /// By the definition of pages: `[K|V][n_kv_heads]`, each the codes of all slots and behind them their params.
 pub fn head_at(
-    kv: KvFormats,
+    kv: Sides,
     n_kv_heads: usize,
     head_dim: usize,
     page_len: usize,
@@ -318,13 +320,13 @@ pub fn head_at(
     side: usize,
     head: usize,
 ) -> HeadAt {
-    let first_len = if kv.is_coded() { N_WIDE } else { page_len };
+    let first_len = if kv.are_coded() { N_WIDE } else { page_len };
     let (page_idx, in_page, len) = match slot.checked_sub(first_len) {
         None => (0, slot, first_len),
         Some(rest) => (1 + rest / page_len, rest % page_len, page_len),
     };
-    let is_wide = page_idx == 0 && kv.is_coded();
-    let formats = if is_wide { [KvFormat::Bf16; 2] } else { [kv.k, kv.v] };
+    let is_wide = page_idx == 0 && kv.are_coded();
+    let formats = if is_wide { [Coding::BF16; 2] } else { [kv.k.coding, kv.v.coding] };
     let sizes = formats.map(|f| [f.code_bytes(head_dim), f.param_bytes(head_dim)]);
     let run_bytes = sizes.map(|size| len * (size[0] + size[1]));
     let run = side * n_kv_heads * run_bytes[0] + head * run_bytes[side];
@@ -349,7 +351,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
     let shape = parts[0].seq.shape;
     let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
     let kv = parts[0].seq.kv;
-    let first_len = if kv.is_coded() { N_WIDE } else { page_len };
+    let first_len = if kv.are_coded() { N_WIDE } else { page_len };
     let n_pages_of = |n_slots: usize| match n_slots {
         0 => 0,
         n => 1 + n.saturating_sub(first_len).div_ceil(page_len),
@@ -357,7 +359,7 @@ pub fn upload(device: &Device, parts: &[Part<'_>], page_len: usize) -> Uploaded 
     let n_gone = |part: &Part<'_>| part.seq.stream.map_or(0, |stream| stream.n_gone);
     let n_used: usize = parts.iter().map(|p| n_pages_of(p.kv_len() - n_gone(p))).sum();
     let n_pages = n_used * N_LAYERS + 1;
-    let page_bytes = kv.page_bytes(n_kv_heads, page_len, head_dim);
+    let page_bytes = PageLayout::new(n_kv_heads, page_len, head_dim, kv).bytes();
     let mut pool = vec![0xff; n_pages * page_bytes];
     let (mut seqs, mut row_seq, mut positions) = (Vec::new(), Vec::new(), Vec::new());
     let (mut slot_positions, mut page_tables, mut q) = (vec![7; 3], vec![0; 5], Vec::new());

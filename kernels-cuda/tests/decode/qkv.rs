@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
+use loris_formats::Sides;
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::qkv::QkvWeights;
 use loris_kernels::ops::qkv_decode;
-use loris_kernels::{Buffer, Device, KvFormats, KvPages};
+use loris_kernels::{Buffer, Device, KvPages};
 
 use crate::common::{self, Random, from_bf16s};
 use crate::*;
@@ -157,7 +158,7 @@ impl<'a> QkvModel<'a> {
             n_kv_heads: case.n_kv_heads,
             page_len: case.page_len,
             head_dim: d,
-            kv: KvFormats::default(),
+            kv: Sides::default(),
         };
         let n_heads = case.n_q_heads + 2 * case.n_kv_heads;
         let mut q = rows(device, &vec![0xffff; n_rows * case.n_q_heads * d], case.n_q_heads * d);

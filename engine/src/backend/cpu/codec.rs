@@ -5,28 +5,27 @@
 use half::f16;
 
 use super::simd::{Simd, bf16_value, e4m3_value, f16_value};
-use crate::cache::KvFormat;
+use crate::cache::{Code, Coding};
 
 /// Codes a head. Numbers that are not finite make its scale so, and what is decoded NaN.
 #[inline(always)]
-pub(super) fn encode(format: KvFormat, values: &[f32], codes: &mut [u8], params: &mut [u8]) {
-    match format {
-        KvFormat::Bf16 | KvFormat::F32 => unreachable!("not coded"),
-        KvFormat::Int8 => {
+pub(super) fn encode(coding: Coding, values: &[f32], codes: &mut [u8], params: &mut [u8]) {
+    match coding.code {
+        Code::Bf16 | Code::F32 => unreachable!("not coded"),
+        Code::I8 => {
             let inverse = put_scale(largest(values) / 127.0, params);
             for (code, x) in codes.iter_mut().zip(values) {
                 *code = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
             }
         }
-        KvFormat::Fp8 => {
+        Code::E4m3 => {
             let inverse = put_scale(largest(values) / 448.0, params);
             for (code, x) in codes.iter_mut().zip(values) {
                 *code = e4m3(x * inverse);
             }
         }
-        KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel | KvFormat::Int2 => {
-            let bits = bits(format);
-            let group = format.group(values.len());
+        Code::U4 | Code::U2 => {
+            let (bits, group) = (coding.bits(), coding.group(values.len()));
             let codes = codes.chunks_exact_mut(group * bits / 8);
             for ((values, codes), params) in
                 values.chunks_exact(group).zip(codes).zip(params.chunks_exact_mut(4))
@@ -37,12 +36,6 @@ pub(super) fn encode(format: KvFormat, values: &[f32], codes: &mut [u8], params:
             }
         }
     }
-}
-
-/// Bits of a code with a scale and a zero.
-#[inline(always)]
-fn bits(format: KvFormat) -> usize {
-    if format == KvFormat::Int2 { 2 } else { 4 }
 }
 
 /// Stores a scale as f16, and gives the inverse of what it was rounded to: 0 where there is none.
@@ -178,16 +171,15 @@ fn fit_columns(bits: usize, values: &[f32], n: usize, first: usize) -> [Steps; C
 /// Codes a head of all slots of a page, `[slot][n]`: channel by channel, or group by group of each slot.
 #[inline(always)]
 pub(super) fn encode_page(
-    format: KvFormat,
-    is_by_channel: bool,
+    coding: Coding,
     values: &[f32],
     n: usize,
     codes: &mut [u8],
     params: &mut [u8],
 ) {
-    let (bits, group, code_bytes) = (bits(format), format.group(n), format.code_bytes(n));
+    let (bits, group, code_bytes) = (coding.bits(), coding.group(n), coding.code_bytes(n));
     let rows = || values.chunks_exact(n);
-    if is_by_channel {
+    if coding.is_by_channel() {
         let steps = fit(bits, values, n);
         let (scales, zeros) = params.split_at_mut(2 * n);
         let params = scales.chunks_exact_mut(2).zip(zeros.chunks_exact_mut(2));
@@ -213,7 +205,7 @@ pub(super) fn encode_page(
         for (slot, (row, steps)) in rows().zip(&steps).enumerate() {
             let codes = &mut codes[slot * code_bytes + first * bits / 8..][..group * bits / 8];
             pack(bits, codes, |i| steps.code(row[first + i]));
-            steps.store(&mut params[slot * format.param_bytes(n) + 4 * idx..][..4]);
+            steps.store(&mut params[slot * coding.param_bytes(n) + 4 * idx..][..4]);
         }
     }
 }
@@ -243,7 +235,7 @@ pub(super) unsafe fn unpack<S: Simd, const BITS: usize>(p: *const u8, part: usiz
 /// As [`decode`].
 #[inline(always)]
 pub(super) unsafe fn decode_channels<S: Simd>(
-    format: KvFormat,
+    coding: Coding,
     from: (*const u8, *const u8),
     n_rows: usize,
     n: usize,
@@ -252,7 +244,7 @@ pub(super) unsafe fn decode_channels<S: Simd>(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        match bits(format) {
+        match coding.bits() {
             2 => channels::<S, 2>(from, n_rows, n, to, stride),
             _ => channels::<S, 4>(from, n_rows, n, to, stride),
         }
@@ -350,7 +342,7 @@ fn e4m3(x: f32) -> u8 {
 /// As [`decode`].
 #[inline(always)]
 pub(super) unsafe fn decode_codes<S: Simd>(
-    format: KvFormat,
+    coding: Coding,
     codes: *const u8,
     n_rows: usize,
     n: usize,
@@ -362,7 +354,7 @@ pub(super) unsafe fn decode_codes<S: Simd>(
     unsafe {
         for row in 0..n_rows {
             let (codes, to) = (codes.add(row * n), to.add(row * stride));
-            if format == KvFormat::Int8 {
+            if coding.code == Code::I8 {
                 for i in (0..whole).step_by(S::LANES) {
                     S::store(to.add(i), S::load_i8(codes.add(i)));
                 }
@@ -406,7 +398,7 @@ pub(super) unsafe fn params<S: Simd>(from: *const u8, n: usize, unit: f32, to: *
 /// As [`Simd`]: the codes and params of `n_rows` heads of `n` numbers, and room for them at `to`.
 #[inline(always)]
 pub(super) unsafe fn decode<S: Simd>(
-    format: KvFormat,
+    coding: Coding,
     (codes, params): (*const u8, *const u8),
     n_rows: usize,
     n: usize,
@@ -414,7 +406,7 @@ pub(super) unsafe fn decode<S: Simd>(
     stride: usize,
 ) {
     let whole = n - n % S::LANES;
-    let (code_bytes, param_bytes) = (format.code_bytes(n), format.param_bytes(n));
+    let (code_bytes, param_bytes) = (coding.code_bytes(n), coding.param_bytes(n));
     // SAFETY: vectors lie inside the n numbers of a row; a group is a multiple of 32 of them.
     unsafe {
         let codes = |row: usize| codes.add(row * code_bytes);
@@ -422,8 +414,8 @@ pub(super) unsafe fn decode<S: Simd>(
             let params = params.add(row * param_bytes).cast::<u16>();
             S::f16(params.add(idx).read_unaligned())
         };
-        match format {
-            KvFormat::Bf16 => {
+        match coding.code {
+            Code::Bf16 => {
                 for row in 0..n_rows {
                     let (codes, to) = (codes(row).cast::<u16>(), to.add(row * stride));
                     for i in (0..whole).step_by(S::LANES) {
@@ -434,14 +426,14 @@ pub(super) unsafe fn decode<S: Simd>(
                     }
                 }
             }
-            KvFormat::F32 => {
+            Code::F32 => {
                 for row in 0..n_rows {
                     std::ptr::copy_nonoverlapping(codes(row).cast(), to.add(row * stride), n);
                 }
             }
-            KvFormat::Int8 | KvFormat::Fp8 => {
-                let unit = if format == KvFormat::Fp8 { E4M3_UNIT } else { 1.0 };
-                decode_codes::<S>(format, codes(0), n_rows, n, to, stride);
+            Code::I8 | Code::E4m3 => {
+                let unit = if coding.code == Code::E4m3 { E4M3_UNIT } else { 1.0 };
+                decode_codes::<S>(coding, codes(0), n_rows, n, to, stride);
                 for row in 0..n_rows {
                     let (to, scale) = (to.add(row * stride), param(row, 0) * unit);
                     for i in (0..whole).step_by(S::LANES) {
@@ -452,11 +444,11 @@ pub(super) unsafe fn decode<S: Simd>(
                     }
                 }
             }
-            KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => {
-                groups::<S, 4>((codes(0), params), (n_rows, format.group(n)), n, to, stride);
+            Code::U4 => {
+                groups::<S, 4>((codes(0), params), (n_rows, coding.group(n)), n, to, stride);
             }
-            KvFormat::Int2 => {
-                groups::<S, 2>((codes(0), params), (n_rows, format.group(n)), n, to, stride);
+            Code::U2 => {
+                groups::<S, 2>((codes(0), params), (n_rows, coding.group(n)), n, to, stride);
             }
         }
     }
@@ -520,16 +512,16 @@ mod tests {
         assert_eq!([e4m3(1e9), e4m3(f32::INFINITY), e4m3(-449.0)], [0x7e, 0x7e, 0xfe]);
     }
 
-    struct Decode<'a>(KvFormat, &'a [u8], &'a [u8], &'a mut [f32]);
+    struct Decode<'a>(Coding, &'a [u8], &'a [u8], &'a mut [f32]);
 
     impl Kernel for Decode<'_> {
         #[inline(always)]
         unsafe fn run<S: Simd, D: Dot>(self) {
-            let Self(format, codes, params, out) = self;
+            let Self(coding, codes, params, out) = self;
             // SAFETY: slices of the format's lengths.
             unsafe {
                 let from = (codes.as_ptr(), params.as_ptr());
-                decode::<S>(format, from, 1, out.len(), out.as_mut_ptr(), out.len());
+                decode::<S>(coding, from, 1, out.len(), out.as_mut_ptr(), out.len());
             }
         }
     }
@@ -537,41 +529,36 @@ mod tests {
     /// What is decoded is within half a step of what was coded, on every instruction set.
     #[test]
     fn codes_are_the_nearest() {
-        for format in KvFormat::ALL.into_iter().filter(|format| format.is_coded()) {
+        for coding in [Coding::FP8, Coding::INT8, Coding::INT4, Coding::INT2] {
             for n in [32, 64, 96, 128, 6, 80] {
-                let unit = match format {
-                    KvFormat::Int8 | KvFormat::Fp8 => 1,
-                    KvFormat::Int2 => 64,
-                    _ => 32,
-                };
-                if n % unit != 0 {
+                if n % coding.unit() != 0 {
                     continue;
                 }
                 let values: Vec<f32> =
                     (0..n).map(|i| ((i * i * 37 + i) as f32).sin() * 3.0 + 0.7).collect();
-                let mut codes = vec![0xff; format.code_bytes(n)];
-                let mut params = vec![0xff; format.param_bytes(n)];
-                encode(format, &values, &mut codes, &mut params);
+                let mut codes = vec![0xff; coding.code_bytes(n)];
+                let mut params = vec![0xff; coding.param_bytes(n)];
+                encode(coding, &values, &mut codes, &mut params);
                 let mut first = None;
                 for isa in Isa::available() {
                     let mut back = vec![f32::NAN; n];
                     // SAFETY: available; slices of the format's lengths.
-                    unsafe { isa.run(Decode(format, &codes, &params, &mut back)) };
+                    unsafe { isa.run(Decode(coding, &codes, &params, &mut back)) };
                     for (x, y) in values.iter().zip(&back) {
                         let scale = f16::from_le_bytes([params[0], params[1]]).to_f32();
-                        let step = match format {
-                            KvFormat::Int8 => scale,
-                            KvFormat::Fp8 => (x.abs() / 8.0).max(scale / 512.0),
-                            KvFormat::Int2 => 7.0 / 3.0,
+                        let step = match coding {
+                            Coding::INT8 => scale,
+                            Coding::FP8 => (x.abs() / 8.0).max(scale / 512.0),
+                            Coding::INT2 => 7.0 / 3.0,
                             _ => 7.0 / 15.0, // no group spans more than 6
                         };
                         // The scale is rounded too: 2^-11 of the largest.
-                        assert!((x - y).abs() <= step / 2.0 + 2e-3, "{format} {n}: {x} {y}");
+                        assert!((x - y).abs() <= step / 2.0 + 2e-3, "{coding} {n}: {x} {y}");
                     }
                     // Without a fused multiply-add a number is rounded once more.
                     let first = first.get_or_insert(back.clone());
                     let is_close = |(x, y): (&f32, &f32)| (x - y).abs() <= 4.0 * f32::EPSILON;
-                    assert!(back.iter().zip(&*first).all(is_close), "{format} on {isa:?}");
+                    assert!(back.iter().zip(&*first).all(is_close), "{coding} on {isa:?}");
                 }
             }
         }
@@ -580,23 +567,23 @@ mod tests {
     /// Heads without a range, and heads that are not finite.
     #[test]
     fn edges() {
-        for format in KvFormat::ALL.into_iter().filter(|format| format.is_coded()) {
+        for coding in [Coding::FP8, Coding::INT8, Coding::INT4, Coding::INT2] {
             let code = |values: [f32; 64]| {
-                let mut codes = vec![0; format.code_bytes(64)];
-                let mut params = vec![0; format.param_bytes(64)];
-                encode(format, &values, &mut codes, &mut params);
+                let mut codes = vec![0; coding.code_bytes(64)];
+                let mut params = vec![0; coding.param_bytes(64)];
+                encode(coding, &values, &mut codes, &mut params);
                 let mut back = vec![7.0; 64];
                 // SAFETY: slices of the format's lengths.
-                unsafe { Isa::Portable.run(Decode(format, &codes, &params, &mut back)) };
+                unsafe { Isa::Portable.run(Decode(coding, &codes, &params, &mut back)) };
                 back
             };
-            assert_eq!(code([0.0; 64]), [0.0; 64], "{format}");
+            assert_eq!(code([0.0; 64]), [0.0; 64], "{coding}");
             let same = code([1.5; 64]);
-            assert!(same.iter().all(|x| (x - 1.5).abs() < 2e-3), "{format}: {same:?}");
+            assert!(same.iter().all(|x| (x - 1.5).abs() < 2e-3), "{coding}: {same:?}");
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 let mut values = [1.0; 64];
                 values[9] = bad;
-                assert!(code(values).iter().all(|x| x.is_nan()), "{format}: {bad}");
+                assert!(code(values).iter().all(|x| x.is_nan()), "{coding}: {bad}");
             }
         }
     }

@@ -4,7 +4,7 @@ use super::mem::Shared;
 use super::pages::{CpuPages, Row};
 use super::simd::{Dot, Kernel, Simd};
 use crate::backend::Table;
-use crate::cache::{PageId, Side};
+use crate::cache::{PageId, Run, Side};
 
 /// Lengths of the keys of a layer, the mean over the key heads. Rotations, which there are two of, keep a length.
 #[derive(Clone, Copy)]
@@ -23,20 +23,19 @@ impl Kernel for KeyNorms<'_> {
         let layout = self.pages.layout;
         let (n_heads, d) = (layout.n_kv_heads, layout.head_dim);
         let mut key = vec![0.0_f32; d];
-        for slot in 0..self.n_slots {
-            let (page_idx, place) = layout.place(slot);
-            let form = self.pages.form(layout.part(page_idx));
-            let page = self.table.page(page_idx, self.layer);
-            let page = self.pages.page(page).as_ptr();
-            let mut sum = 0.0;
-            for head in 0..n_heads {
-                let row = Row::new(form, page, place, Side::K, head);
-                // SAFETY: a slot in use; room for its d numbers.
-                unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
-                sum += key.iter().map(|x| x * x).sum::<f32>().sqrt();
+        for Run { page_idx, part, first, slots } in layout.runs(0..self.n_slots) {
+            let page = self.pages.page(self.table.page(page_idx, self.layer)).as_ptr();
+            for (place, slot) in (first..).zip(slots) {
+                let mut sum = 0.0;
+                for head in 0..n_heads {
+                    let row = Row::new(self.pages.form(part), page, place, Side::K, head);
+                    // SAFETY: a slot in use; room for its d numbers.
+                    unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
+                    sum += key.iter().map(|x| x * x).sum::<f32>().sqrt();
+                }
+                // SAFETY: room for n_slots.
+                unsafe { self.out.get().add(slot).write(sum / n_heads as f32) };
             }
-            // SAFETY: room for n_slots.
-            unsafe { self.out.get().add(slot).write(sum / n_heads as f32) };
         }
     }
 }
@@ -54,9 +53,9 @@ impl CpuPages {
                 .into_iter()
                 .flat_map(|s| (0..form.n_kv_heads).map(move |h| (s, h)))
             {
-                let format = form.format(side);
+                let coding = form.coding(side);
                 let (codes, params) =
-                    (format.code_bytes(form.head_dim), format.param_bytes(form.head_dim));
+                    (coding.code_bytes(form.head_dim), coding.param_bytes(form.head_dim));
                 let at = |slot| (form.codes(side, head, slot), form.params(side, head, slot));
                 let (from, to) = (at(from.1), at(to.1));
                 self.move_bytes(pages, (from.0, to.0), codes);

@@ -78,8 +78,8 @@ impl Heads<'_> {
                 self.rotation.rotate(row, values);
             }
             // Queries as the keys that they meet.
-            let side = if kind < 2 { Side::K } else { Side::V };
-            if self.pages.format(side).is_rotated(side) {
+            let held = if kind < 2 { self.pages.kv.k } else { self.pages.kv.v };
+            if held.rotated {
                 codec::rotate(std::slice::from_raw_parts_mut(values, d));
             }
             match head {

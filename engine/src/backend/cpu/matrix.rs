@@ -7,7 +7,7 @@ use loris_loader::{Dtype, TensorView};
 
 use super::simd::{Simd, bf16_value, f16_value};
 use crate::backend::check_weight;
-use crate::cache::KvFormat;
+use crate::cache::Coding;
 use crate::error::Error;
 
 /// How the elements of a matrix or of a page are stored.
@@ -21,10 +21,10 @@ pub(super) enum Format {
 impl Format {
     /// Of a page whose numbers are not coded.
     #[inline(always)]
-    pub(super) fn of(format: KvFormat) -> Option<Self> {
-        match format {
-            KvFormat::Bf16 => Some(Self::Bf16),
-            KvFormat::F32 => Some(Self::F32),
+    pub(super) fn of(coding: Coding) -> Option<Self> {
+        match coding {
+            Coding::BF16 => Some(Self::Bf16),
+            Coding::F32 => Some(Self::F32),
             _ => None,
         }
     }

@@ -53,7 +53,7 @@ use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
 use super::{AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
-use crate::cache::{KvFormat, PageId, PageLayout, Seal, Side};
+use crate::cache::{Coding, PageId, PageLayout, Seal};
 use crate::error::Error;
 use crate::memory;
 use crate::model::synthetic;
@@ -207,7 +207,7 @@ impl Backend for CpuBackend {
     fn rows(&mut self, n_rows: usize, width: usize, holds: RowUse) -> Result<CpuRows, Error> {
         let len = n_rows.saturating_mul(width);
         Ok(match holds {
-            RowUse::Waiting(KvFormat::Bf16) => {
+            RowUse::Waiting(Coding::BF16) => {
                 let narrow = Buf::zeroed(len, "the aux cache")?;
                 CpuRows { data: Buf::empty(), narrow, width }
             }
@@ -319,7 +319,7 @@ impl Backend for CpuBackend {
         out.check(batch.n_rows(), width);
         // Queries and weights are rounded to bf16 where keys and values are, and only in prefill:
         // decode is memory bound.
-        let is_bf16 = batch.phase == Phase::Prefill && pages.layout.kv.wide() == KvFormat::Bf16;
+        let is_bf16 = batch.phase == Phase::Prefill && pages.layout.kv.wide() == Coding::BF16;
         let isa = if is_bf16 { self.isa } else { self.isa.f32() };
         let (work, runner, sink_rotation) = (&self.work, &mut self.runner, &self.sink_rotation);
         runner.team.reserve_scratch(attention::scratch_len(work.max_rows, shape.head_dim))?;
@@ -341,7 +341,7 @@ impl Backend for CpuBackend {
             scratch,
         });
         let (tasks, partial) = (&runner.unordered(work.merges.len()), &self.partial[..]);
-        let is_rotated = pages.layout.kv.v.is_rotated(Side::V);
+        let is_rotated = pages.layout.kv.v.rotated;
         let merge =
             |thread_idx, _| Merge { work, shape, is_rotated, partial, out, tasks, thread_idx };
         match work.merges.len() {

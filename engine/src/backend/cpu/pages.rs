@@ -4,7 +4,7 @@ use super::codec;
 use super::mem::{Buf, Shared};
 use super::simd::{Simd, bf16_bits};
 use crate::backend::Batch;
-use crate::cache::{KvFormat, PageForm, PageId, PageLayout, Part, Side};
+use crate::cache::{Coding, PageForm, PageId, PageLayout, Part, Run, Side, Sides};
 use crate::error::Error;
 
 /// What the pages of each [`Part`] of a table look like.
@@ -46,8 +46,9 @@ impl CpuPages {
 
     /// For kernels that write.
     pub(super) fn writer(&mut self) -> Writer<'_> {
+        let PageLayout { kv, .. } = self.layout;
         let (forms, page_bytes) = (self.forms, self.layout.bytes());
-        Writer { base: Shared::new(&mut self.bytes), forms, page_bytes }
+        Writer { base: Shared::new(&mut self.bytes), kv, forms, page_bytes }
     }
 
     /// What the pages of a part look like.
@@ -60,8 +61,7 @@ impl CpuPages {
 /// A head of a token in a page, to read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Row {
-    pub(super) format: KvFormat,
-    pub(super) is_by_channel: bool,
+    pub(super) coding: Coding,
     pub(super) codes: *const u8,
     pub(super) params: *const u8,
 }
@@ -76,10 +76,8 @@ impl Row {
         side: Side,
         head: usize,
     ) -> Self {
-        let format = form.format(side);
         Self {
-            format,
-            is_by_channel: format.is_by_channel(side),
+            coding: form.coding(side),
             codes: page.wrapping_add(form.codes(side, head, slot)),
             params: page.wrapping_add(form.params(side, head, slot)),
         }
@@ -88,7 +86,7 @@ impl Row {
     /// Its numbers, once they have been [read](Self::read).
     #[inline(always)]
     pub(super) fn decoded(self, numbers: *const f32) -> Self {
-        Self { format: KvFormat::F32, codes: numbers.cast(), ..self }
+        Self { coding: Coding::F32, codes: numbers.cast(), ..self }
     }
 
     /// What the numbers of it and of the slots behind it are to be multiplied with, once [`read_run`](Self::read_run)
@@ -100,9 +98,9 @@ impl Row {
     pub(super) unsafe fn scales<S: Simd>(self, n_rows: usize, to: *mut f32) {
         // SAFETY: the caller's.
         unsafe {
-            match self.format {
-                KvFormat::Int8 => codec::params::<S>(self.params, n_rows, 1.0, to),
-                KvFormat::Fp8 => codec::params::<S>(self.params, n_rows, codec::E4M3_UNIT, to),
+            match self.coding {
+                Coding::INT8 => codec::params::<S>(self.params, n_rows, 1.0, to),
+                Coding::FP8 => codec::params::<S>(self.params, n_rows, codec::E4M3_UNIT, to),
                 _ => (0..n_rows).for_each(|row| to.add(row).write(1.0)),
             }
         }
@@ -124,14 +122,14 @@ impl Row {
         let from = (self.codes, self.params);
         // SAFETY: the caller's.
         unsafe {
-            match self.format {
-                _ if self.is_by_channel => {
-                    codec::decode_channels::<S>(self.format, from, n_rows, n, to, stride);
+            match self.coding {
+                _ if self.coding.is_by_channel() => {
+                    codec::decode_channels::<S>(self.coding, from, n_rows, n, to, stride);
                 }
-                KvFormat::Int8 | KvFormat::Fp8 => {
-                    codec::decode_codes::<S>(self.format, self.codes, n_rows, n, to, stride);
+                Coding::INT8 | Coding::FP8 => {
+                    codec::decode_codes::<S>(self.coding, self.codes, n_rows, n, to, stride);
                 }
-                _ => codec::decode::<S>(self.format, from, n_rows, n, to, stride),
+                _ => codec::decode::<S>(self.coding, from, n_rows, n, to, stride),
             }
         }
     }
@@ -145,9 +143,9 @@ impl Row {
         let from = (self.codes, self.params);
         // SAFETY: the caller's.
         unsafe {
-            match self.is_by_channel {
-                true => codec::decode_channels::<S>(self.format, from, n_rows, n, to, n),
-                false => codec::decode::<S>(self.format, from, n_rows, n, to, n),
+            match self.coding.is_by_channel() {
+                true => codec::decode_channels::<S>(self.coding, from, n_rows, n, to, n),
+                false => codec::decode::<S>(self.coding, from, n_rows, n, to, n),
             }
         }
     }
@@ -167,11 +165,10 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
     out.clear();
     for seq in &batch.seqs {
         let layout = pages.layout.with_sealed(seq.n_sealed);
-        for slot in seq.kv_start..seq.kv_len() {
-            let (page_idx, slot) = layout.place(slot);
+        for Run { page_idx, part, first, slots } in layout.runs(seq.kv_start..seq.kv_len()) {
             let page = seq.page(page_idx, layer);
             assert!((page as usize) < n_pages, "page {page} is out of range");
-            out.push(Place { page, part: layout.part(page_idx), slot });
+            out.extend((first..first + slots.len()).map(|slot| Place { page, part, slot }));
         }
     }
 }
@@ -180,6 +177,7 @@ pub(super) fn places(batch: &Batch<'_>, layer: usize, pages: &CpuPages, out: &mu
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Writer<'a> {
     base: Shared<'a, u8>,
+    pub(super) kv: Sides,
     forms: Forms,
     page_bytes: usize,
 }
@@ -197,12 +195,6 @@ impl Writer<'_> {
         self.base.get().wrapping_add(page as usize * self.page_bytes)
     }
 
-    /// The formats of coded pages.
-    #[inline(always)]
-    pub(super) fn format(&self, side: Side) -> KvFormat {
-        self.form(Part::Body).format(side)
-    }
-
     /// Stores one head of one row.
     ///
     /// # Safety
@@ -211,26 +203,26 @@ impl Writer<'_> {
     #[inline(always)]
     pub(super) unsafe fn write(&self, at: Place, side: Side, kv_head: usize, values: *const f32) {
         let form = self.form(at.part);
-        let (format, d) = (form.format(side), form.head_dim);
+        let (coding, d) = (form.coding(side), form.head_dim);
         // SAFETY: codes and params lie in the page and are this thread's; bf16 and f32 are aligned there.
         unsafe {
             let page = self.page(at.page);
             let codes = page.add(form.codes(side, kv_head, at.slot));
-            match format {
-                KvFormat::Bf16 => {
+            match coding {
+                Coding::BF16 => {
                     let to = codes.cast::<u16>();
                     for i in 0..d {
                         to.add(i).write_unaligned(bf16_bits(*values.add(i)));
                     }
                 }
-                KvFormat::F32 => std::ptr::copy_nonoverlapping(values.cast::<u8>(), codes, 4 * d),
+                Coding::F32 => std::ptr::copy_nonoverlapping(values.cast::<u8>(), codes, 4 * d),
                 _ => {
                     let params = page.add(form.params(side, kv_head, at.slot));
                     codec::encode(
-                        format,
+                        coding,
                         std::slice::from_raw_parts(values, d),
-                        std::slice::from_raw_parts_mut(codes, format.code_bytes(d)),
-                        std::slice::from_raw_parts_mut(params, format.param_bytes(d)),
+                        std::slice::from_raw_parts_mut(codes, coding.code_bytes(d)),
+                        std::slice::from_raw_parts_mut(params, coding.param_bytes(d)),
                     );
                 }
             }

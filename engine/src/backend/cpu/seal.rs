@@ -4,7 +4,7 @@ use super::codec;
 use super::pages::{CpuPages, Row, Writer};
 use super::simd::{Dot, Kernel, Simd, bf16_bits};
 use super::team::Tasks;
-use crate::cache::{PageForm, Part, Seal, Side};
+use crate::cache::{PageForm, Part, Seal, Side, When};
 
 /// Codes pages: a task for each of them and key head.
 #[derive(Clone, Copy)]
@@ -56,7 +56,8 @@ impl Kernel for SealPages<'_> {
 /// The page has the form, and no other thread touches this head.
 #[inline(always)]
 unsafe fn encode(form: &PageForm, page: *mut u8, (side, head): (Side, usize), values: &[f32]) {
-    let (format, d) = (form.format(side), form.head_dim);
+    let (held, d) = (form.kv.of(side), form.head_dim);
+    let coding = held.coding;
     let [codes, params, end] =
         [form.codes(side, head, 0), form.params(side, head, 0), form.params(side, head, form.len)];
     // SAFETY: the head's run, codes and then params.
@@ -66,11 +67,10 @@ unsafe fn encode(form: &PageForm, page: *mut u8, (side, head): (Side, usize), va
             std::slice::from_raw_parts_mut(page.add(params), end - params),
         )
     };
-    if format.is_sealed() {
-        let is_by_channel = format.is_by_channel(side);
-        return codec::encode_page(format, is_by_channel, values, d, codes, params);
+    if held.when == When::Sealed {
+        return codec::encode_page(coding, values, d, codes, params);
     }
-    if !format.is_coded() {
+    if !coding.is_coded() {
         // One side is coded, this one is not.
         let bits = values.iter().map(|&x| bf16_bits(x));
         codes
@@ -79,10 +79,10 @@ unsafe fn encode(form: &PageForm, page: *mut u8, (side, head): (Side, usize), va
             .for_each(|(code, x)| code.copy_from_slice(&x.to_le_bytes()));
         return;
     }
-    let (code_bytes, param_bytes) = (format.code_bytes(d), format.param_bytes(d));
+    let (code_bytes, param_bytes) = (coding.code_bytes(d), coding.param_bytes(d));
     for (slot, values) in values.chunks_exact(d).enumerate() {
         let codes = &mut codes[slot * code_bytes..][..code_bytes];
         let params = &mut params[slot * param_bytes..][..param_bytes];
-        codec::encode(format, values, codes, params);
+        codec::encode(coding, values, codes, params);
     }
 }

@@ -35,7 +35,9 @@ use loris_kernels::ops::{
     embed, fill_random, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
     page_copy, page_seal, qkv_decode, rmsnorm, slot_move,
 };
-use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging};
+use loris_kernels::{
+    Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging, has_kernels,
+};
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
@@ -44,7 +46,7 @@ use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered};
 use self::sample::Chooser;
 use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
-use crate::cache::{KvFormat, KvFormats, PageId, PageLayout, Seal, Side};
+use crate::cache::{Coding, PageId, PageLayout, Seal, Sides};
 use crate::error::Error;
 
 pub use self::passes::Passes;
@@ -72,7 +74,7 @@ pub struct CudaBackend {
     arrays: Arrays,
     shape: Option<AttentionShape>,
     /// What the pages hold.
-    kv: loris_kernels::KvFormats,
+    kv: Sides,
     batch: Option<DeviceBatch>,
     /// The most rows of activations that were asked for.
     max_rows: usize,
@@ -98,36 +100,7 @@ fn kernel_window(window: Option<usize>) -> Option<u32> {
     window.and_then(|window| u32::try_from(window).ok())
 }
 
-/// The formats of pages as kernels take them; `None` where there are no kernels: [`KV_FORMATS`] says for which.
-pub(crate) fn kernel_formats(kv: KvFormats) -> Option<loris_kernels::KvFormats> {
-    use loris_kernels::KvFormat as Kernels;
-    // Pages are sealed by one kernel for both sides.
-    if kv.are_sealed() && kv.k != kv.v {
-        return None;
-    }
-    let format = |format: KvFormat, side| {
-        Some(match (format, format.is_by_channel(side)) {
-            (KvFormat::Bf16, _) => Kernels::Bf16,
-            (KvFormat::Fp8, _) => Kernels::Fp8,
-            (KvFormat::Int8, _) => Kernels::Int8,
-            (KvFormat::Int4 | KvFormat::Int4Plain, _) => Kernels::Int4,
-            (KvFormat::Int4Channel, false) => Kernels::Int4,
-            (KvFormat::Int4Channel, true) => Kernels::Int4Channel,
-            (KvFormat::Int2, false) => Kernels::Int2,
-            (KvFormat::Int2, true) => Kernels::Int2Channel,
-            (KvFormat::F32, _) => return None,
-        })
-    };
-    let formats = loris_kernels::KvFormats {
-        k: format(kv.k, Side::K)?,
-        v: format(kv.v, Side::V)?,
-        k_rotated: kv.k.is_rotated(Side::K),
-        v_rotated: kv.v.is_rotated(Side::V),
-    };
-    formats.has_kernels().then_some(formats)
-}
-
-/// What [`kernel_formats`] takes.
+/// What [`has_kernels`] takes.
 pub(crate) const KV_FORMATS: &str = "bf16, fp8, int8, int4, int4-plain, int4-channel, int2, int8:int4 or bf16:int4; other formats on the CPU";
 
 /// What `begin` and `rows` make room for.
@@ -147,7 +120,7 @@ impl CudaBackend {
             staging: None,
             arrays: Arrays::default(),
             shape: None,
-            kv: loris_kernels::KvFormats::default(),
+            kv: Sides::default(),
             batch: None,
             max_rows: 0,
             normed: None,
@@ -221,7 +194,7 @@ impl Backend for CudaBackend {
                 Data::F32(Rows::new(d, n_rows, width, "the residual stream")?)
             }
             RowUse::Logits => Data::F32(Rows::new(d, n_rows, width, "logits")?),
-            RowUse::Transit | RowUse::Waiting(KvFormat::F32) => {
+            RowUse::Transit | RowUse::Waiting(Coding::F32) => {
                 Data::F32(Rows::new(d, n_rows, width, "the aux cache")?)
             }
             RowUse::Waiting(_) => Data::Bf16(Rows::new(d, n_rows, width, "the aux cache")?),
@@ -231,7 +204,9 @@ impl Backend for CudaBackend {
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
         let PageLayout { n_kv_heads, page_len, head_dim, kv, .. } = layout;
-        let kernels = kernel_formats(kv).ok_or_else(|| unsupported("--kv", kv, KV_FORMATS))?;
+        if !has_kernels(kv) {
+            return Err(unsupported("--kv", format!("{kv:?}"), KV_FORMATS));
+        }
         if ![32, 64, 128].contains(&head_dim) {
             return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
         }
@@ -240,8 +215,8 @@ impl Backend for CudaBackend {
         }
         let n_bytes = n_pages.saturating_mul(layout.bytes());
         let data = Buffer::new(&self.device, n_bytes, "the KV page pool")?;
-        self.kv = kernels;
-        Ok(KvPages { data, n_pages, n_kv_heads, page_len, head_dim, kv: kernels })
+        self.kv = kv;
+        Ok(KvPages { data, n_pages, n_kv_heads, page_len, head_dim, kv })
     }
 
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {

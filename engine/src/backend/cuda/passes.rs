@@ -13,10 +13,11 @@ use std::ops::Range;
 
 use loris_kernels::ops::attention;
 use loris_kernels::ops::batch::DeviceBatch;
-use loris_kernels::{Device, Graph, KvFormats, Recording};
+use loris_kernels::{Device, Graph, Recording};
 
 use super::batch::Arrays;
 use crate::backend::{Batch, Phase};
+use crate::cache::Sides;
 use crate::error::Error;
 
 /// How the CUDA backend runs the passes of decode; the results are the same bits.
@@ -48,7 +49,7 @@ pub(super) struct Form {
 }
 
 impl Form {
-    pub(super) fn new(batch: &Batch<'_>, arrays: &Arrays, kv: KvFormats) -> Self {
+    pub(super) fn new(batch: &Batch<'_>, arrays: &Arrays, kv: Sides) -> Self {
         Self {
             n_rows: batch.n_rows(),
             n_seqs: batch.seqs.len(),

@@ -163,7 +163,7 @@ impl<'a> Answerer<'a> {
             generated_tokens: shown.times.len(),
             gaps_s,
             kv_bytes: receipt.kv_bytes,
-            kv_format: session.model().plan().layout.kv,
+            kv_format: session.model().plan().kv,
             context_tokens: session.len(),
             ctx_len: session.ctx_len(),
             peak_bytes: peak_bytes(),

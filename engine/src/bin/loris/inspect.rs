@@ -88,7 +88,7 @@ impl Facts<'_> {
     fn memory(&self) -> Value {
         let plan = &self.plan;
         json!({
-            "ctx": self.ctx, "kv_format": plan.layout.kv.to_string(),
+            "ctx": self.ctx, "kv_format": plan.kv.to_string(),
             "chunk": plan.chunk, "page_len": plan.layout.page_len,
             "weight_bytes": plan.weight_bytes,
             "kv_bytes_per_token": plan.kv_bytes_per_token,
@@ -145,7 +145,7 @@ impl Facts<'_> {
             ("chat template", yes_no(checkpoint.chat.is_some()).into()),
             ("", String::new()),
             ("weights", format!("{}, mapped", bytes(plan.weight_bytes))),
-            ("KV a token", format!("{} in {}", size(plan.kv_bytes_per_token), plan.layout.kv)),
+            ("KV a token", format!("{} in {}", size(plan.kv_bytes_per_token), plan.kv)),
             (
                 "KV pool",
                 format!("{} for --ctx {}, taken as it fills", size(plan.kv_bytes), self.ctx),
@@ -174,7 +174,7 @@ fn hidden_states(plan: &Plan) -> String {
         _ => format!(
             "{} that wait at prune points in {}, {} in transit in f32; taken as they fill",
             bytes(plan.aux_bytes() as u64),
-            plan.layout.kv,
+            plan.kv,
             bytes(plan.transit_bytes() as u64)
         ),
     }

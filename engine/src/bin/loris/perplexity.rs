@@ -81,7 +81,7 @@ pub(crate) fn perplexity(args: &PerplexityArgs, report: &Report) -> Result<(), F
         let result = json!({
             "model": args.dir.display().to_string(), "file": args.file.display().to_string(),
             "ctx": ctx, "stride": stride, "skip": args.skip,
-            "kv_format": model.plan().layout.kv.to_string(),
+            "kv_format": model.plan().kv.to_string(),
             "windows": windows, "mean_nll": mean, "perplexity": mean.exp(),
             "tokens": tokens.len(), "left_out_tokens": n_left_out,
             "seconds": rounded(seconds), "peak_bytes": peak_bytes(),

@@ -123,7 +123,7 @@ pub(crate) fn load_event(
         "weight_bytes": plan.weight_bytes,
         "device": opened.model.placement().device,
         "threads": open::n_threads(engine),
-        "kv_format": plan.layout.kv.to_string(),
+        "kv_format": plan.kv.to_string(),
         "page_len": plan.layout.page_len,
         "chunk": plan.chunk,
         "settings": settings,

@@ -4,7 +4,7 @@
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
 use loris::policy::{Evict, Lazy};
-use loris::{Error, ModelOptions, SessionOptions};
+use loris::{Error, KvFormats, ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
 
@@ -73,7 +73,8 @@ fn parse(policy: &str, dense: &Variant) -> Result<Variant, Failure> {
     for part in policy.split('+') {
         match part.split_once('=') {
             Some(("kv", format)) => {
-                variant.model.kv = format.parse().map_err(|e| refused(policy, e))?;
+                variant.model.kv =
+                    format.parse::<KvFormats>().map_err(|e| refused(policy, e.into()))?;
             }
             Some(("lazy", spec)) => variant.lazy = Some(spec.into()),
             Some(("evict", spec)) => {

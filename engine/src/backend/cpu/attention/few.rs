@@ -13,7 +13,7 @@ use super::flash::{Attention, Mask, Meets, Parts, View, exp2_each, weigh};
 use super::numbers::{self, CHUNK, Numbers, Walk};
 use super::work::Task;
 use super::{Fma, TILE};
-use crate::cache::{PageForm, Side};
+use crate::cache::{Run, Side};
 
 /// Rows of a block.
 const BLOCK: usize = 4;
@@ -116,31 +116,18 @@ struct Tile<'a> {
     is_decoded: bool,
 }
 
-/// Those of a tile that are in one page.
-struct Run<'a> {
-    form: &'a PageForm,
-    page: *const u8,
-    /// The first of them in the page, and in the tile.
-    first: usize,
-    at: usize,
-    n: usize,
-}
-
-impl<'a> Tile<'a> {
+impl Tile<'_> {
+    /// The slots page by page: the row of the first ones, its place in the tile, and how many there are.
     #[inline(always)]
-    fn runs(&self) -> impl Iterator<Item = Run<'a>> {
+    fn runs(&self, side: Side) -> impl Iterator<Item = (Row, usize, usize)> {
         let Attention { batch, pages, layer, .. } = *self.attention;
-        let seq = &batch.seqs[self.task.seq];
+        let (seq, kv_head, start) =
+            (&batch.seqs[self.task.seq], self.task.kv_head, self.slots.start);
         let layout = pages.layout.with_sealed(seq.n_sealed);
-        let (mut page_idx, mut first) = layout.place(self.slots.start);
-        let (mut at, n_slots) = (0, self.slots.len());
-        std::iter::from_fn(move || {
-            let page = (at < n_slots).then(|| pages.page(seq.page(page_idx, layer)).as_ptr())?;
-            let form = pages.form(layout.part(page_idx));
-            let n = (form.len - first).min(n_slots - at);
-            let run = Run { form, page, first, at, n };
-            (at, page_idx, first) = (at + n, page_idx + 1, 0);
-            Some(run)
+        layout.runs(self.slots.clone()).map(move |Run { page_idx, part, first, slots }| {
+            let page = pages.page(seq.page(page_idx, layer)).as_ptr();
+            let row = Row::new(pages.form(part), page, first, side, kv_head);
+            (row, slots.start - start, slots.len())
         })
     }
 
@@ -151,10 +138,9 @@ impl<'a> Tile<'a> {
     #[inline(always)]
     unsafe fn read<S: Simd>(&self, parts: Parts, scales: &mut [[f32; TILE]; 2], d: usize) {
         let head_dim = self.attention.shape.head_dim;
-        for Run { form, page, first, at, n } in self.runs() {
-            let [k_scales, v_scales] = scales.each_mut();
-            for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {
-                let row = Row::new(form, page, first, side, self.task.kv_head);
+        let [k_scales, v_scales] = scales.each_mut();
+        for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {
+            for (row, at, n) in self.runs(side) {
                 // SAFETY: n slots of the page, and their places in the tile.
                 unsafe {
                     row.scales::<S>(n, scales.as_mut_ptr().add(at));
@@ -179,8 +165,7 @@ impl<'a> Tile<'a> {
             if self.is_decoded {
                 return job.walk::<S>(numbers::decoded(decoded, d), 0, self.slots.len());
             }
-            for Run { form, page, first, at, n } in self.runs() {
-                let row = Row::new(form, page, first, side, self.task.kv_head);
+            for (row, at, n) in self.runs(side) {
                 numbers::walk::<S>(row, at, n, d, decoded, job);
             }
         }

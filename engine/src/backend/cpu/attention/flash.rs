@@ -15,7 +15,7 @@ use super::numbers::CHUNK;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{AttentionShape, Batch, Phase, Seq};
-use crate::cache::{Part, Side};
+use crate::cache::{Part, Run, Side};
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {
@@ -176,7 +176,7 @@ impl Attention<'_> {
                 to.add(i).write(*from.add(i) * scale);
             }
             if meets == Meets::Sinks {
-                let is_rotated = self.pages.layout.kv.k.is_rotated(Side::K);
+                let is_rotated = self.pages.layout.kv.k.rotated;
                 let head = std::slice::from_raw_parts_mut(to, head_dim);
                 if is_rotated {
                     codec::rotate(head); // back to where positions rotate
@@ -325,17 +325,13 @@ impl Attention<'_> {
         places: &'p mut [Spot; TILE],
     ) -> Located<'p> {
         let layout = self.pages.layout.with_sealed(seq.n_sealed);
-        let (mut page_idx, mut offset) = layout.place(slots.start);
-        let n = slots.len();
-        let mut done = 0;
-        while done < n {
+        let (start, n) = (slots.start, slots.len());
+        for Run { page_idx, part, first, slots } in layout.runs(slots) {
             let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
-            let part = layout.part(page_idx);
-            let run = (self.pages.form(part).len - offset).min(n - done);
-            for (i, place) in places[done..done + run].iter_mut().enumerate() {
-                *place = Spot { page, part, slot: offset + i };
+            let places = &mut places[slots.start - start..slots.end - start];
+            for (slot, place) in (first..).zip(places) {
+                *place = Spot { page, part, slot };
             }
-            (done, page_idx, offset) = (done + run, page_idx + 1, 0);
         }
         Located { spots: &places[..n], kv_head }
     }
@@ -360,7 +356,7 @@ impl Attention<'_> {
                 let dest = Dest { to, stride: panel, n: S::LANES };
                 let steps = 0..n_steps;
                 // Between two slots that are not coded there is none that is: pages have as many slots as lanes.
-                let ends = [slot(0), slot(S::LANES - 1)].map(|slot| Format::of(slot.format));
+                let ends = [slot(0), slot(S::LANES - 1)].map(|slot| Format::of(slot.coding));
                 if let [Some(format), Some(_)] = ends {
                     let rows: RowPtrs = std::array::from_fn(|lane| slot(lane).codes);
                     S::enter::<D, _>(Pack { rows: &rows, format, k: head_dim, steps, dest });
@@ -397,7 +393,7 @@ impl Attention<'_> {
             let slots = [first, if has_next { first + 1 } else { first }];
             let mut rows = slots.map(|slot| self.slot(tile, slot, Side::V));
             for (row, idx) in rows.iter_mut().zip(0..per_step) {
-                if row.format.is_coded() {
+                if row.coding.is_coded() {
                     // SAFETY: a slot in use; the scratch has a row for each lane.
                     unsafe {
                         let to = parts.rows.add(idx * head_dim);
@@ -407,7 +403,7 @@ impl Attention<'_> {
                 }
             }
             let [(format, row), next] =
-                rows.map(|row| (Format::of(row.format).unwrap_or(Format::F32), row.codes));
+                rows.map(|row| (Format::of(row.coding).unwrap_or(Format::F32), row.codes));
             for column in (0..head_dim).step_by(panel) {
                 let n = panel.min(head_dim - column);
                 // SAFETY: n columns of slots in use; the panel has a row for every step.
@@ -449,7 +445,7 @@ impl Attention<'_> {
                 for i in 0..head_dim {
                     to.add(i).write(*from.add(i) * factor);
                 }
-                if self.pages.layout.kv.v.is_rotated(Side::V) {
+                if self.pages.layout.kv.v.rotated {
                     codec::rotate(std::slice::from_raw_parts_mut(to, head_dim));
                 }
             }

@@ -12,7 +12,7 @@ use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
 use super::flash::exp2_each;
 use crate::backend::{AttentionShape, Batch, MassRows};
-use crate::cache::Side;
+use crate::cache::{Run, Side};
 
 /// Pairs of a row and a query head that a loaded key meets at once.
 const PAIRS: usize = 8;
@@ -130,13 +130,14 @@ impl AttentionMass<'_> {
         let seq = &self.batch.seqs[self.of.seq_idx];
         let (width, d) = (keys.len() / S::LANES, self.shape.head_dim);
         let layout = self.pages.layout.with_sealed(seq.n_sealed);
-        for (slot, key) in slots.zip(keys.chunks_exact_mut(width)) {
-            let (page_idx, place) = layout.place(slot);
-            let form = self.pages.form(layout.part(page_idx));
-            let page = seq.page(page_idx, self.layer);
-            let row = Row::new(form, self.pages.page(page).as_ptr(), place, Side::K, kv_head);
-            // SAFETY: a slot in use; room for its d numbers.
-            unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
+        let mut keys = keys.chunks_exact_mut(width);
+        for Run { page_idx, part, first, slots } in layout.runs(slots) {
+            let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
+            for (slot, key) in (first..first + slots.len()).zip(&mut keys) {
+                let row = Row::new(self.pages.form(part), page, slot, Side::K, kv_head);
+                // SAFETY: a slot in use; room for its d numbers.
+                unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
+            }
         }
     }
 

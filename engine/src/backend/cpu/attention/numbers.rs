@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::super::codec::{self, unpack};
 use super::super::pages::Row;
 use super::super::simd::Simd;
-use crate::cache::KvFormat;
+use crate::cache::Coding;
 
 /// Numbers of a chunk.
 pub(super) const CHUNK: usize = 32;
@@ -54,22 +54,22 @@ pub(super) unsafe fn walk<S: Simd>(
     scratch: *mut f32,
     job: impl Walk,
 ) {
-    let Row { format, is_by_channel, codes, .. } = row;
+    let Row { coding, codes, .. } = row;
     // SAFETY: the caller's. A slot's params are fewer than its numbers; those of channels are two of each.
     unsafe {
-        match (format, is_by_channel) {
-            (KvFormat::F32, _) => job.walk::<S>(Plain::<F32>::new(codes, d), first, n),
-            (KvFormat::Bf16, _) => job.walk::<S>(Plain::<Bf16>::new(codes, d), first, n),
-            (KvFormat::Int8, _) => job.walk::<S>(Plain::<Int8>::new(codes, d), first, n),
-            (KvFormat::Fp8, _) => job.walk::<S>(Plain::<E4m3>::new(codes, d), first, n),
-            (KvFormat::Int2, false) => {
-                job.walk::<S>(Groups::<2>::new::<S>(row, n, d, scratch), first, n);
-            }
-            (_, false) => job.walk::<S>(Groups::<4>::new::<S>(row, n, d, scratch), first, n),
-            (KvFormat::Int2, true) => {
+        match coding {
+            Coding::F32 => job.walk::<S>(Plain::<F32>::new(codes, d), first, n),
+            Coding::BF16 => job.walk::<S>(Plain::<Bf16>::new(codes, d), first, n),
+            Coding::INT8 => job.walk::<S>(Plain::<Int8>::new(codes, d), first, n),
+            Coding::FP8 => job.walk::<S>(Plain::<E4m3>::new(codes, d), first, n),
+            Coding::INT2 => job.walk::<S>(Groups::<2>::new::<S>(row, n, d, scratch), first, n),
+            Coding::INT2_CHANNEL => {
                 job.walk::<S>(Channels::<2>::new::<S>(row, d, scratch), first, n);
             }
-            (_, true) => job.walk::<S>(Channels::<4>::new::<S>(row, d, scratch), first, n),
+            Coding::INT4_CHANNEL => {
+                job.walk::<S>(Channels::<4>::new::<S>(row, d, scratch), first, n);
+            }
+            _ => job.walk::<S>(Groups::<4>::new::<S>(row, n, d, scratch), first, n),
         }
     }
 }
@@ -193,8 +193,8 @@ struct Groups<const BITS: usize> {
 impl<const BITS: usize> Groups<BITS> {
     #[inline(always)]
     unsafe fn new<S: Simd>(row: Row, n: usize, d: usize, scratch: *mut f32) -> Self {
-        let group = row.format.group(d);
-        let packed = Packed { codes: row.codes, row_bytes: row.format.code_bytes(d) };
+        let group = row.coding.group(d);
+        let packed = Packed { codes: row.codes, row_bytes: row.coding.code_bytes(d) };
         let n_groups = d / group;
         // SAFETY: two params of each group, and room for them.
         unsafe { codec::params::<S>(row.params, n * n_groups * 2, 1.0, scratch) };
@@ -235,7 +235,7 @@ struct Channels<const BITS: usize> {
 impl<const BITS: usize> Channels<BITS> {
     #[inline(always)]
     unsafe fn new<S: Simd>(row: Row, d: usize, scratch: *mut f32) -> Self {
-        let packed = Packed { codes: row.codes, row_bytes: row.format.code_bytes(d) };
+        let packed = Packed { codes: row.codes, row_bytes: row.coding.code_bytes(d) };
         // SAFETY: two params of each channel, and room for them.
         unsafe { codec::params::<S>(row.params, 2 * d, 1.0, scratch) };
         Self { packed, params: scratch, d }

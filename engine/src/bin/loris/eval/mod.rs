@@ -285,7 +285,7 @@ impl Bench<'_> {
         let tasks: Vec<_> = self.tasks.iter().map(|task| task.name()).collect();
         json!({
             "model": args.dir.display().to_string(), "device": model.placement().device,
-            "kv_format": model.plan().layout.kv.to_string(),
+            "kv_format": model.plan().kv.to_string(),
             "threads": open::n_threads(&args.engine), "policies": names, "tasks": tasks,
             "lens": args.lens, "samples_per_task": args.samples_per_task, "seed": args.seed,
             "prose_windows": args.prose_windows, "chat": is_chat,

@@ -1,228 +1,17 @@
-//! What a KV page looks like in memory.
+//! Which slots are in which page of a table, and where the bytes of a page are.
 //!
-//! A page is a fixed number of bytes: K and V of some tokens for all kv heads of one layer. It is head-major,
+//! A page is a fixed number of bytes: K and V of some slots for all kv heads of one layer. It is head-major,
 //! `[K|V][kv_head]`, and a head's part is one contiguous run: the codes of all slots, `[slot][head_dim]`, and
-//! behind them what the codes are multiplied with, `[slot][params]`, where the format has that.
+//! behind them what the codes are multiplied with, `[slot][params]`, or of all channels the scales and then the zeros.
 //!
-//! Most formats of less than 16 bits a number hold each token by itself, so that a token is coded once, when it is
-//! appended, and alike whoever else is in the page:
-//!
-//! | format | codes | params of a token and head |
-//! |---|---|---|
-//! | `fp8` | e4m3, 4 exponent and 3 mantissa bits | scale = max / 448 |
-//! | `int8` | -127 ..= 127 | scale = max / 127 |
-//! | `int4` | 0 ..= 15 | scale = (max - min) / 15 and min, for every group |
-//!
-//! Params are f16. Heads are multiplied with a Hadamard matrix first where [`KvFormat::is_rotated`]. The first tokens of a sequence, which attention sinks into (StreamingLLM, section 3.1) and
-//! whose keys are unlike all others, are never coded: the first page of a table holds [`N_WIDE`] tokens in
-//! 16 bits in the same number of bytes.
-//!
-//! The others (KIVI, Liu et al. 2024, section 3) code values as `int4` does, in 4 bits or in 2, but keys channel by channel: a
-//! number shares its scale and min with the same channel of the other tokens of its page, because the channels of keys differ
-//! more than their tokens do. That takes a whole page, so tokens wait in 16 bits until theirs is full, and longer, because the last
-//! tokens matter most: a table of such a cache is its first page, coded pages, which are said to be *sealed*, and a
-//! tail of pages that hold few tokens each, in 16 bits. [`PageLayout::n_due`] says when a page is sealed. A head's
-//! run of keys has the scales of all channels and then their mins behind its codes.
+//! The first page of a table whose pages are coded holds [`WIDE`] slots in 16 bits in the same number of bytes.
+//! Where pages are *sealed*, that is coded as a whole, tokens wait in 16 bits until theirs is full, and longer, because
+//! the last tokens matter most: such a table is its first page, its body of sealed pages, and a tail of pages that
+//! hold few slots each, in 16 bits. [`PageLayout::n_due`] says when a page is sealed.
 
-use std::fmt;
-use std::str::FromStr;
+use std::ops::Range;
 
-use crate::error::Error;
-
-/// Tokens of the first page of a table where the others are coded: the sinks.
-pub const N_WIDE: usize = 4;
-
-/// Number format of keys or of values in the cache.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum KvFormat {
-    /// bfloat16, rounded to nearest even when a token is appended.
-    #[default]
-    Bf16,
-    /// float32: exact, for checking; twice the memory.
-    F32,
-    /// 8-bit floats (e4m3) with a scale for each token and head; keys rotated.
-    Fp8,
-    /// 8-bit integers with a scale for each token and head; keys rotated.
-    Int8,
-    /// 4-bit integers of rotated heads with a scale and a zero for each group of a token and head.
-    Int4,
-    /// `Int4` without the rotation: to see what that is worth.
-    Int4Plain,
-    /// 4-bit integers; of keys with a scale and a zero for each channel of a page, of values as `Int4Plain`.
-    Int4Channel,
-    /// 2-bit integers with scales and zeros as those of `Int4Channel`.
-    Int2,
-}
-
-impl KvFormat {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
-        Self::Bf16,
-        Self::F32,
-        Self::Fp8,
-        Self::Int8,
-        Self::Int4,
-        Self::Int4Plain,
-        Self::Int4Channel,
-        Self::Int2,
-    ];
-
-    /// Numbers are kept as codes that params belong to.
-    pub fn is_coded(self) -> bool {
-        !matches!(self, Self::Bf16 | Self::F32)
-    }
-
-    /// Pages are coded as a whole, long after their tokens were appended.
-    pub fn is_sealed(self) -> bool {
-        matches!(self, Self::Int4Channel | Self::Int2)
-    }
-
-    /// The numbers of a channel share their params, in all tokens of a page.
-    pub fn is_by_channel(self, side: Side) -> bool {
-        self.is_sealed() && side == Side::K
-    }
-
-    /// Heads of this side are rotated before they are coded (QuaRot, Ashkboos et al. 2024, section 4): keys have a
-    /// few channels that are much larger than the others, and the rotation spreads them over all. Values have none.
-    pub fn is_rotated(self, side: Side) -> bool {
-        match self {
-            Self::Fp8 | Self::Int8 => side == Side::K,
-            Self::Int4 => true,
-            Self::Int2 => side == Side::V,
-            _ => false,
-        }
-    }
-
-    /// Numbers of a token and head that share their params, but for those of channels.
-    pub fn group(self, head_dim: usize) -> usize {
-        match self {
-            Self::Bf16 | Self::F32 | Self::Fp8 | Self::Int8 => head_dim,
-            _ if head_dim.is_multiple_of(64) => 64,
-            _ => 32,
-        }
-    }
-
-    /// Bytes of the codes of a head of one token.
-    pub fn code_bytes(self, head_dim: usize) -> usize {
-        match self {
-            Self::Bf16 => 2 * head_dim,
-            Self::F32 => 4 * head_dim,
-            Self::Fp8 | Self::Int8 => head_dim,
-            Self::Int4 | Self::Int4Plain | Self::Int4Channel => head_dim / 2,
-            Self::Int2 => head_dim / 4,
-        }
-    }
-
-    /// Bytes of the params of a head of one token, where they are a token's.
-    pub fn param_bytes(self, head_dim: usize) -> usize {
-        match self {
-            Self::Bf16 | Self::F32 => 0,
-            Self::Fp8 | Self::Int8 => 2,
-            _ => 4 * (head_dim / self.group(head_dim)),
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bf16",
-            Self::F32 => "f32",
-            Self::Fp8 => "fp8",
-            Self::Int8 => "int8",
-            Self::Int4 => "int4",
-            Self::Int4Plain => "int4-plain",
-            Self::Int4Channel => "int4-channel",
-            Self::Int2 => "int2",
-        }
-    }
-}
-
-impl fmt::Display for KvFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// The formats of keys and of values.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct KvFormats {
-    /// Of keys.
-    pub k: KvFormat,
-    /// Of values.
-    pub v: KvFormat,
-}
-
-impl KvFormats {
-    /// Fails where the two do not go together or heads of this width cannot be coded so.
-    pub fn check(self, head_dim: usize) -> Result<(), Error> {
-        let Self { k, v } = self;
-        if (k == KvFormat::F32) != (v == KvFormat::F32) {
-            return Err(Error::option("kv", self, "f32 for both keys and values, or for neither"));
-        }
-        // So many numbers have their codes in the same bytes.
-        let unit = |format| match format {
-            KvFormat::Bf16 | KvFormat::F32 | KvFormat::Fp8 | KvFormat::Int8 => 1,
-            KvFormat::Int4 | KvFormat::Int4Plain | KvFormat::Int4Channel => 32,
-            KvFormat::Int2 => 64,
-        };
-        let unit = unit(k).max(unit(v));
-        if !head_dim.is_multiple_of(unit) {
-            let more = if unit == 64 { "4 bits" } else { "8 bits" };
-            let expected =
-                format!("{more} or more: heads are {head_dim} wide, no multiple of {unit}");
-            return Err(Error::option("kv", self, expected));
-        }
-        Ok(())
-    }
-
-    /// Pages are coded as a whole, long after their tokens were appended.
-    pub fn are_sealed(self) -> bool {
-        self.k.is_sealed() || self.v.is_sealed()
-    }
-
-    /// The format of tokens that are not coded, and of hidden states that wait.
-    pub fn wide(self) -> KvFormat {
-        if self.k == KvFormat::F32 { KvFormat::F32 } else { KvFormat::Bf16 }
-    }
-}
-
-impl From<KvFormat> for KvFormats {
-    fn from(format: KvFormat) -> Self {
-        Self { k: format, v: format }
-    }
-}
-
-impl fmt::Display for KvFormats {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.k == self.v {
-            true => write!(f, "{}", self.k),
-            false => write!(f, "{}:{}", self.k, self.v),
-        }
-    }
-}
-
-impl FromStr for KvFormats {
-    type Err = Error;
-
-    fn from_str(s: &str) -> Result<Self, Error> {
-        let format = |name: &str| {
-            KvFormat::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
-                let names = KvFormat::ALL.map(KvFormat::name).join(", ");
-                Error::option("kv", s, format!("one of {names}, or two of them, KEYS:VALUES"))
-            })
-        };
-        let (k, v) = s.split_once(':').unwrap_or((s, s));
-        Ok(Self { k: format(k)?, v: format(v)? })
-    }
-}
-
-/// K or V: the outermost axis of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// Keys, rotated to their absolute position.
-    K = 0,
-    /// Values.
-    V = 1,
-}
+use crate::{Coding, Held, Side, Sides, WIDE};
 
 /// Full pages that stay in 16 bits in front of the one that a row is appended to, where pages are sealed.
 const N_OPEN: usize = 2;
@@ -236,8 +25,8 @@ pub struct PageLayout {
     pub page_len: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Number formats.
-    pub kv: KvFormats,
+    /// How they are held.
+    pub kv: Sides,
     /// Pages of the table between its first and its tail; `usize::MAX` where no page is sealed and none has a tail.
     n_sealed: usize,
 }
@@ -253,9 +42,23 @@ pub enum Part {
     Tail,
 }
 
+/// Slots that lie next to each other in one page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Which page of the table.
+    pub page_idx: usize,
+    /// What it looks like.
+    pub part: Part,
+    /// The first of them, in the page.
+    pub first: usize,
+    /// All of them, in the table.
+    pub slots: Range<usize>,
+}
+
 impl PageLayout {
     /// The layout of an empty table.
-    pub fn new(n_kv_heads: usize, page_len: usize, head_dim: usize, kv: KvFormats) -> Self {
+    pub fn new(n_kv_heads: usize, page_len: usize, head_dim: usize, kv: impl Into<Sides>) -> Self {
+        let kv = kv.into();
         let n_sealed = if kv.are_sealed() { 0 } else { usize::MAX };
         Self { n_kv_heads, page_len, head_dim, kv, n_sealed }
     }
@@ -275,8 +78,7 @@ impl PageLayout {
 
     /// Slots of the first page of a table.
     pub fn first_len(&self) -> usize {
-        let is_coded = self.kv.k.is_coded() || self.kv.v.is_coded();
-        if is_coded { N_WIDE } else { self.page_len }
+        if self.kv.are_coded() { WIDE } else { self.page_len }
     }
 
     /// How many slots fewer than the others the first page has. Counted from this number on instead of from 0,
@@ -287,7 +89,7 @@ impl PageLayout {
 
     /// Slots of a page of the tail: a power of two, so that a page has been filled when the last of its tail's is.
     pub fn tail_len(&self) -> usize {
-        let wide = PageForm { len: 1, kv: self.kv.wide().into(), ..self.coded() };
+        let wide = PageForm { len: 1, kv: self.wide(), ..self.coded() };
         let n = (self.bytes() / wide.bytes()).clamp(1, self.page_len);
         1 << n.ilog2()
     }
@@ -332,6 +134,34 @@ impl PageLayout {
                 let in_tail = slot - self.n_before_tail();
                 (1 + self.n_sealed + in_tail / self.tail_len(), in_tail % self.tail_len())
             }
+        }
+    }
+
+    /// Slots of a table by the pages that hold them: the only walk over pages.
+    #[inline]
+    pub fn runs(&self, slots: Range<usize>) -> impl Iterator<Item = Run> + Clone + use<> {
+        let layout = *self;
+        let (mut page_idx, mut first) = layout.place(slots.start);
+        let mut slots = slots;
+        std::iter::from_fn(move || {
+            if slots.is_empty() {
+                return None;
+            }
+            let part = layout.part(page_idx);
+            let end = slots.end.min(slots.start + (layout.len_of(part) - first));
+            let run = Run { page_idx, part, first, slots: slots.start..end };
+            (page_idx, first, slots.start) = (page_idx + 1, 0, end);
+            Some(run)
+        })
+    }
+
+    /// Slots of a page of a part.
+    #[inline]
+    fn len_of(&self, part: Part) -> usize {
+        match part {
+            Part::First => self.first_len(),
+            Part::Body => self.page_len,
+            Part::Tail => self.tail_len(),
         }
     }
 
@@ -393,14 +223,17 @@ impl PageLayout {
 
     /// What the pages of a part look like.
     pub fn form_of(&self, part: Part) -> PageForm {
-        let wide = self.kv.wide().into();
         match part {
             Part::First if self.skew() > 0 => {
-                PageForm { len: self.first_len(), kv: wide, ..self.coded() }
+                PageForm { len: self.first_len(), kv: self.wide(), ..self.coded() }
             }
             Part::First | Part::Body => self.coded(),
-            Part::Tail => PageForm { len: self.tail_len(), kv: wide, ..self.coded() },
+            Part::Tail => PageForm { len: self.tail_len(), kv: self.wide(), ..self.coded() },
         }
+    }
+
+    fn wide(&self) -> Sides {
+        Sides::both(Held::new(self.kv.wide()))
     }
 
     fn coded(&self) -> PageForm {
@@ -425,34 +258,31 @@ pub struct PageForm {
     pub len: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// Number formats.
-    pub kv: KvFormats,
+    /// How they are held.
+    pub kv: Sides,
 }
 
 impl PageForm {
-    /// The number format of a side.
+    /// What the numbers of a side are.
     #[inline]
-    pub fn format(&self, side: Side) -> KvFormat {
-        match side {
-            Side::K => self.kv.k,
-            Side::V => self.kv.v,
-        }
+    pub fn coding(&self, side: Side) -> Coding {
+        self.kv.of(side).coding
     }
 
     /// Bytes of a head's run.
     #[inline]
     fn run_bytes(&self, side: Side) -> usize {
-        self.len * self.format(side).code_bytes(self.head_dim) + self.params_before(side, self.len)
+        self.len * self.coding(side).code_bytes(self.head_dim) + self.params_before(side, self.len)
     }
 
     /// Bytes of the params of a head in front of those of a slot; all of them, where they are the channels'.
     #[inline]
     fn params_before(&self, side: Side, slot: usize) -> usize {
-        let format = self.format(side);
-        match format.is_by_channel(side) {
+        let coding = self.coding(side);
+        match coding.is_by_channel() {
             true if slot < self.len => 0,
-            true => 4 * self.head_dim,
-            false => slot * format.param_bytes(self.head_dim),
+            true => coding.channel_bytes(self.head_dim),
+            false => slot * coding.param_bytes(self.head_dim),
         }
     }
 
@@ -469,7 +299,7 @@ impl PageForm {
     #[inline]
     pub fn codes(&self, side: Side, kv_head: usize, slot: usize) -> usize {
         let before = side as usize * self.n_kv_heads * self.run_bytes(Side::K);
-        let code_bytes = self.format(side).code_bytes(self.head_dim);
+        let code_bytes = self.coding(side).code_bytes(self.head_dim);
         before + kv_head * self.run_bytes(side) + slot * code_bytes
     }
 
@@ -485,9 +315,10 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::{CODINGS, FORMATS, KvFormat, KvFormats, PAIRS};
 
     fn layout(kv: &str, page_len: usize, head_dim: usize) -> PageLayout {
-        PageLayout::new(3, page_len, head_dim, kv.parse().unwrap())
+        PageLayout::new(3, page_len, head_dim, kv.parse::<KvFormats>().unwrap())
     }
 
     /// Every byte of a page belongs to one number or param, and nothing lies outside.
@@ -503,17 +334,17 @@ mod tests {
                     let form = layout.form_of(part);
                     let mut used = vec![0; layout.bytes()];
                     for side in [Side::K, Side::V] {
-                        let format = form.format(side);
+                        let coding = form.coding(side);
                         for (head, slot) in (0..3).flat_map(|h| (0..form.len).map(move |s| (h, s)))
                         {
                             let codes = form.codes(side, head, slot);
                             let params = form.params(side, head, slot);
-                            let code_bytes = format.code_bytes(head_dim);
+                            let code_bytes = coding.code_bytes(head_dim);
                             used[codes..codes + code_bytes].iter_mut().for_each(|n| *n += 1);
-                            let param_bytes = match format.is_by_channel(side) {
+                            let param_bytes = match coding.is_by_channel() {
                                 true if slot > 0 => 0,
-                                true => 4 * head_dim,
-                                false => format.param_bytes(head_dim),
+                                true => coding.channel_bytes(head_dim),
+                                false => coding.param_bytes(head_dim),
                             };
                             used[params..params + param_bytes].iter_mut().for_each(|n| *n += 1);
                         }
@@ -576,7 +407,7 @@ mod tests {
                 let layout = empty.with_sealed(n_sealed);
                 // The row and the two pages in front of its own are in the tail, and no page more.
                 let n_wide = len + 1 - layout.n_before_tail().min(len + 1);
-                let least = (2 * page_len + 1).min((len + 1).saturating_sub(N_WIDE));
+                let least = (2 * page_len + 1).min((len + 1).saturating_sub(WIDE));
                 assert!((least..=3 * page_len).contains(&n_wide), "{kv} {len}: {n_wide}");
                 let (mut slot, mut page_idx) = (0, 0);
                 while slot <= len {
@@ -592,7 +423,7 @@ mod tests {
                 assert!(empty.n_pages_at_most(len + 1) >= most, "{kv} {len}");
                 // Rows that come together see nothing sealed that they bring along.
                 let last = len + empty.n_together(len) - 1;
-                assert!(empty.with_sealed(empty.n_due(last)).n_before_tail() <= len.max(N_WIDE));
+                assert!(empty.with_sealed(empty.n_due(last)).n_before_tail() <= len.max(WIDE));
             }
             for n_pages in [0, 1, 5, 20, 100] {
                 let n = empty.capacity(n_pages);
@@ -602,5 +433,46 @@ mod tests {
         }
         let dense = layout("int8", 64, 64);
         assert_eq!(dense.capacity(3), dense.n_slots(3));
+    }
+
+    /// Runs are what `place` says of each slot, and as long as pages allow.
+    #[test]
+    fn runs_are_slots_side_by_side() {
+        for (kv, n_sealed) in [("bf16", 0), ("int8", 0), ("int2", 0), ("int2", 1), ("int2", 3)] {
+            let layout = layout(kv, 16, 64).with_sealed(n_sealed);
+            for (start, end) in (0..70).flat_map(|a| [a, a + 1, a + 15, 70].map(|b| (a, b))) {
+                let runs: Vec<Run> = layout.runs(start..end).collect();
+                let places = runs
+                    .iter()
+                    .flat_map(|run| (0..run.slots.len()).map(|i| (run.page_idx, run.first + i)));
+                assert!(
+                    places.eq((start..end).map(|slot| layout.place(slot))),
+                    "{kv} {start}..{end}"
+                );
+                assert!(runs.iter().all(|run| run.part == layout.part(run.page_idx)));
+                let slots = runs.iter().flat_map(|run| run.slots.clone());
+                assert!(slots.eq(start..end), "{kv} {start}..{end}");
+                assert!(runs.windows(2).all(|two| two[0].page_idx < two[1].page_idx), "{kv}");
+            }
+        }
+    }
+
+    /// What saved state and kernels number is told apart.
+    #[test]
+    fn tables_are_sound() {
+        for (idx, row) in FORMATS.iter().enumerate() {
+            let others = &FORMATS[..idx];
+            assert!(others.iter().all(|other| other.id != row.id && other.name != row.name));
+            for held in [row.k, row.v] {
+                let is_known = held.coding == Coding::F32 || CODINGS.contains(&held.coding);
+                assert!(is_known, "{} is not in CODINGS", row.name);
+            }
+            assert!(!row.v.coding.is_by_channel(), "{}: only keys are coded by channel", row.name);
+            assert_eq!(row.name.parse(), Ok(KvFormats::from(KvFormat::ALL[idx])));
+        }
+        assert_eq!(FORMATS.map(|row| row.id), [0, 1, 2, 3, 4, 5, 6, 7], "saved state");
+        for (k, v) in PAIRS {
+            assert!(CODINGS.contains(&k) && CODINGS.contains(&v));
+        }
     }
 }
