@@ -10,8 +10,8 @@ use std::path::Path;
 /// Rooms, the modules at the top, by floors from the bottom.
 const FLOORS: [&[&str]; 11] = [
     &["error", "log", "sync", "receipt"],
-    &["memory", "gate", "file"],
-    &["policy", "cache"],
+    &["store", "memory", "gate", "file"],
+    &["policy", "cache", "pool"],
     &["plan"],
     &["backend"],
     &["model", "device", "sampler", "logprobs"],
@@ -24,8 +24,7 @@ const FLOORS: [&[&str]; 11] = [
 
 /// Files that use each other, all of a circle in a line. Each is to be opened.
 const CIRCLES: &[&str] = &[
-    "backend backend::cuda backend::cuda::batch backend::cuda::mass backend::cuda::passes backend::cuda::probe \
-     backend::cuda::rows backend::cuda::sample backend::cuda::weights cache::kv device plan",
+    "backend::cuda backend::cuda::mass backend::cuda::probe backend::cuda::rows backend::cuda::weights device",
     "backend::cpu::attention::flash backend::cpu::attention::work",
     "backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 backend::cpu::simd::portable",
     "engine evict sampler session stage step",
@@ -43,7 +42,6 @@ const CIRCLES_OF_BIN: &[&str] = &[
 const UPWARD: &[&str] = &[
     "backend::cpu -> model::synthetic",
     "backend::cuda::probe -> device",
-    "cache::kv -> plan",
     "engine -> session",
     "plan -> backend",
     "plan -> backend::cuda",

@@ -18,8 +18,9 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{Coding, KvFormats, PageId, PageLayout, Part, Seal, Side};
+use loris::cache::{Coding, KvFormats, PageLayout, Part, Seal, Side};
 use loris::policy::Stream;
+use loris::store::PageId;
 use loris_loader::{Dtype, Weights};
 
 use world::{

@@ -13,7 +13,6 @@ use loris_loader::{
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::backend::cuda::{CudaBackend, CudaOptions, Passes};
 use crate::backend::{Backend, Stop};
-use crate::cache::Pool;
 use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
 use crate::forward::{Execute, Executor};
@@ -23,6 +22,7 @@ use crate::memory;
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::policy::{Evict, Lazy, Stream};
+use crate::pool::{AuxPool, Pool};
 use crate::session::{Session, SessionOptions, StreamOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
@@ -159,7 +159,7 @@ impl Engine {
         drop(weights);
         // A backend that copied its weights holds none.
         mapped.retain(|file| std::sync::Arc::strong_count(file) > 1);
-        let pool = Mutex::new(Pool::new(&plan)?);
+        let pool = pool(&plan)?;
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         Ok(self.opened(Shared {
             config,
@@ -183,7 +183,7 @@ impl Engine {
         let (exec, placement) =
             self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let pool = Mutex::new(Pool::new(&plan)?);
+        let pool = pool(&plan)?;
         let (gate, exec) = (Arc::default(), Mutex::new(exec));
         Ok(self.opened(Shared {
             config,
@@ -455,6 +455,12 @@ impl Shared {
         let turn = self.gate.enter_unless(|| stop.is_set())?;
         Some(Device { exec: lock(&self.exec), _turn: turn })
     }
+}
+
+/// The pages that the plan has room for, all free.
+fn pool(plan: &Plan) -> Result<Mutex<Pool>, Error> {
+    let aux = AuxPool::new(plan.n_transit_pages, plan.n_aux_pages, plan.layout.page_len)?;
+    Ok(Mutex::new(Pool::new(plan.n_pages, aux)?))
 }
 
 /// The device and the turn on it.

@@ -7,7 +7,6 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use crate::backend::Table;
-use crate::cache::PageId;
 use crate::error::Error;
 use crate::forward::Execute;
 use crate::memory;
@@ -15,6 +14,7 @@ use crate::policy::Evict;
 use crate::policy::evict::Rank;
 use crate::session::{Pending, Session};
 use crate::step::Work;
+use crate::store::PageId;
 
 /// The policy of a session, and what it goes by.
 #[derive(Debug)]

@@ -10,11 +10,12 @@ use std::sync::mpsc;
 use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Tokenizer, Weights};
 
 use crate::backend::{Draw, Stop, Table};
-use crate::cache::{AuxRow, PageId};
 use crate::forward::{Done, Execute, Pass};
 use crate::policy::{Evict, Lazy, PrunePoint};
+use crate::pool::AuxRow;
 use crate::session::{Pending, SessionOptions};
 use crate::stage::Stage;
+use crate::store::PageId;
 use crate::sync::{Arc, Mutex, lock, thread};
 use crate::{
     DeviceChoice, Engine, EngineOptions, Error, Finish, GenerateOptions, Model, ModelOptions,

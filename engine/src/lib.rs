@@ -43,6 +43,7 @@ mod memory;
 pub mod model;
 mod plan;
 pub mod policy;
+pub mod pool;
 mod receipt;
 mod sampler;
 mod session;
@@ -50,6 +51,7 @@ mod share;
 mod stage;
 mod state;
 mod step;
+pub mod store;
 mod sync;
 
 pub use backend::cuda::Passes;

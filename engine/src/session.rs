@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
-use crate::cache::{Filled, LayeredCache, Pool, ROOT, Segment, Store};
+use crate::cache::{LayeredCache, Segment};
 use crate::engine::{Model, Shared};
 use crate::error::Error;
 use crate::evict::Evicting;
@@ -16,6 +16,7 @@ use crate::gate::Gate;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
 use crate::policy::{Evict, Lazy, Stream};
+use crate::pool::{Filled, Pool, ROOT, Store};
 use crate::receipt::Receipt;
 use crate::sampler::{History, Sampler};
 use crate::stage::Stage;

@@ -8,8 +8,9 @@ use std::slice::from_ref;
 use loris::backend::{
     AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq,
 };
-use loris::cache::{Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When};
+use loris::cache::{Coding, Held, KvFormat, KvFormats, PageLayout, Seal, Side, When};
 use loris::policy::Stream;
+use loris::store::PageId;
 use loris_loader::{Dtype, TensorView, Weights};
 
 use super::reference::{self, compare, compare_to};

@@ -17,9 +17,10 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{Coding, PageId, PageLayout, Seal};
+use crate::cache::{Coding, PageLayout, Seal};
 use crate::error::Error;
 use crate::policy::Stream;
+use crate::store::PageId;
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

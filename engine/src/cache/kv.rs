@@ -6,58 +6,11 @@
 
 use std::ops::Range;
 
-use super::aux::AuxPool;
-use super::pages::{PageId, PagePool};
-use super::prefix::PrefixIndex;
 use crate::error::Error;
 use crate::memory;
-use crate::plan::Plan;
+use crate::pool::Pool;
+use crate::store::PageId;
 use loris_formats::{PageLayout, Part};
-
-/// The pages of all sessions of a model, and the prefixes that can be shared.
-#[derive(Debug)]
-pub struct Pool {
-    /// Free list and holders.
-    pub pages: PagePool,
-    /// Full pages by the tokens that lead to them.
-    pub prefixes: PrefixIndex,
-    /// Hidden states between segments.
-    pub aux: AuxPool,
-}
-
-impl Pool {
-    /// The pages that the plan has room for, all free.
-    pub fn new(plan: &Plan) -> Result<Self, Error> {
-        let aux = AuxPool {
-            transit: PagePool::new(plan.n_transit_pages)?,
-            waiting: PagePool::new(plan.n_aux_pages)?,
-            page_len: plan.layout.page_len,
-        };
-        Ok(Self { pages: PagePool::new(plan.n_pages)?, prefixes: PrefixIndex::default(), aux })
-    }
-
-    /// Takes a holder off each page of a table of `n_layers` pages a column.
-    pub fn release(&mut self, table: &[PageId], n_layers: usize) {
-        for column in table.chunks(n_layers) {
-            if self.pages.release(column) > 0 {
-                self.forget_prefix(column[0]);
-            }
-        }
-    }
-
-    /// The column that starts with `page` is not to be shared any more.
-    fn forget_prefix(&mut self, page: PageId) {
-        if let Some(hidden) = self.prefixes.forget(page) {
-            self.aux.transit.release(&[hidden]);
-        }
-    }
-
-    /// Gives up hidden states that are kept for sessions to come; true if that freed a page.
-    pub fn give_up_hidden(&mut self) -> bool {
-        let pages = self.prefixes.forget_hidden();
-        self.aux.transit.release(&pages) > 0
-    }
-}
 
 /// The tokens that a run of layers holds, and the pages that hold them.
 #[derive(Debug, Default)]

@@ -10,11 +10,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::aux::{Aux, AuxRow, Store};
-use super::kv::{Gone, Growth, Pool, Segment, Unsealed};
-use super::prefix::Found;
+use super::aux::Aux;
+use super::kv::{Gone, Growth, Segment, Unsealed};
 use crate::error::Error;
 use crate::memory;
+use crate::pool::{AuxRow, Found, Pool, Store};
 use loris_formats::PageLayout;
 
 /// Memory that the place of a hidden state takes at most, in trees whose nodes may be half empty and in a page

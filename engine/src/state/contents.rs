@@ -7,10 +7,11 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blob::{Summed, read};
-use crate::cache::{AuxRow, Coding, GIVEN_UP, PageLayout, Run, Segment, Side};
+use crate::cache::{Coding, GIVEN_UP, PageLayout, Run, Segment, Side};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
+use crate::pool::AuxRow;
 use crate::session::Session;
 
 /// Hidden states that are read or written in one turn on the device.

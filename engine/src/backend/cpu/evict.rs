@@ -4,7 +4,8 @@ use super::mem::Shared;
 use super::pages::{CpuPages, Row};
 use super::simd::{Dot, Kernel, Simd};
 use crate::backend::Table;
-use crate::cache::{PageId, Run, Side};
+use crate::cache::{Run, Side};
+use crate::store::PageId;
 
 /// Lengths of the keys of a layer, the mean over the key heads. Rotations, which there are two of, keep a length.
 #[derive(Clone, Copy)]

@@ -53,10 +53,11 @@ use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
 use super::{AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
-use crate::cache::{Coding, PageId, PageLayout, Seal};
+use crate::cache::{Coding, PageLayout, Seal};
 use crate::error::Error;
 use crate::memory;
 use crate::model::synthetic;
+use crate::store::PageId;
 
 pub use self::matrix::{CpuMatrix, CpuVector};
 pub use self::pages::CpuPages;

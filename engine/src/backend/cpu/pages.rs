@@ -4,8 +4,9 @@ use super::codec;
 use super::mem::{Buf, Shared};
 use super::simd::{Simd, bf16_bits};
 use crate::backend::Batch;
-use crate::cache::{Coding, PageForm, PageId, PageLayout, Part, Run, Side, Sides};
+use crate::cache::{Coding, PageForm, PageLayout, Part, Run, Side, Sides};
 use crate::error::Error;
+use crate::store::PageId;
 
 /// What the pages of each [`Part`] of a table look like.
 type Forms = [PageForm; 3];

@@ -46,8 +46,9 @@ use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered};
 use self::sample::Chooser;
 use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
-use crate::cache::{Coding, PageId, PageLayout, Seal, Sides};
+use crate::cache::{Coding, PageLayout, Seal, Sides};
 use crate::error::Error;
+use crate::store::PageId;
 
 pub use self::passes::Passes;
 pub(crate) use self::probe::{list, probe};

@@ -16,9 +16,9 @@ use std::collections::HashMap;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::pages::PageId;
 use crate::error::Error;
 use crate::memory;
+use crate::store::PageId;
 use loris_formats::PageLayout;
 
 /// Names a chain of full pages.

@@ -5,9 +5,7 @@
 
 use crate::error::Error;
 use crate::memory;
-
-/// Index of a page in its pool.
-pub type PageId = u32;
+use crate::store::PageId;
 
 /// Free list and reference counts of a fixed number of pages.
 #[derive(Debug)]
