@@ -12,9 +12,9 @@
 use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, LayerWeights, Phase, RowUse, Seq};
+use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq};
 use loris::cache::{KvFormat, PageLayout};
-use loris::store::PageId;
+use loris::store::{AttentionShape, PageId};
 use loris_loader::{Dtype, TensorView, Weights};
 
 fn main() {

@@ -24,7 +24,6 @@ const FLOORS: [&[&str]; 11] = [
 
 /// Files that use each other, all of a circle in a line. Each is to be opened.
 const CIRCLES: &[&str] = &[
-    "backend::cuda backend::cuda::mass backend::cuda::probe backend::cuda::rows backend::cuda::weights device",
     "backend::cpu::attention::flash backend::cpu::attention::work",
     "backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 backend::cpu::simd::portable",
     "engine evict sampler session stage step",
@@ -39,14 +38,8 @@ const CIRCLES_OF_BIN: &[&str] = &[
 ];
 
 /// Arrows from a floor to a higher one. Each is to be turned or to go.
-const UPWARD: &[&str] = &[
-    "backend::cpu -> model::synthetic",
-    "backend::cuda::probe -> device",
-    "engine -> session",
-    "plan -> backend",
-    "plan -> backend::cuda",
-    "sampler -> engine",
-];
+const UPWARD: &[&str] =
+    &["backend::cpu -> model::synthetic", "engine -> session", "sampler -> engine"];
 
 /// Module by module, what it uses; a module is its path, `""` the root.
 type Graph = BTreeMap<String, BTreeSet<String>>;

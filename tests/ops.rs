@@ -17,10 +17,10 @@ mod reference;
 mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use loris::backend::{AttentionShape, Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{Coding, KvFormats, PageLayout, Part, Seal, Side};
+use loris::backend::{Backend, Batch, Phase, RowUse, Seq, Table};
+use loris::cache::{Coding, KvFormats, PageLayout, Part, Side};
 use loris::policy::Stream;
-use loris::store::PageId;
+use loris::store::{AttentionShape, PageId, Seal};
 use loris_loader::{Dtype, Weights};
 
 use world::{

@@ -11,6 +11,7 @@ mod support;
 use std::ffi::{CStr, c_char, c_int};
 use std::ops::ControlFlow;
 
+use loris::backend::cuda::{self, CudaBytes};
 use loris::loader::Dtype;
 use loris::policy::{Evict, Lazy, PrunePoint};
 use loris::{
@@ -643,7 +644,7 @@ fn what_the_kernels_lack_is_refused_by_name() {
         let mut config = config.clone();
         change(&mut config);
         let plan = Plan::new(&config, 0, &small()).unwrap();
-        plan.check_cuda(&config).map_err(|e| e.to_string())
+        cuda::check(&plan, &config).map_err(|e| e.to_string())
     };
     check(&|_| ()).unwrap();
     assert!(check(&|c| c.head_dim = 80).unwrap_err().contains("head_dim 80"));
@@ -655,7 +656,7 @@ fn what_the_kernels_lack_is_refused_by_name() {
 #[test]
 fn device_memory_counts_tokens_that_wait() {
     let config = checkpoint(NAME).config;
-    let bytes = |options| Plan::new(&config, 0, &options).unwrap().cuda_bytes(&config, 0);
+    let bytes = |options| CudaBytes::new(&Plan::new(&config, 0, &options).unwrap(), &config, 0);
     let (dense, lazy) = (bytes(small()), bytes(lazy_options()));
     // 256 that wait in bf16, and in f32 as many on their way and those that a pass writes.
     let (width, n_rows) = (config.hidden_dim, 64);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::backend::cuda::{self, CudaOptions};
+use crate::backend::cuda::{self, CudaDevice, CudaOptions};
 use crate::error::Error;
 
 /// Where models are to run.
@@ -68,7 +68,7 @@ impl Found {
             DeviceChoice::Auto => options,
             DeviceChoice::Cuda(index) => CudaOptions { index, ..options },
         };
-        match cuda::probe(&options) {
+        match cuda::probe(options.index, options.driver.as_deref()) {
             Ok(()) => Ok(Self::Cuda(options)),
             Err(reason) if choice == DeviceChoice::Auto => {
                 Ok(Self::Cpu { why_not_cuda: Some(reason) })
@@ -81,23 +81,9 @@ impl Found {
     }
 }
 
-/// A CUDA device of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CudaDevice {
-    /// Its index: `cuda:N`.
-    pub index: u32,
-    /// What its maker calls it.
-    pub name: String,
-    /// Compute capability.
-    pub compute: (u32, u32),
-    /// Bytes of its memory.
-    pub memory: u64,
-    /// Why it cannot be used, if it cannot.
-    pub why_not: Option<String>,
-}
-
 /// The CUDA devices of this machine, or why there are none. `driver` names another library than
 /// `libcuda.so.1`.
 pub fn cuda_devices(driver: Option<PathBuf>) -> Result<Vec<CudaDevice>, Error> {
-    cuda::list(driver).map_err(|reason| Error::NoDevice { device: "cuda".into(), reason })
+    cuda::list(driver.as_deref())
+        .map_err(|reason| Error::NoDevice { device: "cuda".into(), reason })
 }

@@ -11,7 +11,7 @@ use loris_loader::{
 };
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use crate::backend::cuda::{CudaBackend, CudaOptions, Passes};
+use crate::backend::cuda::{self, CudaBackend, CudaOptions, Passes};
 use crate::backend::{Backend, Stop};
 use crate::device::{DeviceChoice, Found, Placement};
 use crate::error::Error;
@@ -233,7 +233,7 @@ impl Engine {
         };
         let why_not_cuda = match (&self.found, self.device) {
             (Found::Cpu { why_not_cuda }, _) => why_not_cuda.clone(),
-            (Found::Cuda(options), choice) => match plan.check_cuda(config) {
+            (Found::Cuda(options), choice) => match cuda::check(plan, config) {
                 Ok(()) => {
                     let backend = CudaBackend::new(options)?;
                     let device = format!("cuda:{}", options.index);

@@ -9,13 +9,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use loris_loader::ModelConfig;
 
 use crate::backend::{Backend, Batch, Draw, MassRows, Phase, RowUse, Stop, Table};
-use crate::cache::Seal;
 use crate::error::Error;
 use crate::memory;
 use crate::model::{self, ModelWeights, Progress, Source};
 use crate::plan::Plan;
 use crate::pool::{AuxRow, Store};
-use crate::store::PageId;
+use crate::store::{PageId, Seal};
 
 /// A model on a device: weights, pages and room for one pass.
 pub(crate) struct Executor<B: Backend> {

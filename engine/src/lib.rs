@@ -54,9 +54,9 @@ mod step;
 pub mod store;
 mod sync;
 
-pub use backend::cuda::Passes;
+pub use backend::cuda::{CudaBytes, CudaDevice, Passes};
 pub use cache::{KvFormat, KvFormats};
-pub use device::{CudaDevice, DeviceChoice, Placement, cuda_devices};
+pub use device::{DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
 pub use file::NewFile;
@@ -64,7 +64,7 @@ pub use generate::{Finish, GenerateOptions, Token, TokenMask, generate, generate
 pub use log::{Level, Log};
 pub use logprobs::{LogSoftmax, Logprob, Logprobs};
 pub use loris_loader as loader;
-pub use plan::{CudaBytes, ModelOptions, Plan};
+pub use plan::{ModelOptions, Plan};
 pub use receipt::Receipt;
 pub use sampler::{History, Sampler, SamplerParams};
 pub use session::{Canceller, Session, SessionOptions, StreamOptions};

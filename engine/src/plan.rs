@@ -8,9 +8,9 @@ use std::ops::RangeInclusive;
 
 use loris_loader::{LoadMode, ModelConfig};
 
-use crate::backend::{AttentionShape, cuda};
 use crate::cache::{KvFormats, PageLayout, Part};
 use crate::error::Error;
+use crate::store::AttentionShape;
 
 /// How a model is opened.
 #[derive(Clone, Debug)]
@@ -209,78 +209,10 @@ impl Plan {
         self.n_transit_pages * self.transit_page_bytes
     }
 
-    /// Fails where the CUDA kernels lack what the model or an option asks for.
-    pub fn check_cuda(&self, config: &ModelConfig) -> Result<(), Error> {
-        let limit = |what: &str, found: String, expected| Error::Unsupported {
-            device: "cuda",
-            what: what.into(),
-            found,
-            expected,
-        };
-        let AttentionShape { head_dim, .. } = self.shape;
-        if ![32, 64, 128].contains(&head_dim) {
-            return Err(limit("head_dim", head_dim.to_string(), "32, 64 or 128"));
-        }
-        let group_size = self.shape.group_size();
-        if group_size > 16 {
-            return Err(limit("query heads a key head", group_size.to_string(), "at most 16"));
-        }
-        for (what, width) in [("hidden_dim", config.hidden_dim), ("ffn_dim", config.ffn_dim)] {
-            if !width.is_multiple_of(8) {
-                return Err(limit(what, width.to_string(), "a multiple of 8"));
-            }
-        }
-        match loris_kernels::has_kernels(self.layout.kv) {
-            true => Ok(()),
-            false => Err(limit("--kv", self.kv.to_string(), cuda::KV_FORMATS)),
-        }
-    }
-
-    /// Bytes that the model takes on a CUDA device, from the start: weights are bf16 there whatever they
-    /// are stored in, operands of products too, and the page pool is not taken as it fills.
-    pub fn cuda_bytes(&self, config: &ModelConfig, n_params: u64) -> CudaBytes {
-        let q_dim = self.shape.n_q_heads * self.shape.head_dim;
-        // The residual stream in f32; its norm, Q, the attention output and the MLP's row in bf16.
-        // And in f32 what attention leaves for token scores.
-        let row = 4 * (config.hidden_dim + self.shape.n_q_heads)
-            + 2 * (config.hidden_dim + 2 * q_dim + config.ffn_dim);
-        CudaBytes {
-            weights: n_params.saturating_mul(2),
-            kv: self.kv_bytes as u64,
-            aux: (self.aux_bytes() + self.transit_bytes()) as u64,
-            activations: (self.max_rows as u64).saturating_mul(row as u64),
-            logits: self.logits_bytes as u64,
-        }
-    }
-
     /// Bytes of KV that a session of `len` tokens holds, whole pages counted.
     pub fn kv_bytes_of(&self, len: usize) -> usize {
         let n_sealed = len.checked_sub(1).map_or(0, |last| self.layout.n_due(last));
         self.layout.with_sealed(n_sealed).n_pages(len) * self.n_layers * self.layout.bytes()
-    }
-}
-
-/// Device memory of a model; see [`Plan::cuda_bytes`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CudaBytes {
-    /// Weights in bf16.
-    pub weights: u64,
-    /// The page pool.
-    pub kv: u64,
-    /// Hidden states between segments of the layers.
-    pub aux: u64,
-    /// Activations of one pass.
-    pub activations: u64,
-    /// Logits of one pass.
-    pub logits: u64,
-}
-
-impl CudaBytes {
-    /// All of it.
-    pub fn total(&self) -> u64 {
-        [self.weights, self.kv, self.aux, self.activations, self.logits]
-            .into_iter()
-            .fold(0, u64::saturating_add)
     }
 }
 

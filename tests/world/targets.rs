@@ -2,8 +2,9 @@
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::cuda::{CudaBackend, CudaOptions};
-use loris::backend::{AttentionShape, Backend, Phase, RowUse};
+use loris::backend::{Backend, Phase, RowUse};
 use loris::cache::PageLayout;
+use loris::store::AttentionShape;
 use loris_loader::Dtype;
 
 use super::{Case, F32};

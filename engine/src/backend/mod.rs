@@ -17,10 +17,10 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{Coding, PageLayout, Seal};
+use crate::cache::{Coding, PageLayout};
 use crate::error::Error;
 use crate::policy::Stream;
-use crate::store::PageId;
+use crate::store::{AttentionShape, PageId, Seal};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -147,24 +147,6 @@ impl Table<'_> {
     /// The page with this index of a layer.
     pub fn page(&self, page_idx: usize, layer: usize) -> PageId {
         self.pages[page_idx * self.n_layers + layer]
-    }
-}
-
-/// Head counts and widths of the attention block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionShape {
-    /// Query heads.
-    pub n_q_heads: usize,
-    /// Key and value heads; `n_q_heads` is a multiple.
-    pub n_kv_heads: usize,
-    /// Width of a head.
-    pub head_dim: usize,
-}
-
-impl AttentionShape {
-    /// Query heads that share a key head.
-    pub fn group_size(&self) -> usize {
-        self.n_q_heads / self.n_kv_heads
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::Pool;
-use crate::store::PageId;
+use crate::store::{PageId, Seal};
 use loris_formats::{PageLayout, Part};
 
 /// The tokens that a run of layers holds, and the pages that hold them.
@@ -37,15 +37,6 @@ pub const GIVEN_UP: u32 = u32::MAX;
 pub struct Gone {
     positions: Vec<u32>,
     column: Vec<PageId>,
-}
-
-/// The pages of one layer that are coded into one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seal {
-    /// In 16 bits, in the order of their slots.
-    pub from: Vec<PageId>,
-    /// A page of the same bytes.
-    pub to: PageId,
 }
 
 /// Columns of the tail of a table whose slots are in sealed pages now.

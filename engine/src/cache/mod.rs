@@ -10,5 +10,5 @@ pub use loris_formats::{
 };
 
 pub use aux::Aux;
-pub use kv::{GIVEN_UP, Gone, Grown, Growth, Seal, Segment, Unsealed};
+pub use kv::{GIVEN_UP, Gone, Grown, Growth, Segment, Unsealed};
 pub use layered::{LayeredCache, Taken};

@@ -6,8 +6,8 @@ use super::mem::Shared;
 use super::norm::{Norm, Rotation, rms_norm};
 use super::pages::{Place, Writer};
 use super::simd::Simd;
-use crate::backend::AttentionShape;
 use crate::cache::Side;
+use crate::store::AttentionShape;
 
 /// Where heads go and what is done to them on the way.
 pub(super) struct Heads<'a> {

@@ -52,12 +52,12 @@ use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
-use super::{AttentionShape, Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
-use crate::cache::{Coding, PageLayout, Seal};
+use super::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
+use crate::cache::{Coding, PageLayout};
 use crate::error::Error;
 use crate::memory;
 use crate::model::synthetic;
-use crate::store::PageId;
+use crate::store::{AttentionShape, PageId, Seal};
 
 pub use self::matrix::{CpuMatrix, CpuVector};
 pub use self::pages::CpuPages;

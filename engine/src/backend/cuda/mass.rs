@@ -5,7 +5,7 @@ use loris_kernels::ops::attention_mass;
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::{Buffer, Device, KvPages, Rows};
 
-use super::missing;
+use super::rows::missing;
 use crate::backend::{MassRows, Seq};
 use crate::error::Error;
 use crate::memory;

@@ -7,6 +7,7 @@
 //! | file | what |
 //! |---|---|
 //! | `batch` | a batch as the arrays that kernels read |
+//! | `limits` | what the kernels can take |
 //! | `weights` | from tensors of a checkpoint to device memory |
 //! | `passes` | decode passes that are recorded once and replayed |
 //! | `probe` | which devices there are |
@@ -18,6 +19,7 @@
 //! the normalised rows; in decode it is part of the product.
 
 mod batch;
+mod limits;
 mod mass;
 mod passes;
 mod probe;
@@ -41,16 +43,19 @@ use loris_kernels::{
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
+use self::limits::{KV_FORMATS, unsupported};
 use self::mass::Mass;
 use self::passes::{Form, Recorder};
-use self::rows::{Data, Gathered};
+use self::rows::{Data, Gathered, missing};
 use self::sample::Chooser;
-use super::{AttentionShape, Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
-use crate::cache::{Coding, PageLayout, Seal, Sides};
+use super::{Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
+use crate::cache::{Coding, PageLayout, Sides};
 use crate::error::Error;
-use crate::store::PageId;
+use crate::store::{AttentionShape, PageId, Seal};
 
+pub use self::limits::{CudaBytes, check};
 pub use self::passes::Passes;
+pub use self::probe::CudaDevice;
 pub(crate) use self::probe::{list, probe};
 pub use self::rows::CudaRows;
 
@@ -99,14 +104,6 @@ fn kernel_shape(shape: AttentionShape) -> attention::AttentionShape {
 /// A window as launchers take it: one of 2^32 - 1 positions and more is none.
 fn kernel_window(window: Option<usize>) -> Option<u32> {
     window.and_then(|window| u32::try_from(window).ok())
-}
-
-/// What [`has_kernels`] takes.
-pub(crate) const KV_FORMATS: &str = "bf16, fp8, int8, int4, int4-plain, int4-channel, int2, int8:int4 or bf16:int4; other formats on the CPU";
-
-/// What `begin` and `rows` make room for.
-fn missing(what: &str) -> Error {
-    Error::State { call: "layer op", reason: format!("{what}: begin was not called") }
 }
 
 impl CudaBackend {
@@ -482,10 +479,6 @@ impl Backend for CudaBackend {
         let first = page as usize * pages.page_bytes();
         Ok(pages.data.upload(&self.device, first, bytes)?)
     }
-}
-
-fn unsupported(what: &'static str, found: impl ToString, expected: &'static str) -> Error {
-    Error::Unsupported { device: "cuda", what: what.into(), found: found.to_string(), expected }
 }
 
 impl From<loris_kernels::Error> for Error {

@@ -1,17 +1,29 @@
 //! Which devices there are, without opening one.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use loris_kernels::DeviceInfo;
 
-use super::CudaOptions;
-use crate::device::CudaDevice;
 use crate::error::Error;
 
+/// A CUDA device of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CudaDevice {
+    /// Its index: `cuda:N`.
+    pub index: u32,
+    /// What its maker calls it.
+    pub name: String,
+    /// Compute capability.
+    pub compute: (u32, u32),
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// Why it cannot be used, if it cannot.
+    pub why_not: Option<String>,
+}
+
 /// `Ok` if the device can be used, else why not.
-pub(crate) fn probe(options: &CudaOptions) -> Result<(), String> {
-    let devices = list(options.driver.clone())?;
-    let index = options.index;
+pub(crate) fn probe(index: u32, driver: Option<&Path>) -> Result<(), String> {
+    let devices = list(driver)?;
     match devices.iter().find(|device| device.index == index) {
         Some(CudaDevice { why_not: None, .. }) => Ok(()),
         Some(CudaDevice { why_not: Some(why), name, .. }) => Err(format!("{name}: {why}")),
@@ -20,8 +32,8 @@ pub(crate) fn probe(options: &CudaOptions) -> Result<(), String> {
 }
 
 /// All devices, usable or not.
-pub(crate) fn list(driver: Option<PathBuf>) -> Result<Vec<CudaDevice>, String> {
-    let found = loris_kernels::probe(driver.as_deref()).map_err(|e| e.to_string())?;
+pub(crate) fn list(driver: Option<&Path>) -> Result<Vec<CudaDevice>, String> {
+    let found = loris_kernels::probe(driver).map_err(|e| e.to_string())?;
     let device = |info: DeviceInfo| CudaDevice {
         index: info.index,
         name: info.name,

@@ -3,7 +3,6 @@
 use loris_kernels::ops::row_copy::{self, Element};
 use loris_kernels::{Device, Rows};
 
-use super::missing;
 use crate::error::Error;
 
 /// Activations on the device.
@@ -102,4 +101,9 @@ fn gather<T: Element>(
     let back: Vec<(u32, u32)> = (0..n as u32).map(|row| (row, row)).collect();
     row_copy::row_copy(d, rows, scratch, &out)?;
     Ok(row_copy::row_copy(d, scratch, rows, &back)?)
+}
+
+/// What `begin` and `rows` make room for.
+pub(super) fn missing(what: &str) -> Error {
+    Error::State { call: "layer op", reason: format!("{what}: begin was not called") }
 }

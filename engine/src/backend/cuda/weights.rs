@@ -6,6 +6,7 @@
 use loris_kernels::{Buffer, Device, Matrix, Staging};
 use loris_loader::{Dtype, TensorView};
 
+use super::limits::unsupported;
 use crate::backend::check_weight;
 use crate::error::Error;
 
@@ -22,7 +23,7 @@ pub(super) fn matrix(
     check_weight(tensor, 2)?;
     let (n, k) = (tensor.shape[0], tensor.shape[1]);
     if !k.is_multiple_of(8) {
-        return Err(super::unsupported("columns of a matrix", k, "a multiple of 8"));
+        return Err(unsupported("columns of a matrix", k, "a multiple of 8"));
     }
     let staging = match staging {
         Some(staging) => staging,

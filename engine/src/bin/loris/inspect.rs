@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use loris::backend::cuda;
 use loris::loader::{Checkpoint, ModelConfig, OpenOptions, RopeScaling, TOKENIZER};
 use loris::{CudaBytes, Plan};
 use serde_json::{Value, json};
@@ -44,8 +45,8 @@ pub(crate) fn inspect(args: &InspectArgs, report: &Report) -> Result<(), Failure
     let facts = Facts {
         tokenizer_bytes: usize::try_from(tokenizer_file).unwrap_or(0).saturating_mul(8),
         ctx: args.context.ctx.unwrap_or(config.ctx_len.min(pool)),
-        cuda: match plan.check_cuda(config) {
-            Ok(()) => Ok(plan.cuda_bytes(config, dtypes.values().sum())),
+        cuda: match cuda::check(&plan, config) {
+            Ok(()) => Ok(CudaBytes::new(&plan, config, dtypes.values().sum())),
             Err(e) => Err(e.to_string()),
         },
         n_params: dtypes.values().sum(),

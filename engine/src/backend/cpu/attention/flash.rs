@@ -14,8 +14,9 @@ use super::super::team::Tasks;
 use super::numbers::CHUNK;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
-use crate::backend::{AttentionShape, Batch, Phase, Seq};
+use crate::backend::{Batch, Phase, Seq};
 use crate::cache::{Part, Run, Side};
+use crate::store::AttentionShape;
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {

@@ -11,8 +11,9 @@ use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
 use super::flash::exp2_each;
-use crate::backend::{AttentionShape, Batch, MassRows};
+use crate::backend::{Batch, MassRows};
 use crate::cache::{Run, Side};
+use crate::store::AttentionShape;
 
 /// Pairs of a row and a query head that a loaded key meets at once.
 const PAIRS: usize = 8;

@@ -8,7 +8,8 @@ use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
 use super::super::team::Tasks;
 use super::flash::exp2_each;
 use super::{TILE, partial_len};
-use crate::backend::{AttentionShape, Batch, Phase, Seq};
+use crate::backend::{Batch, Phase, Seq};
+use crate::store::AttentionShape;
 
 /// Slots of a split.
 const SPLIT: usize = 512;
