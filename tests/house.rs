@@ -23,12 +23,8 @@ const FLOORS: [&[&str]; 11] = [
 ];
 
 /// Files that use each other, all of a circle in a line. Each is to be opened.
-const CIRCLES: &[&str] = &[
-    "backend::cpu::attention::flash backend::cpu::attention::work",
-    "backend::cpu::simd backend::cpu::simd::avx2 backend::cpu::simd::avx512 backend::cpu::simd::portable",
-    "engine evict sampler session stage step",
-    "model model::dense model::synthetic",
-];
+const CIRCLES: &[&str] =
+    &["engine evict sampler session stage step", "model model::dense model::synthetic"];
 
 /// The same in the binary.
 const CIRCLES_OF_BIN: &[&str] = &[

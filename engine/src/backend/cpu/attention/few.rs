@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::super::pages::Row;
-use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
-use super::flash::{Attention, Mask, Meets, Parts, View, exp2_each, weigh};
+use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
+use super::flash::{Attention, Mask, Meets, Parts, View, weigh};
 use super::numbers::{self, CHUNK, Numbers, Walk};
 use super::work::Task;
 use super::{Fma, TILE};

@@ -9,7 +9,7 @@ use super::super::micro::{Out, Product};
 use super::super::norm::Rotation;
 use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_pairs};
 use super::super::pages::{CpuPages, Row};
-use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2};
+use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2, exp2_each};
 use super::super::team::Tasks;
 use super::numbers::CHUNK;
 use super::work::{Task, Work};
@@ -558,18 +558,6 @@ pub(super) unsafe fn weigh<S: Simd, D: Dot>(
             to_pairs(scores, scores, TILE);
         }
         (old - base, S::sum(sum))
-    }
-}
-
-/// `2^x` of every element.
-///
-/// # Safety
-/// As [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn exp2_each<S: Simd>(x: &mut [f32; MAX_LANES]) {
-    for part in x.chunks_exact_mut(S::LANES) {
-        // SAFETY: a part has LANES elements.
-        unsafe { S::store(part.as_mut_ptr(), exp2::<S>(S::load(part.as_ptr()))) };
     }
 }
 

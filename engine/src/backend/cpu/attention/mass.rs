@@ -8,9 +8,8 @@ use std::ops::Range;
 
 use super::super::mem::Shared;
 use super::super::pages::{CpuPages, Row};
-use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
+use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
-use super::flash::exp2_each;
 use crate::backend::{Batch, MassRows};
 use crate::cache::{Run, Side};
 use crate::store::AttentionShape;

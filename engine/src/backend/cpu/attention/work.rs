@@ -4,9 +4,8 @@ use std::ops::Range;
 
 use super::super::codec;
 use super::super::mem::Shared;
-use super::super::simd::{Dot, Kernel, MAX_LANES, Simd};
+use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
-use super::flash::exp2_each;
 use super::{TILE, partial_len};
 use crate::backend::{Batch, Phase, Seq};
 use crate::store::AttentionShape;

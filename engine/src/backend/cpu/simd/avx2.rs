@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Dot, Kernel, MAX_LANES, Simd};
+use super::vector::{Dot, Kernel, MAX_LANES, Simd};
 
 /// Vectors of 256 bits.
 #[derive(Clone, Copy)]

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::{Dot, Kernel, MAX_LANES, Simd};
+use super::vector::{Dot, Kernel, MAX_LANES, Simd};
 
 /// Vectors of 512 bits.
 #[derive(Clone, Copy)]

@@ -1,6 +1,7 @@
 //! Eight-lane arrays: runs everywhere, and the compiler maps it to what the target has.
 
-use super::{Dot, Kernel, MAX_LANES, Simd};
+use super::narrow::{bf16_value, e4m3_value, f16_value};
+use super::vector::{Dot, Kernel, MAX_LANES, Simd};
 
 const N: usize = 8;
 
@@ -53,19 +54,19 @@ impl Simd for Portable {
     unsafe fn load_bf16(p: *const u16) -> [f32; N] {
         // SAFETY: the caller has N elements there.
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
-        bits.map(super::bf16_value)
+        bits.map(bf16_value)
     }
 
     #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> [f32; N] {
         // SAFETY: the caller has N elements there.
         let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
-        bits.map(super::f16_value)
+        bits.map(f16_value)
     }
 
     #[inline(always)]
     unsafe fn f16(bits: u16) -> f32 {
-        super::f16_value(bits)
+        f16_value(bits)
     }
 
     #[inline(always)]
@@ -77,7 +78,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_e4m3(p: *const u8) -> [f32; N] {
         // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(super::e4m3_value)
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(e4m3_value)
     }
 
     #[inline(always)]
