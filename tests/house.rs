@@ -23,8 +23,7 @@ const FLOORS: [&[&str]; 11] = [
 ];
 
 /// Files that use each other, all of a circle in a line. Each is to be opened.
-const CIRCLES: &[&str] =
-    &["engine evict sampler session stage step", "model model::dense model::synthetic"];
+const CIRCLES: &[&str] = &["engine evict sampler session stage step"];
 
 /// The same in the binary.
 const CIRCLES_OF_BIN: &[&str] = &[
@@ -34,8 +33,7 @@ const CIRCLES_OF_BIN: &[&str] = &[
 ];
 
 /// Arrows from a floor to a higher one. Each is to be turned or to go.
-const UPWARD: &[&str] =
-    &["backend::cpu -> model::synthetic", "engine -> session", "sampler -> engine"];
+const UPWARD: &[&str] = &["engine -> session", "sampler -> engine"];
 
 /// Module by module, what it uses; a module is its path, `""` the root.
 type Graph = BTreeMap<String, BTreeSet<String>>;

@@ -4,8 +4,8 @@
 
 use loris_loader::{Expected, ModelConfig};
 
-use super::{ModelWeights, Progress, Source, synthetic};
-use crate::backend::{Backend, LayerWeights};
+use super::weights::{ModelWeights, Progress, Source, tensor};
+use crate::backend::{Backend, LayerWeights, random};
 use crate::error::Error;
 
 /// The tensors of a checkpoint, in the order of the forward pass.
@@ -80,15 +80,15 @@ impl<B: Backend> Upload<'_, B> {
     fn matrix(&mut self, name: &str) -> Result<B::Matrix, Error> {
         match self.source {
             Source::Checkpoint(checkpoint) => {
-                let tensor = super::tensor(checkpoint, name)?;
+                let tensor = tensor(checkpoint, name)?;
                 (self.progress)(tensor.bytes.len())?;
                 self.backend.matrix(&tensor)
             }
             Source::Random => {
-                let (seed, shape) = synthetic::place(&self.expected, name)?;
+                let (seed, shape) = random::place(&self.expected, name)?;
                 let (n, k) = (shape[0], shape[1]);
                 (self.progress)(2 * n * k)?;
-                self.backend.random_matrix(n, k, seed, synthetic::SCALE)
+                self.backend.random_matrix(n, k, seed, random::SCALE)
             }
         }
     }
@@ -100,8 +100,8 @@ impl<B: Backend> Upload<'_, B> {
     /// Vectors end to end.
     fn vectors(&mut self, names: &[&str]) -> Result<B::Vector, Error> {
         let part = |name: &&str| match self.source {
-            Source::Checkpoint(checkpoint) => super::tensor(checkpoint, name),
-            Source::Random => synthetic::ones(synthetic::place(&self.expected, name)?.1),
+            Source::Checkpoint(checkpoint) => tensor(checkpoint, name),
+            Source::Random => random::ones(random::place(&self.expected, name)?.1),
         };
         let parts = names.iter().map(part).collect::<Result<Vec<_>, _>>()?;
         (self.progress)(parts.iter().map(|part| part.bytes.len()).sum())?;

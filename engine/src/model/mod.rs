@@ -7,24 +7,13 @@
 
 pub mod dense;
 pub mod synthetic;
+mod weights;
 
-use loris_loader::{Architecture, Expected, ModelConfig, TensorView, Weights};
+use loris_loader::{Architecture, Expected, ModelConfig, Weights};
 
-use crate::backend::{Backend, LayerWeights};
+pub use self::weights::{ModelWeights, Progress, Source};
+use crate::backend::Backend;
 use crate::error::Error;
-
-/// All weights of a model on a device.
-#[derive(Debug)]
-pub struct ModelWeights<M, V> {
-    /// `[vocab_size][hidden_dim]`.
-    pub embed: M,
-    /// First to last.
-    pub layers: Vec<LayerWeights<M, V>>,
-    /// RMS norm before the head, `[hidden_dim]`.
-    pub final_norm: V,
-    /// `[vocab_size][hidden_dim]`; `None`: the head is `embed`.
-    pub head: Option<M>,
-}
 
 /// Every tensor that a checkpoint of this architecture must hold, and nothing else.
 pub fn expected(config: &ModelConfig) -> Vec<Expected> {
@@ -45,18 +34,6 @@ pub fn check(config: &ModelConfig, checkpoint: &Weights) -> Result<(), Error> {
     Ok(checkpoint.check_exactly(&expected(config), ignored)?)
 }
 
-/// Told the bytes of each tensor; an error ends the loading.
-pub type Progress<'a> = dyn FnMut(usize) -> Result<(), Error> + 'a;
-
-/// Where weights come from.
-#[derive(Clone, Copy, Debug)]
-pub enum Source<'a> {
-    /// A checkpoint that [`check`] has seen.
-    Checkpoint(&'a Weights),
-    /// Nowhere: random matrices, made on the device, and norms of ones.
-    Random,
-}
-
 /// Puts the weights on a device; `progress` is told the bytes of each tensor and may stop it.
 pub fn weights<B: Backend>(
     config: &ModelConfig,
@@ -69,10 +46,4 @@ pub fn weights<B: Backend>(
             dense::weights(config, source, backend, progress)
         }
     }
-}
-
-/// A tensor that [`check`] has seen.
-fn tensor(checkpoint: &Weights, name: &str) -> Result<TensorView, Error> {
-    let missing = || Error::State { call: "weights", reason: format!("{name} was not checked") };
-    checkpoint.get(name).ok_or_else(missing)
 }

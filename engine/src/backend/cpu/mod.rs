@@ -52,11 +52,10 @@ use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
-use super::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table};
+use super::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table, random};
 use crate::cache::{Coding, PageLayout};
 use crate::error::Error;
 use crate::memory;
-use crate::model::synthetic;
 use crate::store::{AttentionShape, PageId, Seal};
 
 pub use self::matrix::{CpuMatrix, CpuVector};
@@ -198,7 +197,7 @@ impl Backend for CpuBackend {
         seed: u64,
         scale: f32,
     ) -> Result<CpuMatrix, Error> {
-        CpuMatrix::new(&synthetic::matrix(n, k, seed, scale)?)
+        CpuMatrix::new(&random::matrix(n, k, seed, scale)?)
     }
 
     fn vector(&mut self, parts: &[TensorView]) -> Result<CpuVector, Error> {
