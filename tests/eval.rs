@@ -10,6 +10,7 @@ mod eval {
     pub(crate) mod lists;
     pub(crate) mod needles;
     pub(crate) mod rng;
+    pub(crate) mod sample;
     pub(crate) mod stats;
     pub(crate) mod tasks;
     pub(crate) mod words;
@@ -26,8 +27,9 @@ use eval::filler::{Filler, with_inserts};
 use eval::fit::{Fitted, Misfit, fit};
 use eval::grade::grade;
 use eval::rng::Rng;
+use eval::sample::Sample;
 use eval::stats::{grades, paired, student, t_point};
-use eval::tasks::{Sample, Seed, TASKS, Task};
+use eval::tasks::{Seed, TASKS, Task};
 use eval::words;
 
 /// The tasks that are made of samples.

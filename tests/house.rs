@@ -26,11 +26,7 @@ const FLOORS: [&[&str]; 11] = [
 const CIRCLES: &[&str] = &["engine evict sampler session stage step"];
 
 /// The same in the binary.
-const CIRCLES_OF_BIN: &[&str] = &[
-    "args eval eval::plot eval::resume eval::rows eval::run open prompt report",
-    "bench compare",
-    "eval::lists eval::needles eval::tasks",
-];
+const CIRCLES_OF_BIN: &[&str] = &[];
 
 /// Arrows from a floor to a higher one. Each is to be turned or to go.
 const UPWARD: &[&str] = &["engine -> session", "sampler -> engine"];

@@ -9,8 +9,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::eval::tasks::{TASKS, Task};
-use crate::eval::{ANSWERS, LENS, SAMPLES};
+use crate::eval::tasks::{ANSWERS, LENS, SAMPLES, TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
 use loris::loader::{Json, LoadMode};

@@ -14,10 +14,10 @@ use loris::{Model, Receipt, SessionOptions};
 use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
-use crate::bench::{Ids, load_average, median, model_name, open_model, warm_up};
 use crate::exit::{Failure, USAGE};
 use crate::files;
 use crate::interrupt::Guard;
+use crate::measure::{Ids, load_average, median, model_name, open_model, warm_up};
 use crate::open;
 use crate::report::{Report, quantile, rounded};
 use crate::variant::{DENSE, Variant, same_models, variants};

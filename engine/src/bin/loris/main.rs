@@ -19,6 +19,7 @@ mod files;
 mod grammar;
 mod inspect;
 mod interrupt;
+mod measure;
 mod open;
 mod perplexity;
 mod prompt;

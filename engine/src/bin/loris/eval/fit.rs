@@ -1,7 +1,8 @@
 //! From a wanted length to a sample: the most units whose prompt is not longer.
 
 use super::filler::Filler;
-use super::tasks::{Sample, Seed, Task};
+use super::sample::Sample;
+use super::tasks::{Seed, Task};
 
 /// A sample and the tokens of its first prompt.
 #[derive(Debug)]

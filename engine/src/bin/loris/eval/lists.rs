@@ -1,7 +1,7 @@
 //! Tasks that look at a whole context: which words are common in it, and what one of its documents says.
 
 use super::rng::Rng;
-use super::tasks::{MAX_DISTINCT, Sample, Turn, distinct};
+use super::sample::{MAX_DISTINCT, Sample, Turn, distinct};
 use super::words::{ANIMALS, FIRST_NAMES, JOBS, LAST_NAMES, LISTED, TOWN_HEADS, TOWN_TAILS};
 
 /// Common words that are asked for.

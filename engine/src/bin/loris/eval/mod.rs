@@ -1,7 +1,7 @@
 //! `loris eval`: how well a model answers from long contexts, and what a policy changes about that.
 //!
-//! `variant` (beside this folder) says which policies there are; `tasks`, `needles` and `lists` make samples from words, `fit`
-//! gives them a length, `prompt` makes them tokens, `run` asks the model, `grade` looks at the answer;
+//! `variant` (beside this folder) says which policies there are; `tasks`, `needles` and `lists` make a `sample` from words,
+//! `fit` gives it a length, `prompt` makes it tokens, `run` asks the model, `grade` looks at the answer;
 //! `resume` reads the answers of an earlier run;
 //! `prose` compares predictions of a text; `stats`, `rows` and `plot` make something to look at of it.
 //!
@@ -21,13 +21,13 @@ mod resume;
 mod rng;
 mod rows;
 mod run;
+mod sample;
 mod stats;
 pub(crate) mod tasks;
 mod words;
 
 use std::fs::File;
 use std::io::Write;
-use std::ops::RangeInclusive;
 use std::time::Instant;
 
 use indicatif::ProgressBar;
@@ -49,14 +49,8 @@ use fit::{Misfit, fit};
 use prompt::Prompter;
 use rows::{Results, Row};
 use run::Place;
-use tasks::{Seed, TASKS, Task};
+use tasks::{LENS, Seed, TASKS, Task};
 
-/// Lengths of prompts that can be asked for.
-pub(crate) const LENS: RangeInclusive<usize> = 64..=4_000_000;
-/// Samples of a task and length, and windows of prose.
-pub(crate) const SAMPLES: RangeInclusive<usize> = 1..=100_000;
-/// Tokens that an answer may have.
-pub(crate) const ANSWERS: RangeInclusive<usize> = 1..=4_096;
 /// Tokens that a later turn's question may take.
 const TURN_ROOM: usize = 256;
 /// What the tail of a session's tables takes at most where pages are sealed, in pages.

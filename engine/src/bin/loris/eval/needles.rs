@@ -3,7 +3,7 @@
 use super::filler::{Filler, with_inserts};
 use super::lists;
 use super::rng::Rng;
-use super::tasks::{Sample, Turn, distinct};
+use super::sample::{Sample, Turn, distinct};
 use super::words::{ADJECTIVES, FIRST_NAMES, LAST_NAMES, LISTED, NOUNS};
 
 /// Digits of a number to find.

@@ -3,7 +3,7 @@
 use loris::Model;
 use loris::loader::{Chat, Message, Special, Tokenizer};
 
-use super::tasks::{Sample, Turn};
+use super::sample::{Sample, Turn};
 use crate::exit::{BAD_MODEL, Failure};
 
 /// Makes the tokens of prompts.

@@ -1,33 +1,23 @@
-//! The tasks: what a sample is, and which kinds there are.
+//! The tasks: which kinds of samples there are.
 //!
 //! They follow RULER (Hsieh et al. 2024): synthetic contexts of any length whose answers are known. Each
 //! generator takes a number of *units* (words of prose, pairs, documents, list entries) and randomness, and
 //! `fit` finds the number of units that fills a prompt. Expected answers are strings that the context
 //! holds and the questions do not.
 
-use std::collections::HashSet;
+use std::ops::RangeInclusive;
 
 use super::filler::Filler;
 use super::rng::Rng;
+use super::sample::{MAX_DISTINCT, Sample};
 use super::{lists, needles};
 
-/// One context and the questions about it, asked one after another.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Sample {
-    /// Instructions and the long text.
-    pub(crate) context: String,
-    pub(crate) turns: Vec<Turn>,
-}
-
-/// A question and what a right answer holds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Turn {
-    pub(crate) question: String,
-    /// The beginning of the answer, which is given: a small model then answers instead of commenting.
-    pub(crate) lead: String,
-    /// The grade is the share of these that the answer holds.
-    pub(crate) expected: Vec<String>,
-}
+/// Lengths of prompts that can be asked for.
+pub(crate) const LENS: RangeInclusive<usize> = 64..=4_000_000;
+/// Samples of a task and length, and windows of prose.
+pub(crate) const SAMPLES: RangeInclusive<usize> = 1..=100_000;
+/// Tokens that an answer may have.
+pub(crate) const ANSWERS: RangeInclusive<usize> = 1..=4_096;
 
 /// A kind of sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,24 +127,4 @@ pub(crate) struct Seed {
     /// Tokens that the prompt should have.
     pub(crate) len: usize,
     pub(crate) idx: usize,
-}
-
-/// Names that a sample can tell apart at most: half of what the word lists can make.
-pub(crate) const MAX_DISTINCT: usize = 20_000;
-
-/// `n` strings that differ; `make` must be able to give many more.
-pub(crate) fn distinct(
-    rng: &mut Rng,
-    n: usize,
-    make: &mut dyn FnMut(&mut Rng) -> String,
-) -> Vec<String> {
-    let mut seen = HashSet::with_capacity(n);
-    let mut all = Vec::with_capacity(n);
-    while all.len() < n {
-        let text = make(rng);
-        if seen.insert(text.clone()) {
-            all.push(text);
-        }
-    }
-    all
 }
