@@ -24,10 +24,13 @@ use cust::stream::Stream;
 use crate::cuda::CUfunction;
 use crate::driver_ext::{self, DEFAULT_DRIVER, fail};
 use crate::images::{self, NO_IMAGES};
-use crate::{Error, cuda};
+use crate::{Error, Launch, cuda};
 
 /// What the twin loads: it has the kernels itself.
 const TWIN_IMAGE: &str = "loris twin image";
+
+/// Dynamic shared memory that a kernel may use without being allowed to.
+const PLAIN_SMEM: u32 = 48 << 10;
 
 /// Which device to open.
 #[derive(Clone, Debug, Default)]
@@ -184,6 +187,30 @@ impl Device {
         record(&end)?;
         self.wait(|| "timed work".into())?;
         end.elapsed(&start).map_err(|_| fail("cuEventElapsedTime", "a timer"))
+    }
+
+    /// Queues a kernel in the device's stream.
+    ///
+    /// Errors of the kernel itself come back from a later call, in most cases the one that waits
+    /// for it; with the environment variable `LORIS_CUDA_SYNC` set, from this one.
+    ///
+    /// # Safety `A` is the argument struct of the kernel, and the pointers in `args` are valid for
+    /// what it does until it has run.
+    pub unsafe fn launch<A: Copy>(&self, launch: &Launch, args: &A) -> Result<(), Error> {
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        self.set_current()?;
+        let function = self.function(launch.kernel)?;
+        if launch.smem_bytes > PLAIN_SMEM && launch.smem_bytes > function.allowed_smem.get() {
+            // SAFETY: the function belongs to a module of this device.
+            unsafe { driver_ext::allow_smem(function.raw, launch)? };
+            function.allowed_smem.set(launch.smem_bytes);
+        }
+        let args = (&raw const *args).cast();
+        // SAFETY: the function belongs to a module of this device, the rest is the caller's.
+        unsafe { driver_ext::launch(function.raw, launch, self.stream(), args)? };
+        if self.synchronous { self.wait(|| launch.to_string()) } else { Ok(()) }
     }
 
     pub(crate) fn stream(&self) -> &Stream {

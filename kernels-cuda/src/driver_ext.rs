@@ -1,5 +1,5 @@
 //! The driver beyond cust: which library it is, error texts, streams that do not block, shared
-//! memory limits, launches by address, graphs.
+//! memory limits, launches by address.
 //!
 //! All of it goes through the trampolines of `driver/libcuda.c`, as cust does. They turn result
 //! codes that cust cannot hold into 999; [`fail`] asks them for the true code.
@@ -8,11 +8,9 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr;
-use std::sync::Arc;
 
 use crate::Error;
-use crate::cuda::{self, CUfunction, CUgraph, CUgraphExec, CUstream};
-use crate::device::Shared;
+use crate::cuda::{self, CUfunction, CUstream};
 use crate::launch::Launch;
 
 /// Name of the system's driver.
@@ -156,88 +154,4 @@ pub(crate) unsafe fn launch(
         )
     };
     check(code, "cuLaunchKernel", || format!("{launch}"))
-}
-
-/// A stream whose work is being recorded; ends the recording when dropped.
-#[derive(Debug)]
-pub(crate) struct Capture(Option<Arc<Shared>>);
-
-impl Capture {
-    /// Begins to record, for calls of this thread.
-    pub(crate) fn begin(shared: Arc<Shared>) -> Result<Self, Error> {
-        let stream = &shared.stream;
-        let mode = cuda::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is alive.
-        let code = unsafe { cuda::cuStreamBeginCapture_v2(stream.as_inner().cast(), mode) };
-        check(code, "cuStreamBeginCapture", || "a graph".into())?;
-        Ok(Self(Some(shared)))
-    }
-
-    /// What was recorded, ready to run.
-    pub(crate) fn end(mut self) -> Result<GraphExec, Error> {
-        let graph = self.take()?;
-        let mut exec: CUgraphExec = ptr::null_mut();
-        // SAFETY: the graph is alive; the driver writes a handle.
-        let code = unsafe { cuda::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
-        let result = check(code, "cuGraphInstantiate", || "a graph".into());
-        // SAFETY: an executable graph does not need the graph it was made of.
-        unsafe { cuda::cuGraphDestroy(graph) };
-        result.map(|()| GraphExec(exec))
-    }
-
-    /// Ends the recording; null if it has ended before or failed.
-    fn take(&mut self) -> Result<CUgraph, Error> {
-        let mut graph: CUgraph = ptr::null_mut();
-        let Some(shared) = self.0.take() else { return Ok(graph) };
-        let stream = shared.stream.as_inner().cast();
-        // SAFETY: the stream is alive; the driver writes a handle, or null where recording failed.
-        let code = unsafe { cuda::cuStreamEndCapture(stream, &mut graph) };
-        let ended = check(code, "cuStreamEndCapture", || "a graph".into());
-        if ended.is_err() {
-            // A call that was refused may have left the stream recording.
-            // SAFETY: as before; what the driver made before it failed is ours.
-            if unsafe { cuda::cuStreamEndCapture(stream, &mut graph) } == 0 && !graph.is_null() {
-                // SAFETY: the graph is ours.
-                unsafe { cuda::cuGraphDestroy(graph) };
-            }
-        }
-        ended.map(|()| graph)
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        if let Ok(graph) = self.take()
-            && !graph.is_null()
-        {
-            // SAFETY: the graph is ours.
-            unsafe { cuda::cuGraphDestroy(graph) };
-        }
-    }
-}
-
-/// An executable graph.
-#[derive(Debug)]
-pub(crate) struct GraphExec(CUgraphExec);
-
-// SAFETY: the driver lets any thread use a handle.
-unsafe impl Send for GraphExec {}
-
-impl GraphExec {
-    /// Queues the whole graph.
-    ///
-    /// # Safety
-    /// All memory that its kernels use is alive until they have run.
-    pub(crate) unsafe fn launch(&self, stream: &cust::stream::Stream) -> Result<(), Error> {
-        // SAFETY: handles are alive; the rest is the caller's.
-        let code = unsafe { cuda::cuGraphLaunch(self.0, stream.as_inner().cast()) };
-        check(code, "cuGraphLaunch", || "a graph".into())
-    }
-}
-
-impl Drop for GraphExec {
-    fn drop(&mut self) {
-        // SAFETY: the handle is ours; the driver waits for launches that are under way.
-        unsafe { cuda::cuGraphExecDestroy(self.0) };
-    }
 }

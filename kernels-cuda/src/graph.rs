@@ -3,10 +3,14 @@
 //! A graph names device memory by address. Memory of buffers that are dropped while there are
 //! graphs is therefore kept until the last graph is gone.
 
+use std::ptr;
 use std::sync::{Arc, PoisonError};
 
+use cust::stream::Stream;
+
+use crate::cuda::{self, CUgraph, CUgraphExec};
 use crate::device::Shared;
-use crate::driver_ext::{Capture, GraphExec};
+use crate::driver_ext::check;
 use crate::{Device, Error};
 
 /// Recorded work.
@@ -85,5 +89,89 @@ impl Drop for Graph {
         if freed.n_graphs == 0 {
             freed.memory.clear();
         }
+    }
+}
+
+/// A stream whose work is being recorded; ends the recording when dropped.
+#[derive(Debug)]
+struct Capture(Option<Arc<Shared>>);
+
+impl Capture {
+    /// Begins to record, for calls of this thread.
+    fn begin(shared: Arc<Shared>) -> Result<Self, Error> {
+        let stream = &shared.stream;
+        let mode = cuda::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        // SAFETY: the stream is alive.
+        let code = unsafe { cuda::cuStreamBeginCapture_v2(stream.as_inner().cast(), mode) };
+        check(code, "cuStreamBeginCapture", || "a graph".into())?;
+        Ok(Self(Some(shared)))
+    }
+
+    /// What was recorded, ready to run.
+    fn end(mut self) -> Result<GraphExec, Error> {
+        let graph = self.take()?;
+        let mut exec: CUgraphExec = ptr::null_mut();
+        // SAFETY: the graph is alive; the driver writes a handle.
+        let code = unsafe { cuda::cuGraphInstantiateWithFlags(&mut exec, graph, 0) };
+        let result = check(code, "cuGraphInstantiate", || "a graph".into());
+        // SAFETY: an executable graph does not need the graph it was made of.
+        unsafe { cuda::cuGraphDestroy(graph) };
+        result.map(|()| GraphExec(exec))
+    }
+
+    /// Ends the recording; null if it has ended before or failed.
+    fn take(&mut self) -> Result<CUgraph, Error> {
+        let mut graph: CUgraph = ptr::null_mut();
+        let Some(shared) = self.0.take() else { return Ok(graph) };
+        let stream = shared.stream.as_inner().cast();
+        // SAFETY: the stream is alive; the driver writes a handle, or null where recording failed.
+        let code = unsafe { cuda::cuStreamEndCapture(stream, &mut graph) };
+        let ended = check(code, "cuStreamEndCapture", || "a graph".into());
+        if ended.is_err() {
+            // A call that was refused may have left the stream recording.
+            // SAFETY: as before; what the driver made before it failed is ours.
+            if unsafe { cuda::cuStreamEndCapture(stream, &mut graph) } == 0 && !graph.is_null() {
+                // SAFETY: the graph is ours.
+                unsafe { cuda::cuGraphDestroy(graph) };
+            }
+        }
+        ended.map(|()| graph)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        if let Ok(graph) = self.take()
+            && !graph.is_null()
+        {
+            // SAFETY: the graph is ours.
+            unsafe { cuda::cuGraphDestroy(graph) };
+        }
+    }
+}
+
+/// An executable graph.
+#[derive(Debug)]
+struct GraphExec(CUgraphExec);
+
+// SAFETY: the driver lets any thread use a handle.
+unsafe impl Send for GraphExec {}
+
+impl GraphExec {
+    /// Queues the whole graph.
+    ///
+    /// # Safety
+    /// All memory that its kernels use is alive until they have run.
+    unsafe fn launch(&self, stream: &Stream) -> Result<(), Error> {
+        // SAFETY: handles are alive; the rest is the caller's.
+        let code = unsafe { cuda::cuGraphLaunch(self.0, stream.as_inner().cast()) };
+        check(code, "cuGraphLaunch", || "a graph".into())
+    }
+}
+
+impl Drop for GraphExec {
+    fn drop(&mut self) {
+        // SAFETY: the handle is ours; the driver waits for launches that are under way.
+        unsafe { cuda::cuGraphExecDestroy(self.0) };
     }
 }

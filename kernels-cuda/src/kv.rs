@@ -3,8 +3,7 @@
 use loris_formats::{CODINGS, Coding, PageLayout, Share, Sides};
 
 use crate::abi::{LorisPages, LorisTable};
-use crate::ops::attention::to_u32;
-use crate::{Buffer, Device, Error};
+use crate::{Buffer, Device, Error, to_u32};
 
 /// A coding's number in `abi.h`.
 fn abi(coding: Coding) -> u32 {

@@ -51,3 +51,8 @@ pub use staging::Staging;
 /// Path of the twin: a CUDA driver that runs the kernels on the CPU.
 #[cfg(feature = "twin")]
 pub const TWIN: &str = images::generated::TWIN;
+
+/// Sizes that no device reaches saturate.
+fn to_u32(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -10,7 +10,7 @@ use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What `src/driver_ext.rs` calls beyond cust.
+/// What `src/driver_ext.rs` and `src/graph.rs` call beyond cust.
 const FUNCTIONS: &str = "cu(DeviceGetAttribute|FuncSetAttribute|GetErrorName|GetErrorString|GraphDestroy|\
     GraphExecDestroy|GraphInstantiateWithFlags|GraphLaunch|LaunchKernel|StreamBeginCapture_v2|StreamCreate|\
     StreamEndCapture)";

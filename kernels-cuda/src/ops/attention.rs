@@ -13,7 +13,7 @@ use crate::abi::{
 use crate::kv::attention_variant;
 use crate::ops::batch::DeviceBatch;
 use crate::ops::by_head_dim;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows, to_u32};
 
 /// Packed rows of a block and slots of a tile of the prefill kernels.
 const BLOCK_Q: usize = 128;
@@ -325,9 +325,4 @@ pub fn attention_cost(
     let (rows, slots) = (4 * n_q_heads * head_dim, kv.slot_bytes(n_kv_heads, head_dim));
     let flops = (4 * n_q_heads * head_dim) as u64 * n_pairs;
     Cost { bytes: rows as u64 * n_rows + slots as u64 * n_slots, flops }
-}
-
-/// Sizes that no device reaches saturate.
-pub(crate) fn to_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

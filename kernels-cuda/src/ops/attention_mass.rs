@@ -5,9 +5,9 @@ use std::ops::Range;
 use loris_formats::Coding;
 
 use crate::abi::{AttentionMassArgs, LORIS_NO_WINDOW, LORIS_SCORE_ROWS};
-use crate::ops::attention::{AttentionShape, to_u32};
+use crate::ops::attention::AttentionShape;
 use crate::ops::batch::DeviceBatch;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows, to_u32};
 
 const BF16: [&str; 3] = ["attention_mass_d32", "attention_mass_d64", "attention_mass_d128"];
 /// Keys where pages are coded.

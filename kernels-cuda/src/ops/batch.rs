@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::abi::{LORIS_DENSE, LORIS_SPLIT_LEN, LorisBatch, LorisQTile, LorisSeq};
-use crate::{Buffer, Device, Error, Staging};
+use crate::{Buffer, Device, Error, Staging, to_u32};
 
 /// A batch as the host has it; slices may be empty where no kernel reads them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -291,9 +291,4 @@ fn allocate(
     }
     let memory = Buffer::new(device, len, "the batch")?;
     Ok((parts, memory, Staging::new(device, 4 * len)?))
-}
-
-/// Sizes that no device reaches saturate.
-fn to_u32(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -4,9 +4,8 @@ use loris_formats::Coding;
 
 use crate::abi::KeyNormArgs;
 use crate::kv::check_by_slot;
-use crate::ops::attention::to_u32;
 use crate::ops::by_head_dim;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable, to_u32};
 
 const N_WARPS: usize = 4;
 

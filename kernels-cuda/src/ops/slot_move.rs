@@ -2,9 +2,8 @@
 
 use crate::abi::SlotMoveArgs;
 use crate::kv::check_by_slot;
-use crate::ops::attention::to_u32;
 use crate::ops::by_head_dim;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable};
+use crate::{Buffer, Cost, Device, Error, KvPages, Launch, PageTable, to_u32};
 
 /// In the first layers of `table`, as many as there are lists in `keep`, slot `i` becomes what slot `keep[layer][i]`
 /// held; `keep` is `[..][n_keep]`. Lists rise and name slots of the table; where pages hold codes, those of the first page
