@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use serde_json::Value as Config;
 
-use crate::companions::Companions;
+use crate::companions::{Companions, TOKENIZER_CONFIG};
 use crate::error::Error;
 use crate::jinja::{self, Builder, Dict, Items, Meter, Program, Run, Str, Value};
 use crate::json;
@@ -35,8 +35,6 @@ use crate::tokenizer::Tokenizer;
 pub const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// The folder of templates with names, each `NAME.jinja`.
 pub const CHAT_TEMPLATES: &str = "additional_chat_templates";
-/// The file that holds the template otherwise, and the special tokens' texts.
-pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// The longest template, in bytes.
 pub const MAX_TEMPLATE_BYTES: usize = 256 << 10;

@@ -30,7 +30,6 @@ use tokenizers::{
     Tokenizer as Inner,
 };
 
-use crate::chat::TOKENIZER_CONFIG;
 use crate::config::CONFIG;
 use crate::error::Error;
 use crate::json;
@@ -41,6 +40,10 @@ use crate::memory;
 pub const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 /// The file with the ids of tokens that were added to a vocabulary.
 pub const ADDED_TOKENS: &str = "added_tokens.json";
+/// The file that says how the tokenizer is used, and holds a chat template where no other does.
+pub const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The tokenizer's file.
+pub const TOKENIZER: &str = "tokenizer.json";
 
 const MAX_COMPANION_BYTES: u64 = 32 << 20;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -145,7 +148,7 @@ impl Companions {
             return Err(keys.wrong("model_max_length", "a number"));
         }
         if let Some(list) = keys.list("fast_tokenizer_files")?
-            && list.iter().any(|name| name.as_str() != Some(crate::TOKENIZER))
+            && list.iter().any(|name| name.as_str() != Some(TOKENIZER))
         {
             return Err(keys.unsupported("fast_tokenizer_files", "tokenizer.json alone"));
         }

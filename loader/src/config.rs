@@ -16,7 +16,7 @@ use crate::dtype::Dtype;
 use crate::error::Error;
 use crate::json;
 use crate::keys::{Accept, Keys};
-use crate::rope::RopeConfig;
+use crate::rope::{MAX_CTX, RopeConfig};
 
 /// The file that describes the model.
 pub const CONFIG: &str = "config.json";
@@ -24,8 +24,6 @@ pub const CONFIG: &str = "config.json";
 pub const GENERATION_CONFIG: &str = "generation_config.json";
 
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// The longest context.
-pub(crate) const MAX_CTX: usize = 1 << 28;
 const SUPPORTED: &str = "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM";
 
 /// A model family.

@@ -8,6 +8,7 @@
 //! - a model that holds a control token among its ordinary pieces, as some vocabularies do, does not make one from
 //!   foreign bytes: the piece is encoded character by character, and if that makes a control token too, the text is refused.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use tokenizers::normalizer::Range as Of;
@@ -18,9 +19,9 @@ use tokenizers::{OffsetReferential, OffsetType};
 
 use crate::added::{Added, Foreign, Part, Touch};
 use crate::error::Error;
+use crate::guard::guard;
 use crate::memory;
 use crate::pieces::Cuts;
-use crate::tokenizer::{Control, guard, refuse_text};
 use crate::words::{GROWS, MAX_GROWTH, Normal, Step, at_most};
 
 /// Memory that a piece of text takes at most on its way, for each of its bytes and besides.
@@ -42,6 +43,21 @@ pub(crate) struct Encoder {
     /// The most tokens of a byte of text.
     growth: usize,
     cuts: Cuts,
+}
+
+/// The ids that steer the model: special tokens, and those that end an answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    pub(crate) ids: BTreeSet<u32>,
+    /// What stands for text that the vocabulary does not have, where it steers nothing.
+    pub(crate) unknown: Option<u32>,
+}
+
+impl Control {
+    /// Whether a model must not make this id of foreign text.
+    pub(crate) fn steers(&self, id: u32) -> bool {
+        self.ids.contains(&id) && self.unknown != Some(id)
+    }
 }
 
 /// A text, with what is foreign in it and what is a control token.
@@ -246,4 +262,8 @@ fn without(
         }
     }
     Ok(right)
+}
+
+pub(crate) fn refuse_text(why: String) -> Error {
+    Error::Text { action: "encode this text", why: why.into() }
 }

@@ -4,11 +4,11 @@
 //! do. Text that comes from a file is quoted and shortened, so that a hostile name cannot flood a log or move a
 //! terminal's cursor.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use crate::dtype::Dtype;
+use crate::quoted::Text;
 use crate::safetensors::Fault;
 
 /// Why a model folder was refused.
@@ -342,39 +342,5 @@ fn others(found: &[Text]) -> String {
             let names: Vec<String> = found.iter().map(Text::to_string).collect();
             format!("; {} cannot be used: save the model as model.safetensors", names.join(", "))
         }
-    }
-}
-
-/// Text from a file, shown in quotes with control characters escaped and shortened to 120 characters.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Text(pub String);
-
-impl Text {
-    const MAX_CHARS: usize = 120;
-}
-
-impl<T: Into<String>> From<T> for Text {
-    fn from(text: T) -> Text {
-        Text(text.into())
-    }
-}
-
-impl fmt::Display for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let plain = |c: char| {
-            !c.is_control() && !matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
-        };
-        let short: String = self.0.chars().take(Text::MAX_CHARS).collect();
-        let rest = self.0.chars().nth(Text::MAX_CHARS).is_some();
-        for c in short.chars() {
-            if plain(c) { write!(f, "{c}")? } else { write!(f, "{}", c.escape_unicode())? }
-        }
-        if rest { write!(f, "... ({} bytes)", self.0.len()) } else { Ok(()) }
-    }
-}
-
-impl fmt::Debug for Text {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }

@@ -10,8 +10,9 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use crate::error::{Error, Text};
+use crate::error::Error;
 use crate::memory;
+use crate::quoted::Text;
 
 /// Memory that reading JSON takes at most, for each byte and for each value of it: a string is there twice
 /// while it is read, and an object of one key takes a node with room for eleven.

@@ -25,6 +25,7 @@ mod decode;
 mod dtype;
 mod encode;
 mod error;
+mod guard;
 mod jinja;
 mod json;
 mod keys;
@@ -32,6 +33,7 @@ mod mapping;
 pub mod memory;
 mod ordered;
 mod pieces;
+mod quoted;
 mod rope;
 pub mod safetensors;
 mod shards;
@@ -45,18 +47,19 @@ use companions::Companions;
 
 pub use chat::{
     CHAT_TEMPLATE, CHAT_TEMPLATES, COPY_BUDGET, Chat, ChatTemplate, FUEL, MAX_TEMPLATE_BYTES,
-    Message, TOKENIZER_CONFIG,
+    Message,
 };
-pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP};
+pub use companions::{ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER, TOKENIZER_CONFIG};
 pub use config::{Architecture, CONFIG, GENERATION_CONFIG, GenerationDefaults, ModelConfig};
 pub use dtype::Dtype;
-pub use error::{Error, Text};
+pub use error::Error;
 pub use mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
 pub use ordered::Json;
+pub use quoted::Text;
 pub use rope::{RopeConfig, RopeScaling};
 pub use shards::{Expected, INDEX, SINGLE, TensorView, Weights, normalise, parse_index};
 pub use stream::TextStream;
-pub use tokenizer::{MAX_TEXT_BYTES, Special, TOKENIZER, Tokenizer};
+pub use tokenizer::{MAX_TEXT_BYTES, Special, Tokenizer};
 
 /// The file that says that a folder holds an adapter.
 const ADAPTER_CONFIG: &str = "adapter_config.json";

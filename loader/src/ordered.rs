@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::error::Text;
+use crate::quoted::Text;
 
 /// A JSON value.
 #[derive(Debug, Clone, PartialEq)]

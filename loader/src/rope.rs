@@ -8,9 +8,11 @@ use std::f64::consts::PI;
 
 use serde_json::{Map, Value};
 
-use crate::config::MAX_CTX;
 use crate::error::Error;
 use crate::keys::{Accept, Keys};
+
+/// The longest context.
+pub(crate) const MAX_CTX: usize = 1 << 28;
 
 /// How positions become angles.
 #[derive(Debug, Clone, PartialEq)]

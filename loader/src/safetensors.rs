@@ -19,7 +19,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::dtype::Dtype;
-use crate::error::Text;
+use crate::quoted::Text;
 
 /// The longest header, in bytes.
 pub const MAX_HEADER: usize = 100_000_000;

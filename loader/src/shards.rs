@@ -23,10 +23,11 @@ use serde_json::Value;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::dtype::Dtype;
-use crate::error::{Error, Text};
+use crate::error::Error;
 use crate::json;
 use crate::mapping::{AlignedBytes, LoadMode, Storage, TensorBytes};
 use crate::memory;
+use crate::quoted::Text;
 use crate::safetensors::{self, MAX_TENSORS, TensorInfo};
 
 /// The index's file name.

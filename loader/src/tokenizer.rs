@@ -10,7 +10,6 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,16 +19,15 @@ use tokenizers::{AddedToken, Encoding, ModelWrapper, NormalizerWrapper, Token};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::added::{Foreign, normalised};
-use crate::companions::Companions;
+use crate::companions::{Companions, TOKENIZER};
 use crate::decode::{Decoder, Run};
-use crate::encode::{Encoder, Source};
+use crate::encode::{Control, Encoder, Source, refuse_text};
 use crate::error::Error;
+use crate::guard::guard;
 use crate::json;
 use crate::memory;
 use crate::words::{Normal, at_most};
 
-/// The tokenizer's file.
-pub const TOKENIZER: &str = "tokenizer.json";
 /// The longest text that is encoded, in bytes.
 pub const MAX_TEXT_BYTES: usize = 64 << 20;
 
@@ -64,21 +62,6 @@ pub enum Special {
 pub struct Tokenizer {
     shared: Arc<Shared>,
     control: Arc<Control>,
-}
-
-/// The ids that steer the model: special tokens, and those that end an answer.
-#[derive(Debug, Clone)]
-pub(crate) struct Control {
-    pub(crate) ids: BTreeSet<u32>,
-    /// What stands for text that the vocabulary does not have, where it steers nothing.
-    pub(crate) unknown: Option<u32>,
-}
-
-impl Control {
-    /// Whether a model must not make this id of foreign text.
-    pub(crate) fn steers(&self, id: u32) -> bool {
-        self.ids.contains(&id) && self.unknown != Some(id)
-    }
 }
 
 struct Shared {
@@ -348,14 +331,6 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// Runs code of the tokenizer library, which was not written for hostile files and texts: a panic there is an error here.
-pub(crate) fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|err| err.to_string()),
-        Err(_) => Err("the tokenizer library failed on it".into()),
-    }
-}
-
 /// What the library works on while it reads a file.
 #[derive(serde::Deserialize)]
 struct Head {
@@ -420,10 +395,6 @@ fn read(bytes: &[u8]) -> tokenizers::Result<Inner> {
         inner.with_model(certain);
     }
     Ok(inner)
-}
-
-pub(crate) fn refuse_text(why: String) -> Error {
-    Error::Text { action: "encode this text", why: why.into() }
 }
 
 /// The ids that the tokenizer puts around those of a text, if it puts them around and does nothing else.

@@ -5,10 +5,11 @@
 
 use std::rc::Rc;
 
+use super::fault::{Fault, fault};
 use super::parser::{Args, Cmp, Expr, For, IMPLICIT, Kind, Name, Op, Post, Program, Stmt, Target};
 use super::text::{Builder, Meter, Str};
 use super::value::{Dict, Items, Value, View, insert};
-use super::{Fault, fault, filters, format, functions, methods, tests};
+use super::{filters, format, functions, methods, tests};
 
 pub(crate) type R<T> = Result<T, Fault>;
 

@@ -3,10 +3,11 @@
 use std::cmp::Ordering;
 
 use super::eval::{CallArgs, R, Run, char_offset};
+use super::fault::fault;
 use super::methods::{capitalize, lower, pad, replace, split_lines, strip, upper};
 use super::text::{Builder, Str, is_space};
 use super::value::{ENTRY_BYTES, Items, Value};
-use super::{fault, format, json, tests};
+use super::{format, json, tests};
 
 type Filter = for<'t> fn(&mut Run<'t>, Value, CallArgs) -> R<Value>;
 

@@ -1,7 +1,7 @@
 //! Python's two ways to put values into a text: `'%s' % value` and `'{}'.format(value)`.
 
 use super::eval::{CallArgs, R, Run};
-use super::fault;
+use super::fault::fault;
 use super::text::{Builder, Meter, Str};
 use super::value::{Value, float_repr, write_str_repr};
 

@@ -1,9 +1,10 @@
 //! The functions of a template: Jinja's, and those that Hugging Face adds.
 
 use super::eval::{CallArgs, R, Run};
+use super::fault::{Fault, fault};
 use super::text::Str;
+use super::time;
 use super::value::{Dict, Items, Value, insert};
-use super::{Fault, fault, time};
 
 /// Their names.
 pub(crate) const NAMES: [&str; 7] =

@@ -11,6 +11,7 @@
 //! `block`), `autoescape`, and the filters that chance or HTML are in.
 
 mod eval;
+mod fault;
 mod filters;
 mod format;
 mod functions;
@@ -24,35 +25,10 @@ mod time;
 mod value;
 
 pub(crate) use eval::Run;
+pub(crate) use fault::Fault;
 pub(crate) use parser::Program;
 pub(crate) use text::{Builder, Meter, Str, is_space};
 pub(crate) use value::{Dict, Items, Value};
-
-/// Why a template stopped.
-#[derive(Debug)]
-pub(crate) enum Fault {
-    /// It said so itself, in these words.
-    Refused(String),
-    /// It asked for more than its budget of this.
-    Budget(&'static str),
-    /// It did what it cannot do.
-    Wrong(String),
-    /// The same, on a known line.
-    WrongAt(u32, String),
-}
-
-impl Fault {
-    fn at(self, line: u32) -> Fault {
-        match self {
-            Fault::Wrong(why) => Fault::WrongAt(line, why),
-            other => other,
-        }
-    }
-}
-
-fn fault(why: impl AsRef<str>) -> Fault {
-    Fault::Wrong(why.as_ref().to_owned())
-}
 
 /// Compiles a template.
 pub(crate) fn compile(source: &str) -> Result<Program, String> {

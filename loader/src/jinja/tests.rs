@@ -1,9 +1,10 @@
 //! The tests of a template: what stands after `is`.
 
 use super::eval::{CallArgs, R, Run};
+use super::fault::fault;
+use super::filters;
 use super::parser::Cmp;
 use super::value::Value;
-use super::{fault, filters};
 
 /// Runs a test.
 pub(crate) fn apply(run: &mut Run<'_>, name: &str, value: &Value, args: CallArgs) -> R<bool> {

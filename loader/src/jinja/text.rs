@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use super::Fault;
+use super::fault::Fault;
 
 /// What a rendering may still use. Work is counted in steps, memory in bytes that were ever asked for.
 pub(crate) struct Meter {

@@ -4,8 +4,8 @@ use std::cell::Cell;
 use std::cmp::Ordering;
 use std::rc::Rc;
 
+use super::fault::{Fault, fault};
 use super::text::{Builder, Meter, Str};
-use super::{Fault, fault};
 
 /// How deep lists and the like may nest.
 pub(crate) const MAX_DEPTH: usize = 128;
