@@ -2,9 +2,9 @@
 
 use std::cmp::Ordering;
 
-use super::eval::{CallArgs, R, Run, char_offset};
 use super::fault::fault;
 use super::methods::{capitalize, lower, pad, replace, split_lines, strip, upper};
+use super::run::{CallArgs, R, Run, char_offset};
 use super::text::{Builder, Str, is_space};
 use super::value::{ENTRY_BYTES, Items, Value};
 use super::{format, json, tests};
@@ -53,7 +53,7 @@ const FILTERS: &[(&str, Filter)] = &[
         match &value {
             Value::Undefined(_) => Value::once(Vec::new(), run.meter),
             Value::Dict(dict) => {
-                let items = super::eval::view(super::value::View::Items, dict, run.meter)?;
+                let items = super::run::view(super::value::View::Items, dict, run.meter)?;
                 Value::once(items.iterate(run.meter)?.list.clone(), run.meter)
             }
             _ => Err(fault("items: can only get item pairs from a mapping")),

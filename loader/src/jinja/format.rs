@@ -1,7 +1,7 @@
 //! Python's two ways to put values into a text: `'%s' % value` and `'{}'.format(value)`.
 
-use super::eval::{CallArgs, R, Run};
 use super::fault::fault;
+use super::run::{CallArgs, R, Run};
 use super::text::{Builder, Meter, Str};
 use super::value::{Value, float_repr, write_str_repr};
 
@@ -209,7 +209,7 @@ fn repr(value: &Value, ascii: bool, meter: &Meter) -> R<Str> {
 fn write_text(text: &Str, spec: &Spec, out: &mut Builder<'_>, meter: &Meter) -> R<()> {
     meter.scan(text.len())?;
     let cut = match spec.precision {
-        Some(n) => text.slice(0..super::eval::char_offset(text, n)),
+        Some(n) => text.slice(0..super::run::char_offset(text, n)),
         None => text.clone(),
     };
     let room = spec.width.saturating_sub(cut.as_str().chars().count());

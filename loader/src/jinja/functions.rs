@@ -1,7 +1,7 @@
 //! The functions of a template: Jinja's, and those that Hugging Face adds.
 
-use super::eval::{CallArgs, R, Run};
 use super::fault::{Fault, fault};
+use super::run::{CallArgs, R, Run};
 use super::text::Str;
 use super::time;
 use super::value::{Dict, Items, Value, insert};

@@ -1,7 +1,7 @@
 //! `tojson`: JSON as Python's `json.dumps` writes it.
 
-use super::eval::{CallArgs, R, Run};
 use super::fault::fault;
+use super::run::{CallArgs, R, Run};
 use super::text::{Builder, Str};
 use super::value::{Value, float_repr};
 

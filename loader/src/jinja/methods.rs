@@ -1,8 +1,8 @@
 //! The methods that strings, lists and dicts have in Python, as far as the sandbox gives them out.
 
-use super::eval::{CallArgs, R, Run, char_offset, view};
 use super::fault::fault;
 use super::format;
+use super::run::{CallArgs, R, Run, char_offset, view};
 use super::text::{Builder, Meter, Str, is_space};
 use super::value::{Dict, Value, View, is_printable};
 

@@ -15,18 +15,21 @@ mod fault;
 mod filters;
 mod format;
 mod functions;
+mod items;
 mod json;
 mod lexer;
 mod methods;
+mod operators;
 mod parser;
+mod run;
 mod tests;
 mod text;
 mod time;
 mod value;
 
-pub(crate) use eval::Run;
 pub(crate) use fault::Fault;
 pub(crate) use parser::Program;
+pub(crate) use run::Run;
 pub(crate) use text::{Builder, Meter, Str, is_space};
 pub(crate) use value::{Dict, Items, Value};
 

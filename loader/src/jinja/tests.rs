@@ -1,9 +1,8 @@
 //! The tests of a template: what stands after `is`.
 
-use super::eval::{CallArgs, R, Run};
 use super::fault::fault;
-use super::filters;
 use super::parser::Cmp;
+use super::run::{CallArgs, R, Run};
 use super::value::Value;
 
 /// Runs a test.
@@ -90,7 +89,7 @@ pub(crate) fn apply(run: &mut Run<'_>, name: &str, value: &Value, args: CallArgs
             );
             if name == "lower" { lower && !upper } else { upper && !lower }
         }
-        "filter" => matches!(value, Value::Str(name) if filters::exists(name.as_str())),
+        "filter" => matches!(value, Value::Str(name) if (run.is_filter)(name.as_str())),
         "test" => matches!(value, Value::Str(name) if exists(name.as_str())),
         "escaped" => matches!(value, Value::Str(text) if text.is_markup()),
         _ => return Err(fault(format!("no test named '{name}'"))),
