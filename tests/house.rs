@@ -1,4 +1,4 @@
-//! The order of the code: which file of the engine uses which, from its `use` lines and the paths in its bodies.
+//! The order of the code: which file uses which, from its `use` lines and the paths in its bodies.
 //!
 //! No circles among files, and no arrow from a lower floor to a higher one, but for those that are listed here. A list only ever
 //! gets shorter: what is no longer there has to be taken off it.
@@ -262,6 +262,10 @@ fn engine() -> BTreeMap<String, String> {
     sources
 }
 
+fn n_arrows(graph: &Graph) -> usize {
+    graph.values().map(BTreeSet::len).sum()
+}
+
 fn listed(list: &[&str]) -> BTreeSet<String> {
     list.iter().map(|line| (*line).to_owned()).collect()
 }
@@ -271,11 +275,11 @@ fn files_have_an_order() {
     for (dir, root, known) in CRATES {
         let sources = if dir == "engine/src" { engine() } else { sources(dir, root) };
         let graph = graph(&sources);
-        let n_arrows: usize = graph.values().map(BTreeSet::len).sum();
-        assert!(n_arrows > graph.len(), "{dir}: paths are found");
+        assert!(n_arrows(&graph) > graph.len(), "{dir}: paths are found");
         assert_eq!(circles(&graph), listed(known), "circles of {dir}");
     }
     let graph = graph(&engine());
+    assert!(n_arrows(&graph) > 300, "paths are found");
     for room in
         graph.keys().filter(|name| !name.is_empty()).map(|name| name.split("::").next().unwrap())
     {
