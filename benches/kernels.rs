@@ -13,8 +13,7 @@ use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
 use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq};
-use loris::cache::{KvFormat, PageLayout};
-use loris::store::{AttentionShape, PageId};
+use loris::store::{AttentionShape, KvFormat, PageId, PageLayout};
 use loris_loader::{Dtype, TensorView, Weights};
 
 fn main() {

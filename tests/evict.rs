@@ -10,10 +10,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use loris::cache::Sides;
 use loris::loader::{Checkpoint, Dtype};
 use loris::policy::evict::{Keep, MIN_KEEP, Rank};
 use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::store::Sides;
 use loris::{
     Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Progress, Session,
     SessionOptions, StreamOptions,

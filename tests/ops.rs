@@ -18,9 +18,8 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::cache::{Coding, KvFormats, PageLayout, Part, Side};
 use loris::policy::Stream;
-use loris::store::{AttentionShape, PageId, Seal};
+use loris::store::{AttentionShape, Coding, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris_loader::{Dtype, Weights};
 
 use world::{

@@ -7,9 +7,9 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use loris::cache::Sides;
 use loris::loader::{Checkpoint, Dtype};
 use loris::policy::{Lazy, PrunePoint};
+use loris::store::Sides;
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Progress, Session, SessionOptions,
     StreamOptions,

@@ -55,7 +55,6 @@ pub mod store;
 mod sync;
 
 pub use backend::cuda::{CudaBytes, CudaDevice, Passes};
-pub use cache::{KvFormat, KvFormats};
 pub use device::{DeviceChoice, Placement, cuda_devices};
 pub use engine::{Engine, EngineOptions, LoadProgress, Model, PoolUsage};
 pub use error::Error;
@@ -69,3 +68,4 @@ pub use receipt::Receipt;
 pub use sampler::{History, Sampler, SamplerParams};
 pub use session::{Canceller, Session, SessionOptions, StreamOptions};
 pub use step::Progress;
+pub use store::{KvFormat, KvFormats};

@@ -8,9 +8,8 @@ use std::ops::RangeInclusive;
 
 use loris_loader::{LoadMode, ModelConfig};
 
-use crate::cache::{KvFormats, PageLayout, Part};
 use crate::error::Error;
-use crate::store::AttentionShape;
+use crate::store::{AttentionShape, KvFormats, PageLayout, Part};
 
 /// How a model is opened.
 #[derive(Clone, Debug)]

@@ -6,9 +6,10 @@ mod targets;
 use std::slice::from_ref;
 
 use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq};
-use loris::cache::{Coding, Held, KvFormat, KvFormats, PageLayout, Side, When};
 use loris::policy::Stream;
-use loris::store::{AttentionShape, PageId, Seal};
+use loris::store::{
+    AttentionShape, Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When,
+};
 use loris_loader::{Dtype, TensorView, Weights};
 
 use super::reference::{self, compare, compare_to};

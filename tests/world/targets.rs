@@ -3,8 +3,7 @@
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::cuda::{CudaBackend, CudaOptions};
 use loris::backend::{Backend, Phase, RowUse};
-use loris::cache::PageLayout;
-use loris::store::AttentionShape;
+use loris::store::{AttentionShape, PageLayout};
 use loris_loader::Dtype;
 
 use super::{Case, F32};

@@ -18,10 +18,9 @@ use std::ops::Range;
 
 use loris_loader::{Dtype, TensorView};
 
-use crate::cache::{Coding, PageLayout};
 use crate::error::Error;
 use crate::policy::Stream;
-use crate::store::{AttentionShape, PageId, Seal};
+use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

@@ -9,8 +9,7 @@ use std::ops::Range;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::Pool;
-use crate::store::{PageId, Seal};
-use loris_formats::{PageLayout, Part};
+use crate::store::{PageId, PageLayout, Part, Seal};
 
 /// The tokens that a run of layers holds, and the pages that hold them.
 #[derive(Debug, Default)]

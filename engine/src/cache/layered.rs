@@ -15,7 +15,7 @@ use super::kv::{Gone, Growth, Segment, Unsealed};
 use crate::error::Error;
 use crate::memory;
 use crate::pool::{AuxRow, Found, Pool, Store};
-use loris_formats::PageLayout;
+use crate::store::PageLayout;
 
 /// Memory that the place of a hidden state takes at most, in trees whose nodes may be half empty and in a page
 /// that no other row is in.

@@ -10,11 +10,11 @@ use super::out::{c_text, copy_text, optional, write};
 use super::params::{check_flags, loris_engine_params, read};
 use super::status::{Failure, LORIS_OK};
 use crate::backend::cuda::CudaDevice;
-use crate::cache::KvFormat;
 use crate::device::{DeviceChoice, cuda_devices};
 use crate::engine::{Engine, EngineOptions};
 use crate::log::{Level, Log};
 use crate::policy::evict::Rank;
+use crate::store::KvFormat;
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
 /// higher minor version.

@@ -12,13 +12,13 @@ use super::params::{
     loris_sampling_params, read,
 };
 use super::status::{Failure, LORIS_E_INVALID_ARG, LORIS_IDLE, LORIS_OK, LORIS_PENDING};
-use crate::cache::KvFormats;
 use crate::engine::LoadProgress;
 use crate::error::Error;
 use crate::memory;
 use crate::plan::ModelOptions;
 use crate::sampler::SamplerParams;
 use crate::step::Progress;
+use crate::store::KvFormats;
 use loris_loader::LoadMode;
 
 /// Of the lists of a step, for each of its sessions: handles, results, who is served.

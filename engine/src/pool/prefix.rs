@@ -18,8 +18,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::error::Error;
 use crate::memory;
-use crate::store::PageId;
-use loris_formats::PageLayout;
+use crate::store::{PageId, PageLayout};
 
 /// Names a chain of full pages.
 pub type ChainKey = u64;

@@ -7,12 +7,13 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blob::{Summed, read};
-use crate::cache::{Coding, GIVEN_UP, PageLayout, Run, Segment, Side};
+use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::AuxRow;
 use crate::session::Session;
+use crate::store::{Coding, PageLayout, Run, Side};
 
 /// Hidden states that are read or written in one turn on the device.
 const ROWS_A_TURN: usize = 256;

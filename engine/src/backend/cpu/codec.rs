@@ -5,7 +5,7 @@
 use half::f16;
 
 use super::simd::{Simd, bf16_value, e4m3_value, f16_value};
-use crate::cache::{Code, Coding};
+use crate::store::{Code, Coding};
 
 /// Codes a head. Numbers that are not finite make its scale so, and what is decoded NaN.
 #[inline(always)]

@@ -4,8 +4,7 @@ use super::mem::Shared;
 use super::pages::{CpuPages, Row};
 use super::simd::{Dot, Kernel, Simd};
 use crate::backend::Table;
-use crate::cache::{Run, Side};
-use crate::store::PageId;
+use crate::store::{PageId, Run, Side};
 
 /// Lengths of the keys of a layer, the mean over the key heads. Rotations, which there are two of, keep a length.
 #[derive(Clone, Copy)]

@@ -6,8 +6,7 @@ use super::mem::Shared;
 use super::norm::{Norm, Rotation, rms_norm};
 use super::pages::{Place, Writer};
 use super::simd::Simd;
-use crate::cache::Side;
-use crate::store::AttentionShape;
+use crate::store::{AttentionShape, Side};
 
 /// Where heads go and what is done to them on the way.
 pub(super) struct Heads<'a> {

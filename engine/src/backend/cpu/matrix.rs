@@ -7,8 +7,8 @@ use loris_loader::{Dtype, TensorView};
 
 use super::simd::{Simd, bf16_value, f16_value};
 use crate::backend::check_weight;
-use crate::cache::Coding;
 use crate::error::Error;
+use crate::store::Coding;
 
 /// How the elements of a matrix or of a page are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

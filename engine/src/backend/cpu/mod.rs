@@ -53,10 +53,9 @@ use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
 use self::seal::SealPages;
 use super::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table, random};
-use crate::cache::{Coding, PageLayout};
 use crate::error::Error;
 use crate::memory;
-use crate::store::{AttentionShape, PageId, Seal};
+use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal};
 
 pub use self::matrix::{CpuMatrix, CpuVector};
 pub use self::pages::CpuPages;

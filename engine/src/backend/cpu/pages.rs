@@ -4,9 +4,8 @@ use super::codec;
 use super::mem::{Buf, Shared};
 use super::simd::{Simd, bf16_bits};
 use crate::backend::Batch;
-use crate::cache::{Coding, PageForm, PageLayout, Part, Run, Side, Sides};
 use crate::error::Error;
-use crate::store::PageId;
+use crate::store::{Coding, PageForm, PageId, PageLayout, Part, Run, Side, Sides};
 
 /// What the pages of each [`Part`] of a table look like.
 type Forms = [PageForm; 3];

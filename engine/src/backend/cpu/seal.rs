@@ -4,8 +4,7 @@ use super::codec;
 use super::pages::{CpuPages, Row, Writer};
 use super::simd::{Dot, Kernel, Simd, bf16_bits};
 use super::team::Tasks;
-use crate::cache::{PageForm, Part, Side, When};
-use crate::store::Seal;
+use crate::store::{PageForm, Part, Seal, Side, When};
 
 /// Codes pages: a task for each of them and key head.
 #[derive(Clone, Copy)]

@@ -49,9 +49,8 @@ use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered, missing};
 use self::sample::Chooser;
 use super::{Backend, Batch, Draw, LayerWeights, MassRows, Phase, RowUse, Table};
-use crate::cache::{Coding, PageLayout, Sides};
 use crate::error::Error;
-use crate::store::{AttentionShape, PageId, Seal};
+use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal, Sides};
 
 pub use self::limits::{CudaBytes, check};
 pub use self::passes::Passes;

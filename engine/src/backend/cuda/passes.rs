@@ -17,8 +17,8 @@ use loris_kernels::{Device, Graph, Recording};
 
 use super::batch::Arrays;
 use crate::backend::{Batch, Phase};
-use crate::cache::Sides;
 use crate::error::Error;
+use crate::store::Sides;
 
 /// How the CUDA backend runs the passes of decode; the results are the same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use super::flash::{Attention, Mask, Meets, Parts, View, weigh};
 use super::numbers::{self, CHUNK, Numbers, Walk};
 use super::work::Task;
 use super::{Fma, TILE};
-use crate::cache::{Run, Side};
+use crate::store::{Run, Side};
 
 /// Rows of a block.
 const BLOCK: usize = 4;

@@ -15,8 +15,7 @@ use super::numbers::CHUNK;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{Batch, Phase, Seq};
-use crate::cache::{Part, Run, Side};
-use crate::store::AttentionShape;
+use crate::store::{AttentionShape, Part, Run, Side};
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {

@@ -11,8 +11,7 @@ use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
 use crate::backend::{Batch, MassRows};
-use crate::cache::{Run, Side};
-use crate::store::AttentionShape;
+use crate::store::{AttentionShape, Run, Side};
 
 /// Pairs of a row and a query head that a loaded key meets at once.
 const PAIRS: usize = 8;

@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use super::super::codec::{self, unpack};
 use super::super::pages::Row;
 use super::super::simd::Simd;
-use crate::cache::Coding;
+use crate::store::Coding;
 
 /// Numbers of a chunk.
 pub(super) const CHUNK: usize = 32;
