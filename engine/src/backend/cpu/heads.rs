@@ -1,10 +1,9 @@
 //! What follows the Q, K and V projections: bias, norm of q and k, rotation to the position, rotation for the
 //! codes of the cache where its format has one, and the way to `q` or to the pages. Prefill calls it with one head of many rows, decode with all heads of few.
 
-use super::codec;
+use super::kv::{self, Place, Writer};
 use super::mem::Shared;
 use super::norm::{Norm, Rotation, rms_norm};
-use super::pages::{Place, Writer};
 use super::simd::Simd;
 use crate::store::{AttentionShape, Side};
 
@@ -79,7 +78,7 @@ impl Heads<'_> {
             // Queries as the keys that they meet.
             let held = if kind < 2 { self.pages.kv.k } else { self.pages.kv.v };
             if held.rotated {
-                codec::rotate(std::slice::from_raw_parts_mut(values, d));
+                kv::rotate(std::slice::from_raw_parts_mut(values, d));
             }
             match head {
                 Head::Q(_) => {

@@ -11,29 +11,25 @@
 //! | `gemv`, `decode` | matrix products of few rows, and what follows each |
 //! | `attention/` | attention over pages, for both phases |
 //! | `norm`, `heads` | row-wise arithmetic |
-//! | `matrix`, `pages`, `codec`, `mem` | weights, KV pages and their formats, big buffers |
-//! | `seal` | pages that are coded as a whole |
-//! | `evict` | what eviction asks of pages |
+//! | `matrix`, `mem` | weights, big buffers |
+//! | `kv/` | pages, and ways of coding heads, a file each |
 //!
 //! `unsafe` is at home here: kernels work on raw pointers, and threads write disjoint parts of shared
 //! buffers. This file makes the pointers from checked sizes; nothing above it is unsafe.
 
 mod attention;
-mod codec;
 mod decode;
-mod evict;
 mod gemm;
 mod gemv;
 mod heads;
+mod kv;
 mod matrix;
 mod mem;
 mod micro;
 mod norm;
 mod pack;
-mod pages;
 mod prefill;
 mod run;
-mod seal;
 mod simd;
 mod team;
 
@@ -41,24 +37,23 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 use loris_loader::TensorView;
 
-use self::attention::{Attention, AttentionMass, Merge, Part, Work, runs};
+use self::attention::{Attention, AttentionMass, KeyNorms, Merge, Part, Work, runs};
 use self::decode::{AddTo, FinishHeads, GatedTo, Input, Store};
-use self::evict::KeyNorms;
+
 use self::heads::Heads;
+use self::kv::{Place, SealPages, n_seal_tasks, places};
 use self::matrix::Format;
 use self::mem::{Buf, Shared};
 use self::norm::{Norm, Rotation};
-use self::pages::{Place, places};
 use self::prefill::{GateUp, Qkv, Residual};
 use self::run::{Runner, Source};
-use self::seal::SealPages;
 use super::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Stop, Table, random};
 use crate::error::Error;
 use crate::memory;
 use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal};
 
+pub use self::kv::CpuPages;
 pub use self::matrix::{CpuMatrix, CpuVector};
-pub use self::pages::CpuPages;
 pub use self::simd::Isa;
 
 /// Up to this many rows, finishing heads and merging splits take less time than a region costs.
@@ -525,7 +520,7 @@ impl Backend for CpuBackend {
     }
 
     fn seal_pages(&mut self, pages: &mut CpuPages, seals: &[Seal]) -> Result<(), Error> {
-        let tasks = &self.runner.unordered(seal::n_tasks(seals, pages));
+        let tasks = &self.runner.unordered(n_seal_tasks(seals, pages));
         let pages = pages.writer();
         let seal = |thread_idx, _| SealPages { pages, seals, tasks, thread_idx };
         self.runner.region(self.isa.f32(), seal);

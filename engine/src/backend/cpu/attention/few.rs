@@ -2,15 +2,14 @@
 //!
 //! Nothing is packed, and where all rows fit into one block nothing is even decoded to memory: every row takes its
 //! dot products, and then its weighted sum, from numbers that go from the page through the registers
-//! ([`numbers`](super::numbers)). More rows take them from a tile that is decoded once. Both give the same bits: a
+//! ([`kv`]). More rows take them from a tile that is decoded once. Both give the same bits: a
 //! row's do not depend on its block, nor on who else is in the batch.
 
 use std::ops::Range;
 
-use super::super::pages::Row;
+use super::super::kv::{self, CHUNK, Numbers, Row, Walk};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::flash::{Attention, Mask, Meets, Parts, View, weigh};
-use super::numbers::{self, CHUNK, Numbers, Walk};
 use super::work::Task;
 use super::{Fma, TILE};
 use crate::store::{Run, Side};
@@ -146,7 +145,7 @@ impl Tile<'_> {
                     row.scales::<S>(n, scales.as_mut_ptr().add(at));
                     if self.is_decoded {
                         let to = to.add(at * d);
-                        row.read_run::<S>(n, head_dim, to, d);
+                        row.read_unscaled::<S>(n, head_dim, to, d);
                         (0..n).for_each(|i| to.add(i * d + head_dim).write_bytes(0, d - head_dim));
                     }
                 }
@@ -154,19 +153,19 @@ impl Tile<'_> {
         }
     }
 
-    /// Walks over keys or values, which are in `decoded` if they were decoded; else it is scratch.
+    /// Walks over keys or values, which are in `numbers` if they were decoded; else it is scratch.
     ///
     /// # Safety
     /// As [`Simd`]; room for a tile.
     #[inline(always)]
-    unsafe fn walk<S: Simd>(&self, side: Side, decoded: *mut f32, d: usize, job: impl Walk) {
+    unsafe fn walk<S: Simd>(&self, side: Side, numbers: *mut f32, d: usize, job: impl Walk) {
         // SAFETY: the slots of a run, and their places in the tile.
         unsafe {
             if self.is_decoded {
-                return job.walk::<S>(numbers::decoded(decoded, d), 0, self.slots.len());
+                return job.walk::<S>(kv::decoded(numbers, d), 0, self.slots.len());
             }
             for (row, at, n) in self.runs(side) {
-                numbers::walk::<S>(row, at, n, d, decoded, job);
+                row.walk::<S>(at, n, d, numbers, job);
             }
         }
     }

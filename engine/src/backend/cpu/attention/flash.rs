@@ -2,16 +2,14 @@
 
 use std::ops::Range;
 
-use super::super::codec;
+use super::super::kv::{self, CHUNK, CpuPages, Row};
 use super::super::matrix::Format;
 use super::super::mem::Shared;
 use super::super::micro::{Out, Product};
 use super::super::norm::Rotation;
 use super::super::pack::{Dest, Pack, RowPtrs, Tiles, pack_tile, pair, steps, to_pairs};
-use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Fma, Kernel, MAX_LANES, Simd, bf16_bits, exp2, exp2_each};
 use super::super::team::Tasks;
-use super::numbers::CHUNK;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{Batch, Phase, Seq};
@@ -179,12 +177,12 @@ impl Attention<'_> {
                 let is_rotated = self.pages.layout.kv.k.rotated;
                 let head = std::slice::from_raw_parts_mut(to, head_dim);
                 if is_rotated {
-                    codec::rotate(head); // back to where positions rotate
+                    kv::rotate(head); // back to where positions rotate
                 }
                 let row = task.tokens.start + r / self.shape.group_size();
                 self.sink_rotation.rotate(row, head.as_mut_ptr());
                 if is_rotated {
-                    codec::rotate(head);
+                    kv::rotate(head);
                 }
             }
         }
@@ -446,7 +444,7 @@ impl Attention<'_> {
                     to.add(i).write(*from.add(i) * factor);
                 }
                 if self.pages.layout.kv.v.rotated {
-                    codec::rotate(std::slice::from_raw_parts_mut(to, head_dim));
+                    kv::rotate(std::slice::from_raw_parts_mut(to, head_dim));
                 }
             }
         }

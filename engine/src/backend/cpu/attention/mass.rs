@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
+use super::super::kv::{CpuPages, Row};
 use super::super::mem::Shared;
-use super::super::pages::{CpuPages, Row};
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
-use crate::backend::{Batch, MassRows};
+use crate::backend::{Batch, MassRows, Table};
 use crate::store::{AttentionShape, Run, Side};
 
 /// Pairs of a row and a query head that a loaded key meets at once.
@@ -248,6 +248,40 @@ impl AttentionMass<'_> {
             unsafe {
                 let to = self.mass.get().add(start);
                 std::ptr::copy_nonoverlapping(totals.as_ptr(), to, n);
+            }
+        }
+    }
+}
+
+/// Lengths of the keys of a layer, the mean over the key heads. Rotations, which there are two of, keep a length.
+#[derive(Clone, Copy)]
+pub(in super::super) struct KeyNorms<'a> {
+    pub(in super::super) pages: &'a CpuPages,
+    pub(in super::super) table: Table<'a>,
+    pub(in super::super) layer: usize,
+    pub(in super::super) n_slots: usize,
+    /// `[slot]`
+    pub(in super::super) out: Shared<'a, f32>,
+}
+
+impl Kernel for KeyNorms<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, D: Dot>(self) {
+        let layout = self.pages.layout;
+        let (n_heads, d) = (layout.n_kv_heads, layout.head_dim);
+        let mut key = vec![0.0_f32; d];
+        for Run { page_idx, part, first, slots } in layout.runs(0..self.n_slots) {
+            let page = self.pages.page(self.table.page(page_idx, self.layer)).as_ptr();
+            for (place, slot) in (first..).zip(slots) {
+                let mut sum = 0.0;
+                for head in 0..n_heads {
+                    let row = Row::new(self.pages.form(part), page, place, Side::K, head);
+                    // SAFETY: a slot in use; room for its d numbers.
+                    unsafe { row.read::<S>(1, d, key.as_mut_ptr()) };
+                    sum += key.iter().map(|x| x * x).sum::<f32>().sqrt();
+                }
+                // SAFETY: room for n_slots.
+                unsafe { self.out.get().add(slot).write(sum / n_heads as f32) };
             }
         }
     }

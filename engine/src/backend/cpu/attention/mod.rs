@@ -17,14 +17,13 @@
 mod few;
 mod flash;
 mod mass;
-mod numbers;
 mod work;
 
 use super::micro::ROW_STRIDE;
 use super::simd::Fma;
 
 pub(super) use self::flash::{Attention, scratch_len};
-pub(super) use self::mass::{AttentionMass, Part, runs};
+pub(super) use self::mass::{AttentionMass, KeyNorms, Part, runs};
 pub(super) use self::work::{Merge, Work};
 
 /// Slots of a tile.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::codec;
+use super::super::kv;
 use super::super::mem::Shared;
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
@@ -201,7 +201,7 @@ impl Merge<'_> {
                 *out.add(i) *= factor;
             }
             if self.is_rotated {
-                codec::rotate(std::slice::from_raw_parts_mut(out, d));
+                kv::rotate(std::slice::from_raw_parts_mut(out, d));
             }
         }
     }

@@ -1,22 +1,23 @@
 //! Sealing: tokens that waited in 16 bits are coded into one page.
 
-use super::codec;
-use super::pages::{CpuPages, Row, Writer};
-use super::simd::{Dot, Kernel, Simd, bf16_bits};
-use super::team::Tasks;
-use crate::store::{PageForm, Part, Seal, Side, When};
+use super::super::simd::{Dot, Kernel, Simd};
+use super::super::team::Tasks;
+use super::choose::with_family;
+use super::family::{Family, Row, encode_slots};
+use super::pages::{CpuPages, Writer};
+use crate::store::{Coding, PageForm, Part, Seal, Side, When};
 
 /// Codes pages: a task for each of them and key head.
 #[derive(Clone, Copy)]
-pub(super) struct SealPages<'a> {
-    pub(super) pages: Writer<'a>,
-    pub(super) seals: &'a [Seal],
-    pub(super) tasks: &'a Tasks,
-    pub(super) thread_idx: usize,
+pub(in super::super) struct SealPages<'a> {
+    pub(in super::super) pages: Writer<'a>,
+    pub(in super::super) seals: &'a [Seal],
+    pub(in super::super) tasks: &'a Tasks,
+    pub(in super::super) thread_idx: usize,
 }
 
 /// Tasks for some pages; panics on a page outside the pool, and where there are too few for a whole one.
-pub(super) fn n_tasks(seals: &[Seal], pages: &CpuPages) -> usize {
+pub(in super::super) fn n_seal_tasks(seals: &[Seal], pages: &CpuPages) -> usize {
     let n_pages = pages.bytes.len() / pages.layout.bytes().max(1);
     for Seal { from, to } in seals {
         let is_inside = from.iter().chain([to]).all(|&page| (page as usize) < n_pages);
@@ -67,22 +68,8 @@ unsafe fn encode(form: &PageForm, page: *mut u8, (side, head): (Side, usize), va
             std::slice::from_raw_parts_mut(page.add(params), end - params),
         )
     };
-    if held.when == When::Sealed {
-        return codec::encode_page(coding, values, d, codes, params);
-    }
-    if !coding.is_coded() {
-        // One side is coded, this one is not.
-        let bits = values.iter().map(|&x| bf16_bits(x));
-        codes
-            .chunks_exact_mut(2)
-            .zip(bits)
-            .for_each(|(code, x)| code.copy_from_slice(&x.to_le_bytes()));
-        return;
-    }
-    let (code_bytes, param_bytes) = (coding.code_bytes(d), coding.param_bytes(d));
-    for (slot, values) in values.chunks_exact(d).enumerate() {
-        let codes = &mut codes[slot * code_bytes..][..code_bytes];
-        let params = &mut params[slot * param_bytes..][..param_bytes];
-        codec::encode(coding, values, codes, params);
-    }
+    with_family!(coding, F => match held.when {
+        When::Sealed => F::encode_page(values, d, codes, params),
+        When::Append => encode_slots::<F>(values, d, codes, params),
+    });
 }
