@@ -1,9 +1,15 @@
 //! Build script of `kernels-cuda`: kernels to images, and the twin.
 //!
+//! **Kernels.** A row of a kernel file, `KERNEL(name, ..)`, is a kernel. A row `FAMILY(name, ..)` is
+//! one for each head width and each pair of formats that attention is compiled for, a row
+//! `KEY_FAMILY(name, ..)` one for each format of keys: their lists are `formats.h`, which this
+//! script writes. The library gets a table of kernels, and one of names for each family.
+//!
 //! **Images.** nvcc, if there is one, makes of each kernel file a cubin for each architecture, and
-//! PTX. What ptxas says about registers is held against the comment on the kernel's row, `// <= N
-//! registers`: more registers, a spill or a stack frame fail the build. Without nvcc the build goes
-//! on and the library has no images.
+//! PTX. What ptxas says about registers is held against the comment on the row, `// <= 168, d32 128
+//! registers`: more registers, a spill or a stack frame fail the build. The shared memory of a
+//! kernel is a constant beside it in the image. Without nvcc the build goes on and the library has
+//! no images.
 //!
 //! **The twin.** With the feature `twin` the same kernel files and the driver in `twin/` become a
 //! shared library, by the host's C++ compiler.
@@ -23,6 +29,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
 type Result<T> = std::result::Result<T, String>;
+
+/// Formats of keys and of values, and what kernels for both are called.
+type Pair = (&'static str, &'static str, &'static str);
+/// What attention is compiled for: these, for heads of these widths.
+const PAIRS: [Pair; 8] = [
+    ("BF16", "BF16", ""),
+    ("FP8", "FP8", "_kvfp8"),
+    ("INT8", "INT8", "_kvint8"),
+    ("INT4", "INT4", "_kvint4"),
+    ("INT8", "INT4", "_kvint8_int4"),
+    ("BF16", "INT4", "_kvbf16_int4"),
+    ("INT4_CHANNEL", "INT4", "_kvint4_channel"),
+    ("INT2_CHANNEL", "INT2", "_kvint2"),
+];
+const HEAD_DIMS: [u32; 3] = [32, 64, 128];
 
 /// PTX is for devices newer than the toolkit.
 const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "compute_80"];
@@ -63,20 +84,26 @@ fn run() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     // OUT_DIR is <target>/<profile>/build/<package>/out.
     let target = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?;
-    let cache = Cache::new(target.join("kernels"))?;
+    let header = formats_header();
+    fs::write(out.join("formats.h"), &header).map_err(text)?;
+    let cache = Cache::new(target.join("kernels"), &out, &header)?;
 
-    let rows = kernel_rows()?;
-    let (images, resources, why_none) = build_images(&cache, &rows)?;
+    let (mut rows, families) = kernel_rows()?;
+    let (images, resources, why_none) = build_images(&cache, &mut rows)?;
     let mut code = format!("pub(crate) const NO_IMAGES: &str = {why_none:?};\n");
     if env::var_os("CARGO_FEATURE_TWIN").is_some() {
-        let twin = build_twin(&cache, &out)?;
+        let twin = build_twin(&cache, &out, &mut rows)?;
         writeln!(code, "pub(crate) const TWIN: &str = {twin:?};").map_err(text)?;
     }
-    writeln!(code, "pub(crate) static KERNELS: &[(&str, &str)] = &[").map_err(text)?;
-    for row in &rows {
-        writeln!(code, "    ({:?}, {:?}),", row.kernel, row.file).map_err(text)?;
+    writeln!(code, "pub(crate) static KERNELS: &[Kernel] = &[").map_err(text)?;
+    for Row { kernel, file, smem, .. } in &rows {
+        let smem = smem.unwrap_or(0); // nothing is built
+        writeln!(code, "    Kernel {{ name: {kernel:?}, file: {file:?}, smem: {smem} }},")
+            .map_err(text)?;
     }
-    writeln!(code, "];\npub(crate) static IMAGES: &[Image] = &[").map_err(text)?;
+    code += "];\n";
+    code += &families;
+    writeln!(code, "pub(crate) static IMAGES: &[Image] = &[").map_err(text)?;
     for (file, arch, path) in images {
         let data = format!("include_bytes!({path:?})");
         writeln!(code, "    Image {{ file: {file:?}, arch: {arch:?}, data: {data} }},")
@@ -87,34 +114,119 @@ fn run() -> Result<()> {
     fs::write(out.join("resources.csv"), resources).map_err(text)
 }
 
-/// A `KERNEL(...)` row of a kernel file.
+/// What the kernels of `formats` are called behind a family's name and the width of heads; of a
+/// family of KEYS the values do not matter.
+fn suffix((k, v, pair): Pair, keys: bool) -> String {
+    match keys {
+        true if (k, v) == ("BF16", "BF16") => String::new(),
+        true => format!("_k{}", k.to_lowercase()),
+        false => pair.to_string(),
+    }
+}
+
+/// 16 bytes hold whole heads, or a part of one.
+fn has_kernel((_, v, _): Pair, head_dim: u32) -> bool {
+    v != "INT2" || head_dim >= 64
+}
+
+/// The variants of families, as lists for the preprocessor.
+fn formats_header() -> String {
+    let mut header = String::from("// Made by build.rs.\n#pragma once\n");
+    for (list, keys) in [("KV_PAIRS", false), ("KV_KEYS", true)] {
+        header += &format!("#define {list}(ROW, ...)");
+        let mut named = Vec::new();
+        for pair in PAIRS {
+            let (k, v, _) = pair;
+            let suffix = suffix(pair, keys);
+            if named.contains(&suffix) {
+                continue;
+            }
+            for head_dim in HEAD_DIMS.into_iter().filter(|&head_dim| has_kernel(pair, head_dim)) {
+                header += &format!(" \\\n    ROW({head_dim}, {k}, {v}, {suffix}, __VA_ARGS__)");
+            }
+            named.push(suffix);
+        }
+        header.push('\n');
+    }
+    header
+}
+
+/// A kernel.
 struct Row {
     kernel: String,
     file: String,
     max_registers: u32,
+    /// Bytes of shared memory, once something that was built has said it.
+    smem: Option<u32>,
 }
 
-fn kernel_rows() -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
+/// All kernels, and tables of those of each family: `[pair of formats][head width]`.
+fn kernel_rows() -> Result<(Vec<Row>, String)> {
+    let (mut rows, mut tables) = (Vec::new(), String::new());
     for path in sources("kernels", "cu") {
         let source = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let file = stem(&path);
-        for row in source.split("\nKERNEL(").skip(1) {
-            let kernel = row.split([',', ')']).next().unwrap_or("").trim().to_string();
-            let comment = row.split("// <= ").nth(1).and_then(|rest| rest.split(' ').next());
-            let max_registers = comment.and_then(|n| n.parse().ok()).ok_or_else(|| {
-                format!("{file}.cu: the row of {kernel} lacks its comment `// <= N registers`")
-            })?;
-            rows.push(Row { kernel, file: file.clone(), max_registers });
+        let of_macro = |name| source.split(name).skip(1).map(move |row| (name, row));
+        let found = ["\nKERNEL(", "\nFAMILY(", "\nKEY_FAMILY("].into_iter().flat_map(of_macro);
+        for (of, row) in found {
+            let name = row.split([',', ')']).next().unwrap_or("").trim();
+            let limits =
+                row.split("// <= ").nth(1).and_then(|rest| rest.split(" registers").next());
+            let mut add = |kernel: String, variant: &str| {
+                if rows.iter().any(|row: &Row| row.kernel == kernel) {
+                    return Ok(());
+                }
+                let max_registers = max_registers(limits, variant).ok_or_else(|| {
+                    format!("{file}.cu: the row of {name} lacks its comment `// <= N registers`")
+                })?;
+                rows.push(Row { kernel, file: file.clone(), max_registers, smem: None });
+                Ok::<(), String>(())
+            };
+            if of == "\nKERNEL(" {
+                add(name.to_string(), "")?;
+                continue;
+            }
+            let n = (PAIRS.len(), HEAD_DIMS.len());
+            tables += &format!(
+                "pub(crate) const {}: [[&str; {}]; {}] = [",
+                name.to_uppercase(),
+                n.1,
+                n.0
+            );
+            for pair in PAIRS {
+                tables.push('[');
+                for head_dim in HEAD_DIMS {
+                    let mut kernel = String::new();
+                    if has_kernel(pair, head_dim) {
+                        let variant = format!("d{head_dim}{}", suffix(pair, of == "\nKEY_FAMILY("));
+                        kernel = format!("{name}_{variant}");
+                        add(kernel.clone(), &variant)?;
+                    }
+                    tables += &format!("{kernel:?}, ");
+                }
+                tables += "], ";
+            }
+            tables += "];\n";
         }
     }
-    Ok(rows)
+    Ok((rows, tables))
+}
+
+/// Of `168, d32 128, d64_kvint8 160`: a number for all, then others for a width, for one kernel.
+fn max_registers(limits: Option<&str>, variant: &str) -> Option<u32> {
+    let mut limits = limits?.split(", ");
+    let all = limits.next();
+    let is_own = |of: &str| {
+        variant.strip_prefix(of).is_some_and(|rest| rest.is_empty() || !of.contains('_'))
+    };
+    let own = limits.filter_map(|limit| limit.split_once(' ')).filter(|(of, _)| is_own(of));
+    own.map(|(_, n)| n).last().or(all)?.parse().ok()
 }
 
 /// (file, architecture, path of the image), the table of resources, and why there are no images.
 type Images = (Vec<(String, String, PathBuf)>, String, String);
 
-fn build_images(cache: &Cache, rows: &[Row]) -> Result<Images> {
+fn build_images(cache: &Cache, rows: &mut [Row]) -> Result<Images> {
     let mut resources = String::from("kernel,arch,registers,smem,stack,spills\n");
     let none = |resources, why: &str| Ok((Vec::new(), resources, why.to_string()));
     let chosen = env::var("LORIS_CUDA_ARCHS").unwrap_or_default();
@@ -152,6 +264,7 @@ fn build_images(cache: &Cache, rows: &[Row]) -> Result<Images> {
         if arch.starts_with("sm_") {
             check_resources(&made, arch, rows, &mut resources, &mut problems);
         }
+        note_smem(&made, rows)?;
         images.push((made.file, arch.to_string(), made.path));
     }
     if problems.is_empty() { Ok((images, resources, String::new())) } else { Err(problems) }
@@ -200,6 +313,60 @@ fn check_resources(made: &Made, arch: &str, rows: &[Row], csv: &mut String, prob
     }
 }
 
+/// Takes what KERNEL puts beside each kernel, the number `<kernel>_smem`, out of an image or an
+/// object of the twin.
+fn note_smem(made: &Made, rows: &mut [Row]) -> Result<()> {
+    let image = fs::read(&made.path).map_err(text)?;
+    let found =
+        if image.starts_with(b"\x7fELF") { elf_numbers(&image) } else { ptx_numbers(&image) };
+    for row in rows.iter_mut().filter(|row| row.file == made.file) {
+        let name = format!("{}_smem", row.kernel);
+        let number = found.iter().find(|(found, _)| *found == name).map(|&(_, number)| number);
+        if number.is_none() || row.smem.is_some_and(|before| Some(before) != number) {
+            let (at, before) = (made.path.display(), row.smem);
+            return Err(format!("{at}: {name} is {number:?}, elsewhere {before:?}"));
+        }
+        row.smem = number;
+    }
+    Ok(())
+}
+
+/// The symbols of an ELF file of 64 bits, little-endian, with the four bytes that they name.
+fn elf_numbers(elf: &[u8]) -> Vec<(String, u32)> {
+    let number = |at: usize, n: usize| {
+        let bytes = elf.get(at..at + n).unwrap_or(&[]);
+        bytes.iter().rev().fold(0usize, |number, &byte| number << 8 | usize::from(byte))
+    };
+    const SECTION: usize = 64;
+    let (sections, n_sections) = (number(40, 8), number(60, 2));
+    let section = |i: usize| sections + i * SECTION;
+    let (kind, offset) = (|at| number(at + 4, 4), |at| number(at + 24, 8));
+    let mut found = Vec::new();
+    for table in (0..n_sections).map(section).filter(|&at| kind(at) == 2) {
+        let names = offset(section(number(table + 40, 4)));
+        for symbol in (0..number(table + 32, 8)).step_by(24).map(|at| offset(table) + at) {
+            let name = elf.get(names + number(symbol, 4)..).unwrap_or(&[]);
+            let name = name.split(|&byte| byte == 0).next().unwrap_or(&[]);
+            let home = section(number(symbol + 6, 2));
+            let is_zeros = kind(home) == 8; // without bytes in the file
+            let value = if is_zeros { 0 } else { number(offset(home) + number(symbol + 8, 8), 4) };
+            found.push((String::from_utf8_lossy(name).into_owned(), value as u32));
+        }
+    }
+    found
+}
+
+/// The same of PTX: `.global .align 4 .u32 sample_smem = 18968;`, and without a number for 0.
+fn ptx_numbers(ptx: &[u8]) -> Vec<(String, u32)> {
+    let ptx = String::from_utf8_lossy(ptx);
+    let numbers = ptx.lines().filter_map(|line| line.strip_prefix(".global .align 4 .u32 "));
+    let number = |line: &str| {
+        let (name, value) = line.trim_end_matches(';').split_once(" = ").unwrap_or((line, "0"));
+        (name.trim_end_matches(';').to_string(), value.parse().unwrap_or(0))
+    };
+    numbers.map(number).collect()
+}
+
 fn find_nvcc() -> Option<PathBuf> {
     if let Some(nvcc) = env::var_os("NVCC") {
         return Some(nvcc.into());
@@ -214,7 +381,7 @@ fn find_nvcc() -> Option<PathBuf> {
     folders.into_iter().map(|folder| folder.join("nvcc")).find(|nvcc| nvcc.is_file())
 }
 
-fn build_twin(cache: &Cache, out: &Path) -> Result<PathBuf> {
+fn build_twin(cache: &Cache, out: &Path, rows: &mut [Row]) -> Result<PathBuf> {
     let compiler = cc::Build::new().cpp(true).cargo_metadata(false).opt_level(2).get_compiler();
     let version = output(Command::new(compiler.path()).arg("--version"))?;
     let mut jobs = Vec::new();
@@ -227,6 +394,9 @@ fn build_twin(cache: &Cache, out: &Path) -> Result<PathBuf> {
         jobs.push(cache.job(command, &version, &path, "o"));
     }
     let objects = cache.run(jobs)?;
+    for made in &objects {
+        note_smem(made, rows)?;
+    }
     let library = out.join("libloris_twin.so");
     // Programs that run the old one keep it.
     let new = out.join("libloris_twin.so.new");
@@ -242,6 +412,9 @@ fn build_twin(cache: &Cache, out: &Path) -> Result<PathBuf> {
 /// Compiled files by the hash of what went into them.
 struct Cache {
     folder: PathBuf,
+    /// Where headers are that this script writes. It is no part of any hash, so that checkouts can
+    /// share a folder.
+    made_headers: PathBuf,
     /// Hash of all headers: any of them may be included anywhere.
     headers: u64,
 }
@@ -266,23 +439,26 @@ struct Made {
 }
 
 impl Cache {
-    fn new(folder: PathBuf) -> Result<Self> {
+    fn new(folder: PathBuf, made_headers: &Path, formats: &str) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut hasher = DefaultHasher::new();
+        formats.hash(&mut hasher);
         for (folder, extension) in [("include", "h"), ("include", "cuh"), ("twin", "hpp")] {
             for path in sources(folder, extension) {
                 (&path, fs::read(&path).ok()).hash(&mut hasher);
             }
         }
-        Ok(Self { folder, headers: hasher.finish() })
+        let made_headers = made_headers.to_owned();
+        Ok(Self { folder, made_headers, headers: hasher.finish() })
     }
 
-    fn job(&self, command: Command, compiler: &str, source: &Path, extension: &str) -> Job {
+    fn job(&self, mut command: Command, compiler: &str, source: &Path, extension: &str) -> Job {
         let mut hasher = DefaultHasher::new();
         (self.headers, compiler, format!("{command:?}"), fs::read(source).ok()).hash(&mut hasher);
         let place = source.with_extension("").display().to_string().replace('/', ".");
         let (prefix, suffix) = (format!("{place}-"), format!(".{extension}"));
         let name = format!("{prefix}{:016x}{suffix}", hasher.finish());
+        command.arg("-I").arg(&self.made_headers);
         Job { command, file: stem(source), path: self.folder.join(&name), prefix, suffix, name }
     }
 

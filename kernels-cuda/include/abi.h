@@ -261,7 +261,7 @@ typedef struct AttentionMassArgs {
     LorisPages pages;
     LorisBatch batch;
     uint32_t seq_idx;
-    uint32_t row_start;    /* score rows: row_start .. row_start + n_mass_rows of the batch */
+    uint32_t row_start;   /* score rows: row_start .. row_start + n_mass_rows of the batch */
     uint32_t n_mass_rows; /* up to LORIS_SCORE_ROWS */
     uint32_t n_so_far;
     uint32_t layer;

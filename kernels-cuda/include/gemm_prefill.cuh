@@ -45,7 +45,7 @@ struct PrefillGemm {
     static constexpr int N_COLS = BLOCK_N / N_W;  // of each matrix
     static constexpr int ROW_BYTES = BLOCK_K * 2, CHUNKS = ROW_BYTES / 16;
     static constexpr int STAGE_BYTES = (BLOCK_M + BLOCK_N) * ROW_BYTES;
-    static constexpr int SMEM_BYTES = N_STAGES * STAGE_BYTES;  // mirrored by the launchers
+    static constexpr int SMEM_BYTES = N_STAGES * STAGE_BYTES;
     static constexpr int N_KK = BLOCK_K / 16;
     // A thread copies chunk t % 8 of rows t / 8, t / 8 + COPY_ROWS, ... of both tiles.
     static constexpr int COPY_ROWS = N_THREADS / CHUNKS;

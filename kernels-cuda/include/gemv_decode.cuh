@@ -33,7 +33,7 @@ static_assert(N_THREADS >= N_WEIGHT_ROWS * LORIS_DECODE_ROWS, "a thread finishes
 
 // Shared memory: sums [warp][matrix][batch row][COLUMN], then sums of squares [warp][batch row].
 template <int N_MATS, int N_TILES>
-constexpr int SMEM_FLOATS = N_WARPS * 8 * N_TILES * (N_MATS * COLUMN + 1);
+constexpr int SMEM_BYTES = N_WARPS * 8 * N_TILES * (N_MATS * COLUMN + 1) * 4;
 
 // The first of the batch rows that a block serves.
 DEV uint32_t first_row() { return blockIdx.x * LORIS_DECODE_ROWS; }

@@ -21,6 +21,7 @@
 // Pages of keys by channel are sealed: a table has pages of bf16 behind them (paged_kv.cuh).
 #pragma once
 
+#include "formats.h"
 #include "paged_kv.cuh"
 
 constexpr uint32_t BF16 = LORIS_KV_BF16, FP8 = LORIS_KV_FP8, INT8 = LORIS_KV_INT8,
@@ -59,6 +60,16 @@ constexpr uint32_t SKEW = K == BF16 && V == BF16 ? 0 : LORIS_KV_SKEW;
 
 constexpr uint32_t BF16_ONES = 0x3f803f80;  // 1, 1
 constexpr uint16_t F16_ONE = 0x3c00;
+
+// Kernels of `body<D, K, V>` with `smem<D, K, V>` bytes of shared memory: for each pair of formats
+// and each width of heads, or for each format of keys. The build reads these rows as it does
+// KERNEL.
+#define FAMILY(name, Args, n_threads, min_blocks, smem) \
+    KV_PAIRS(FAMILY_ROW, name, Args, n_threads, min_blocks, smem)
+#define KEY_FAMILY(name, Args, n_threads, min_blocks, smem) \
+    KV_KEYS(FAMILY_ROW, name, Args, n_threads, min_blocks, smem)
+#define FAMILY_ROW(D, K, V, suffix, name, Args, n_threads, min_blocks, smem) \
+    KERNEL(name##_d##D##suffix, Args, n_threads, min_blocks, smem<D, K, V>) { body<D, K, V>(args); }
 
 // The sizes of a format that is known at run time.
 struct CodeBytes {

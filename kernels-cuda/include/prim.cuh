@@ -14,9 +14,12 @@
 #include "../twin/prim_host.hpp"
 #else
 
-// Defines a kernel: its plain name for the driver, its one argument, its block size and the blocks
-// an SM should hold. The comment behind the row, `// <= N registers`, is checked by the build.
-#define KERNEL(name, Args, n_threads, min_blocks)                       \
+// Defines a kernel: its plain name for the driver, its one argument, its block size, the blocks an
+// SM should hold, and the bytes of its shared memory, which the build takes out of the image (what
+// depends on the launch comes on top). The comment behind the row, `// <= N registers`, is checked
+// by the build.
+#define KERNEL(name, Args, n_threads, min_blocks, ...)                  \
+    extern "C" __device__ const uint32_t name##_smem = __VA_ARGS__;     \
     extern "C" __global__ void __launch_bounds__(n_threads, min_blocks) \
         name(const __grid_constant__ Args args)
 

@@ -51,7 +51,7 @@ constexpr int SUM_STRIDE = D + 8;
 static_assert(N_WARPS * N_HEADS * SUM_STRIDE<32> * 4 <= RING_BYTES<32, INT4, INT4>, "they fit");
 static_assert(N_WARPS * N_HEADS * SUM_STRIDE<64> * 4 <= RING_BYTES<64, INT4, INT4>, "they fit");
 static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128, INT4, INT4>, "they fit");
-// Q, the ring, and row_max and row_sum of each warp: mirrored by `ops/attention.rs`.
+// Q, the ring, and row_max and row_sum of each warp.
 template <int D, uint32_t K, uint32_t V>
 constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D, K, V> + N_WARPS * N_HEADS * 8;
 
@@ -560,72 +560,4 @@ DEV void body(const AttentionDecodeArgs &args) {
     store_sums<D>(args, sum_smem, ml_smem, out_gmem, ml_gmem);
 }
 
-KERNEL(attention_decode_d32, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, BF16, BF16>(args);
-}
-KERNEL(attention_decode_d64, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, BF16, BF16>(args);
-}
-KERNEL(attention_decode_d128, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, BF16, BF16>(args);
-}
-KERNEL(attention_decode_d32_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, FP8, FP8>(args);
-}
-KERNEL(attention_decode_d64_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, FP8, FP8>(args);
-}
-KERNEL(attention_decode_d128_kvfp8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, FP8, FP8>(args);
-}
-KERNEL(attention_decode_d32_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, INT8, INT8>(args);
-}
-KERNEL(attention_decode_d64_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, INT8, INT8>(args);
-}
-KERNEL(attention_decode_d128_kvint8, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, INT8, INT8>(args);
-}
-KERNEL(attention_decode_d32_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, INT4, INT4>(args);
-}
-KERNEL(attention_decode_d64_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, INT4, INT4>(args);
-}
-KERNEL(attention_decode_d128_kvint4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, INT4, INT4>(args);
-}
-KERNEL(attention_decode_d32_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, INT8, INT4>(args);
-}
-KERNEL(attention_decode_d64_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, INT8, INT4>(args);
-}
-KERNEL(attention_decode_d128_kvint8_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, INT8, INT4>(args);
-}
-KERNEL(attention_decode_d32_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, BF16, INT4>(args);
-}
-KERNEL(attention_decode_d64_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, BF16, INT4>(args);
-}
-KERNEL(attention_decode_d128_kvbf16_int4, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, BF16, INT4>(args);
-}
-KERNEL(attention_decode_d32_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 128 registers
-    body<32, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_decode_d64_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_decode_d128_kvint4_channel, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_decode_d64_kvint2, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<64, INT2_CHANNEL, INT2>(args);
-}
-KERNEL(attention_decode_d128_kvint2, AttentionDecodeArgs, 128, 3) {  // <= 168 registers
-    body<128, INT2_CHANNEL, INT2>(args);
-}
+FAMILY(attention_decode, AttentionDecodeArgs, 128, 3, SMEM_BYTES)  // <= 168, d32 128 registers

@@ -56,10 +56,9 @@ DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
     }
 }
 
-// Keys of format K, IS_CODED if they lie in pages of which the first has bf16 rows.
-template <int D, uint32_t K, bool IS_CODED>
+template <int D, uint32_t K, uint32_t V>
 DEV void body(const AttentionMassArgs &args) {
-    constexpr uint32_t SKEW = IS_CODED ? LORIS_KV_SKEW : 0;
+    constexpr uint32_t SKEW = ::SKEW<K, V>;
     constexpr int GROUPS = N_GROUPS<K, D>, GROUP_STEPS = D / 32 / GROUPS;
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
     const PagedKv<SKEW, IS_BY_CHANNEL<K>> kv(args.pages, args.batch, seq, args.layer);
@@ -180,63 +179,8 @@ DEV void body(const AttentionMassArgs &args) {
     args.scores[slot - SKEW] = score;
 }
 
-KERNEL(attention_mass_d32, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, BF16, false>(args);
-}
-KERNEL(attention_mass_d64, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, BF16, false>(args);
-}
-KERNEL(attention_mass_d128, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, BF16, false>(args);
-}
-KERNEL(attention_mass_d32_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, BF16, true>(args);
-}
-KERNEL(attention_mass_d64_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, BF16, true>(args);
-}
-KERNEL(attention_mass_d128_kbf16, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, BF16, true>(args);
-}
-KERNEL(attention_mass_d32_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, FP8, true>(args);
-}
-KERNEL(attention_mass_d64_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, FP8, true>(args);
-}
-KERNEL(attention_mass_d128_kfp8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, FP8, true>(args);
-}
-KERNEL(attention_mass_d32_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, INT8, true>(args);
-}
-KERNEL(attention_mass_d64_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, INT8, true>(args);
-}
-KERNEL(attention_mass_d128_kint8, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, INT8, true>(args);
-}
-KERNEL(attention_mass_d32_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, INT4, true>(args);
-}
-KERNEL(attention_mass_d64_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, INT4, true>(args);
-}
-KERNEL(attention_mass_d128_kint4, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, INT4, true>(args);
-}
-KERNEL(attention_mass_d32_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<32, INT4_CHANNEL, true>(args);
-}
-KERNEL(attention_mass_d64_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, INT4_CHANNEL, true>(args);
-}
-KERNEL(attention_mass_d128_kint4_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, INT4_CHANNEL, true>(args);
-}
-KERNEL(attention_mass_d64_kint2_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<64, INT2_CHANNEL, true>(args);
-}
-KERNEL(attention_mass_d128_kint2_channel, AttentionMassArgs, 128, 4) {  // <= 128 registers
-    body<128, INT2_CHANNEL, true>(args);
-}
+// What rows pay slots: as many as the launch has.
+template <int D, uint32_t K, uint32_t V>
+constexpr int SMEM_BYTES = 0;
+
+KEY_FAMILY(attention_mass, AttentionMassArgs, 128, 4, SMEM_BYTES)  // <= 128 registers

@@ -13,7 +13,7 @@
 
 constexpr int N_WARPS = 8;
 
-// The sums of each warp and its row_sum: mirrored by `ops/attention.rs`.
+// The sums of each warp and its row_sum.
 template <int D>
 constexpr int SMEM_BYTES = N_WARPS * (D + 1) * 4;
 
@@ -94,6 +94,12 @@ DEV void body(const AttentionMergeArgs &args) {
             prim::to_bf16(x[i] * factor);
 }
 
-KERNEL(attention_merge_d32, AttentionMergeArgs, 256, 4) { body<32>(args); }    // <= 64 registers
-KERNEL(attention_merge_d64, AttentionMergeArgs, 256, 4) { body<64>(args); }    // <= 64 registers
-KERNEL(attention_merge_d128, AttentionMergeArgs, 256, 4) { body<128>(args); }  // <= 64 registers
+KERNEL(attention_merge_d32, AttentionMergeArgs, 256, 4, SMEM_BYTES<32>) {  // <= 64 registers
+    body<32>(args);
+}
+KERNEL(attention_merge_d64, AttentionMergeArgs, 256, 4, SMEM_BYTES<64>) {  // <= 64 registers
+    body<64>(args);
+}
+KERNEL(attention_merge_d128, AttentionMergeArgs, 256, 4, SMEM_BYTES<128>) {  // <= 64 registers
+    body<128>(args);
+}

@@ -74,7 +74,6 @@ template <uint32_t K, int D>
 constexpr int KEPT_BYTES = K == INT4 ? sizeof(SlotScales) + SPLIT_BYTES : PARAM_BYTES<K, D>;
 
 // Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
-// Mirrored by `ops/attention.rs`.
 template <int D, uint32_t K, uint32_t V>
 struct Smem {
     static constexpr bool IS_CODED = SKEW<K, V> != 0;
@@ -762,72 +761,7 @@ DEV void body(const AttentionPrefillArgs &args) {
     store_rows<D>(args, q_smem, lse_smem);
 }
 
-KERNEL(attention_prefill_d32, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, BF16, BF16>(args);
-}
-KERNEL(attention_prefill_d64, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, BF16, BF16>(args);
-}
-KERNEL(attention_prefill_d128, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, BF16, BF16>(args);
-}
-KERNEL(attention_prefill_d32_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, FP8, FP8>(args);
-}
-KERNEL(attention_prefill_d64_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, FP8, FP8>(args);
-}
-KERNEL(attention_prefill_d128_kvfp8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, FP8, FP8>(args);
-}
-KERNEL(attention_prefill_d32_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, INT8, INT8>(args);
-}
-KERNEL(attention_prefill_d64_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, INT8, INT8>(args);
-}
-KERNEL(attention_prefill_d128_kvint8, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, INT8, INT8>(args);
-}
-KERNEL(attention_prefill_d32_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, INT4, INT4>(args);
-}
-KERNEL(attention_prefill_d64_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, INT4, INT4>(args);
-}
-KERNEL(attention_prefill_d128_kvint4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, INT4, INT4>(args);
-}
-KERNEL(attention_prefill_d32_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, INT8, INT4>(args);
-}
-KERNEL(attention_prefill_d64_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, INT8, INT4>(args);
-}
-KERNEL(attention_prefill_d128_kvint8_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, INT8, INT4>(args);
-}
-KERNEL(attention_prefill_d32_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, BF16, INT4>(args);
-}
-KERNEL(attention_prefill_d64_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, BF16, INT4>(args);
-}
-KERNEL(attention_prefill_d128_kvbf16_int4, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, BF16, INT4>(args);
-}
-KERNEL(attention_prefill_d32_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<32, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_prefill_d64_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_prefill_d128_kvint4_channel, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, INT4_CHANNEL, INT4>(args);
-}
-KERNEL(attention_prefill_d64_kvint2, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<64, INT2_CHANNEL, INT2>(args);
-}
-KERNEL(attention_prefill_d128_kvint2, AttentionPrefillArgs, 128, 2) {  // <= 255 registers
-    body<128, INT2_CHANNEL, INT2>(args);
-}
+template <int D, uint32_t K, uint32_t V>
+constexpr int SMEM_BYTES = Smem<D, K, V>::BYTES;
+
+FAMILY(attention_prefill, AttentionPrefillArgs, 128, 2, SMEM_BYTES)  // <= 255 registers

@@ -25,4 +25,4 @@ DEV void body(const EmbedArgs &args) {
     }
 }
 
-KERNEL(embed, EmbedArgs, N_THREADS, 1) { body(args); }  // <= 32 registers
+KERNEL(embed, EmbedArgs, N_THREADS, 1, 0) { body(args); }  // <= 32 registers

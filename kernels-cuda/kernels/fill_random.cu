@@ -32,4 +32,4 @@ DEV void body(const FillRandomArgs &args) {
     }
 }
 
-KERNEL(fill_random, FillRandomArgs, N_THREADS, 1) { body(args); }  // <= 40 registers
+KERNEL(fill_random, FillRandomArgs, N_THREADS, 1, 0) { body(args); }  // <= 40 registers

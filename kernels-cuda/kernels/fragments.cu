@@ -68,4 +68,4 @@ DEV void body(const FragmentsArgs &args) {
     prim::atomic_add(args.n_wrong, n_wrong);
 }
 
-KERNEL(fragments, FragmentsArgs, 32, 1) { body(args); }  // <= 64 registers
+KERNEL(fragments, FragmentsArgs, 32, 1, 512) { body(args); }  // <= 64 registers

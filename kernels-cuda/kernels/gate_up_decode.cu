@@ -32,5 +32,9 @@ DEV void gate_up(const GateUpDecodeArgs &args) {
 }
 
 // At most 8 rows in all, and any number.
-KERNEL(gate_up_decode_r8, GateUpDecodeArgs, 256, 3) { gate_up<1>(args); }   // <= 80 registers
-KERNEL(gate_up_decode_r16, GateUpDecodeArgs, 256, 2) { gate_up<2>(args); }  // <= 128 registers
+KERNEL(gate_up_decode_r8, GateUpDecodeArgs, 256, 3, gemv::SMEM_BYTES<2, 1>) {  // <= 80 registers
+    gate_up<1>(args);
+}
+KERNEL(gate_up_decode_r16, GateUpDecodeArgs, 256, 2, gemv::SMEM_BYTES<2, 2>) {  // <= 128 registers
+    gate_up<2>(args);
+}

@@ -48,5 +48,11 @@ DEV void body(const GateUpPrefillArgs &args) {
     }
 }
 
-KERNEL(gate_up_prefill_n128, GateUpPrefillArgs, 128, 2) { body<128>(args); }  // <= 255 registers
-KERNEL(gate_up_prefill_n256, GateUpPrefillArgs, 256, 1) { body<256>(args); }  // <= 255 registers
+KERNEL(gate_up_prefill_n128, GateUpPrefillArgs, 128, 2,
+       PrefillGemm<128, 2>::SMEM_BYTES) {  // <= 255 registers
+    body<128>(args);
+}
+KERNEL(gate_up_prefill_n256, GateUpPrefillArgs, 256, 1,
+       PrefillGemm<256, 2>::SMEM_BYTES) {  // <= 255 registers
+    body<256>(args);
+}

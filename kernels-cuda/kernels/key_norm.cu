@@ -67,6 +67,6 @@ DEV void body(const KeyNormArgs &args) {
     if (is_used && l == 0) args.norms[slot] = norm / static_cast<float>(pages.n_kv_heads);
 }
 
-KERNEL(key_norm_d32, KeyNormArgs, 32 * N_WARPS, 1) { body<32>(args); }    // <= 40 registers
-KERNEL(key_norm_d64, KeyNormArgs, 32 * N_WARPS, 1) { body<64>(args); }    // <= 40 registers
-KERNEL(key_norm_d128, KeyNormArgs, 32 * N_WARPS, 1) { body<128>(args); }  // <= 40 registers
+KERNEL(key_norm_d32, KeyNormArgs, 32 * N_WARPS, 1, 0) { body<32>(args); }    // <= 40 registers
+KERNEL(key_norm_d64, KeyNormArgs, 32 * N_WARPS, 1, 0) { body<64>(args); }    // <= 40 registers
+KERNEL(key_norm_d128, KeyNormArgs, 32 * N_WARPS, 1, 0) { body<128>(args); }  // <= 40 registers

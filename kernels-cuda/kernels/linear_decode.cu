@@ -43,7 +43,18 @@ DEV void store(const LinearDecodeArgs &args) {
 }
 
 // At most 8 rows in all, and any number.
-KERNEL(linear_decode_add_r8, LinearDecodeArgs, 256, 3) { add<1>(args); }       // <= 80 registers
-KERNEL(linear_decode_add_r16, LinearDecodeArgs, 256, 2) { add<2>(args); }      // <= 128 registers
-KERNEL(linear_decode_store_r8, LinearDecodeArgs, 256, 3) { store<1>(args); }   // <= 80 registers
-KERNEL(linear_decode_store_r16, LinearDecodeArgs, 256, 2) { store<2>(args); }  // <= 128 registers
+KERNEL(linear_decode_add_r8, LinearDecodeArgs, 256, 3, gemv::SMEM_BYTES<1, 1>) {  // <= 80 registers
+    add<1>(args);
+}
+KERNEL(linear_decode_add_r16, LinearDecodeArgs, 256, 2,
+       gemv::SMEM_BYTES<1, 2>) {  // <= 128 registers
+    add<2>(args);
+}
+KERNEL(linear_decode_store_r8, LinearDecodeArgs, 256, 3,
+       gemv::SMEM_BYTES<1, 1>) {  // <= 80 registers
+    store<1>(args);
+}
+KERNEL(linear_decode_store_r16, LinearDecodeArgs, 256, 2,
+       gemv::SMEM_BYTES<1, 2>) {  // <= 128 registers
+    store<2>(args);
+}

@@ -52,5 +52,11 @@ DEV void body(const LinearPrefillArgs &args) {
     }
 }
 
-KERNEL(linear_prefill_n128, LinearPrefillArgs, 128, 2) { body<128>(args); }  // <= 255 registers
-KERNEL(linear_prefill_n256, LinearPrefillArgs, 256, 1) { body<256>(args); }  // <= 255 registers
+KERNEL(linear_prefill_n128, LinearPrefillArgs, 128, 2,
+       PrefillGemm<128, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<128>(args);
+}
+KERNEL(linear_prefill_n256, LinearPrefillArgs, 256, 1,
+       PrefillGemm<256, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<256>(args);
+}

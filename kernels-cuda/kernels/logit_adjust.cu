@@ -33,4 +33,4 @@ DEV void body(const LogitAdjustArgs &args) {
     }
 }
 
-KERNEL(logit_adjust, LogitAdjustArgs, N_THREADS, 1) { body(args); }  // <= 40 registers
+KERNEL(logit_adjust, LogitAdjustArgs, N_THREADS, 1, 0) { body(args); }  // <= 40 registers

@@ -27,4 +27,4 @@ DEV void body(const PageCopyArgs &args) {
     }
 }
 
-KERNEL(page_copy, PageCopyArgs, N_THREADS, 1) { body(args); }  // <= 40 registers
+KERNEL(page_copy, PageCopyArgs, N_THREADS, 1, 0) { body(args); }  // <= 40 registers

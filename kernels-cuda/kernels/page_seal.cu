@@ -92,7 +92,7 @@ DEV void body(const PageSealArgs &args) {
     unsigned char *page =
         static_cast<unsigned char *>(pages.base) + seal[n_from] * pages.page_bytes;
     uint16_t *params = reinterpret_cast<uint16_t *>(page + place.params);
-    Steps *steps_smem = prim::smem<Steps>();  // [series]: mirrored by `ops/page_seal.rs`
+    Steps *steps_smem = prim::smem<Steps>();  // [series]: as many as the launch has room for
 
     // Scale and zero of each series.
     const uint32_t n_series = side == 0 ? D : page_len * GROUPS;
@@ -132,8 +132,18 @@ DEV void body(const PageSealArgs &args) {
     }
 }
 
-KERNEL(page_seal_d32_int4, PageSealArgs, N_THREADS, 1) { body<32, 4>(args); }    // <= 96 registers
-KERNEL(page_seal_d64_int4, PageSealArgs, N_THREADS, 1) { body<64, 4>(args); }    // <= 64 registers
-KERNEL(page_seal_d128_int4, PageSealArgs, N_THREADS, 1) { body<128, 4>(args); }  // <= 64 registers
-KERNEL(page_seal_d64_int2, PageSealArgs, N_THREADS, 1) { body<64, 2>(args); }    // <= 64 registers
-KERNEL(page_seal_d128_int2, PageSealArgs, N_THREADS, 1) { body<128, 2>(args); }  // <= 64 registers
+KERNEL(page_seal_d32_int4, PageSealArgs, N_THREADS, 1, 0) {  // <= 96 registers
+    body<32, 4>(args);
+}
+KERNEL(page_seal_d64_int4, PageSealArgs, N_THREADS, 1, 0) {  // <= 64 registers
+    body<64, 4>(args);
+}
+KERNEL(page_seal_d128_int4, PageSealArgs, N_THREADS, 1, 0) {  // <= 64 registers
+    body<128, 4>(args);
+}
+KERNEL(page_seal_d64_int2, PageSealArgs, N_THREADS, 1, 0) {  // <= 64 registers
+    body<64, 2>(args);
+}
+KERNEL(page_seal_d128_int2, PageSealArgs, N_THREADS, 1, 0) {  // <= 64 registers
+    body<128, 2>(args);
+}

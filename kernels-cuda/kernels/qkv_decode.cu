@@ -110,9 +110,13 @@ DEV void finish(const QkvFinishArgs &args) {
 }
 
 // At most 8 rows in all, and any number.
-KERNEL(qkv_decode_r8, QkvDecodeArgs, 256, 3) { qkv<1>(args); }   // <= 80 registers
-KERNEL(qkv_decode_r16, QkvDecodeArgs, 256, 2) { qkv<2>(args); }  // <= 128 registers
+KERNEL(qkv_decode_r8, QkvDecodeArgs, 256, 3, gemv::SMEM_BYTES<1, 1>) {  // <= 80 registers
+    qkv<1>(args);
+}
+KERNEL(qkv_decode_r16, QkvDecodeArgs, 256, 2, gemv::SMEM_BYTES<1, 2>) {  // <= 128 registers
+    qkv<2>(args);
+}
 
-KERNEL(qkv_finish_d32, QkvFinishArgs, 128, 1) { finish<32>(args); }    // <= 64 registers
-KERNEL(qkv_finish_d64, QkvFinishArgs, 128, 1) { finish<64>(args); }    // <= 64 registers
-KERNEL(qkv_finish_d128, QkvFinishArgs, 128, 1) { finish<128>(args); }  // <= 64 registers
+KERNEL(qkv_finish_d32, QkvFinishArgs, 128, 1, 0) { finish<32>(args); }    // <= 64 registers
+KERNEL(qkv_finish_d64, QkvFinishArgs, 128, 1, 0) { finish<64>(args); }    // <= 64 registers
+KERNEL(qkv_finish_d128, QkvFinishArgs, 128, 1, 0) { finish<128>(args); }  // <= 64 registers

@@ -91,9 +91,27 @@ DEV void body(const QkvPrefillArgs &args) {
     }
 }
 
-KERNEL(qkv_prefill_d32_n128, QkvPrefillArgs, 128, 2) { body<32, 128>(args); }    // <= 255 registers
-KERNEL(qkv_prefill_d64_n128, QkvPrefillArgs, 128, 2) { body<64, 128>(args); }    // <= 255 registers
-KERNEL(qkv_prefill_d128_n128, QkvPrefillArgs, 128, 2) { body<128, 128>(args); }  // <= 255 registers
-KERNEL(qkv_prefill_d32_n256, QkvPrefillArgs, 256, 1) { body<32, 256>(args); }    // <= 255 registers
-KERNEL(qkv_prefill_d64_n256, QkvPrefillArgs, 256, 1) { body<64, 256>(args); }    // <= 255 registers
-KERNEL(qkv_prefill_d128_n256, QkvPrefillArgs, 256, 1) { body<128, 256>(args); }  // <= 255 registers
+KERNEL(qkv_prefill_d32_n128, QkvPrefillArgs, 128, 2,
+       PrefillGemm<128, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<32, 128>(args);
+}
+KERNEL(qkv_prefill_d64_n128, QkvPrefillArgs, 128, 2,
+       PrefillGemm<128, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<64, 128>(args);
+}
+KERNEL(qkv_prefill_d128_n128, QkvPrefillArgs, 128, 2,
+       PrefillGemm<128, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<128, 128>(args);
+}
+KERNEL(qkv_prefill_d32_n256, QkvPrefillArgs, 256, 1,
+       PrefillGemm<256, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<32, 256>(args);
+}
+KERNEL(qkv_prefill_d64_n256, QkvPrefillArgs, 256, 1,
+       PrefillGemm<256, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<64, 256>(args);
+}
+KERNEL(qkv_prefill_d128_n256, QkvPrefillArgs, 256, 1,
+       PrefillGemm<256, 1>::SMEM_BYTES) {  // <= 255 registers
+    body<128, 256>(args);
+}

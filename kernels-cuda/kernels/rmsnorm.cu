@@ -82,4 +82,4 @@ DEV void body(const RmsnormArgs &args) {
     }
 }
 
-KERNEL(rmsnorm, RmsnormArgs, N_THREADS, 2) { body(args); }  // <= 64 registers
+KERNEL(rmsnorm, RmsnormArgs, N_THREADS, 2, N_THREADS / 32 * 4) { body(args); }  // <= 64 registers

@@ -58,13 +58,13 @@ DEV void body(const RowCopyArgs &args) {
         if (first + i * STEP < args.width) ahead[i].store(to + first + i * STEP);
 }
 
-KERNEL(row_copy_f32, RowCopyArgs, N_THREADS, 1) { body<float, float>(args); }  // <= 40 registers
-KERNEL(row_copy_f32_bf16, RowCopyArgs, N_THREADS, 1) {
+KERNEL(row_copy_f32, RowCopyArgs, N_THREADS, 1, 0) { body<float, float>(args); }  // <= 40 registers
+KERNEL(row_copy_f32_bf16, RowCopyArgs, N_THREADS, 1, 0) {
     body<float, uint16_t>(args);
 }  // <= 40 registers
-KERNEL(row_copy_bf16_f32, RowCopyArgs, N_THREADS, 1) {
+KERNEL(row_copy_bf16_f32, RowCopyArgs, N_THREADS, 1, 0) {
     body<uint16_t, float>(args);
 }  // <= 40 registers
-KERNEL(row_copy_bf16, RowCopyArgs, N_THREADS, 1) {
+KERNEL(row_copy_bf16, RowCopyArgs, N_THREADS, 1, 0) {
     body<uint16_t, uint16_t>(args);
 }  // <= 40 registers

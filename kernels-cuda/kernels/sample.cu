@@ -32,7 +32,6 @@ struct Smem {
     ReachScratch<N_WARPS, uint64_t> reach;
     float min_below_top;
 };
-static_assert(sizeof(Smem) == 18968, "mirrored by the launcher");
 
 // Larger is likelier; of equal logits the lower id.
 DEV uint64_t order_of(float logit, uint32_t id) {
@@ -209,4 +208,4 @@ DEV void body(const SampleArgs &args) {
     if (threadIdx.x == 0) args.tokens[blockIdx.x] = token;
 }
 
-KERNEL(sample, SampleArgs, N_THREADS, 1) { body(args); }  // <= 64 registers
+KERNEL(sample, SampleArgs, N_THREADS, 1, sizeof(Smem)) { body(args); }  // <= 64 registers

@@ -63,6 +63,6 @@ DEV void body(const SlotMoveArgs &args) {
     }
 }
 
-KERNEL(slot_move_d32, SlotMoveArgs, N_THREADS, 1) { body<32>(args); }    // <= 64 registers
-KERNEL(slot_move_d64, SlotMoveArgs, N_THREADS, 1) { body<64>(args); }    // <= 64 registers
-KERNEL(slot_move_d128, SlotMoveArgs, N_THREADS, 1) { body<128>(args); }  // <= 64 registers
+KERNEL(slot_move_d32, SlotMoveArgs, N_THREADS, 1, 0) { body<32>(args); }    // <= 64 registers
+KERNEL(slot_move_d64, SlotMoveArgs, N_THREADS, 1, 0) { body<64>(args); }    // <= 64 registers
+KERNEL(slot_move_d128, SlotMoveArgs, N_THREADS, 1, 0) { body<128>(args); }  // <= 64 registers

@@ -7,10 +7,9 @@
 //! CUDA's current context is a property of a thread: every method sets it, so a device may move
 //! between threads.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,9 +20,9 @@ use cust::memory::DeviceBuffer;
 use cust::module::Module;
 use cust::stream::Stream;
 
-use crate::cuda::CUfunction;
 use crate::driver_ext::{self, DEFAULT_DRIVER, fail};
 use crate::images::{self, NO_IMAGES};
+use crate::launch::Function;
 use crate::{Error, Launch, cuda};
 
 /// What the twin loads: it has the kernels itself.
@@ -69,24 +68,15 @@ pub struct DeviceInfo {
 #[derive(Debug)]
 pub struct Device {
     // Modules end before what they are in.
-    functions: RefCell<HashMap<&'static str, Rc<Function>>>,
+    functions: RefCell<HashMap<&'static str, Function>>,
     modules: Vec<(&'static str, Module)>,
     info: DeviceInfo,
     pub(crate) synchronous: bool,
     pub(crate) shared: Arc<Shared>,
 }
 
-// SAFETY: the `Rc`s never leave the device, so they move together; the driver lets any thread use a
-// handle.
+// SAFETY: the driver lets any thread use a handle.
 unsafe impl Send for Device {}
-
-/// A kernel of a loaded module.
-#[derive(Debug)]
-pub(crate) struct Function {
-    pub(crate) raw: CUfunction,
-    /// Dynamic shared memory that launches may have, where it was raised.
-    pub(crate) allowed_smem: Cell<u32>,
-}
 
 /// What buffers and graphs need to outlive their device.
 #[derive(Debug)]
@@ -202,14 +192,9 @@ impl Device {
         }
         self.set_current()?;
         let function = self.function(launch.kernel)?;
-        if launch.smem_bytes > PLAIN_SMEM && launch.smem_bytes > function.allowed_smem.get() {
-            // SAFETY: the function belongs to a module of this device.
-            unsafe { driver_ext::allow_smem(function.raw, launch)? };
-            function.allowed_smem.set(launch.smem_bytes);
-        }
         let args = (&raw const *args).cast();
         // SAFETY: the function belongs to a module of this device, the rest is the caller's.
-        unsafe { driver_ext::launch(function.raw, launch, self.stream(), args)? };
+        unsafe { driver_ext::launch(function, launch, self.stream(), args)? };
         if self.synchronous { self.wait(|| launch.to_string()) } else { Ok(()) }
     }
 
@@ -227,22 +212,26 @@ impl Device {
     }
 
     /// The kernel of this name; the context is current.
-    pub(crate) fn function(&self, kernel: &'static str) -> Result<Rc<Function>, Error> {
-        if let Some(function) = self.functions.borrow().get(kernel) {
-            return Ok(Rc::clone(function));
+    pub(crate) fn function(&self, name: &'static str) -> Result<Function, Error> {
+        if let Some(function) = self.functions.borrow().get(name) {
+            return Ok(*function);
         }
-        let file = images::file_of(kernel);
-        let module =
-            self.modules.iter().find(|(name, _)| file == Some(name) || *name == TWIN_IMAGE);
-        let Some((_, module)) = module else {
-            let (what, found) = ("kernel".into(), kernel.into());
+        let found = images::kernel(name).and_then(|kernel| {
+            let is_home = |file: &str| file == kernel.file || file == TWIN_IMAGE;
+            let (_, module) = self.modules.iter().find(|(file, _)| is_home(file))?;
+            Some((kernel, module))
+        });
+        let Some((kernel, module)) = found else {
+            let (what, found) = ("kernel".into(), name.into());
             return Err(Error::Unsupported { what, found, expected: "the kernels of this build" });
         };
-        let function =
-            module.get_function(kernel).map_err(|_| fail("cuModuleGetFunction", kernel))?;
-        let function =
-            Rc::new(Function { raw: function.to_raw().cast(), allowed_smem: Cell::new(0) });
-        self.functions.borrow_mut().insert(kernel, Rc::clone(&function));
+        let function = module.get_function(name).map_err(|_| fail("cuModuleGetFunction", name))?;
+        let function = Function { raw: function.to_raw().cast(), smem: kernel.smem };
+        if kernel.smem > PLAIN_SMEM {
+            // SAFETY: the function belongs to a module of this device.
+            unsafe { driver_ext::allow_smem(function.raw, kernel)? };
+        }
+        self.functions.borrow_mut().insert(name, function);
         Ok(function)
     }
 }

@@ -11,7 +11,8 @@ use std::ptr;
 
 use crate::Error;
 use crate::cuda::{self, CUfunction, CUstream};
-use crate::launch::Launch;
+use crate::images::Kernel;
+use crate::launch::{Function, Launch};
 
 /// Name of the system's driver.
 pub(crate) const DEFAULT_DRIVER: &str = "libcuda.so.1";
@@ -113,24 +114,26 @@ pub(crate) fn attribute(device: &cust::device::Device, attribute: u32) -> Result
     Ok(u32::try_from(value).unwrap_or(0))
 }
 
-/// Allows launches of `function` with as much dynamic shared memory.
+/// Allows launches of a kernel with the shared memory that it says.
 ///
 /// # Safety
-/// `function` is a function of a loaded module.
-pub(crate) unsafe fn allow_smem(function: CUfunction, launch: &Launch) -> Result<(), Error> {
-    let bytes = c_int::try_from(launch.smem_bytes).unwrap_or(c_int::MAX);
+/// `function` is the kernel, of a loaded module.
+pub(crate) unsafe fn allow_smem(function: CUfunction, kernel: &Kernel) -> Result<(), Error> {
+    let bytes = c_int::try_from(kernel.smem).unwrap_or(c_int::MAX);
     let attribute = cuda::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     // SAFETY: the caller's.
     let code = unsafe { cuda::cuFuncSetAttribute(function, attribute, bytes) };
-    check(code, "cuFuncSetAttribute", || format!("{launch}"))
+    check(code, "cuFuncSetAttribute", || {
+        format!("{} bytes of shared memory for {}", kernel.smem, kernel.name)
+    })
 }
 
 /// Queues a kernel whose one argument is at `args`.
 ///
-/// # Safety `function` is a function of a loaded module and takes one argument of the type at
-/// `args`, whose pointers are valid for what it does.
+/// # Safety `function` is of a loaded module and takes one argument of the type at `args`, whose
+/// pointers are valid for what it does.
 pub(crate) unsafe fn launch(
-    function: CUfunction,
+    function: Function,
     launch: &Launch,
     stream: &cust::stream::Stream,
     args: *const c_void,
@@ -140,14 +143,14 @@ pub(crate) unsafe fn launch(
     // SAFETY: the driver copies the argument before it returns; the rest is the caller's.
     let code = unsafe {
         cuda::cuLaunchKernel(
-            function,
+            function.raw,
             x,
             y,
             z,
             launch.block,
             1,
             1,
-            launch.smem_bytes,
+            function.smem + launch.extra_smem,
             stream.as_inner().cast(),
             parameters.as_mut_ptr(),
             ptr::null_mut(),

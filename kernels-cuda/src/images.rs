@@ -2,7 +2,7 @@
 
 /// Written by the build script.
 pub(crate) mod generated {
-    use super::Image;
+    use super::{Image, Kernel};
 
     include!(concat!(env!("OUT_DIR"), "/images.rs"));
 }
@@ -45,7 +45,17 @@ pub fn choose(compute: (u32, u32), archs: &[&str]) -> Option<&'static str> {
     candidates.iter().find(|arch| archs.contains(arch)).copied()
 }
 
-/// The file that a kernel is in.
-pub(crate) fn file_of(kernel: &str) -> Option<&'static str> {
-    generated::KERNELS.iter().find(|(name, _)| *name == kernel).map(|(_, file)| *file)
+/// A kernel of this build.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) name: &'static str,
+    /// The file that it is in.
+    pub(crate) file: &'static str,
+    /// Bytes of shared memory of a block: what the kernel itself says.
+    pub(crate) smem: u32,
+}
+
+/// The kernel of this name.
+pub(crate) fn kernel(name: &str) -> Option<&'static Kernel> {
+    generated::KERNELS.iter().find(|kernel| kernel.name == name)
 }

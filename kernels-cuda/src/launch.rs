@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::cuda::CUfunction;
+
 /// Which kernel runs on how many threads.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Launch {
@@ -11,15 +13,23 @@ pub struct Launch {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: u32,
-    /// Dynamic shared memory of a block.
-    pub smem_bytes: u32,
+    /// Bytes of shared memory of a block beside what the kernel itself says.
+    pub extra_smem: u32,
 }
 
 impl fmt::Display for Launch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kernel, grid: [x, y, z], block, smem_bytes } = self;
-        write!(f, "{kernel} (grid {x}x{y}x{z}, block {block}, {smem_bytes} bytes of shared memory)")
+        let Self { kernel, grid: [x, y, z], block, .. } = self;
+        write!(f, "{kernel} (grid {x}x{y}x{z}, block {block})")
     }
+}
+
+/// A kernel of a loaded module.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Function {
+    pub(crate) raw: CUfunction,
+    /// Bytes of shared memory that each launch has, and may have beside others up to 48 KiB.
+    pub(crate) smem: u32,
 }
 
 /// What a launch must do at least: for benchmarks.

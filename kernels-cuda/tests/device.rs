@@ -160,7 +160,7 @@ fn times_work() {
 #[test]
 fn names_what_cannot_be_launched() {
     let device = device();
-    let launch = Launch { kernel: "no_such_kernel", grid: [1; 3], block: 32, smem_bytes: 0 };
+    let launch = Launch { kernel: "no_such_kernel", grid: [1; 3], block: 32, extra_smem: 0 };
     // SAFETY: there is no such kernel.
     let error = unsafe { device.launch(&launch, &0u64) }.unwrap_err();
     assert!(error.to_string().contains("no_such_kernel"), "{error}");

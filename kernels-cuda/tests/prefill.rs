@@ -229,12 +229,8 @@ impl Product {
     fn launch<A: Copy>(&self, device: &Device, kernel: &'static str, n_w: usize, args: &A) {
         let block_n = if kernel.ends_with("n256") { 256 } else { 128 };
         let n_tiles = self.n_rows.div_ceil(128) * (n_w * self.n).div_ceil(block_n);
-        let launch = Launch {
-            kernel,
-            grid: [n_tiles as u32, 1, 1],
-            block: block_n as u32,
-            smem_bytes: (3 * (128 + block_n) * 128) as u32,
-        };
+        let launch =
+            Launch { kernel, grid: [n_tiles as u32, 1, 1], block: block_n as u32, extra_smem: 0 };
         if n_tiles > 0 {
             // SAFETY: the arguments are of this product's sizes.
             unsafe { device.launch(&launch, args).unwrap() };

@@ -291,7 +291,7 @@ fn launch(
         kernel,
         grid: [(batch.n_rows().div_ceil(128) * n_tiles) as u32, 1, 1],
         block: block_n as u32,
-        smem_bytes: (3 * (128 + block_n) * 128) as u32,
+        extra_smem: 0,
     };
     // SAFETY: the arguments are of the sizes of this batch.
     unsafe { device.launch(&launch, &args).unwrap() };

@@ -5,6 +5,7 @@
 // To build it, from the directory of this package:
 //   the core     g++ -std=c++17 -O3 -g1 -fPIC -fvisibility=hidden -Wall -Wextra -c twin/X.cpp
 //   the kernels  g++ -std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -x c++ -DLORIS_TWIN -I include
+//                -I <where build.rs has written formats.h>
 //                -fsanitize=thread,alignment -fno-tree-vectorize -fno-strict-aliasing
 //                -ffp-contract=off -Wno-unknown-pragmas -c kernels/X.cu      (and twin/faults/X.cu)
 //   the library  g++ -shared -Wl,-z,defs -o libloris_twin.so *.o

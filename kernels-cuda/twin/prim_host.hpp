@@ -102,9 +102,13 @@ inline T from_bits(uint64_t bits) {
 // Always inlined, as on the device: helpers of equal names in different files stay apart.
 #define DEV inline __attribute__((always_inline))
 
-#define KERNEL(name, Args, n_threads, min_blocks)                                                  \
+#define KERNEL(name, Args, n_threads, min_blocks, ...)                                             \
     static_assert((n_threads) % 32 == 0 && (n_threads) <= 1024 && (min_blocks) > 0,                \
                   "whole warps");                                                                  \
+    extern "C" {                                                                                   \
+    extern const uint32_t name##_smem;                                                             \
+    const uint32_t name##_smem = __VA_ARGS__;                                                      \
+    }                                                                                              \
     static void name(const Args args);                                                             \
     static const twin::Kernel name##_kernel(#name, sizeof(Args), n_threads, [](const void *args) { \
         name(*static_cast<const Args *>(args));                                                    \

@@ -4,12 +4,13 @@
 //! of the two kernels runs is the caller's choice by phase; a row's bits depend on neither the other rows, nor
 //! chunks, nor pages.
 
-use loris_formats::{Coding, PAIRS, Sides};
+use loris_formats::{Coding, Sides};
 
 use crate::abi::{
     AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
     LORIS_SPLIT_LEN, LorisQTile, LorisSeq,
 };
+use crate::images::generated::{ATTENTION_DECODE, ATTENTION_PREFILL};
 use crate::kv::attention_variant;
 use crate::ops::batch::DeviceBatch;
 use crate::ops::by_head_dim;
@@ -18,32 +19,6 @@ use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows, to_u32};
 /// Packed rows of a block and slots of a tile of the prefill kernels.
 const BLOCK_Q: usize = 128;
 const BLOCK_KV: usize = 64;
-/// The kernels of heads of 32, 64 and 128 for each pair of formats, in the order of [`PAIRS`].
-type Kernels = [[&'static str; 3]; PAIRS.len()];
-macro_rules! kernels {
-    (@ $name:literal $formats:literal) => {
-        [
-            concat!($name, "_d32", $formats),
-            concat!($name, "_d64", $formats),
-            concat!($name, "_d128", $formats),
-        ]
-    };
-    ($name:literal) => {
-        [
-            kernels!(@ $name ""),
-            kernels!(@ $name "_kvfp8"),
-            kernels!(@ $name "_kvint8"),
-            kernels!(@ $name "_kvint4"),
-            kernels!(@ $name "_kvint8_int4"),
-            kernels!(@ $name "_kvbf16_int4"),
-            kernels!(@ $name "_kvint4_channel"),
-            kernels!(@ $name "_kvint2"),
-        ]
-    };
-}
-
-const PREFILL: Kernels = kernels!("attention_prefill");
-const DECODE: Kernels = kernels!("attention_decode");
 const MERGE: [&str; 3] = ["attention_merge_d32", "attention_merge_d64", "attention_merge_d128"];
 
 /// Heads of an attention layer.
@@ -160,11 +135,10 @@ pub fn attention_prefill(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(PREFILL[attention_variant(pages.kv)?])?;
+    let kernel = shape.variant(ATTENTION_PREFILL[attention_variant(pages.kv)?])?;
     shape.check(batch, layer, q, pages, out, lse.as_deref())?;
-    let smem_bytes = prefill_smem(pages.kv, shape.head_dim);
     let grid = [to_u32(batch.n_tiles()), to_u32(shape.n_kv_heads), 1];
-    let launch = Launch { kernel, grid, block: 128, smem_bytes: to_u32(smem_bytes) };
+    let launch = Launch { kernel, grid, block: 128, extra_smem: 0 };
     let args = AttentionPrefillArgs {
         q: q.data.ptr() as *const _,
         out: out.data.ptr() as *mut _,
@@ -179,38 +153,6 @@ pub fn attention_prefill(
     };
     // SAFETY: the buffers hold what the kernel reads and writes, as checked.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// Q, tiles of K and V, a word a packed row, and what the four warps look at.
-fn prefill_smem(kv: Sides, head_dim: usize) -> usize {
-    let row_bytes = 2 * head_dim;
-    let tiles = match kv.are_coded() {
-        false => 3 * BLOCK_KV * row_bytes, // three half tiles of K or V
-        true => {
-            // A tile of each, codes of each, what is kept of the params of K, and sums of each row of Q.
-            let of = |format: Coding| format.code_bytes(head_dim) + format.param_bytes(head_dim);
-            let k_codes = if kv.k.coding == Coding::BF16 { 0 } else { of(kv.k.coding) };
-            let (k_params, q_sums) = match kv.k.coding {
-                Coding::INT4 => (8 + 32, BLOCK_Q * 32), // two floats, and split zeros and sums
-                k => (k.param_bytes(head_dim), 0),
-            };
-            // Each of four warps has the params of its run's channels.
-            let channels = 4 * kv.k.coding.channel_bytes(head_dim);
-            let codes = BLOCK_KV * (k_codes + of(kv.v.coding) + k_params) + channels;
-            2 * BLOCK_KV * row_bytes + codes + q_sums
-        }
-    };
-    BLOCK_Q * row_bytes + tiles + BLOCK_Q * 4 + 4 * 32
-}
-
-/// Q of 16 heads; four warps' runs of 16 slots of K and V, which may be bf16 where pages are sealed; a `row_max` and
-/// `row_sum` for each warp and head.
-fn decode_smem(kv: Sides, head_dim: usize) -> usize {
-    let kv = if kv.are_sealed() { Sides::BF16 } else { kv };
-    let of = |format: Coding| 16 * (format.code_bytes(head_dim) + format.param_bytes(head_dim));
-    let stage = 4 * (of(kv.k.coding) + of(kv.v.coding));
-    let n_stages = if 4 * stage <= 68 << 10 { 4 } else { 2 };
-    16 * 2 * head_dim + n_stages * stage + 4 * 16 * 8
 }
 
 /// What the splits of decode attention give, before they are put together.
@@ -256,7 +198,7 @@ pub fn attention_decode(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(DECODE[attention_variant(pages.kv)?])?;
+    let kernel = shape.variant(ATTENTION_DECODE[attention_variant(pages.kv)?])?;
     let merge_kernel = shape.variant(MERGE)?;
     let (n_rows, group_size) = (batch.n_rows(), shape.group_size());
     let n_splits = n_splits(pages.kv, batch.max_kv_len());
@@ -268,9 +210,8 @@ pub fn attention_decode(
     Error::check_room("attention_decode partial sums, at least", partial.out.len(), sums)?;
     Error::check_room("attention_decode partial maxima, at least", partial.ml.len(), n_parts * 2)?;
 
-    let smem_bytes = decode_smem(pages.kv, shape.head_dim);
     let grid = [to_u32(n_splits), to_u32(shape.n_kv_heads), to_u32(n_rows)];
-    let launch = Launch { kernel, grid, block: 128, smem_bytes: to_u32(smem_bytes) };
+    let launch = Launch { kernel, grid, block: 128, extra_smem: 0 };
     let args = AttentionDecodeArgs {
         q: q.data.ptr() as *const _,
         partial_out: partial.out.ptr() as *mut _,
@@ -287,8 +228,7 @@ pub fn attention_decode(
     unsafe { device.launch(&launch, &args)? };
 
     let grid = [to_u32(shape.n_q_heads), to_u32(n_rows), 1];
-    let smem_bytes = to_u32(8 * (shape.head_dim + 1) * 4); // a sum and its row_sum for each of 8 warps
-    let launch = Launch { kernel: merge_kernel, grid, block: 256, smem_bytes };
+    let launch = Launch { kernel: merge_kernel, grid, block: 256, extra_smem: 0 };
     let args = AttentionMergeArgs {
         partial_out: args.partial_out,
         partial_ml: args.partial_ml,

@@ -5,30 +5,12 @@ use std::ops::Range;
 use loris_formats::Coding;
 
 use crate::abi::{AttentionMassArgs, LORIS_NO_WINDOW, LORIS_SCORE_ROWS};
+use crate::images::generated::ATTENTION_MASS;
+use crate::kv::attention_variant;
 use crate::ops::attention::AttentionShape;
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows, to_u32};
 
-const BF16: [&str; 3] = ["attention_mass_d32", "attention_mass_d64", "attention_mass_d128"];
-/// Keys where pages are coded.
-const CODED_BF16: [&str; 3] =
-    ["attention_mass_d32_kbf16", "attention_mass_d64_kbf16", "attention_mass_d128_kbf16"];
-const FP8: [&str; 3] =
-    ["attention_mass_d32_kfp8", "attention_mass_d64_kfp8", "attention_mass_d128_kfp8"];
-const INT8: [&str; 3] =
-    ["attention_mass_d32_kint8", "attention_mass_d64_kint8", "attention_mass_d128_kint8"];
-const INT4: [&str; 3] =
-    ["attention_mass_d32_kint4", "attention_mass_d64_kint4", "attention_mass_d128_kint4"];
-const INT4_CHANNEL: [&str; 3] = [
-    "attention_mass_d32_kint4_channel",
-    "attention_mass_d64_kint4_channel",
-    "attention_mass_d128_kint4_channel",
-];
-const INT2_CHANNEL: [&str; 3] = [
-    "attention_mass_d32_kint2_channel",
-    "attention_mass_d64_kint2_channel",
-    "attention_mass_d128_kint2_channel",
-];
 /// Slots of a block.
 const BLOCK_SLOTS: usize = 64;
 /// Rows of a launch.
@@ -53,19 +35,7 @@ pub fn attention_mass(
     n_so_far: usize,
     scores: &mut Buffer<f32>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(match pages.kv.k.coding {
-        Coding::BF16 if pages.kv.are_coded() => CODED_BF16,
-        Coding::BF16 => BF16,
-        Coding::FP8 => FP8,
-        Coding::INT8 => INT8,
-        Coding::INT4 => INT4,
-        Coding::INT4_CHANNEL => INT4_CHANNEL,
-        Coding::INT2_CHANNEL => INT2_CHANNEL,
-        other => {
-            let (what, found) = ("attention_mass keys".into(), other.to_string());
-            return Err(Error::Unsupported { what, found, expected: "int2 by channel" });
-        }
-    })?;
+    let kernel = shape.variant(ATTENTION_MASS[attention_variant(pages.kv)?])?;
     let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
     shape.check_pages(batch, layer, pages)?;
     shape.check_rows(["attention_mass q width", "attention_mass q rows, at least"], n_rows, q)?;
@@ -78,8 +48,8 @@ pub fn attention_mass(
     let grid = [to_u32((max_kv_len + pages.kv.skew()).div_ceil(BLOCK_SLOTS)), 1, 1];
     for row_start in rows.clone().step_by(MAX_ROWS) {
         let n_mass_rows = MAX_ROWS.min(rows.end - row_start);
-        let smem_bytes = to_u32(n_mass_rows * BLOCK_SLOTS * 4); // what each row pays each slot
-        let launch = Launch { kernel, grid, block: 128, smem_bytes };
+        let extra_smem = to_u32(n_mass_rows * BLOCK_SLOTS * 4); // what each row pays each slot
+        let launch = Launch { kernel, grid, block: 128, extra_smem };
         let n_so_far = if row_start == rows.start { n_so_far } else { max_kv_len };
         let args = AttentionMassArgs {
             q: q.data.ptr() as *const _,

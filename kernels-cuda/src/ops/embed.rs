@@ -26,7 +26,7 @@ pub fn embed(
         kernel: "embed",
         grid: [(n_threads as u32).div_ceil(N_THREADS), 1, 1],
         block: N_THREADS,
-        smem_bytes: 0,
+        extra_smem: 0,
     };
     let args = EmbedArgs {
         table: table.data.ptr() as *const u16,

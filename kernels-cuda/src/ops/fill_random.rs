@@ -13,7 +13,7 @@ pub fn fill_random(device: &Device, out: &mut Matrix, seed: u64, scale: f32) -> 
         kernel: "fill_random",
         grid: [n.div_ceil(8 * N_THREADS) as u32, 1, 1],
         block: N_THREADS as u32,
-        smem_bytes: 0,
+        extra_smem: 0,
     };
     let args = FillRandomArgs { out: out.data.ptr() as *mut u16, n, seed, scale };
     // SAFETY: the matrix has n elements.

@@ -42,7 +42,7 @@ pub fn fragments(
         s8: s8.ptr() as *mut i32,
         n_wrong: n_wrong.ptr() as *mut u32,
     };
-    let launch = Launch { kernel: "fragments", grid: [1; 3], block: 32, smem_bytes: 512 };
+    let launch = Launch { kernel: "fragments", grid: [1; 3], block: 32, extra_smem: 0 };
     // SAFETY: the arrays have the shapes that the arguments name.
     unsafe { device.launch(&launch, &args) }?;
     Ok(Products {

@@ -25,7 +25,7 @@ pub fn key_norm(
     Error::check_room("key_norm norms, at least", norms.len(), n_slots)?;
     let block_slots = N_WARPS * 256 / pages.head_dim; // a lane takes eight numbers
     let grid = [to_u32(n_slots.div_ceil(block_slots)), 1, 1];
-    let launch = Launch { kernel, grid, block: to_u32(32 * N_WARPS), smem_bytes: 0 };
+    let launch = Launch { kernel, grid, block: to_u32(32 * N_WARPS), extra_smem: 0 };
     let args = KeyNormArgs {
         pages: pages.abi(),
         table: table.abi(),

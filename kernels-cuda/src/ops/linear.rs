@@ -1,24 +1,20 @@
 //! Launchers of `linear_*`, and what the matrix products of prefill have in common.
 
 use crate::abi::LinearPrefillArgs;
+use crate::images::kernel;
 use crate::ops::{at_least, equal, multiple};
 use crate::{Cost, Device, DeviceInfo, Error, Launch, Matrix, Pod, Rows};
 
-/// The tile of a product of prefill: `BLOCK_M`, `BLOCK_K` and `N_STAGES` of `gemm_prefill.cuh`.
+/// Rows of a block of a product of prefill.
 const BLOCK_M: usize = 128;
-const BLOCK_K: usize = 64;
-const N_STAGES: usize = 3;
 
 /// Columns of a block of a prefill product: 256 where every SM gets such a block and can hold it,
 /// for fewer bytes from L2; 128 otherwise. An element's bits are the same in both.
 pub(super) fn prefill_block_n(info: &DeviceInfo, n_rows: usize, n_cols: usize) -> usize {
     let n_wide = n_rows.div_ceil(BLOCK_M) * n_cols.div_ceil(256);
-    if n_wide >= info.n_sms as usize && prefill_smem(256) <= info.max_smem { 256 } else { 128 }
-}
-
-/// Bytes of the stages: `PrefillGemm::SMEM_BYTES`.
-const fn prefill_smem(block_n: usize) -> u32 {
-    (N_STAGES * (BLOCK_M + block_n) * BLOCK_K * 2) as u32
+    // All such products have as much shared memory.
+    let fits = kernel("linear_prefill_n256").is_some_and(|wide| wide.smem <= info.max_smem);
+    if n_wide >= info.n_sms as usize && fits { 256 } else { 128 }
 }
 
 /// The launch of a prefill product with `n_col_tiles` tiles of `block_n` columns.
@@ -32,7 +28,7 @@ pub(super) fn prefill_launch(
         kernel,
         grid: [(n_rows.div_ceil(BLOCK_M) * n_col_tiles) as u32, 1, 1],
         block: block_n as u32, // a warp for each 64 x 64
-        smem_bytes: prefill_smem(block_n),
+        extra_smem: 0,
     }
 }
 

@@ -39,7 +39,7 @@ pub fn linear_decode(
         y: x.data.ptr() as *mut f32,
         n: w.n as u32,
     };
-    let launch = decode_launch(["linear_decode_add_r8", "linear_decode_add_r16"], n_rows, w.n, 1);
+    let launch = decode_launch(["linear_decode_add_r8", "linear_decode_add_r16"], n_rows, w.n);
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
 }
@@ -79,18 +79,10 @@ pub(super) fn norm_input(
     })
 }
 
-/// The launch for `n` rows of each of `n_mats` matrices; `kernels` are those for at most 8 rows and
+/// The launch for `n` rows of each matrix; `kernels` are those for at most 8 rows and
 /// for any number. Blocks of the same weights are neighbours.
-pub(super) fn decode_launch(
-    kernels: [&'static str; 2],
-    n_rows: usize,
-    n: usize,
-    n_mats: usize,
-) -> Launch {
+pub(super) fn decode_launch(kernels: [&'static str; 2], n_rows: usize, n: usize) -> Launch {
     let many = n_rows > 8;
-    // gemv::SMEM_FLOATS: of each of 8 warps and 8 or 16 rows, 20 sums a matrix and a sum of
-    // squares.
-    let smem_bytes = 8 * (if many { 16 } else { 8 }) * (n_mats * 20 + 1) * size_of::<f32>();
     Launch {
         kernel: kernels[usize::from(many)],
         grid: [
@@ -99,6 +91,6 @@ pub(super) fn decode_launch(
             1,
         ],
         block: 256,
-        smem_bytes: smem_bytes as u32,
+        extra_smem: 0,
     }
 }

@@ -28,7 +28,7 @@ pub fn lm_head(
         n: head.n as u32,
     };
     let kernels = ["linear_decode_store_r8", "linear_decode_store_r16"];
-    let launch = decode_launch(kernels, n_rows, head.n, 1);
+    let launch = decode_launch(kernels, n_rows, head.n);
     // SAFETY: the pointers are to buffers of the sizes just checked; logit rows are rows of the
     // batch.
     unsafe { device.launch(&launch, &args) }

@@ -25,7 +25,7 @@ pub fn logit_adjust(
     Error::check_room("logit_adjust rows of the target, at least", out.n_rows, 1)?;
     Error::check_room("logit_adjust changes, at least", changes.len(), n_changes)?;
     let grid = [vocab_size.div_ceil(RUN) as u32, 1, 1];
-    let launch = Launch { kernel: "logit_adjust", grid, block: N_THREADS, smem_bytes: 0 };
+    let launch = Launch { kernel: "logit_adjust", grid, block: N_THREADS, extra_smem: 0 };
     let args = LogitAdjustArgs {
         logits: (logits.data.ptr() + (4 * row * vocab_size) as u64) as *const f32,
         changes: changes.ptr() as *const LorisLogitChange,

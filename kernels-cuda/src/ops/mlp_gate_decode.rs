@@ -31,7 +31,7 @@ pub fn gate_up_decode(
         h: h.data.ptr() as *mut u16,
         n: gate.n as u32,
     };
-    let launch = decode_launch(["gate_up_decode_r8", "gate_up_decode_r16"], n_rows, gate.n, 2);
+    let launch = decode_launch(["gate_up_decode_r8", "gate_up_decode_r16"], n_rows, gate.n);
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
 }

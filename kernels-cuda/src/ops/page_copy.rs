@@ -20,7 +20,7 @@ pub fn page_copy(
         kernel: "page_copy",
         grid: [n_pairs, pages.page_bytes.div_ceil(RUN) as u32, 1],
         block: N_THREADS,
-        smem_bytes: 0,
+        extra_smem: 0,
     };
     let args = PageCopyArgs { pages, pairs: pairs.ptr() as *const u32, n_pairs };
     // SAFETY: `pairs` holds n_pairs pairs; that the pages exist is the caller's promise.

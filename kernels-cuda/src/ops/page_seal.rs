@@ -35,7 +35,7 @@ pub fn page_seal(
         kernel,
         grid: [n_seals as u32, pages.n_kv_heads as u32, 2],
         block: 128,
-        smem_bytes: 8 * n_series as u32,
+        extra_smem: 8 * n_series as u32,
     };
     let args = PageSealArgs { pages: pages.abi(), seals: seals.ptr() as *const u32 };
     // SAFETY: `seals` holds the ids of n_seals seals; that the pages exist is the caller's promise.

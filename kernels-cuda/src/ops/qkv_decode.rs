@@ -47,7 +47,7 @@ pub fn qkv_decode(
         raw,
         heads,
     };
-    let launch = decode_launch(["qkv_decode_r8", "qkv_decode_r16"], n_rows, n, 1);
+    let launch = decode_launch(["qkv_decode_r8", "qkv_decode_r16"], n_rows, n);
     // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of
     // the pool.
     unsafe { device.launch(&launch, &args) }?;
@@ -69,7 +69,7 @@ fn qkv_finish(
     let n_heads = heads.n_q_heads + 2 * heads.pages.n_kv_heads;
     let heads_of_block = 1024 / heads.head_dim; // HeadGroup: 256 / D in each of four warps
     let grid = [n_rows as u32, n_heads.div_ceil(heads_of_block), 1];
-    let launch = Launch { kernel, grid, block: 128, smem_bytes: 0 };
+    let launch = Launch { kernel, grid, block: 128, extra_smem: 0 };
     // SAFETY: `qkv_decode` has checked the sizes, and has filled `raw` in this stream.
     unsafe { device.launch(&launch, &QkvFinishArgs { raw, heads }) }
 }

@@ -31,12 +31,8 @@ pub fn rmsnorm(
         n_rows: n_rows as u32,
         eps,
     };
-    let launch = Launch {
-        kernel: "rmsnorm",
-        grid: [n_rows as u32, 1, 1],
-        block: N_THREADS,
-        smem_bytes: N_THREADS / 32 * 4, // a sum for each warp
-    };
+    let launch =
+        Launch { kernel: "rmsnorm", grid: [n_rows as u32, 1, 1], block: N_THREADS, extra_smem: 0 };
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
 }

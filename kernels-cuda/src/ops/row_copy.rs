@@ -46,7 +46,7 @@ pub fn row_copy<A: Element, B: Element>(
     };
     for pairs in pairs.chunks(MAX_PAIRS) {
         let grid = [pairs.len() as u32, width.div_ceil(RUN) as u32, 1];
-        let launch = Launch { kernel, grid, block: N_THREADS, smem_bytes: 0 };
+        let launch = Launch { kernel, grid, block: N_THREADS, extra_smem: 0 };
         let mut args = RowCopyArgs {
             from: from.data.ptr() as *const _,
             to: to.data.ptr() as *mut _,

@@ -4,8 +4,6 @@ use crate::abi::{LorisSampling, SampleArgs};
 use crate::{Buffer, Cost, Device, Error, Launch, Rows};
 
 const N_THREADS: u32 = 1024;
-/// A histogram of 2^11 64-bit bins, 256 powers of two and what the scans need: `sizeof(Smem)` of the kernel.
-const SMEM_BYTES: u32 = 18_968;
 /// Largest vocabulary: sums of its weights fit 64 bits.
 pub const MAX_VOCAB_SIZE: usize = (1 << 19) - 1;
 
@@ -42,12 +40,8 @@ pub fn sample_from(
     if let Some(masked) = masked {
         Error::check_room("sample mask, at least", masked.len(), vocab_size.div_ceil(32))?;
     }
-    let launch = Launch {
-        kernel: "sample",
-        grid: [n_rows as u32, 1, 1],
-        block: N_THREADS,
-        smem_bytes: SMEM_BYTES,
-    };
+    let launch =
+        Launch { kernel: "sample", grid: [n_rows as u32, 1, 1], block: N_THREADS, extra_smem: 0 };
     let args = SampleArgs {
         logits: (logits.data.ptr() + (4 * first_row * vocab_size) as u64) as *const f32,
         sampling: sampling.ptr() as *const LorisSampling,

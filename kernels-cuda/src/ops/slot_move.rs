@@ -22,7 +22,7 @@ pub fn slot_move(
     Error::check_room("slot_move layers of the table, at least", table.n_layers, n_layers)?;
     Error::check_room("slot_move slots of the table, at least", table.n_slots(pages), n_keep)?;
     let grid = [to_u32(2 * pages.n_kv_heads), to_u32(n_layers), 1];
-    let launch = Launch { kernel, grid, block: 256, smem_bytes: 0 };
+    let launch = Launch { kernel, grid, block: 256, extra_smem: 0 };
     let args = SlotMoveArgs {
         pages: pages.abi(),
         table: table.abi(),

@@ -4,8 +4,6 @@ use crate::abi::TokenSelectArgs;
 use crate::{Buffer, Cost, Device, Error, Launch};
 
 const N_THREADS: u32 = 1024;
-/// Four histograms of 2048 bins and what the scans need: `sizeof(Smem)` of the kernel.
-const SMEM_BYTES: u32 = 33_160;
 const MAX_N: usize = (1 << 31) - 1;
 
 /// Writes the indices of the `n_keep` best of the first `n` scores to `keep` and those of the others to `drop`, both
@@ -34,7 +32,7 @@ pub fn token_select(
         kernel: "token_select",
         grid: [n.min(1) as u32, 1, 1],
         block: N_THREADS,
-        smem_bytes: SMEM_BYTES,
+        extra_smem: 0,
     };
     let args = TokenSelectArgs {
         scores: scores.ptr() as *const f32,

@@ -20,13 +20,13 @@ DEV void mma_body(const MmaArgs &args, Multiply multiply) {
     for (int i = 0; i < 4; i++) args.d[4 * l + i] = static_cast<uint32_t>(twin::to_bits(d[i]));
 }
 
-KERNEL(twin_mma_bf16, MmaArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_mma_bf16, MmaArgs, 32, 1, 0) {  // <= 32 registers
     mma_body<float>(args, [](auto &...x) { prim::mma_bf16(x...); });
 }
-KERNEL(twin_mma_f16, MmaArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_mma_f16, MmaArgs, 32, 1, 0) {  // <= 32 registers
     mma_body<float>(args, [](auto &...x) { prim::mma_f16(x...); });
 }
-KERNEL(twin_mma_s8, MmaArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_mma_s8, MmaArgs, 32, 1, 0) {  // <= 32 registers
     mma_body<int32_t>(args, [](auto &...x) { prim::mma_s8(x...); });
 }
 
@@ -36,7 +36,7 @@ struct PrimArgs {
 };
 
 // out[lane][4 + 4]: what ldmatrix gives of 32 rows of 16 bytes, plain and transposed.
-KERNEL(twin_ldsm, PrimArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_ldsm, PrimArgs, 32, 1, 0) {  // <= 32 registers
     int l = prim::lane();
     uint32_t *row = prim::smem<uint32_t>() + 4 * l, plain[4], transposed[4];
     prim::st16(row, prim::ld16(args.in + 4 * l));
@@ -48,7 +48,7 @@ KERNEL(twin_ldsm, PrimArgs, 32, 1) {  // <= 32 registers
 }
 
 // out[thread][8]: lane exchange and votes.
-KERNEL(twin_lanes, PrimArgs, 64, 1) {  // <= 32 registers
+KERNEL(twin_lanes, PrimArgs, 64, 1, 0) {  // <= 32 registers
     uint32_t t = threadIdx.x, x = args.in[t], *out = args.out + 8 * t;
     out[0] = prim::shfl(x, 5);
     out[1] = prim::shfl_xor(x, 3);
@@ -61,7 +61,7 @@ KERNEL(twin_lanes, PrimArgs, 64, 1) {  // <= 32 registers
 }
 
 // Warps in a chain, each handing on through a named barrier of two warps: out[0] = sum of in.
-KERNEL(twin_chain, PrimArgs, 128, 1) {  // <= 32 registers
+KERNEL(twin_chain, PrimArgs, 128, 1, 0) {  // <= 32 registers
     uint32_t *sum = prim::smem<uint32_t>(), w = static_cast<uint32_t>(prim::warp());
     uint32_t x = args.in[threadIdx.x];
     for (int mask = 16; mask > 0; mask /= 2) x += prim::shfl_xor(x, mask);
@@ -74,7 +74,7 @@ KERNEL(twin_chain, PrimArgs, 128, 1) {  // <= 32 registers
 
 // out[0] += threads, out[1] = max of in, out[2] and out[3] as u64 += in, out[4 ..] = histogram of
 // in % 4.
-KERNEL(twin_atomics, PrimArgs, 128, 1) {  // <= 32 registers
+KERNEL(twin_atomics, PrimArgs, 128, 1, 0) {  // <= 32 registers
     uint32_t *counts = prim::smem<uint32_t>(), x = args.in[threadIdx.x];
     if (threadIdx.x < 4) counts[threadIdx.x] = 0;
     prim::block_sync();
@@ -88,7 +88,7 @@ KERNEL(twin_atomics, PrimArgs, 128, 1) {  // <= 32 registers
 
 // Three stages of background copies, two in flight: out[i] = in[i] + 1 of four tiles of 512; odd
 // chunks are zeroed.
-KERNEL(twin_pipeline, PrimArgs, 128, 1) {  // <= 32 registers
+KERNEL(twin_pipeline, PrimArgs, 128, 1, 0) {  // <= 32 registers
     uint32_t *stages = prim::smem<uint32_t>(), t = threadIdx.x;
     auto load = [&](uint32_t tile) {
         if (tile < 4)
@@ -111,7 +111,7 @@ KERNEL(twin_pipeline, PrimArgs, 128, 1) {  // <= 32 registers
 }
 
 // out[i] = blockIdx of a 3-d grid, coordinates as digits.
-KERNEL(twin_grid, PrimArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_grid, PrimArgs, 32, 1, 0) {  // <= 32 registers
     uint32_t block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     if (threadIdx.x == 0) args.out[block] = 100 * blockIdx.z + 10 * blockIdx.y + blockIdx.x;
 }
@@ -122,7 +122,7 @@ struct MathArgs {
 };
 
 // exp2_fast, rsqrt_fast and pack_bf16 of in.
-KERNEL(twin_math, MathArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_math, MathArgs, 32, 1, 0) {  // <= 32 registers
     float x = args.in[threadIdx.x];
     uint32_t *out = args.out + 3 * threadIdx.x;
     out[0] = prim::as_bits(prim::exp2_fast(x));
@@ -135,6 +135,6 @@ struct StepArgs {
     uint32_t *out;
     uint32_t multiply, add;
 };
-KERNEL(twin_step, StepArgs, 32, 1) {  // <= 32 registers
+KERNEL(twin_step, StepArgs, 32, 1, 0) {  // <= 32 registers
     args.out[threadIdx.x] = args.out[threadIdx.x] * args.multiply + args.add;
 }
