@@ -30,20 +30,67 @@ use std::{env, fs};
 
 type Result<T> = std::result::Result<T, String>;
 
-/// Formats of keys and of values, and what kernels for both are called.
-type Pair = (&'static str, &'static str, &'static str);
-/// What attention is compiled for: these, for heads of these widths.
-const PAIRS: [Pair; 8] = [
-    ("BF16", "BF16", ""),
-    ("FP8", "FP8", "_kvfp8"),
-    ("INT8", "INT8", "_kvint8"),
-    ("INT4", "INT4", "_kvint4"),
-    ("INT8", "INT4", "_kvint8_int4"),
-    ("BF16", "INT4", "_kvbf16_int4"),
-    ("INT4_CHANNEL", "INT4", "_kvint4_channel"),
-    ("INT2_CHANNEL", "INT2", "_kvint2"),
+/// How one side of a page is coded.
+#[derive(Clone, Copy, PartialEq)]
+struct Coding {
+    name: &'static str,
+    bits: usize,
+    share: Share,
+}
+#[derive(Clone, Copy, PartialEq)]
+enum Share {
+    Nothing,
+    Slot,
+    Group,
+    Channel,
+}
+const fn coding(name: &'static str, bits: usize, share: Share) -> Coding {
+    Coding { name, bits, share }
+}
+const BF16: Coding = coding("bf16", 16, Share::Nothing);
+const FP8: Coding = coding("fp8", 8, Share::Slot);
+const INT8: Coding = coding("int8", 8, Share::Slot);
+const INT4: Coding = coding("int4", 4, Share::Group);
+const INT2: Coding = coding("int2", 2, Share::Group);
+const INT4_CHANNEL: Coding = coding("int4_channel", 4, Share::Channel);
+const INT2_CHANNEL: Coding = coding("int2_channel", 2, Share::Channel);
+const CODINGS: [Coding; 7] = [BF16, FP8, INT8, INT4, INT2, INT4_CHANNEL, INT2_CHANNEL];
+const PAIRS: [(Coding, Coding); 8] = [
+    (BF16, BF16),
+    (FP8, FP8),
+    (INT8, INT8),
+    (INT4, INT4),
+    (INT8, INT4),
+    (BF16, INT4),
+    (INT4_CHANNEL, INT4),
+    (INT2_CHANNEL, INT2),
 ];
-const HEAD_DIMS: [u32; 3] = [32, 64, 128];
+impl Coding {
+    fn unit(self) -> usize {
+        if self.bits < 8 { 16 * 8 / self.bits } else { 1 }
+    }
+    fn code_bytes(self, head_dim: usize) -> usize {
+        head_dim * self.bits / 8
+    }
+    fn param_bytes(self, head_dim: usize) -> usize {
+        match self.share {
+            Share::Nothing | Share::Channel => 0,
+            Share::Slot => 2,
+            Share::Group => 4 * head_dim.div_ceil(64),
+        }
+    }
+    fn channel_bytes(self, head_dim: usize) -> usize {
+        if self.share == Share::Channel { 4 * head_dim } else { 0 }
+    }
+}
+impl std::fmt::Display for Coding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// Widths of heads that there are kernels for.
+const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 
 /// PTX is for devices newer than the toolkit.
 const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "compute_80"];
@@ -114,33 +161,60 @@ fn run() -> Result<()> {
     fs::write(out.join("resources.csv"), resources).map_err(text)
 }
 
-/// What the kernels of `formats` are called behind a family's name and the width of heads; of a
-/// family of KEYS the values do not matter.
-fn suffix((k, v, pair): Pair, keys: bool) -> String {
+/// What the kernels for keys and values in these codings are called, behind the name of the family and
+/// the width of heads. To those of KEYS the values do not matter, but for whether anything is coded.
+fn suffix((k, v): (Coding, Coding), keys: bool) -> String {
     match keys {
-        true if (k, v) == ("BF16", "BF16") => String::new(),
-        true => format!("_k{}", k.to_lowercase()),
-        false => pair.to_string(),
+        _ if (k, v) == (BF16, BF16) => String::new(),
+        true => format!("_k{k}"),
+        false if k == v => format!("_kv{k}"),
+        false if k == INT4_CHANNEL => "_kvint4_channel".into(),
+        false if k == INT2_CHANNEL => "_kvint2".into(),
+        false => format!("_kv{k}_{v}"),
     }
 }
 
-/// 16 bytes hold whole heads, or a part of one.
-fn has_kernel((_, v, _): Pair, head_dim: u32) -> bool {
-    v != "INT2" || head_dim >= 64
+fn has_kernel((k, v): (Coding, Coding), head_dim: usize) -> bool {
+    head_dim.is_multiple_of(k.unit()) && head_dim.is_multiple_of(v.unit())
 }
 
-/// The variants of families, as lists for the preprocessor.
+/// The name of its struct in `kv/coding.cuh`: `Int4Channel`.
+fn family_of(coding: Coding) -> String {
+    let name = coding.to_string();
+    let words = name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]);
+    words.collect()
+}
+
+/// Numbers and facts of codings, and lists of the variants of families for the preprocessor.
 fn formats_header() -> String {
-    let mut header = String::from("// Made by build.rs.\n#pragma once\n");
+    let mut header = String::from("// Made by build.rs.\n#pragma once\n\n#include <stdint.h>\n\n");
+    for (id, coding) in CODINGS.iter().enumerate() {
+        let name = coding.to_string().to_uppercase();
+        header += &format!("constexpr uint32_t {name} = {id};\n");
+    }
+    for name in ["CODE_BYTES", "PARAM_BYTES", "CHANNEL_BYTES"] {
+        header += &format!("template <uint32_t CODING, int D>\nconstexpr int {name} = -1;\n");
+        for coding in CODINGS {
+            for head_dim in HEAD_DIMS {
+                let bytes = match name {
+                    "CODE_BYTES" => coding.code_bytes(head_dim),
+                    "PARAM_BYTES" => coding.param_bytes(head_dim),
+                    _ => coding.channel_bytes(head_dim),
+                };
+                let of = format!("{}, {head_dim}", coding.to_string().to_uppercase());
+                header += &format!("template <>\nconstexpr int {name}<{of}> = {bytes};\n");
+            }
+        }
+    }
     for (list, keys) in [("KV_PAIRS", false), ("KV_KEYS", true)] {
         header += &format!("#define {list}(ROW, ...)");
         let mut named = Vec::new();
         for pair in PAIRS {
-            let (k, v, _) = pair;
             let suffix = suffix(pair, keys);
             if named.contains(&suffix) {
                 continue;
             }
+            let [k, v] = [pair.0, pair.1].map(family_of);
             for head_dim in HEAD_DIMS.into_iter().filter(|&head_dim| has_kernel(pair, head_dim)) {
                 header += &format!(" \\\n    ROW({head_dim}, {k}, {v}, {suffix}, __VA_ARGS__)");
             }
@@ -443,7 +517,9 @@ impl Cache {
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut hasher = DefaultHasher::new();
         formats.hash(&mut hasher);
-        for (folder, extension) in [("include", "h"), ("include", "cuh"), ("twin", "hpp")] {
+        for (folder, extension) in
+            [("include", "h"), ("include", "cuh"), ("include/kv", "cuh"), ("twin", "hpp")]
+        {
             for path in sources(folder, extension) {
                 (&path, fs::read(&path).ok()).hash(&mut hasher);
             }

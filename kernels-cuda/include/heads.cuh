@@ -3,7 +3,7 @@
 // bf16 or coding, and the way to `heads.q` (Q) or to its slot of a page (K and V).
 #pragma once
 
-#include "kv_encode.cuh"
+#include "kv/coding.cuh"
 #include "rotation.cuh"
 
 // The slot that a row is appended to.
@@ -72,14 +72,14 @@ DEV void finish_head(const LorisHeads &heads, const float *proj, uint32_t head, 
     if (is_coded(pages)) {
         const uint32_t kv_head = head - n_q_heads - (is_v ? n_kv_heads : 0);
         const SlotHead to = slot_head<D>(pages, slot, is_v, kv_head);
-        is_bf16 = is_q || to.format == BF16;
+        is_bf16 = is_q || to.coding == BF16;
         if (!is_sealed(pages))  // nothing is coded when it is appended
-            encode<D>(to.format, lo, hi, to.codes, to.params, active && !is_bf16);
+            encode<D>(to.coding, lo, hi, to.codes, to.params, active && !is_bf16);
         if (!is_q) out = reinterpret_cast<uint16_t *>(to.codes);
     } else if (!is_q) {
-        // K of kv head h is h strips of page_len slots further in the page; V is behind all of K.
-        const uint64_t strip = static_cast<uint64_t>(head - n_q_heads) << pages.page_len_log2;
-        out = reinterpret_cast<uint16_t *>(slot.page) + (strip + slot.idx) * D;
+        // K of kv head h is h runs of page_len slots further in the page; V is behind all of K.
+        const uint64_t run = static_cast<uint64_t>(head - n_q_heads) << pages.page_len_log2;
+        out = reinterpret_cast<uint16_t *>(slot.page) + (run + slot.idx) * D;
     }
     if (!active || !is_bf16) return;
     *reinterpret_cast<uint2 *>(out + first) =

@@ -5,7 +5,7 @@
 //
 // A block is (split, kv head, row). The query heads of a group are the 16 rows of an mma, so that K
 // and V are read once for all of them; rows beyond the group are zero. Splits begin at multiples of
-// LORIS_SPLIT_LEN, each warp takes every fourth run of 16 slots, and the warps' parts are put
+// LORIS_SPLIT_LEN, each warp takes every fourth strip, and the warps' parts are put
 // together in order: what a split gives depends on nothing but its slots.
 //
 //   slots of a split:  | w0 | w1 | w2 | w3 | w0 | w1 | w2 | w3 | ...    step 0, step 1, ...
@@ -14,8 +14,8 @@
 // turned it meets the sinks, and as it is what the window has there.
 //
 // Memory-bound: the bytes of K and V of a slot and kv head, 4 * head_dim in bf16. Each warp has
-// N_STAGES runs of K and V on the way, 64 KiB a block at head_dim 128, and three blocks an SM. Only
-// runs in which the row sees something are read.
+// N_STAGES strips of K and V on the way, 64 KiB a block at head_dim 128, and three blocks an SM.
+// Only strips in which the row sees something are read.
 //
 // Codes are read as they are, and become bf16 on their way from shared memory into fragments: the
 // four dimensions 4 t + i of each 16 that lane % 4 = t finds in a word of codes are its four places
@@ -23,277 +23,65 @@
 // slots of dimensions 2 c and 2 c + 1, c = lane / 4: even dimensions of each 16 are one tile of O,
 // odd ones the next.
 //
-// Where pages are sealed a run is either codes, with what the channels of its page stand for behind
-// those of K, or 16 rows of bf16, of the first page or the tail: a stage has room for those.
-#include "kv_tile.cuh"
+// Where pages are sealed a strip is either codes, with what the channels of its page stand for
+// behind those of K, or 16 rows of bf16, of the first page or the tail: a stage has room for those.
+#include "kv/coding.cuh"
 #include "rotation.cuh"
 #include "softmax_state.cuh"
 
 constexpr int N_WARPS = 4, N_THREADS = N_WARPS * 32;
 constexpr int N_HEADS = 16;  // rows of an mma
-constexpr int STEP_SLOTS = N_WARPS * RUN_SLOTS;
+constexpr int STEP_SLOTS = N_WARPS * STRIP_SLOTS;
 constexpr int N_STEPS = LORIS_SPLIT_LEN / STEP_SLOTS;
-static_assert(N_STEPS == 4 && RUN_SLOTS * 2 == 32, "visibility is two words a warp");
+static_assert(N_STEPS == 4 && STRIP_SLOTS * 2 == 32, "visibility is two words a warp");
 
-// Runs of K and V on the way; afterwards the warps' sums, their rows padded against bank conflicts.
-template <int D, uint32_t K>
-constexpr int K_STAGE_BYTES = RUN_BYTES < IS_BY_CHANNEL<K> ? BF16 : K,
-              D > ;
-template <int D, uint32_t K, uint32_t V>
-constexpr int STAGE_BYTES = K_STAGE_BYTES<D, K> + RUN_BYTES < IS_BY_CHANNEL<K> ? BF16 : V,
-              D > ;
-template <int D, uint32_t K, uint32_t V>
+// Strips of K and V on the way; afterwards the warps' sums, their rows padded against bank
+// conflicts.
+template <int D, class K>
+constexpr int K_STAGE_BYTES = K::BY_CHANNEL ? Bf16<D>::BYTES : K::BYTES;
+template <int D, class K, class V>
+constexpr int STAGE_BYTES = K_STAGE_BYTES<D, K> + (K::BY_CHANNEL ? Bf16<D>::BYTES : V::BYTES);
+template <int D, class K, class V>
 constexpr int N_STAGES = N_WARPS * 4 * STAGE_BYTES<D, K, V> <= 68 * 1024 ? 4 : 2;
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 constexpr int RING_BYTES = N_WARPS * N_STAGES<D, K, V> * STAGE_BYTES<D, K, V>;
 template <int D>
 constexpr int SUM_STRIDE = D + 8;
-static_assert(N_WARPS * N_HEADS * SUM_STRIDE<32> * 4 <= RING_BYTES<32, INT4, INT4>, "they fit");
-static_assert(N_WARPS * N_HEADS * SUM_STRIDE<64> * 4 <= RING_BYTES<64, INT4, INT4>, "they fit");
-static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128, INT4, INT4>, "they fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<32> * 4 <= RING_BYTES<32, Int4<32>, Int4<32>>,
+              "they fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<64> * 4 <= RING_BYTES<64, Int4<64>, Int4<64>>,
+              "they fit");
+static_assert(N_WARPS * N_HEADS * SUM_STRIDE<128> * 4 <= RING_BYTES<128, Int4<128>, Int4<128>>,
+              "they fit");
 // Q, the ring, and row_max and row_sum of each warp.
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 constexpr int SMEM_BYTES = N_HEADS * D * 2 + RING_BYTES<D, K, V> + N_WARPS * N_HEADS * 8;
-
-// Q as fragments: in the order of dimensions of K's fragments.
-template <int D, uint32_t K>
-DEV void load_q(uint32_t (&q)[D / 16][4], const unsigned char *q_smem) {
-    const int lane = prim::lane();
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-        if constexpr (K == BF16) {
-            prim::ldsm_x4(q[k], q_smem + (lane_offset_mk<D>() ^ k << 5));
-        } else {
-            for (int r = 0; r < 2; r++) {  // rows lane / 4 and 8 further
-                const int at = swizzle<D * 2>(lane / 4 + r * 8, 2 * k + (lane & 3) / 2);
-                const uint2 dims = *reinterpret_cast<const uint2 *>(q_smem + at + (lane & 1) * 8);
-                q[k][r] = low_halves(dims.x, dims.y);
-                q[k][r + 2] = high_halves(dims.x, dims.y);
-            }
-        }
-    }
-}
-
-// (warp) S = Q K^T of a run; q_sum are the sums of each group of Q's rows lane / 4 and lane / 4
-// + 8.
-template <int D, uint32_t K>
-DEV void scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
-                const float (&q_sum)[N_GROUPS<K, D>][2], const unsigned char *k_smem) {
-    constexpr int ROW_BYTES = CODE_BYTES<K, D>;
-    if constexpr (K == BF16) {
-#pragma unroll
-        for (int k = 0; k < D / 16; k++) {
-            uint32_t b[4];
-            prim::ldsm_x4(b, k_smem + (lane_offset_nk<D>() ^ k << 5));
-            prim::mma_bf16(s[0], q[k], b[0], b[1]);
-            prim::mma_bf16(s[1], q[k], b[2], b[3]);
-        }
-    } else if constexpr (IS_BY_CHANNEL<K>) {
-        constexpr int N_CHUNKS = ROW_BYTES / 16, BITS = CODE_BITS<K>, N_PARTS = 8 / BITS;
-        const unsigned char *channels = k_smem + RUN_SLOTS * ROW_BYTES + (prim::lane() & 3) * 8;
-#pragma unroll
-        for (int c = 0; c < N_CHUNKS; c += 2) {
-            uint32_t codes[4];  // [slots 0.., 8..][chunk c, c + 1]
-            prim::ldsm_x4(codes, k_smem + (row_offset_nk<ROW_BYTES>() ^ c << 4));
-#pragma unroll
-            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2) * N_PARTS; i++) {
-                const int k = c * N_PARTS + i, shift = i % N_PARTS * BITS;
-                const uint2 scales = *reinterpret_cast<const uint2 *>(channels + k * 32);
-                const uint2 zeros = *reinterpret_cast<const uint2 *>(channels + D * 2 + k * 32);
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    const uint32_t w = codes[2 * n + i / N_PARTS] >> shift;
-                    prim::mma_bf16(s[n], q[k],
-                                   two_values(pair<K>(w), low_halves(scales.x, scales.y),
-                                              low_halves(zeros.x, zeros.y)),
-                                   two_values(pair<K>(w >> 8), high_halves(scales.x, scales.y),
-                                              high_halves(zeros.x, zeros.y)));
-                }
-            }
-        }
-    } else {
-        constexpr int N_CHUNKS = ROW_BYTES / 16, GROUP = D / N_GROUPS<K, D>;
-        float sum[N_GROUPS<K, D>][2][4] = {};
-#pragma unroll
-        for (int c = 0; c < N_CHUNKS; c += 2) {
-            uint32_t codes[4];  // [slots 0.., 8..][chunk c, c + 1]
-            prim::ldsm_x4(codes, k_smem + (row_offset_nk<ROW_BYTES>() ^ c << 4));
-#pragma unroll
-            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2); i++) {
-#pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    const uint32_t w = codes[2 * n + i];
-                    if constexpr (K == INT4) {
-                        const int k = 2 * (c + i);
-                        float (&to)[4] = sum[k * 16 / GROUP][n];
-                        prim::mma_bf16(to, q[k], pair<K>(w), pair<K>(w >> 8));
-                        prim::mma_bf16(to, q[k + 1], pair<K>(w >> 4), pair<K>(w >> 12));
-                    } else {
-                        prim::mma_bf16(sum[0][n], q[c + i], pair<K>(w), pair<K>(w >> 8));
-                    }
-                }
-            }
-        }
-        const unsigned char *params = k_smem + RUN_SLOTS * ROW_BYTES;
-#pragma unroll
-        for (int n = 0; n < 2; n++)
-            for (int e = 0; e < 2; e++)
-                for (int g = 0; g < N_GROUPS<K, D>; g++) {
-                    const Params p = params_of<K, D>(params, n * 8 + (prim::lane() & 3) * 2 + e, g);
-                    for (int r = 0; r < 2; r++) {
-                        float &to = s[n][r * 2 + e];
-                        to = fmaf(sum[g][n][r * 2 + e], p.scale, to);
-                        if (K == INT4) to = fmaf(q_sum[g][r], p.zero, to);
-                    }
-                }
-    }
-}
-
-// The bf16 rows of a run of coded pages: the slots of a first page, which are the run's last, as
-// they lie; where pages are sealed all 16, swizzled.
-template <bool SEALED>
-constexpr int FIRST_ROW = SEALED ? 0 : WIDE_ROW;
-template <int D, bool SEALED>
-DEV int wide_offset(int row, int byte) {
-    return SEALED ? swizzle<D * 2>(row, byte / 16) + byte % 16 : row * D * 2 + byte;
-}
-
-// (warp) The same of the bf16 rows of a run.
-template <int D, uint32_t K>
-DEV void wide_scores(float (&s)[2][4], const uint32_t (&q)[D / 16][4],
-                     const unsigned char *k_smem) {
-    constexpr bool SEALED = IS_BY_CHANNEL<K>;
-    const int t = prim::lane() & 3;
-#pragma unroll
-    for (int k = 0; k < D / 16; k++) {
-#pragma unroll
-        for (int n = FIRST_ROW<SEALED> / 8; n < 2; n++) {
-            const int row = n * 8 + prim::lane() / 4 - FIRST_ROW<SEALED>;
-            uint32_t b[2] = {};
-            if (row >= 0) {
-                if constexpr (K == BF16) {
-                    const unsigned char *dims = k_smem + wide_offset<D, SEALED>(row, k * 32);
-                    b[0] = *reinterpret_cast<const uint32_t *>(dims + t * 4);
-                    b[1] = *reinterpret_cast<const uint32_t *>(dims + t * 4 + 16);
-                } else {
-                    const int at = wide_offset<D, SEALED>(row, k * 32 + t * 8);
-                    const uint2 four = *reinterpret_cast<const uint2 *>(k_smem + at);
-                    b[0] = low_halves(four.x, four.y);
-                    b[1] = high_halves(four.x, four.y);
-                }
-            }
-            prim::mma_bf16(s[n], q[k], b[0], b[1]);
-        }
-    }
-}
 
 // What a warp has summed: O, in the order of dimensions of V's fragments, and what V's zeros add to
 // all dimensions of a group, of rows lane / 4 and lane / 4 + 8.
-template <int D, uint32_t V>
+template <int D, class V>
 struct Sums {
     float o[D / 8][4] = {};
-    float zero[N_GROUPS<V, D>][2] = {};
+    float zero[V::GROUPS][2] = {};
 
     DEV void scale(int r, float factor) {
         for (int n = 0; n < D / 8; n++)
             for (int e = 0; e < 2; e++) o[n][r * 2 + e] *= factor;
-        if (IS_BY_GROUP<V>)
-            for (int g = 0; g < N_GROUPS<V, D>; g++) zero[g][r] *= factor;
-    }
-
-    // (warp) O += P V with the bf16 slots of a run.
-    DEV void add(const float (&p)[2][4], const unsigned char *v_smem) {
-        uint32_t a[4];
-        for (int i = 0; i < 4; i++)
-            a[i] = prim::pack_bf16(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            uint32_t b[4];
-            prim::ldsm_x4_t(b, v_smem + (lane_offset_mk<D>() ^ n << 4));
-            prim::mma_bf16(o[n], a, b[0], b[1]);
-            prim::mma_bf16(o[n + 1], a, b[2], b[3]);
-        }
-    }
-
-    // (warp) The same of the bf16 rows of a run of coded pages.
-    template <bool SEALED>
-    DEV void add_wide(const float (&p)[2][4], const unsigned char *v_smem) {
-        uint32_t a[4];
-        for (int i = 0; i < 4; i++)
-            a[i] = prim::pack_bf16(p[i / 2][i % 2 * 2], p[i / 2][i % 2 * 2 + 1]);
-#pragma unroll
-        for (int n = 0; n < D / 8; n += 2) {
-            uint32_t even[2] = {}, odd[2] = {};  // of slots 0.. and 8..
-#pragma unroll
-            for (int h = FIRST_ROW<SEALED> / 8; h < 2; h++) {
-                const int row = h * 8 + (prim::lane() & 3) * 2 - FIRST_ROW<SEALED>;
-                uint32_t w[2] = {};
-                for (int i = 0; i < 2 && row >= 0; i++) {
-                    const int at = wide_offset<D, SEALED>(row + i, n * 16 + prim::lane() / 4 * 4);
-                    w[i] = *reinterpret_cast<const uint32_t *>(v_smem + at);
-                }
-                even[h] = low_halves(w[0], w[1]);
-                odd[h] = high_halves(w[0], w[1]);
-            }
-            prim::mma_bf16(o[n], a, even[0], even[1]);
-            prim::mma_bf16(o[n + 1], a, odd[0], odd[1]);
-        }
-    }
-
-    // (warp) The same with codes, of slots that are seen: `seen` is a bit for each, from this
-    // lane's first. The params of others may be anything.
-    DEV void add_coded(const float (&p)[2][4], uint32_t seen, const unsigned char *v_smem) {
-        constexpr int ROW_BYTES = CODE_BYTES<V, D>, N_CHUNKS = ROW_BYTES / 16;
-        constexpr int CENTRE = IS_BY_GROUP<V> ? 1 << (CODE_BITS<V> - 1) : 0;
-        constexpr float centre = CENTRE;
-        const unsigned char *params = v_smem + RUN_SLOTS * ROW_BYTES;
-        uint32_t a[N_GROUPS<V, D>][4];
-#pragma unroll
-        for (int g = 0; g < N_GROUPS<V, D>; g++)
-            for (int n = 0; n < 2; n++) {
-                Params of[2];
-                for (int e = 0; e < 2; e++) {
-                    of[e] = params_of<V, D>(params, n * 8 + (prim::lane() & 3) * 2 + e, g);
-                    if ((seen >> (n * 8 + e) & 1) == 0) of[e] = {0.0f, 0.0f};
-                }
-                for (int r = 0; r < 2; r++) {
-                    const float p0 = p[n][r * 2], p1 = p[n][r * 2 + 1];
-                    a[g][2 * n + r] = prim::pack_bf16(p0 * of[0].scale, p1 * of[1].scale);
-                    if (IS_BY_GROUP<V>) {
-                        zero[g][r] = fmaf(p0, fmaf(of[0].scale, centre, of[0].zero), zero[g][r]);
-                        zero[g][r] = fmaf(p1, fmaf(of[1].scale, centre, of[1].zero), zero[g][r]);
-                    }
-                }
-            }
-#pragma unroll
-        for (int c = 0; c < N_CHUNKS; c += 2) {
-            uint32_t codes[4];  // [chunk c, c + 1][slots 0.., 8..]
-            prim::ldsm_x4_t(codes, v_smem + (row_offset_mk<ROW_BYTES>() ^ c << 4));
-#pragma unroll
-            for (int i = 0; i < (N_CHUNKS == 1 ? 1 : 2); i++) {
-                const uint32_t w0 = codes[2 * i], w1 = codes[2 * i + 1];
-                constexpr int N_TILES = 16 / CODE_BITS<V>;  // of 16 bytes
-#pragma unroll
-                for (int j = 0; j < N_TILES; j++) {
-                    const int n = (c + i) * N_TILES + j, shift = j % 2 * 8 + j / 2 * CODE_BITS<V>;
-                    prim::mma_bf16(o[n], a[n * 8 / (D / N_GROUPS<V, D>)],
-                                   pair<V, CENTRE>(w0 >> shift), pair<V, CENTRE>(w1 >> shift));
-                }
-            }
-        }
+        if (V::HAS_ZERO)
+            for (int g = 0; g < V::GROUPS; g++) zero[g][r] *= factor;
     }
 
     // Row r of O to shared memory.
     DEV void store(int r, float *row_smem) {
         const int t = prim::lane() & 3;
-        if constexpr (V == BF16) {
+        if constexpr (!V::IS_CODED) {
             for (int n = 0; n < D / 8; n++)
                 *reinterpret_cast<float2 *>(row_smem + n * 8 + t * 2) =
                     float2{o[n][r * 2], o[n][r * 2 + 1]};
         } else {
 #pragma unroll
             for (int n = 0; n < D / 8; n += 2) {
-                const float z = zero[n * 8 / (D / N_GROUPS<V, D>)][r];
+                const float z = zero[n * 8 / (D / V::GROUPS)][r];
                 *reinterpret_cast<float4 *>(row_smem + n * 8 + t * 4) =
                     float4{o[n][r * 2] + z, o[n + 1][r * 2] + z, o[n][r * 2 + 1] + z,
                            o[n + 1][r * 2 + 1] + z};
@@ -334,10 +122,10 @@ DEV void store_sums(const AttentionDecodeArgs &args, const float *sum_smem, cons
 }
 
 // What a block works on.
-template <uint32_t K, uint32_t V>
+template <class K, class V>
 struct Split {
     LorisSeq seq;
-    PagedKv<SKEW<K, V>, IS_BY_CHANNEL<K>> kv;
+    PagedKv<SKEW<K, V>, K::BY_CHANNEL> kv;
     uint32_t position, first_slot;
 
     DEV explicit Split(const AttentionDecodeArgs &args)
@@ -359,11 +147,12 @@ struct Split {
 
 // Adds the slots of the split that the row sees of those that it meets. What is known of the split
 // is read anew, as there are registers for what is summed and little else.
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&state)[2],
                    Sums<D, V> &sums) {
     constexpr int ROW_BYTES = D * 2, CHUNKS = D / 8, N_K = D / 16, STAGES = N_STAGES<D, K, V>;
-    constexpr bool IS_CODED = SKEW<K, V> != 0, SEALED = IS_BY_CHANNEL<K>;
+    constexpr bool IS_CODED = SKEW<K, V> != 0, SEALED = K::BY_CHANNEL;
+    using Rows = WideRows<D, SEALED>;
     const int lane = prim::lane(), warp = prim::warp();
 
     const Split<K, V> split(args);
@@ -386,40 +175,38 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
     }
     prim::cp_commit();
 
-    // Which of the warp's slots the row sees, one bit each, and the pages of its runs, one a lane.
-    auto run_slot = [&](int step) { return first_slot + step * STEP_SLOTS + warp * RUN_SLOTS; };
+    // Which of the warp's slots the row sees, one bit each, and the pages of its strips, one a
+    // lane.
+    auto strip_slot = [&](int step) { return first_slot + step * STEP_SLOTS + warp * STRIP_SLOTS; };
     const uint32_t page =
-        run_slot(lane % N_STEPS) < kv.end() ? kv.page(run_slot(lane % N_STEPS)) : 0;
+        strip_slot(lane % N_STEPS) < kv.end() ? kv.page(strip_slot(lane % N_STEPS)) : 0;
     uint32_t visible[N_STEPS / 2];
     for (int i = 0; i < N_STEPS / 2; i++) {
-        uint32_t slot = run_slot(2 * i + lane / RUN_SLOTS) + lane % RUN_SLOTS;
+        uint32_t slot = strip_slot(2 * i + lane / STRIP_SLOTS) + lane % STRIP_SLOTS;
         visible[i] = prim::ballot(kv.is_seen(slot, range));
     }
-    auto seen = [&](int step) { return visible[step / 2] >> (step % 2 * RUN_SLOTS) & 0xffffu; };
+    auto seen = [&](int step) { return visible[step / 2] >> (step % 2 * STRIP_SLOTS) & 0xffffu; };
     auto is_wide = [&](int step) {
-        return IS_CODED && (SEALED || step == 0) && kv.is_wide(run_slot(step));
+        return IS_CODED && (SEALED || step == 0) && kv.is_wide(strip_slot(step));
     };
     auto k_stage = [&](int step) { return warp_smem + step % STAGES * STAGE_BYTES<D, K, V>; };
     auto v_stage = [&](int step) { return k_stage(step) + K_STAGE_BYTES<D, K>; };
     auto copy = [&](int step) {
         if (SEALED && step < N_STEPS && seen(step) != 0 && is_wide(step)) {
-            copy_wide_run<D>(k_stage(step), 0, kv, run_slot(step), kv_head, 0);
-            copy_wide_run<D>(v_stage(step), 0, kv, run_slot(step), kv_head, 1);
+            Rows::copy(k_stage(step), 0, kv, strip_slot(step), kv_head, 0);
+            Rows::copy(v_stage(step), 0, kv, strip_slot(step), kv_head, 1);
         } else if (step < N_STEPS && seen(step) != 0) {
-            const int n_valid = kv.end() - run_slot(step);
-            const CodedRun run =
-                coded_run<D, K, V>(kv, prim::shfl(page, step), kv_head, run_slot(step));
+            const int n_valid = kv.end() - strip_slot(step);
+            const CodedStrip strip =
+                coded_strip<D, K, V>(kv, prim::shfl(page, step), kv_head, strip_slot(step));
             if (!SEALED && is_wide(step)) {
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(k_stage(step), run.page + run.k.codes,
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(k_stage(step), strip.page + strip.k.codes,
                                                     n_valid - WIDE_ROW);
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(v_stage(step), run.page + run.v.codes,
+                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(v_stage(step), strip.page + strip.v.codes,
                                                     n_valid - WIDE_ROW);
             } else {
-                constexpr int K_ROW = CODE_BYTES<K, D>, V_ROW = CODE_BYTES<V, D>;
-                copy_run<K_ROW>(k_stage(step), 0, run.page + run.k.codes, n_valid);
-                copy_params<K, D>(k_stage(step) + RUN_SLOTS * K_ROW, run.page + run.k.params);
-                copy_run<V_ROW>(v_stage(step), 0, run.page + run.v.codes, n_valid);
-                copy_params<V, D>(v_stage(step) + RUN_SLOTS * V_ROW, run.page + run.v.params);
+                K::copy(k_stage(step), strip.page, strip.k, n_valid);
+                V::copy(v_stage(step), strip.page, strip.v, n_valid);
             }
         }
         prim::cp_commit();
@@ -437,14 +224,14 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
         prim::block_sync();
     }
     uint32_t q[N_K][4];
-    load_q<D, K>(q, q_smem);
-    float q_sum[N_GROUPS<K, D>][2] = {};
-    if (K == INT4) {
+    K::load_q(q, q_smem);
+    float q_sum[K::GROUPS][2] = {};
+    if (K::HAS_ZERO) {
 #pragma unroll
-        for (int g = 0; g < N_GROUPS<K, D>; g++) {
+        for (int g = 0; g < K::GROUPS; g++) {
             float sum[4] = {};
-            for (int k = 0; k < N_K / N_GROUPS<K, D>; k++)
-                prim::mma_bf16(sum, q[g * (N_K / N_GROUPS<K, D>)+k], BF16_ONES, BF16_ONES);
+            for (int k = 0; k < N_K / K::GROUPS; k++)
+                prim::mma_bf16(sum, q[g * (N_K / K::GROUPS) + k], BF16_ONES, BF16_ONES);
             q_sum[g][0] = sum[0], q_sum[g][1] = sum[2];
         }
     }
@@ -458,9 +245,9 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
             // S = Q K^T, and -inf for slots that the row does not see.
             float s[2][4] = {};
             if (is_wide(step)) {
-                wide_scores<D, K>(s, q, k_stage(step));
+                Rows::template scores<K::IS_CODED>(s, q, k_stage(step));
             } else {
-                scores<D, K>(s, q, q_sum, k_stage(step));
+                K::scores(s, q, q_sum, k_stage(step));
             }
             const uint32_t mine = seen(step) >> (lane & 3) * 2;
             float tile_max[2] = {-INFINITY, -INFINITY};
@@ -490,11 +277,9 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
                 state[r].row_sum += p[0] + p[1];
             }
             if (is_wide(step)) {
-                sums.template add_wide<SEALED>(s, v_stage(step));
-            } else if constexpr (V == BF16) {
-                sums.add(s, v_stage(step));
+                Rows::add(sums.o, s, v_stage(step));
             } else {
-                sums.add_coded(s, mine, v_stage(step));
+                V::add(sums.o, sums.zero, s, mine, v_stage(step));
             }
         }
         prim::warp_sync();
@@ -504,7 +289,7 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
     prim::block_sync();
 }
 
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 DEV void body(const AttentionDecodeArgs &args) {
     const int lane = prim::lane(), warp = prim::warp();
     const int group_size = args.n_q_heads / args.pages.n_kv_heads;
@@ -530,7 +315,7 @@ DEV void body(const AttentionDecodeArgs &args) {
     Sums<D, V> sums;
     // Tables with sealed pages are no stream's.
 #pragma unroll 1
-    for (int i = IS_BY_CHANNEL<K> ? 1 : 0; i < 2; i++)
+    for (int i = K::BY_CHANNEL ? 1 : 0; i < 2; i++)
         add_slots<D, K, V>(args, i == 0 ? Meets::SINKS : Meets::WINDOW, state, sums);
 
     // Each warp's sums to shared memory.
@@ -541,8 +326,8 @@ DEV void body(const AttentionDecodeArgs &args) {
     for (int r = 0; r < 2; r++) {
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 1);
         state[r].row_sum += prim::shfl_xor(state[r].row_sum, 2);
-        if (IS_BY_GROUP<V>)
-            for (int g = 0; g < N_GROUPS<V, D>; g++) {
+        if (V::HAS_ZERO)
+            for (int g = 0; g < V::GROUPS; g++) {
                 sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 1);
                 sums.zero[g][r] += prim::shfl_xor(sums.zero[g][r], 2);
             }

@@ -15,7 +15,7 @@
 // What a row pays a slot is summed over a group of heads by a tree, and in shared memory over the
 // groups; then rows are added to the score one after another. So a score does not depend on which
 // rows come in one launch. Memory-bound: the bytes of a slot and kv head, 2 * head_dim in bf16.
-#include "kv_format.cuh"
+#include "kv/coding.cuh"
 #include "softmax_state.cuh"
 
 constexpr int N_WARPS = 4, WARP_SLOTS = 16;
@@ -29,7 +29,7 @@ DEV void load_row(uint4 (&to)[D / 32], const uint16_t *row_gmem, bool is_valid) 
 }
 
 // The same of a row of codes, whose channels may have params.
-template <int D, uint32_t K>
+template <int D, class K>
 DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
                     const unsigned char *params_gmem, bool is_valid) {
     const int t = prim::lane() & 3;
@@ -38,8 +38,8 @@ DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
         to[k] = {};
         if (!is_valid) continue;
         uint2 codes;
-        if constexpr (CODE_BITS<K> < 8) {  // eight bytes have 8 t .. in some of their bits
-            constexpr int BITS = CODE_BITS<K>, N_PARTS = 8 / BITS;
+        if constexpr (K::BITS < 8) {  // eight bytes have 8 t .. in some of their bits
+            constexpr int BITS = K::BITS, N_PARTS = 8 / BITS;
             const int part = k * 2 + t / 2;  // 16 numbers of the row
             const unsigned char *at = codes_gmem + part / N_PARTS * 16 + (t & 1) * 8;
             codes = *reinterpret_cast<const uint2 *>(at);
@@ -47,21 +47,17 @@ DEV void load_codes(uint4 (&to)[D / 32], const unsigned char *codes_gmem,
         } else {
             codes = *reinterpret_cast<const uint2 *>(codes_gmem + k * 32 + t * 8);
         }
-        if constexpr (IS_BY_CHANNEL<K>) {
-            to[k] = eight_values<K, D>(codes.x, codes.y, params_gmem, k * 32 + t * 8);
-        } else {
-            const uint2 first = four<K>(codes.x), second = four<K>(codes.y);
-            to[k] = {first.x, first.y, second.x, second.y};
-        }
+        to[k] =
+            K::template numbers<K::BY_CHANNEL>(codes.x, codes.y, {}, params_gmem, k * 32 + t * 8);
     }
 }
 
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 DEV void body(const AttentionMassArgs &args) {
     constexpr uint32_t SKEW = ::SKEW<K, V>;
-    constexpr int GROUPS = N_GROUPS<K, D>, GROUP_STEPS = D / 32 / GROUPS;
+    constexpr int GROUPS = K::GROUPS, GROUP_STEPS = D / 32 / GROUPS;
     const LorisSeq seq = args.batch.seqs[args.seq_idx];
-    const PagedKv<SKEW, IS_BY_CHANNEL<K>> kv(args.pages, args.batch, seq, args.layer);
+    const PagedKv<SKEW, K::BY_CHANNEL> kv(args.pages, args.batch, seq, args.layer);
     const uint32_t group_size = args.n_q_heads / args.pages.n_kv_heads;
     uint32_t columns_log2 = 0;  // of a row
     while (1u << columns_log2 < group_size) columns_log2++;
@@ -81,7 +77,7 @@ DEV void body(const AttentionMassArgs &args) {
     const bool is_wide = kv.is_wide(first_slot);
     const uint32_t len = is_wide ? LORIS_KV_WIDE : 1u << kv.page_len_log2;
     const uint32_t in_page = is_wide ? -SKEW : kv.in_page(first_slot);
-    const uint32_t format = is_wide ? BF16 : K;
+    const uint32_t coding = is_wide ? BF16 : K::ID;
     const unsigned char *page = kv.base + kv.page(first_slot) * kv.page_bytes;
 
     for (uint32_t kv_head = 0; kv_head < kv.n_kv_heads; kv_head++) {
@@ -90,20 +86,19 @@ DEV void body(const AttentionMassArgs &args) {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const bool is_used = kv.is_used(slots[i]);
-            const HeadPlace place = head_place<D>(format, format, kv.n_kv_heads, len, 0, kv_head,
+            const HeadPlace place = head_place<D>(coding, coding, kv.n_kv_heads, len, 0, kv_head,
                                                   in_page + slots[i] - first_slot);
             const unsigned char *codes = page + place.codes;
-            if (IS_BY_CHANNEL<K> && is_wide && is_used)
-                codes = wide_row<D>(kv, slots[i], kv_head, 0);
+            if (K::BY_CHANNEL && is_wide && is_used) codes = wide_row<D>(kv, slots[i], kv_head, 0);
             for (int g = 0; g < GROUPS; g++) of[i][g] = {1.0f, 0.0f};
-            if (K == BF16 || is_wide) {
+            if (!K::IS_CODED || is_wide) {
                 load_row<D>(a[i], reinterpret_cast<const uint16_t *>(codes), is_used);
-            } else if constexpr (K != BF16) {
+            } else if constexpr (K::IS_CODED) {
                 const unsigned char *params = page + place.params;
                 load_codes<D, K>(a[i], codes, params, is_used);
-                if constexpr (!IS_BY_CHANNEL<K>)
+                if constexpr (K::HAS_PARAMS)
                     for (int g = 0; g < GROUPS && is_used; g++)
-                        of[i][g] = params_of<K, D>(params, 0, g);
+                        of[i][g] = K::params_of(params, 0, g);
             }
         }
         for (uint32_t first = 0; first < args.n_mass_rows << columns_log2; first += 8) {
@@ -130,18 +125,18 @@ DEV void body(const AttentionMassArgs &args) {
                                    b[k].y);
                     prim::mma_bf16(dot, {a[0][k].z, a[1][k].z, a[0][k].w, a[1][k].w}, b[k].z,
                                    b[k].w);
-                    if constexpr (K == INT4) {
+                    if constexpr (K::HAS_ZERO) {
                         constexpr uint32_t ONE = BF16_ONES;
                         prim::mma_bf16(q_sum, {ONE, ONE, ONE, ONE}, b[k].x, b[k].y);
                         prim::mma_bf16(q_sum, {ONE, ONE, ONE, ONE}, b[k].z, b[k].w);
                     }
                 }
                 for (int e = 0; e < 4; e++) {
-                    if constexpr (K == BF16 || IS_BY_CHANNEL<K>) {
+                    if constexpr (!K::HAS_PARAMS) {
                         s[e] = dot[e];
                     } else {
                         s[e] = fmaf(dot[e], of[e / 2][g].scale, s[e]);
-                        if (K == INT4) s[e] = fmaf(q_sum[e], of[e / 2][g].zero, s[e]);
+                        if (K::HAS_ZERO) s[e] = fmaf(q_sum[e], of[e / 2][g].zero, s[e]);
                     }
                 }
             }
@@ -180,7 +175,7 @@ DEV void body(const AttentionMassArgs &args) {
 }
 
 // What rows pay slots: as many as the launch has.
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 constexpr int SMEM_BYTES = 0;
 
 KEY_FAMILY(attention_mass, AttentionMassArgs, 128, 4, SMEM_BYTES)  // <= 128 registers

@@ -7,7 +7,7 @@
 // dimensions of each; then the warps' sums are added in order. How many splits there are is the
 // row's affair: `max_splits` is a stride. Splits are counted with those that were left out because
 // their slots were given back, of which there would be nothing to add.
-#include "paged_kv.cuh"
+#include "kv/page.cuh"
 #include "reduce.cuh"
 #include "softmax_state.cuh"
 

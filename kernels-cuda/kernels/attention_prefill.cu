@@ -20,17 +20,17 @@
 // row does not see leaves it as it is. Each K and V element is read ceil(n_rows * group_size /
 // BLOCK_Q) times at most (causal: half of that), mostly from L2.
 //
-// Where pages hold codes, each warp copies the codes of its runs to a place of its own, K and V
+// Where pages hold codes, each warp copies the codes of its strips to a place of its own, K and V
 // half a tile ahead, and spreads them into a tile of bf16 before everyone multiplies by it:
 //
-//   codes of K   codes of V   [warp][RUN_BYTES]      in place of the ring
+//   codes of K   codes of V   [warp][strip]          in place of the ring
 //   tile of K    tile of V    [BLOCK_KV][D] bf16     V is finished; K is codes,
 //   params of K               [BLOCK_KV]             whose scale and zero go into the scores in f32
 //
 // Where pages are sealed K is finished too, from codes and the params of channels that come with
-// them; bf16 runs of the first page and the tail go to their place in a tile at once, as soon as
+// them; bf16 strips of the first page and the tail go to their place in a tile at once, as soon as
 // everyone is done with what was there.
-#include "kv_tile.cuh"
+#include "kv/coding.cuh"
 #include "rotation.cuh"
 #include "softmax_state.cuh"
 
@@ -41,7 +41,7 @@ constexpr int N_M = WARP_Q / 16;    // m16 tiles of a warp
 constexpr int N_ROWS = 2 * N_M;     // rows that a lane has a part of
 constexpr int N_KV = BLOCK_KV / 8;  // n8 tiles of S
 
-static_assert(BLOCK_KV == N_WARPS * RUN_SLOTS, "each warp copies one run of a tile");
+static_assert(BLOCK_KV == N_WARPS * STRIP_SLOTS, "each warp copies one strip of a tile");
 static_assert(WARP_Q == 32, "a lane stands for one row of its warp in the set-up");
 
 // What a warp looks at. It waits in shared memory: registers are scarce.
@@ -70,20 +70,20 @@ struct SlotScales {
 constexpr int SPLIT_BYTES = 32;
 
 // Bytes a slot of what the scores need of K.
-template <uint32_t K, int D>
-constexpr int KEPT_BYTES = K == INT4 ? sizeof(SlotScales) + SPLIT_BYTES : PARAM_BYTES<K, D>;
+template <class K>
+constexpr int KEPT_BYTES = K::HAS_ZERO ? sizeof(SlotScales) + SPLIT_BYTES : K::PARAM_BYTES;
 
 // Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 struct Smem {
     static constexpr bool IS_CODED = SKEW<K, V> != 0;
     // Keys of bf16 go to their tile at once.
-    static constexpr int K_RUN = K == BF16 ? 0 : RUN_BYTES<K, D>, V_RUN = RUN_BYTES<V, D>;
+    static constexpr int K_STRIP = K::IS_CODED ? K::BYTES : 0, V_STRIP = V::BYTES;
     static constexpr int V_TILE = STAGE_BYTES<D>;
     static constexpr int CODES = IS_CODED ? 2 * STAGE_BYTES<D> : N_STAGES * STAGE_BYTES<D>;
-    static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_RUN + V_RUN) : 0);
-    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K, D>;
-    static constexpr int END = Q_SUMS + (K == INT4 ? BLOCK_Q * SPLIT_BYTES : 0);
+    static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_STRIP + V_STRIP) : 0);
+    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K>;
+    static constexpr int END = Q_SUMS + (K::HAS_ZERO ? BLOCK_Q * SPLIT_BYTES : 0);
     // Q, what is behind it, the position of each row, and the views.
     static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
     static_assert(2 * (BYTES + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
@@ -222,67 +222,6 @@ DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_sme
         args.lse[packed.row_head] = prim::as_float(lse_smem[threadIdx.x]);
 }
 
-// Eight numbers as bf16.
-DEV uint4 eight(uint2 a, uint2 b) { return uint4{a.x, a.y, b.x, b.y}; }
-
-// Four codes as the numbers they stand for, rounded to bf16.
-template <uint32_t FORMAT>
-DEV uint2 four_values(uint32_t codes, Params of) {
-    uint2 x = four<FORMAT>(codes);
-    auto value = [&](float code) { return fmaf(code, of.scale, of.zero); };
-    return uint2{prim::pack_bf16(value(prim::bf16_lo(x.x)), value(prim::bf16_hi(x.x))),
-                 prim::pack_bf16(value(prim::bf16_lo(x.y)), value(prim::bf16_hi(x.y)))};
-}
-
-// (warp) Spreads a run that has come to `run_smem` over 16 rows of a tile: codes as bf16, or what
-// they stand for, IS_VALUE. Rows from n_valid on become zeros.
-template <int D, uint32_t FORMAT, bool IS_VALUE>
-DEV void spread_run(unsigned char *tile_smem, int row0, const unsigned char *run_smem,
-                    int n_valid) {
-    constexpr int CHUNKS = CODE_BYTES<FORMAT, D> / 16;  // of a row
-    const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<FORMAT, D>;
-#pragma unroll
-    for (int i = 0; i < RUN_SLOTS * CHUNKS; i += 32) {
-        const int row = (i + prim::lane()) / CHUNKS, c = (i + prim::lane()) % CHUNKS;
-        if (row >= RUN_SLOTS) break;
-        const uint4 codes = prim::ld16(run_smem + (i + prim::lane()) * 16);
-        Params of = {};
-        if constexpr (IS_VALUE && !IS_BY_CHANNEL<FORMAT>)
-            of = params_of<FORMAT, D>(params, row, c * N_GROUPS<FORMAT, D> / CHUNKS);
-        auto store = [&](int chunk, uint32_t w0, uint32_t w1) {
-            uint4 x = {};
-            if (row < n_valid) {
-                if constexpr (IS_BY_CHANNEL<FORMAT>) {
-                    x = eight_values<FORMAT, D>(w0, w1, params, chunk * 8);
-                } else {
-                    x = IS_VALUE ? eight(four_values<FORMAT>(w0, of), four_values<FORMAT>(w1, of))
-                                 : eight(four<FORMAT>(w0), four<FORMAT>(w1));
-                }
-            }
-            prim::st16(tile_smem + swizzle<D * 2>(row0 + row, chunk), x);
-        };
-        constexpr int BITS = CODE_BITS<FORMAT>, N_PARTS = 8 / BITS;
-#pragma unroll
-        for (int part = 0; part < N_PARTS; part++) {  // from the low bits of all bytes on
-            const int chunk = 2 * (N_PARTS * c + part), shift = BITS * part;
-            store(chunk, codes.x >> shift, codes.y >> shift);
-            store(chunk + 1, codes.z >> shift, codes.w >> shift);
-        }
-    }
-}
-
-// (warp) The same with the bf16 rows of a first page, the last of 16 slots.
-template <int D>
-DEV void spread_wide_run(unsigned char *tile_smem, int row0, const unsigned char *run_smem) {
-    constexpr int CHUNKS = D / 8;
-    for (int i = prim::lane(); i < RUN_SLOTS * CHUNKS; i += 32) {
-        const int row = i / CHUNKS;
-        uint4 x = {};
-        if (row >= WIDE_ROW) x = prim::ld16(run_smem + (i - WIDE_ROW * CHUNKS) * 16);
-        prim::st16(tile_smem + swizzle<D * 2>(row0 + row, i % CHUNKS), x);
-    }
-}
-
 // Three bf16 that add up to a float, each in both halves of a word.
 struct Split {
     uint32_t x, y, z;
@@ -295,20 +234,20 @@ DEV Split split_sum(float x) {
     return {high, middle, prim::pack_bf16(x, x)};
 }
 
-// (warp) The params of a run of K, slots `first` and on of the tile, to where the scores find them;
-// those of bf16 rows are 1 and 0.
-template <int D, uint32_t K>
-DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *run_smem,
+// (warp) The params of a strip of K, slots `first` and on of the tile, to where the scores find
+// them; those of bf16 rows are 1 and 0.
+template <int D, class K>
+DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *strip_smem,
                      bool is_wide) {
-    const unsigned char *params = run_smem + RUN_SLOTS * CODE_BYTES<K, D>;
+    const unsigned char *params = strip_smem + K::PARAMS;
     const int slot = prim::lane();
-    if (slot >= RUN_SLOTS) return;
-    if constexpr (K == INT4) {
-        constexpr int GROUPS = N_GROUPS<K, D>;
+    if (slot >= STRIP_SLOTS) return;
+    if constexpr (K::HAS_ZERO) {
+        constexpr int GROUPS = K::GROUPS;
         Params of[2] = {{1.0f, 0.0f}, {1.0f, 0.0f}};
         uint32_t zeros[2] = {};
         for (int g = 0; g < GROUPS; g++) {
-            if (!is_wide) of[g] = params_of<K, D>(params, slot, g);
+            if (!is_wide) of[g] = K::params_of(params, slot, g);
             const float low = of[g].zero - prim::bf16_to_float(prim::to_bf16(of[g].zero));
             zeros[g] = prim::pack_bf16(of[g].zero, low);
         }
@@ -328,7 +267,7 @@ DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *r
 // (warp) Sums of the groups of each row of Q, split; a thread has the row that it stands for.
 template <int D>
 DEV void sum_rows(const unsigned char *q_smem, unsigned char *split_smem) {
-    constexpr int GROUPS = N_GROUPS<INT4, D>, CHUNKS = D / 8 / GROUPS;
+    constexpr int GROUPS = Int4<D>::GROUPS, CHUNKS = D / 8 / GROUPS;
     Split parts[2] = {};
     for (int g = 0; g < GROUPS; g++) {
         float sum = 0.0f;
@@ -357,7 +296,7 @@ DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *kept_s
 }
 
 // (warp) Products with codes become scores.
-template <int D, uint32_t K>
+template <int D, class K>
 DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
                       const unsigned char *q_sums_smem) {
 #pragma unroll
@@ -365,16 +304,16 @@ DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
         for (int e = 0; e < 2; e++) {
             const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
             float scale;
-            if constexpr (K == INT4) {
+            if constexpr (K::HAS_ZERO) {
                 scale = reinterpret_cast<const SlotScales *>(kept_smem)[slot].scale;
             } else {
-                scale = params_of<K, D>(kept_smem, slot, 0).scale;
+                scale = K::params_of(kept_smem, slot, 0).scale;
             }
             for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
             // Or the compiler reads more than it has registers for before it uses any of it.
-            if (K == INT4 && e == 1) prim::warp_sync();
+            if (K::HAS_ZERO && e == 1) prim::warp_sync();
         }
-    if constexpr (K == INT4) {
+    if constexpr (K::HAS_ZERO) {
         const unsigned char *zeros_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
         const unsigned char *sums_smem = q_sums_smem + prim::warp() * WARP_Q * SPLIT_BYTES;
         uint32_t a[N_M][4];
@@ -425,12 +364,12 @@ DEV void rotate_rows(float (&o)[N_M][D / 8][4]) {
 }
 
 // Adds the slots that the rows see of those that they meet to what the block has summed.
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (&state)[N_ROWS],
                    float (&o)[N_M][D / 8][4]) {
     using At = Smem<D, K, V>;
     constexpr int ROW_BYTES = D * 2, N_K = D / 16;
-    constexpr bool SEALED = IS_BY_CHANNEL<K>;
+    constexpr bool SEALED = K::BY_CHANNEL;
     const int lane = prim::lane(), warp = prim::warp();
 
     // What the block works on.
@@ -443,7 +382,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
     unsigned char *q_sums_smem = ring_smem + At::Q_SUMS;
 
     load_rows<D>(args, q_smem, position_smem);
-    if (K == INT4 || meets == Meets::SINKS) {
+    if (K::HAS_ZERO || meets == Meets::SINKS) {
         prim::cp_commit();
         prim::cp_wait<0>();
         prim::warp_sync();
@@ -452,7 +391,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
         turn_rows<D>(args, q_smem);
         prim::warp_sync();
     }
-    if constexpr (K == INT4) sum_rows<D>(q_smem, q_sums_smem);
+    if constexpr (K::HAS_ZERO) sum_rows<D>(q_smem, q_sums_smem);
     prim::block_sync();
 
     View *view = reinterpret_cast<View *>(position_smem + BLOCK_Q) + warp;
@@ -463,64 +402,65 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
         return NO_TILE;
     };
 
-    // Each warp copies its run of the tile, K and V, and looks up the page of the next one well
+    // Each warp copies its strip of the tile, K and V, and looks up the page of the next one well
     // before.
-    auto run_slot = [&](uint32_t tile) { return tile * BLOCK_KV + warp * RUN_SLOTS; };
-    auto run_page = [&](uint32_t tile) {
-        return tile != NO_TILE && run_slot(tile) < kv.end() ? kv.page(run_slot(tile)) : 0;
+    auto strip_slot = [&](uint32_t tile) { return tile * BLOCK_KV + warp * STRIP_SLOTS; };
+    auto strip_page = [&](uint32_t tile) {
+        return tile != NO_TILE && strip_slot(tile) < kv.end() ? kv.page(strip_slot(tile)) : 0;
     };
-    auto n_valid = [&](uint32_t tile) { return kv.n_readable(run_slot(tile)); };
-    auto is_wide_run = [&](uint32_t tile) { return kv.is_wide(run_slot(tile)); };
+    auto n_valid = [&](uint32_t tile) { return kv.n_readable(strip_slot(tile)); };
+    auto is_wide_strip = [&](uint32_t tile) { return kv.is_wide(strip_slot(tile)); };
     auto copy_k = [&](uint32_t tile, uint32_t page, uint32_t stage) {
-        if (tile != NO_TILE && !(SEALED && is_wide_run(tile))) {
-            const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
-            const unsigned char *from = run.page + run.k.codes;
-            unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
-            if constexpr (K == BF16) {
-                const int row = run.is_wide ? WIDE_ROW : 0;
-                copy_run<ROW_BYTES>(ring_smem + stage, warp * RUN_SLOTS, from - row * ROW_BYTES,
-                                    n_valid(tile), row);
-            } else if (run.is_wide) {
+        if (tile != NO_TILE && !(SEALED && is_wide_strip(tile))) {
+            const CodedStrip strip = coded_strip<D, K, V>(kv, page, kv_head, strip_slot(tile));
+            const unsigned char *from = strip.page + strip.k.codes;
+            unsigned char *codes = ring_smem + At::CODES + warp * At::K_STRIP;
+            if constexpr (!K::IS_CODED) {
+                const int row = strip.is_wide ? WIDE_ROW : 0;
+                copy_swizzled<ROW_BYTES>(ring_smem + stage, warp * STRIP_SLOTS,
+                                         from - row * ROW_BYTES, n_valid(tile), row);
+            } else if (strip.is_wide) {
                 copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
             } else {
-                copy_rows<RUN_SLOTS, CODE_BYTES<K, D>>(codes, from, n_valid(tile));
-                copy_params<K, D>(codes + RUN_SLOTS * CODE_BYTES<K, D>, run.page + run.k.params);
+                K::copy_flat(codes, strip.page, strip.k, n_valid(tile));
             }
         }
         prim::cp_commit();
     };
     auto copy_v = [&](uint32_t tile, uint32_t page, uint32_t stage) {
-        if (tile != NO_TILE && !(SEALED && is_wide_run(tile))) {
-            const CodedRun run = coded_run<D, K, V>(kv, page, kv_head, run_slot(tile));
-            const unsigned char *from = run.page + run.v.codes;
-            unsigned char *codes = ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
-            if constexpr (V == BF16) {
-                copy_run<ROW_BYTES>(ring_smem + stage, warp * RUN_SLOTS, from, n_valid(tile));
-            } else if (run.is_wide) {
+        if (tile != NO_TILE && !(SEALED && is_wide_strip(tile))) {
+            const CodedStrip strip = coded_strip<D, K, V>(kv, page, kv_head, strip_slot(tile));
+            const unsigned char *from = strip.page + strip.v.codes;
+            unsigned char *codes =
+                ring_smem + At::CODES + N_WARPS * At::K_STRIP + warp * At::V_STRIP;
+            if constexpr (!V::IS_CODED) {
+                copy_swizzled<ROW_BYTES>(ring_smem + stage, warp * STRIP_SLOTS, from,
+                                         n_valid(tile));
+            } else if (strip.is_wide) {
                 copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
             } else {
-                copy_rows<RUN_SLOTS, CODE_BYTES<V, D>>(codes, from, n_valid(tile));
-                copy_params<V, D>(codes + RUN_SLOTS * CODE_BYTES<V, D>, run.page + run.v.params);
+                V::copy_flat(codes, strip.page, strip.v, n_valid(tile));
             }
         }
         prim::cp_commit();
     };
 
-    // Where pages are sealed: the bf16 run of a tile, K or V, to where it is multiplied with.
+    // Where pages are sealed: the bf16 strip of a tile, K or V, to where it is multiplied with.
     auto copy_wide = [&](uint32_t tile, uint32_t side, uint32_t to) {
-        if (tile != NO_TILE && is_wide_run(tile))
-            copy_wide_run<D>(ring_smem + to, warp * RUN_SLOTS, kv, run_slot(tile), kv_head, side);
+        if (tile != NO_TILE && is_wide_strip(tile))
+            WideRows<D, true>::copy(ring_smem + to, warp * STRIP_SLOTS, kv, strip_slot(tile),
+                                    kv_head, side);
         prim::cp_commit();
     };
 
     // Two half tiles ahead.
     uint32_t tile = next_seen(view->tile_start);
-    uint32_t k_stage = 0, next_page = run_page(tile);
+    uint32_t k_stage = 0, next_page = strip_page(tile);
     if constexpr (SEALED) copy_wide(tile, 0, 0);
     copy_k(tile, next_page, 0);
     copy_v(tile, next_page, STAGE_BYTES<D>);
     uint32_t next = next_seen(tile + 1);
-    next_page = run_page(next);
+    next_page = strip_page(next);
 
     // Makes K of this tile ready, and that of the next one come.
     auto take_k = [&](uint32_t v_stage) {
@@ -531,23 +471,23 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
             copy_k(next, next_page, next_stage<D>(v_stage));
         } else if constexpr (SEALED) {
             prim::warp_sync();
-            const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
-            if (!is_wide_run(tile))
-                spread_run<D, K, true>(ring_smem, warp * RUN_SLOTS, codes, RUN_SLOTS);
+            const unsigned char *codes = ring_smem + At::CODES + warp * At::K_STRIP;
+            if (!is_wide_strip(tile))
+                spread<K, D, true>(ring_smem, warp * STRIP_SLOTS, codes, STRIP_SLOTS);
             prim::block_sync();
             copy_wide(tile, 1, At::V_TILE);  // everyone is done with the last tile's V
             copy_k(next, next_page, 0);
         } else {
-            if constexpr (K != BF16) {
+            if constexpr (K::IS_CODED) {
                 prim::warp_sync();
-                const unsigned char *codes = ring_smem + At::CODES + warp * At::K_RUN;
-                const bool is_wide = kv.is_wide(run_slot(tile));
+                const unsigned char *codes = ring_smem + At::CODES + warp * At::K_STRIP;
+                const bool is_wide = kv.is_wide(strip_slot(tile));
                 if (is_wide) {
-                    spread_wide_run<D>(ring_smem, warp * RUN_SLOTS, codes);
+                    WideRows<D, false>::spread(ring_smem, warp * STRIP_SLOTS, codes);
                 } else {
-                    spread_run<D, K, false>(ring_smem, warp * RUN_SLOTS, codes, n_valid(tile));
+                    spread<K, D, false>(ring_smem, warp * STRIP_SLOTS, codes, n_valid(tile));
                 }
-                keep_params<D, K>(ring_smem + At::K_PARAMS, warp * RUN_SLOTS, codes, is_wide);
+                keep_params<D, K>(ring_smem + At::K_PARAMS, warp * STRIP_SLOTS, codes, is_wide);
                 prim::warp_sync();
                 copy_k(next, next_page, 0);
             }
@@ -565,25 +505,25 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
             prim::cp_wait<1>();
             prim::warp_sync();
             const unsigned char *codes =
-                ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
-            if (!is_wide_run(tile))
-                spread_run<D, V, true>(ring_smem + At::V_TILE, warp * RUN_SLOTS, codes, RUN_SLOTS);
+                ring_smem + At::CODES + N_WARPS * At::K_STRIP + warp * At::V_STRIP;
+            if (!is_wide_strip(tile))
+                spread<V, D, true>(ring_smem + At::V_TILE, warp * STRIP_SLOTS, codes, STRIP_SLOTS);
             prim::block_sync();
             copy_wide(next, 0, 0);  // everyone is done with this tile's K
             copy_v(next, next_page, 0);
         } else {
-            prim::cp_wait<K == BF16 ? 0 : 1>();
+            prim::cp_wait<K::IS_CODED ? 1 : 0>();
             prim::warp_sync();
             const unsigned char *codes =
-                ring_smem + At::CODES + N_WARPS * At::K_RUN + warp * At::V_RUN;
+                ring_smem + At::CODES + N_WARPS * At::K_STRIP + warp * At::V_STRIP;
             unsigned char *v_tile = ring_smem + At::V_TILE;
-            if (kv.is_wide(run_slot(tile))) {
-                spread_wide_run<D>(v_tile, warp * RUN_SLOTS, codes);
+            if (kv.is_wide(strip_slot(tile))) {
+                WideRows<D, false>::spread(v_tile, warp * STRIP_SLOTS, codes);
             } else {
-                spread_run<D, V, true>(v_tile, warp * RUN_SLOTS, codes, n_valid(tile));
+                spread<V, D, true>(v_tile, warp * STRIP_SLOTS, codes, n_valid(tile));
             }
             prim::warp_sync();
-            if constexpr (K != BF16) {
+            if constexpr (K::IS_CODED) {
                 copy_v(next, next_page, 0);
                 prim::block_sync();
             } else {  // the tile of K is free now
@@ -612,7 +552,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
             for (int i = 0; i < N_M * N_KV * 4; i++) (&s[0][0][0])[i] = 0.0f;
 #pragma unroll
             for (int k = 0; k < N_K; k++) {
-                if constexpr (N_GROUPS<K, D> == 2) {
+                if constexpr (K::GROUPS == 2) {
                     if (k == N_K / 2) scale_first_group(s, ring_smem + At::K_PARAMS);
                 }
                 uint32_t a[N_M][4];
@@ -630,7 +570,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                 }
             }
 
-            if constexpr (K != BF16 && !SEALED)
+            if constexpr (K::HAS_PARAMS)
                 scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
 
             // Scores of slots that a row does not see become -inf.
@@ -699,7 +639,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
         take_v();
         tile = next;
         next = next_seen(next + 1);
-        next_page = run_page(next);
+        next_page = strip_page(next);
 
         // O += P V
         if (is_seen) {
@@ -725,7 +665,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
     prim::block_sync();
 }
 
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 DEV void body(const AttentionPrefillArgs &args) {
     constexpr int ROW_BYTES = D * 2;
     const int lane = prim::lane(), warp = prim::warp();
@@ -733,9 +673,9 @@ DEV void body(const AttentionPrefillArgs &args) {
     float o[N_M][D / 8][4] = {};
     // Tables with sealed pages are no stream's.
 #pragma unroll 1
-    for (int i = !IS_BY_CHANNEL<K> && sequence(args).sink > 0 ? 0 : 1; i < 2; i++)
+    for (int i = !K::BY_CHANNEL && sequence(args).sink > 0 ? 0 : 1; i < 2; i++)
         add_slots<D, K, V>(args, i == 0 ? Meets::SINKS : Meets::WINDOW, state, o);
-    if constexpr (IS_BY_GROUP<V>) {
+    if constexpr (V::HAS_ZERO) {
         if (args.pages.v_rotated) rotate_rows<D>(o);
     }
 
@@ -761,7 +701,7 @@ DEV void body(const AttentionPrefillArgs &args) {
     store_rows<D>(args, q_smem, lse_smem);
 }
 
-template <int D, uint32_t K, uint32_t V>
+template <int D, class K, class V>
 constexpr int SMEM_BYTES = Smem<D, K, V>::BYTES;
 
 FAMILY(attention_prefill, AttentionPrefillArgs, 128, 2, SMEM_BYTES)  // <= 255 registers

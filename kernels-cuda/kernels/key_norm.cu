@@ -8,28 +8,27 @@
 constexpr int N_WARPS = 4;
 
 // Eight numbers of a head as pairs of bf16: those of lane `l` of the D / 8, in any order.
-template <uint32_t FORMAT>
+template <class K>
 DEV uint4 eight(const unsigned char *codes, int l) {
-    if constexpr (FORMAT == BF16) {
+    if constexpr (!K::IS_CODED) {
         return prim::ld16(codes + l * 16);
-    } else if constexpr (FORMAT == INT4) {  // of four bytes, the numbers below and those above
+    } else if constexpr (K::BITS == 4) {  // of four bytes, the numbers below and those above
         const uint32_t word = *reinterpret_cast<const uint32_t *>(codes + l * 4);
-        const uint2 below = four<INT4>(word), above = four<INT4>(word >> 4);
+        const uint2 below = four<K>(word), above = four<K>(word >> 4);
         return {below.x, below.y, above.x, above.y};
     } else {
         const uint2 words = *reinterpret_cast<const uint2 *>(codes + l * 8);
-        const uint2 first = four<FORMAT>(words.x), second = four<FORMAT>(words.y);
+        const uint2 first = four<K>(words.x), second = four<K>(words.y);
         return {first.x, first.y, second.x, second.y};
     }
 }
 
 // The sum of their squares.
-template <int D, uint32_t FORMAT>
+template <int D, class K>
 DEV float squares(const SlotHead &key, int l) {
     Params of = {1.0f, 0.0f};
-    if constexpr (FORMAT != BF16)
-        of = params_of<FORMAT, D>(key.params, 0, l * N_GROUPS<FORMAT, D> / (D / 8));
-    const uint4 v = eight<FORMAT>(key.codes, l);
+    if constexpr (K::HAS_PARAMS) of = K::params_of(key.params, 0, l * K::GROUPS / (D / 8));
+    const uint4 v = eight<K>(key.codes, l);
     const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
     float sum = 0.0f;
     for (uint32_t pair : pairs) {
@@ -56,10 +55,10 @@ DEV void body(const KeyNormArgs &args) {
         float sum = 0.0f;
         if (is_used) {
             const SlotHead key = slot_head<D>(pages, at, 0, kv_head);
-            if (key.format == BF16) sum = squares<D, BF16>(key, l);
-            if (key.format == FP8) sum = squares<D, FP8>(key, l);
-            if (key.format == INT8) sum = squares<D, INT8>(key, l);
-            if (key.format == INT4) sum = squares<D, INT4>(key, l);
+            if (key.coding == BF16) sum = squares<D, Bf16<D>>(key, l);
+            if (key.coding == FP8) sum = squares<D, Fp8<D>>(key, l);
+            if (key.coding == INT8) sum = squares<D, Int8<D>>(key, l);
+            if (key.coding == INT4) sum = squares<D, Int4<D>>(key, l);
         }
         for (int mask = LANES / 2; mask > 0; mask /= 2) sum += prim::shfl_xor(sum, mask);
         norm += sqrtf(sum);

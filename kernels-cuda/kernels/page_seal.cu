@@ -14,7 +14,7 @@
 // in page_len tokens, so nothing here is in a hurry: each pass over the numbers, one for the extent
 // and one for each range, reads them from the cache. Bytes: n_from pages of bf16 in, a page of
 // codes out.
-#include "kv_format.cuh"
+#include "kv/coding.cuh"
 
 constexpr int N_THREADS = 128;
 
@@ -78,8 +78,9 @@ DEV Steps fit(Number number, uint32_t n, uint16_t &scale_bits, uint16_t &zero_bi
 // Side 0 is K, with series of channels, side 1 is V, with a series for each slot and group.
 template <int D, int BITS>
 DEV void body(const PageSealArgs &args) {
-    constexpr uint32_t K = BITS == 2 ? INT2_CHANNEL : INT4_CHANNEL, V = BITS == 2 ? INT2 : INT4;
-    constexpr uint32_t GROUPS = N_GROUPS<V, D>, GROUP = D / GROUPS;
+    using K = Channel<D, BITS>;
+    using V = Group<D, BITS>;
+    constexpr uint32_t GROUPS = V::GROUPS, GROUP = D / GROUPS;
     const LorisPages &pages = args.pages;
     const uint32_t page_len = 1u << pages.page_len_log2;
     const uint32_t n_from = 1u << (pages.page_len_log2 - pages.tail_len_log2);
@@ -87,8 +88,8 @@ DEV void body(const PageSealArgs &args) {
     const uint32_t kv_head = blockIdx.y, side = blockIdx.z;
     const Source<D> source = {pages, seal, side, kv_head};
 
-    const HeadPlace place =
-        head_place<D>(K, side == 0 ? K : V, pages.n_kv_heads, page_len, side, kv_head, 0);
+    const HeadPlace place = head_place<D>(K::ID, side == 0 ? K::ID : V::ID, pages.n_kv_heads,
+                                          page_len, side, kv_head, 0);
     unsigned char *page =
         static_cast<unsigned char *>(pages.base) + seal[n_from] * pages.page_bytes;
     uint16_t *params = reinterpret_cast<uint16_t *>(page + place.params);

@@ -1,13 +1,13 @@
 // Moves the slots that stay to the front of their layer: slot i becomes what slot keep[i] held, the
 // codes and params of K and V of every kv head as they are.
 //
-// blockIdx = (side and kv head, layer). A block walks the list a run of slots at a time: it loads
-// all of a run, meets at a barrier, and stores it. keep rises, so keep[i] >= i, and no slot is
-// written that is still to be read: by a thread of the same run, as that has loaded all it moves
-// before the barrier; by a later run, as that reads at or behind its own first slot and what is
-// written lies in front of that. A run's stores wait at the barrier for the loads of those before
+// blockIdx = (side and kv head, layer). A block walks the list some slots at a time: it loads
+// all of these, meets at a barrier, and stores it. keep rises, so keep[i] >= i, and no slot is
+// written that is still to be read: by a thread of the same step, as that has loaded all it moves
+// before the barrier; by a later step, as that reads at or behind its own first slot and what is
+// written lies in front of that. A step's stores wait at the barrier for the loads of those before
 // it too. Blocks share no byte. Bytes moved: those of a slot, twice, for each that moves.
-#include "kv_format.cuh"
+#include "kv/page.cuh"
 
 constexpr int N_THREADS = 256;
 constexpr int N_AHEAD = 4;
@@ -46,8 +46,8 @@ DEV void body(const SlotMoveArgs &args) {
     };
 
     const uint32_t n_fixed = is_coded(pages) ? LORIS_KV_WIDE : 0;  // not coded as the others are
-    for (uint32_t run = n_fixed; run < args.n_keep; run += N_AHEAD * n_abreast) {
-        const uint32_t first = run + threadIdx.x / n_units;
+    for (uint32_t step = n_fixed; step < args.n_keep; step += N_AHEAD * n_abreast) {
+        const uint32_t first = step + threadIdx.x / n_units;
         auto moves = [&](uint32_t to) { return to < args.n_keep && keep[to] != to; };
         Piece pieces[N_AHEAD];
         for (uint32_t i = 0; i < N_AHEAD; i++) {

@@ -259,7 +259,7 @@ impl DeviceBatch {
 }
 
 /// Slots of a sequence, the rows of the batch among them; of those that a stream has given back some count, fewer than in
-/// two splits of attention, as in `n_skipped_splits` of `paged_kv.cuh`.
+/// two splits of attention, as in `n_skipped_splits` of `kv/page.cuh`.
 pub fn kv_len(seq: &LorisSeq) -> usize {
     let n_skipped = (seq.n_gone / LORIS_SPLIT_LEN).max(1) - 1;
     let n_gone = seq.n_gone - n_skipped * LORIS_SPLIT_LEN;

@@ -1,6 +1,11 @@
-// From a slot of a sequence to an address, and what a query row sees.
+// Pages and tables: from a slot of a sequence to an address, and what a query row sees.
+//
+// formats.h (the build makes it) has the codings of a side, BF16 .., and the bytes of a head in
+// each: CODE_BYTES and PARAM_BYTES of a slot, CHANNEL_BYTES that the slots of a page have in
+// common.
 #pragma once
 
+#include "formats.h"
 #include "prim.cuh"
 
 // Where a bf16 slot of a table with sealed pages is.
@@ -126,3 +131,95 @@ struct PagedKv {
         return is_used(slot) && seen.has(position(slot));
     }
 };
+
+// Bytes of a head in a coding that is known at run time.
+struct CodeBytes {
+    uint32_t codes, params, channels;
+
+    // Of a head in a page.
+    DEV uint32_t run(uint32_t len) const { return len * (codes + params) + channels; }
+};
+template <uint32_t CODING, int D>
+DEV CodeBytes code_bytes_of() {
+    return {CODE_BYTES<CODING, D>, PARAM_BYTES<CODING, D>, CHANNEL_BYTES<CODING, D>};
+}
+template <int D>
+DEV CodeBytes code_bytes(uint32_t coding) {
+    if (coding == BF16) return code_bytes_of<BF16, D>();
+    if (coding == INT4) return code_bytes_of<INT4, D>();
+    if (coding == INT2) return code_bytes_of<INT2, D>();
+    if (coding == INT4_CHANNEL) return code_bytes_of<INT4_CHANNEL, D>();
+    if (coding == INT2_CHANNEL) return code_bytes_of<INT2_CHANNEL, D>();
+    return code_bytes_of<INT8, D>();
+}
+
+// First byte in a page of the codes of a head's slot, and of its params.
+struct HeadPlace {
+    uint32_t codes, params;
+};
+// In a page of `len` slots with keys in `k_coding`; side 0 is K, 1 is V, in `coding`.
+template <int D>
+DEV HeadPlace head_place(uint32_t k_coding, uint32_t coding, uint32_t n_kv_heads, uint32_t len,
+                         uint32_t side, uint32_t kv_head, uint32_t slot) {
+    const CodeBytes k = code_bytes<D>(k_coding), own = code_bytes<D>(coding);
+    const uint32_t before = side * n_kv_heads * k.run(len);
+    const uint32_t run = before + kv_head * own.run(len);
+    return {run + slot * own.codes, run + len * own.codes + slot * own.params};
+}
+
+DEV bool is_coded(const LorisPages &pages) {
+    return pages.k_format != BF16 || pages.v_format != BF16;
+}
+
+DEV bool is_sealed(const LorisPages &pages) {
+    return pages.k_format == INT4_CHANNEL || pages.k_format == INT2_CHANNEL;
+}
+
+// A slot of a table: where it is.
+struct PageSlot {
+    unsigned char *page;
+    uint32_t idx;  // in the page; and FIRST or TAIL in one of bf16 where others are coded
+    static constexpr uint32_t FIRST = 1u << 31, TAIL = 1u << 30;
+
+    DEV bool is_wide() const { return (idx & (FIRST | TAIL)) != 0; }
+    // Slots of the page.
+    DEV uint32_t len(const LorisPages &pages) const {
+        if ((idx & FIRST) != 0) return LORIS_KV_WIDE;
+        return 1u << ((idx & TAIL) != 0 ? pages.tail_len_log2 : pages.page_len_log2);
+    }
+    DEV uint32_t in_page() const { return idx & ~(FIRST | TAIL); }
+};
+// Of a table with sealed pages: a slot behind those.
+DEV PageSlot page_slot(const LorisPages &pages, const LorisTable &table, uint32_t layer,
+                       uint32_t slot, uint32_t n_sealed = 0) {
+    const uint32_t page_len = 1u << pages.page_len_log2;
+    uint32_t idx = slot & (page_len - 1), page_idx = slot >> pages.page_len_log2;
+    if (is_coded(pages)) {
+        const bool is_first = slot < LORIS_KV_WIDE;
+        idx = is_first ? slot | PageSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
+        page_idx = (slot + page_len - LORIS_KV_WIDE) >> pages.page_len_log2;
+        if (is_sealed(pages) && !is_first) {
+            slot -= LORIS_KV_WIDE + (n_sealed << pages.page_len_log2);
+            idx = (slot & ((1u << pages.tail_len_log2) - 1)) | PageSlot::TAIL;
+            page_idx = 1 + n_sealed + (slot >> pages.tail_len_log2);
+        }
+    }
+    const uint64_t page = table.pages[page_idx * table.n_layers + layer];
+    return {static_cast<unsigned char *>(pages.base) + page * pages.page_bytes, idx};
+}
+
+// A head of a slot: its coding, and where its codes and params are. Side 0 is K, 1 is V.
+struct SlotHead {
+    uint32_t coding;
+    unsigned char *codes, *params;
+};
+template <int D>
+DEV SlotHead slot_head(const LorisPages &pages, const PageSlot &slot, uint32_t side,
+                       uint32_t kv_head) {
+    const bool is_wide = slot.is_wide();
+    const uint32_t k_coding = is_wide ? BF16 : pages.k_format;
+    const uint32_t coding = is_wide ? BF16 : side == 0 ? pages.k_format : pages.v_format;
+    const HeadPlace place = head_place<D>(k_coding, coding, pages.n_kv_heads, slot.len(pages), side,
+                                          kv_head, slot.in_page());
+    return {coding, slot.page + place.codes, slot.page + place.params};
+}
