@@ -28,69 +28,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::{env, fs};
 
+use loris_formats::{Family, HEAD_DIMS, PAIRS};
+
 type Result<T> = std::result::Result<T, String>;
-
-/// How one side of a page is coded.
-#[derive(Clone, Copy, PartialEq)]
-struct Coding {
-    name: &'static str,
-    bits: usize,
-    share: Share,
-}
-#[derive(Clone, Copy, PartialEq)]
-enum Share {
-    Nothing,
-    Slot,
-    Group,
-    Channel,
-}
-const fn coding(name: &'static str, bits: usize, share: Share) -> Coding {
-    Coding { name, bits, share }
-}
-const BF16: Coding = coding("bf16", 16, Share::Nothing);
-const FP8: Coding = coding("fp8", 8, Share::Slot);
-const INT8: Coding = coding("int8", 8, Share::Slot);
-const INT4: Coding = coding("int4", 4, Share::Group);
-const INT2: Coding = coding("int2", 2, Share::Group);
-const INT4_CHANNEL: Coding = coding("int4_channel", 4, Share::Channel);
-const INT2_CHANNEL: Coding = coding("int2_channel", 2, Share::Channel);
-const CODINGS: [Coding; 7] = [BF16, FP8, INT8, INT4, INT2, INT4_CHANNEL, INT2_CHANNEL];
-const PAIRS: [(Coding, Coding); 8] = [
-    (BF16, BF16),
-    (FP8, FP8),
-    (INT8, INT8),
-    (INT4, INT4),
-    (INT8, INT4),
-    (BF16, INT4),
-    (INT4_CHANNEL, INT4),
-    (INT2_CHANNEL, INT2),
-];
-impl Coding {
-    fn unit(self) -> usize {
-        if self.bits < 8 { 16 * 8 / self.bits } else { 1 }
-    }
-    fn code_bytes(self, head_dim: usize) -> usize {
-        head_dim * self.bits / 8
-    }
-    fn param_bytes(self, head_dim: usize) -> usize {
-        match self.share {
-            Share::Nothing | Share::Channel => 0,
-            Share::Slot => 2,
-            Share::Group => 4 * head_dim.div_ceil(64),
-        }
-    }
-    fn channel_bytes(self, head_dim: usize) -> usize {
-        if self.share == Share::Channel { 4 * head_dim } else { 0 }
-    }
-}
-impl std::fmt::Display for Coding {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-/// Widths of heads that there are kernels for.
-const HEAD_DIMS: [usize; 3] = [32, 64, 128];
 
 /// PTX is for devices newer than the toolkit.
 const ARCHS: [&str; 4] = ["sm_80", "sm_89", "sm_90a", "compute_80"];
@@ -131,7 +71,7 @@ fn run() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     // OUT_DIR is <target>/<profile>/build/<package>/out.
     let target = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?;
-    let header = formats_header();
+    let header = loris_formats::header();
     fs::write(out.join("formats.h"), &header).map_err(text)?;
     let cache = Cache::new(target.join("kernels"), &out, &header)?;
 
@@ -161,70 +101,6 @@ fn run() -> Result<()> {
     fs::write(out.join("resources.csv"), resources).map_err(text)
 }
 
-/// What the kernels for keys and values in these codings are called, behind the name of the family and
-/// the width of heads. To those of KEYS the values do not matter, but for whether anything is coded.
-fn suffix((k, v): (Coding, Coding), keys: bool) -> String {
-    match keys {
-        _ if (k, v) == (BF16, BF16) => String::new(),
-        true => format!("_k{k}"),
-        false if k == v => format!("_kv{k}"),
-        false if k == INT4_CHANNEL => "_kvint4_channel".into(),
-        false if k == INT2_CHANNEL => "_kvint2".into(),
-        false => format!("_kv{k}_{v}"),
-    }
-}
-
-fn has_kernel((k, v): (Coding, Coding), head_dim: usize) -> bool {
-    head_dim.is_multiple_of(k.unit()) && head_dim.is_multiple_of(v.unit())
-}
-
-/// The name of its struct in `kv/coding.cuh`: `Int4Channel`.
-fn family_of(coding: Coding) -> String {
-    let name = coding.to_string();
-    let words = name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]);
-    words.collect()
-}
-
-/// Numbers and facts of codings, and lists of the variants of families for the preprocessor.
-fn formats_header() -> String {
-    let mut header = String::from("// Made by build.rs.\n#pragma once\n\n#include <stdint.h>\n\n");
-    for (id, coding) in CODINGS.iter().enumerate() {
-        let name = coding.to_string().to_uppercase();
-        header += &format!("constexpr uint32_t {name} = {id};\n");
-    }
-    for name in ["CODE_BYTES", "PARAM_BYTES", "CHANNEL_BYTES"] {
-        header += &format!("template <uint32_t CODING, int D>\nconstexpr int {name} = -1;\n");
-        for coding in CODINGS {
-            for head_dim in HEAD_DIMS {
-                let bytes = match name {
-                    "CODE_BYTES" => coding.code_bytes(head_dim),
-                    "PARAM_BYTES" => coding.param_bytes(head_dim),
-                    _ => coding.channel_bytes(head_dim),
-                };
-                let of = format!("{}, {head_dim}", coding.to_string().to_uppercase());
-                header += &format!("template <>\nconstexpr int {name}<{of}> = {bytes};\n");
-            }
-        }
-    }
-    for (list, keys) in [("KV_PAIRS", false), ("KV_KEYS", true)] {
-        header += &format!("#define {list}(ROW, ...)");
-        let mut named = Vec::new();
-        for pair in PAIRS {
-            let suffix = suffix(pair, keys);
-            if named.contains(&suffix) {
-                continue;
-            }
-            let [k, v] = [pair.0, pair.1].map(family_of);
-            for head_dim in HEAD_DIMS.into_iter().filter(|&head_dim| has_kernel(pair, head_dim)) {
-                header += &format!(" \\\n    ROW({head_dim}, {k}, {v}, {suffix}, __VA_ARGS__)");
-            }
-            named.push(suffix);
-        }
-        header.push('\n');
-    }
-    header
-}
-
 /// A kernel.
 struct Row {
     kernel: String,
@@ -234,53 +110,41 @@ struct Row {
     smem: Option<u32>,
 }
 
-/// All kernels, and tables of those of each family: `[pair of formats][head width]`.
+/// All kernels, and tables of those of each family: `[pair of codings][width of heads]`.
 fn kernel_rows() -> Result<(Vec<Row>, String)> {
-    let (mut rows, mut tables) = (Vec::new(), String::new());
+    let (mut rows, mut tables) = (Vec::<Row>::new(), String::new());
     for path in sources("kernels", "cu") {
         let source = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         let file = stem(&path);
-        let of_macro = |name| source.split(name).skip(1).map(move |row| (name, row));
-        let found = ["\nKERNEL(", "\nFAMILY(", "\nKEY_FAMILY("].into_iter().flat_map(of_macro);
-        for (of, row) in found {
+        let mut add = |row: &str, variant: &str| {
             let name = row.split([',', ')']).next().unwrap_or("").trim();
+            let kernel = format!("{name}{}{variant}", if variant.is_empty() { "" } else { "_" });
             let limits =
                 row.split("// <= ").nth(1).and_then(|rest| rest.split(" registers").next());
-            let mut add = |kernel: String, variant: &str| {
-                if rows.iter().any(|row: &Row| row.kernel == kernel) {
-                    return Ok(());
-                }
-                let max_registers = max_registers(limits, variant).ok_or_else(|| {
-                    format!("{file}.cu: the row of {name} lacks its comment `// <= N registers`")
-                })?;
-                rows.push(Row { kernel, file: file.clone(), max_registers, smem: None });
-                Ok::<(), String>(())
-            };
-            if of == "\nKERNEL(" {
-                add(name.to_string(), "")?;
-                continue;
+            let max_registers = max_registers(limits, variant).ok_or_else(|| {
+                format!("{file}.cu: the row of {name} lacks its comment `// <= N registers`")
+            })?;
+            if !rows.iter().any(|row| row.kernel == kernel) {
+                let (kernel, file) = (kernel.clone(), file.clone());
+                rows.push(Row { kernel, file, max_registers, smem: None });
             }
-            let n = (PAIRS.len(), HEAD_DIMS.len());
-            tables += &format!(
-                "pub(crate) const {}: [[&str; {}]; {}] = [",
-                name.to_uppercase(),
-                n.1,
-                n.0
-            );
-            for pair in PAIRS {
-                tables.push('[');
-                for head_dim in HEAD_DIMS {
-                    let mut kernel = String::new();
-                    if has_kernel(pair, head_dim) {
-                        let variant = format!("d{head_dim}{}", suffix(pair, of == "\nKEY_FAMILY("));
-                        kernel = format!("{name}_{variant}");
-                        add(kernel.clone(), &variant)?;
-                    }
-                    tables += &format!("{kernel:?}, ");
+            Ok::<String, String>(kernel)
+        };
+        for row in source.split("\nKERNEL(").skip(1) {
+            add(row, "")?;
+        }
+        for (of, family) in [("\nFAMILY(", Family::Pairs), ("\nKEY_FAMILY(", Family::Keys)] {
+            for row in source.split(of).skip(1) {
+                let mut table = Vec::new();
+                for pair in PAIRS {
+                    let kernel =
+                        |d| family.variant(pair, d).map_or(Ok(String::new()), |v| add(row, &v));
+                    table.push(HEAD_DIMS.map(kernel).into_iter().collect::<Result<Vec<_>>>()?);
                 }
-                tables += "], ";
+                let name = row.split(',').next().unwrap_or("").to_uppercase();
+                let (n, m) = (PAIRS.len(), HEAD_DIMS.len());
+                tables += &format!("pub(crate) const {name}: [[&str; {m}]; {n}] = {table:?};\n");
             }
-            tables += "];\n";
         }
     }
     Ok((rows, tables))

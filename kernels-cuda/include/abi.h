@@ -24,20 +24,6 @@
 #define LORIS_DENSE UINT32_MAX
 /* `window` of a layer that sees everything. */
 #define LORIS_NO_WINDOW UINT32_MAX
-/* Number formats of keys and of values in pages. */
-#define LORIS_KV_BF16 0
-#define LORIS_KV_FP8 1
-#define LORIS_KV_INT8 2
-#define LORIS_KV_INT4 3
-#define LORIS_KV_INT2 4
-#define LORIS_KV_INT4_CHANNEL 5
-#define LORIS_KV_INT2_CHANNEL 6
-/* Slots of the first page of a table whose other pages hold codes: they are bf16. */
-#define LORIS_KV_WIDE 4
-/* Where pages hold codes, attention counts slots from this number: 16 slots from a multiple of 16
- * then lie in one page, and tiles and splits do not depend on the length of pages. */
-#define LORIS_KV_SKEW 12
-
 /* One sequence of a batch. */
 typedef struct LorisSeq {
     uint32_t row_start; /* first of its rows in the batch */
@@ -69,8 +55,8 @@ typedef struct LorisBatch {
 
 /* A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
  * run of [page_len][head_dim] numbers and behind it what they are multiplied with,
- * [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
- * a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded
+ * [page_len][params], as `kernels-cuda/formats/src/layout.rs` says. Where a side is coded the first
+ * page of a table holds [K|V][n_kv_heads][WIDE_SLOTS][head_dim] in bf16; where the keys are coded
  * channel by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page
  * has. */
 typedef struct LorisPages {
@@ -79,8 +65,8 @@ typedef struct LorisPages {
     uint32_t page_len_log2; /* page_len is a power of two, 16 to 256 */
     uint32_t tail_len_log2; /* of a page of a tail */
     uint32_t n_kv_heads;
-    uint32_t k_format; /* LORIS_KV_* */
-    uint32_t v_format;
+    uint32_t k_coding; /* as formats.h numbers them */
+    uint32_t v_coding;
     uint32_t k_rotated; /* queries and keys are multiplied with a Hadamard matrix */
     uint32_t v_rotated; /* values are, and what attention gives is rotated back */
 } LorisPages;
@@ -248,7 +234,7 @@ typedef struct AttentionMergeArgs {
     LorisBatch batch;
     uint32_t n_q_heads;
     uint32_t max_splits;
-    uint32_t skew;    /* LORIS_KV_SKEW where pages hold codes, else 0 */
+    uint32_t skew;    /* CODED_SKEW where pages hold codes, else 0 */
     uint32_t rotated; /* the values were: rotate back */
 } AttentionMergeArgs;
 

@@ -200,10 +200,10 @@ DEV void add_slots(const AttentionDecodeArgs &args, Meets meets, SoftmaxState (&
             const CodedStrip strip =
                 coded_strip<D, K, V>(kv, prim::shfl(page, step), kv_head, strip_slot(step));
             if (!SEALED && is_wide(step)) {
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(k_stage(step), strip.page + strip.k.codes,
-                                                    n_valid - WIDE_ROW);
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(v_stage(step), strip.page + strip.v.codes,
-                                                    n_valid - WIDE_ROW);
+                copy_rows<WIDE_SLOTS, ROW_BYTES>(k_stage(step), strip.page + strip.k.codes,
+                                                 n_valid - WIDE_ROW);
+                copy_rows<WIDE_SLOTS, ROW_BYTES>(v_stage(step), strip.page + strip.v.codes,
+                                                 n_valid - WIDE_ROW);
             } else {
                 K::copy(k_stage(step), strip.page, strip.k, n_valid);
                 V::copy(v_stage(step), strip.page, strip.v, n_valid);

@@ -75,7 +75,7 @@ DEV void body(const AttentionMassArgs &args) {
 
     // Where the warp's slots lie: in one page, but for those of a tail.
     const bool is_wide = kv.is_wide(first_slot);
-    const uint32_t len = is_wide ? LORIS_KV_WIDE : 1u << kv.page_len_log2;
+    const uint32_t len = is_wide ? WIDE_SLOTS : 1u << kv.page_len_log2;
     const uint32_t in_page = is_wide ? -SKEW : kv.in_page(first_slot);
     const uint32_t coding = is_wide ? BF16 : K::ID;
     const unsigned char *page = kv.base + kv.page(first_slot) * kv.page_bytes;

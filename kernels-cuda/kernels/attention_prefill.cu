@@ -420,7 +420,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                 copy_swizzled<ROW_BYTES>(ring_smem + stage, warp * STRIP_SLOTS,
                                          from - row * ROW_BYTES, n_valid(tile), row);
             } else if (strip.is_wide) {
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
+                copy_rows<WIDE_SLOTS, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
             } else {
                 K::copy_flat(codes, strip.page, strip.k, n_valid(tile));
             }
@@ -437,7 +437,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                 copy_swizzled<ROW_BYTES>(ring_smem + stage, warp * STRIP_SLOTS, from,
                                          n_valid(tile));
             } else if (strip.is_wide) {
-                copy_rows<LORIS_KV_WIDE, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
+                copy_rows<WIDE_SLOTS, ROW_BYTES>(codes, from, n_valid(tile) - WIDE_ROW);
             } else {
                 V::copy_flat(codes, strip.page, strip.v, n_valid(tile));
             }

@@ -38,14 +38,14 @@ DEV void body(const SlotMoveArgs &args) {
     const uint32_t side = blockIdx.x / pages.n_kv_heads, kv_head = blockIdx.x % pages.n_kv_heads;
     const uint32_t layer = blockIdx.y;
     const uint32_t *keep = args.keep + static_cast<uint64_t>(layer) * args.n_keep;
-    const CodeBytes bytes = code_bytes<D>(side == 0 ? pages.k_format : pages.v_format);
+    const CodeBytes bytes = code_bytes<D>(side == 0 ? pages.k_coding : pages.v_coding);
     const uint32_t n_units = bytes.codes / 16;  // a power of two
     const uint32_t unit = threadIdx.x % n_units, n_abreast = N_THREADS / n_units;
     auto head = [&](uint32_t slot) {
         return slot_head<D>(pages, page_slot(pages, args.table, layer, slot), side, kv_head);
     };
 
-    const uint32_t n_fixed = is_coded(pages) ? LORIS_KV_WIDE : 0;  // not coded as the others are
+    const uint32_t n_fixed = is_coded(pages) ? WIDE_SLOTS : 0;  // not coded as the others are
     for (uint32_t step = n_fixed; step < args.n_keep; step += N_AHEAD * n_abreast) {
         const uint32_t first = step + threadIdx.x / n_units;
         auto moves = [&](uint32_t to) { return to < args.n_keep && keep[to] != to; };

@@ -6,15 +6,6 @@ pub const LORIS_SCORE_ROWS: u32 = 64;
 pub const LORIS_ROW_PAIRS: u32 = 256;
 pub const LORIS_DENSE: u32 = 4294967295;
 pub const LORIS_NO_WINDOW: u32 = 4294967295;
-pub const LORIS_KV_BF16: u32 = 0;
-pub const LORIS_KV_FP8: u32 = 1;
-pub const LORIS_KV_INT8: u32 = 2;
-pub const LORIS_KV_INT4: u32 = 3;
-pub const LORIS_KV_INT2: u32 = 4;
-pub const LORIS_KV_INT4_CHANNEL: u32 = 5;
-pub const LORIS_KV_INT2_CHANNEL: u32 = 6;
-pub const LORIS_KV_WIDE: u32 = 4;
-pub const LORIS_KV_SKEW: u32 = 12;
 /// One sequence of a batch.
 #[repr(C)]
 #[derive(Debug, Copy, Clone, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -63,8 +54,8 @@ pub struct LorisBatch {
 }
 /** A pool of KV pages: page p begins at base + p * page_bytes and holds [K|V][n_kv_heads], each a
  run of [page_len][head_dim] numbers and behind it what they are multiplied with,
- [page_len][params], as `engine/src/cache/format.rs` says. Where a side is coded the first page of
- a table holds [K|V][n_kv_heads][LORIS_KV_WIDE][head_dim] in bf16; where the keys are coded
+ [page_len][params], as `kernels-cuda/formats/src/layout.rs` says. Where a side is coded the first
+ page of a table holds [K|V][n_kv_heads][WIDE_SLOTS][head_dim] in bf16; where the keys are coded
  channel by channel the pages behind `n_sealed` others do too, with as many slots as a tail's page
  has.*/
 #[repr(C)]
@@ -78,9 +69,9 @@ pub struct LorisPages {
     /// of a page of a tail
     pub tail_len_log2: u32,
     pub n_kv_heads: u32,
-    /// LORIS_KV_*
-    pub k_format: u32,
-    pub v_format: u32,
+    /// as formats.h numbers them
+    pub k_coding: u32,
+    pub v_coding: u32,
     /// queries and keys are multiplied with a Hadamard matrix
     pub k_rotated: u32,
     /// values are, and what attention gives is rotated back
@@ -326,7 +317,7 @@ pub struct AttentionMergeArgs {
     pub batch: LorisBatch,
     pub n_q_heads: u32,
     pub max_splits: u32,
-    /// LORIS_KV_SKEW where pages hold codes, else 0
+    /// CODED_SKEW where pages hold codes, else 0
     pub skew: u32,
     /// the values were: rotate back
     pub rotated: u32,

@@ -5,7 +5,7 @@ use loris_formats::{CODINGS, Coding, PageLayout, Share, Sides};
 use crate::abi::{LorisPages, LorisTable};
 use crate::{Buffer, Device, Error, to_u32};
 
-/// A coding's number in `abi.h`.
+/// A coding's number in `formats.h`.
 fn abi(coding: Coding) -> u32 {
     CODINGS.iter().position(|&other| other == coding).map_or(u32::MAX, to_u32)
 }
@@ -82,8 +82,8 @@ impl KvPages {
             page_len_log2: self.page_len.trailing_zeros(),
             tail_len_log2: self.tail_len().trailing_zeros(),
             n_kv_heads: u32::try_from(self.n_kv_heads).unwrap_or(u32::MAX),
-            k_format: abi(self.kv.k.coding),
-            v_format: abi(self.kv.v.coding),
+            k_coding: abi(self.kv.k.coding),
+            v_coding: abi(self.kv.v.coding),
             k_rotated: self.kv.k.rotated.into(),
             v_rotated: self.kv.v.rotated.into(),
         }

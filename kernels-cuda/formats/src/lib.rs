@@ -5,12 +5,14 @@
 //! [`Coding`], from which every size follows, and that is what kernels are compiled for ([`PAIRS`]).
 //! [`PageLayout`] says which slots are in which page of a table and where the bytes of a page are.
 
+mod header;
 mod layout;
 mod table;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use header::{Family, HEAD_DIMS, header};
 pub use layout::{PageForm, PageLayout, Part, Run};
 pub use table::{CODINGS, FORMATS, Format, PAIRS, SKEW, STRIP, WIDE};
 

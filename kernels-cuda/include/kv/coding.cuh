@@ -29,17 +29,16 @@ using Int2Channel = Channel<D, 2>;
     KV_PAIRS(FAMILY_ROW, name, Args, n_threads, min_blocks, smem)
 #define KEY_FAMILY(name, Args, n_threads, min_blocks, smem) \
     KV_KEYS(FAMILY_ROW, name, Args, n_threads, min_blocks, smem)
-#define FAMILY_ROW(D, K, V, suffix, name, Args, n_threads, min_blocks, smem)        \
-    KERNEL(name##_d##D##suffix, Args, n_threads, min_blocks, smem<D, K<D>, V<D>>) { \
-        body<D, K<D>, V<D>>(args);                                                  \
+#define FAMILY_ROW(D, K, V, variant, name, Args, n_threads, min_blocks, smem)    \
+    KERNEL(name##_##variant, Args, n_threads, min_blocks, smem<D, K<D>, V<D>>) { \
+        body<D, K<D>, V<D>>(args);                                               \
     }
 
-static_assert(LORIS_KV_WIDE * 32 * 2 <= Int4<32>::BYTES,
-              "a strip has room for a first page's rows");
+static_assert(WIDE_SLOTS * 32 * 2 <= Int4<32>::BYTES, "a strip has room for a first page's rows");
 
 // What attention counts slots from.
 template <class K, class V>
-constexpr uint32_t SKEW = K::IS_CODED || V::IS_CODED ? LORIS_KV_SKEW : 0;
+constexpr uint32_t SKEW = K::IS_CODED || V::IS_CODED ? CODED_SKEW : 0;
 
 // Where a strip of coded pages begins: codes and params of keys and of values. Strips of bf16 of a
 // table with sealed pages are none: WideRows.
@@ -52,7 +51,7 @@ struct CodedStrip {
 template <int D, class K, class V, class Kv>
 DEV CodedStrip coded_strip(const Kv &kv, uint32_t page, uint32_t kv_head, uint32_t first_slot) {
     const bool is_wide = !K::BY_CHANNEL && kv.is_wide(first_slot);
-    const uint32_t len = is_wide ? LORIS_KV_WIDE : 1u << kv.page_len_log2;
+    const uint32_t len = is_wide ? WIDE_SLOTS : 1u << kv.page_len_log2;
     const uint32_t slot = is_wide ? 0 : kv.in_page(first_slot);
     const uint32_t k = is_wide ? BF16 : K::ID, v = is_wide ? BF16 : V::ID;
     return {kv.base + page * kv.page_bytes,

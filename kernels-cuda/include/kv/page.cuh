@@ -41,7 +41,7 @@ DEV uint32_t n_skipped_splits(const LorisSeq &seq) {
 }
 
 // The cache of one sequence in one layer, as attention walks over it: slots are counted from SKEW,
-// which is 0 where all pages hold bf16 and LORIS_KV_SKEW where they hold codes (abi.h). Numbers
+// which is 0 where all pages hold bf16 and CODED_SKEW where they hold codes (formats.h). Numbers
 // below SKEW are slots that nobody sees. Slots that were given back count, so that tiles and splits
 // do not depend on when they went; nobody sees them.
 //
@@ -80,11 +80,11 @@ struct PagedKv {
 
     // Counted so that pages begin at multiples of their length.
     DEV uint32_t in_pages(uint32_t slot) const {
-        return SKEW == 0 ? slot : slot - (SKEW + LORIS_KV_WIDE) + (1u << page_len_log2);
+        return SKEW == 0 ? slot : slot - (SKEW + WIDE_SLOTS) + (1u << page_len_log2);
     }
 
     // The first slot of the tail, a multiple of 16.
-    DEV uint32_t tail_start() const { return SKEW + LORIS_KV_WIDE + (n_sealed << page_len_log2); }
+    DEV uint32_t tail_start() const { return SKEW + WIDE_SLOTS + (n_sealed << page_len_log2); }
 
     // The page of a slot that is not in a tail. There it is some page of the table, and of slots
     // that were given back the first, so that there is an address.
@@ -106,9 +106,9 @@ struct PagedKv {
 
     // Where a slot in use of the first page or of the tail is.
     DEV WidePlace wide_place(uint32_t slot) const {
-        const bool is_first = slot < SKEW + LORIS_KV_WIDE;
+        const bool is_first = slot < SKEW + WIDE_SLOTS;
         const uint32_t in_tail = slot - tail_start();
-        const uint32_t len = is_first ? LORIS_KV_WIDE : 1u << tail_len_log2;
+        const uint32_t len = is_first ? WIDE_SLOTS : 1u << tail_len_log2;
         const uint32_t page_idx = is_first ? 0 : 1 + n_sealed + (in_tail >> tail_len_log2);
         return {page_table[page_idx * table_stride + layer], len,
                 is_first ? slot - SKEW : in_tail & (len - 1)};
@@ -168,11 +168,11 @@ DEV HeadPlace head_place(uint32_t k_coding, uint32_t coding, uint32_t n_kv_heads
 }
 
 DEV bool is_coded(const LorisPages &pages) {
-    return pages.k_format != BF16 || pages.v_format != BF16;
+    return pages.k_coding != BF16 || pages.v_coding != BF16;
 }
 
 DEV bool is_sealed(const LorisPages &pages) {
-    return pages.k_format == INT4_CHANNEL || pages.k_format == INT2_CHANNEL;
+    return pages.k_coding == INT4_CHANNEL || pages.k_coding == INT2_CHANNEL;
 }
 
 // A slot of a table: where it is.
@@ -184,7 +184,7 @@ struct PageSlot {
     DEV bool is_wide() const { return (idx & (FIRST | TAIL)) != 0; }
     // Slots of the page.
     DEV uint32_t len(const LorisPages &pages) const {
-        if ((idx & FIRST) != 0) return LORIS_KV_WIDE;
+        if ((idx & FIRST) != 0) return WIDE_SLOTS;
         return 1u << ((idx & TAIL) != 0 ? pages.tail_len_log2 : pages.page_len_log2);
     }
     DEV uint32_t in_page() const { return idx & ~(FIRST | TAIL); }
@@ -195,11 +195,11 @@ DEV PageSlot page_slot(const LorisPages &pages, const LorisTable &table, uint32_
     const uint32_t page_len = 1u << pages.page_len_log2;
     uint32_t idx = slot & (page_len - 1), page_idx = slot >> pages.page_len_log2;
     if (is_coded(pages)) {
-        const bool is_first = slot < LORIS_KV_WIDE;
-        idx = is_first ? slot | PageSlot::FIRST : (slot - LORIS_KV_WIDE) & (page_len - 1);
-        page_idx = (slot + page_len - LORIS_KV_WIDE) >> pages.page_len_log2;
+        const bool is_first = slot < WIDE_SLOTS;
+        idx = is_first ? slot | PageSlot::FIRST : (slot - WIDE_SLOTS) & (page_len - 1);
+        page_idx = (slot + page_len - WIDE_SLOTS) >> pages.page_len_log2;
         if (is_sealed(pages) && !is_first) {
-            slot -= LORIS_KV_WIDE + (n_sealed << pages.page_len_log2);
+            slot -= WIDE_SLOTS + (n_sealed << pages.page_len_log2);
             idx = (slot & ((1u << pages.tail_len_log2) - 1)) | PageSlot::TAIL;
             page_idx = 1 + n_sealed + (slot >> pages.tail_len_log2);
         }
@@ -217,8 +217,8 @@ template <int D>
 DEV SlotHead slot_head(const LorisPages &pages, const PageSlot &slot, uint32_t side,
                        uint32_t kv_head) {
     const bool is_wide = slot.is_wide();
-    const uint32_t k_coding = is_wide ? BF16 : pages.k_format;
-    const uint32_t coding = is_wide ? BF16 : side == 0 ? pages.k_format : pages.v_format;
+    const uint32_t k_coding = is_wide ? BF16 : pages.k_coding;
+    const uint32_t coding = is_wide ? BF16 : side == 0 ? pages.k_coding : pages.v_coding;
     const HeadPlace place = head_place<D>(k_coding, coding, pages.n_kv_heads, slot.len(pages), side,
                                           kv_head, slot.in_page());
     return {coding, slot.page + place.codes, slot.page + place.params};

@@ -9,11 +9,10 @@
 #include "page.cuh"
 #include "swizzle.cuh"
 
-constexpr int STRIP_SLOTS = 16;
-
 // The first slots of a coded sequence are the last of a strip.
-constexpr int WIDE_ROW = STRIP_SLOTS - LORIS_KV_WIDE;
-static_assert(WIDE_ROW == LORIS_KV_SKEW, "strips of coded pages begin at multiples of 16");
+constexpr int WIDE_ROW = STRIP_SLOTS - WIDE_SLOTS;
+static_assert(WIDE_ROW == CODED_SKEW, "strips of coded pages begin at multiples of their length");
+static_assert(STRIP_SLOTS == 16, "as matrix instructions take them");
 
 // (warp) Starts copying 16 rows of ROW_BYTES to rows row0.. of a swizzled tile; row0 is a multiple
 // of 16. Rows before `first_valid` and from n_valid on are not in use: they are not read and become
