@@ -71,7 +71,7 @@ fn main() {
 
     let settings = settings();
     let mut samplers: Vec<Sampler> =
-        settings.iter().map(|(_, params)| Sampler::new(params.clone(), &model).unwrap()).collect();
+        settings.iter().map(|(_, params)| model.sampler(params.clone()).unwrap()).collect();
     let vocab_size = model.config().vocab_size;
     let allowed = vec![0x7fff_ffff_u32; vocab_size.div_ceil(32)];
     let mut times = vec![Vec::new(); settings.len() + 2];

@@ -113,7 +113,7 @@ fn session(model: &Model) -> Session {
 }
 
 fn greedy(model: &Model) -> Sampler {
-    Sampler::new(SamplerParams::default(), model).unwrap()
+    model.sampler(SamplerParams::default()).unwrap()
 }
 
 /// What is shown of an answer, and why it ended.
@@ -254,7 +254,7 @@ fn a_penalty_in_a_stream_does_not_know_pages() {
             session.prefill(&prompt).unwrap();
             assert_eq!(session.history().tokens, [&prompt[..4], &prompt[440..]]);
             let params = SamplerParams { repetition_penalty: 1.3, ..SamplerParams::default() };
-            let mut sampler = Sampler::new(params, &model).unwrap();
+            let mut sampler = model.sampler(params).unwrap();
             let options =
                 GenerateOptions { max_tokens: 40, ignore_eos: true, ..GenerateOptions::default() };
             let mut ids = Vec::new();
@@ -382,7 +382,7 @@ fn the_random_sequence_does_not_move_where_a_mask_fails() {
     let run = |fails_at: &[usize]| {
         let mut session = model.session(&SessionOptions::default()).unwrap();
         session.prefill(&[9, 8, 7]).unwrap();
-        let mut sampler = Sampler::new(params.clone(), &model).unwrap();
+        let mut sampler = model.sampler(params.clone()).unwrap();
         let mut left = fails_at.to_vec();
         while session.answer().len() < 20 {
             let options = GenerateOptions {

@@ -6,8 +6,7 @@ mod support;
 use std::ops::ControlFlow;
 
 use loris::{
-    GenerateOptions, LogSoftmax, Logprobs, ModelOptions, Sampler, SamplerParams, SessionOptions,
-    generate,
+    GenerateOptions, LogSoftmax, Logprobs, ModelOptions, SamplerParams, SessionOptions, generate,
 };
 use support::{FIXTURES, checkpoint, open, options, reference};
 
@@ -87,7 +86,7 @@ fn answers_tell_how_likely_their_tokens_were() {
         let run = |logprobs: Option<usize>| {
             let mut session = model.session(&SessionOptions::default()).unwrap();
             session.prefill(&[5, 6, 7]).unwrap();
-            let mut sampler = Sampler::new(params.clone(), &model).unwrap();
+            let mut sampler = model.sampler(params.clone()).unwrap();
             let options = GenerateOptions {
                 max_tokens: 12,
                 ignore_eos: true,

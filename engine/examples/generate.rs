@@ -8,9 +8,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use loris::loader::{Chat, Message, Special};
-use loris::{
-    Engine, EngineOptions, GenerateOptions, ModelOptions, Sampler, SamplerParams, SessionOptions,
-};
+use loris::{Engine, EngineOptions, GenerateOptions, ModelOptions, SamplerParams, SessionOptions};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
@@ -33,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     session.prefill(&prompt)?;
 
     // The default sampler is greedy; text arrives as whole characters.
-    let mut sampler = Sampler::new(SamplerParams::default(), &model)?;
+    let mut sampler = model.sampler(SamplerParams::default())?;
     let options = GenerateOptions { max_tokens: 256, ..GenerateOptions::default() };
     let mut out = std::io::stdout().lock();
     let finish = loris::generate(&mut session, &mut sampler, &options, &mut |token| match out

@@ -23,6 +23,7 @@ use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
 use crate::policy::{Evict, Lazy, Stream};
 use crate::pool::{AuxPool, Pool};
+use crate::sampler::{Sampler, SamplerParams};
 use crate::session::{Session, SessionOptions, StreamOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
@@ -393,6 +394,13 @@ impl Model {
     /// Opens an empty session.
     pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
         Session::new(self.clone(), options)
+    }
+
+    /// A sampler for the model's logits: ids that its tokenizer does not have are never chosen.
+    pub fn sampler(&self, params: SamplerParams) -> Result<Sampler, Error> {
+        let vocab_size = self.config().vocab_size;
+        let padding = self.tokenizer().into_iter().flat_map(|t| t.padded_ids(vocab_size));
+        Sampler::new(params, vocab_size, padding)
     }
 
     /// Pages of the pool that are free, in use, and the most that ever were in use.

@@ -282,7 +282,7 @@ fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
     let (model, hook) = model(false);
     let generate = |s: &mut Session| {
         let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
-        let mut sampler = Sampler::new(params, s.model()).unwrap();
+        let mut sampler = s.model().sampler(params).unwrap();
         let options = GenerateOptions { max_tokens: 1, ignore_eos: true, ..Default::default() };
         crate::generate(s, &mut sampler, &options, &mut |_| std::ops::ControlFlow::Continue(()))
             .map(drop)
@@ -547,7 +547,7 @@ fn a_step_that_panics_gives_back_pages_and_goes_on_when_tried_again() {
 fn logits_that_cannot_be_recalled_cost_no_token() {
     let (model, hook) = model(true);
     let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
-    let mut sampler = Sampler::new(params, &model).unwrap();
+    let mut sampler = model.sampler(params).unwrap();
     for fault in [Fault::Error, Fault::Panic] {
         let mut other = session(&model, 5);
         let mut s = session(&model, 20);
@@ -581,7 +581,7 @@ fn logits_that_cannot_be_recalled_cost_no_token() {
 fn a_drawn_answer_is_the_same_and_its_logits_come_back() {
     let (model, _) = model(true);
     let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
-    let mut sampler = Sampler::new(params, &model).unwrap();
+    let mut sampler = model.sampler(params).unwrap();
     let options = GenerateOptions { max_tokens: 5, ignore_eos: true, ..Default::default() };
     let mut s = session(&model, 20);
     let mut other = session(&model, 5);
@@ -680,7 +680,7 @@ fn whatever_ends_an_answer_the_session_holds_what_was_shown_and_goes_on() {
         let params = SamplerParams { temperature, seed, ..SamplerParams::default() };
         let open = |eos_ids| model_of(talking(eos_ids), draws);
         let (model, _) = open(vec![]);
-        let sampler = Sampler::new(params, &model).unwrap();
+        let sampler = model.sampler(params).unwrap();
         let mut whole = session(&model, 20);
         let (finish, want) = answer(&mut whole, &mut sampler.clone(), &go_on, never);
         assert!(matches!(finish, Ok(Finish::Length)) && want.len() == N);
@@ -768,7 +768,7 @@ fn an_answer_whose_logits_cannot_be_recalled_is_no_error() {
     }
     let (model, _) = model_of(talking(vec![]), true);
     let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
-    let sampler = Sampler::new(params, &model).unwrap();
+    let sampler = model.sampler(params).unwrap();
     let options = GenerateOptions { max_tokens: 24, ..GenerateOptions::default() };
     let (_, want) =
         answer(&mut session(&model, 20), &mut sampler.clone(), &options, &mut |_| false);
@@ -830,7 +830,7 @@ fn logits_of_a_session_that_prunes_are_recalled_as_they_were() {
     });
     let mut other = session(&drawn, 5);
     let params = SamplerParams { temperature: 0.0, ..SamplerParams::default() };
-    let mut sampler = Sampler::new(params, &drawn).unwrap();
+    let mut sampler = drawn.sampler(params).unwrap();
     for token in 0..6 {
         s.decode_and_draw(token, &mut sampler).unwrap();
         want.decode(token).unwrap();

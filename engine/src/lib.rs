@@ -6,7 +6,7 @@
 //! set of fused ops, [`backend::Backend`], that every device implements.
 //!
 //! ```no_run
-//! use loris::{Engine, EngineOptions, GenerateOptions, ModelOptions, Sampler, SamplerParams, SessionOptions};
+//! use loris::{Engine, EngineOptions, GenerateOptions, ModelOptions, SamplerParams, SessionOptions};
 //! use std::ops::ControlFlow;
 //!
 //! # fn main() -> Result<(), loris::Error> {
@@ -15,7 +15,7 @@
 //! let model = engine.open(dir, &ModelOptions::default())?;
 //! let mut session = model.session(&SessionOptions::default())?;
 //! session.prefill(&[1, 2, 3])?;
-//! let mut sampler = Sampler::new(SamplerParams::default(), &model)?;
+//! let mut sampler = model.sampler(SamplerParams::default())?;
 //! loris::generate(&mut session, &mut sampler, &GenerateOptions::default(), &mut |token| {
 //!     let _text = token.text;
 //!     ControlFlow::Continue(())

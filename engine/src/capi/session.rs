@@ -24,7 +24,7 @@ use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked}
 use crate::logprobs::LogSoftmax;
 use crate::memory;
 use crate::policy::{Evict, Lazy};
-use crate::sampler::{Sampler, SamplerParams};
+use crate::sampler::SamplerParams;
 use crate::session::{Session, SessionOptions, StreamOptions};
 
 /// No token.
@@ -97,7 +97,7 @@ unsafe fn options(model: &Model, params: &loris_session_params) -> Result<Sessio
 
 /// A session's handle, greedy to begin with.
 fn handle(model: &Model, session: Session) -> Result<*mut loris_session, Failure> {
-    let sampler = Sampler::new(SamplerParams::default(), model)?;
+    let sampler = model.sampler(SamplerParams::default())?;
     Ok(make(SharedSession::new(session, sampler)))
 }
 
@@ -263,7 +263,7 @@ pub unsafe extern "C" fn loris_session_set_sampling(
                 logit_bias,
                 seed: (params.seed != LORIS_RANDOM_SEED).then_some(params.seed),
             };
-            inner.sampler = Sampler::new(params, inner.session.model())?;
+            inner.sampler = inner.session.model().sampler(params)?;
             Ok(LORIS_OK)
         })
     }

@@ -11,7 +11,6 @@ use loris_loader::GenerationDefaults;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::backend::{Draw, LogitChange};
-use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
 
@@ -153,11 +152,15 @@ pub(crate) fn n_words(vocab_size: usize) -> usize {
 const LISTS: &str = "a sampler's lists";
 
 impl Sampler {
-    /// A sampler for a model: ids that its tokenizer does not have are never chosen.
-    pub fn new(params: SamplerParams, model: &Model) -> Result<Self, Error> {
-        let vocab_size = model.config().vocab_size;
+    /// A sampler for logits of `vocab_size` tokens that never chooses the ids `padding`. A model makes its own:
+    /// [`Model::sampler`](crate::Model::sampler).
+    pub fn new(
+        params: SamplerParams,
+        vocab_size: usize,
+        padding: impl IntoIterator<Item = u32>,
+    ) -> Result<Self, Error> {
         let mut masked = Vec::new();
-        for id in model.tokenizer().iter().flat_map(|t| t.padded_ids(vocab_size)) {
+        for id in padding.into_iter().filter(|&id| (id as usize) < vocab_size) {
             if masked.is_empty() {
                 masked = memory::zeros(n_words(vocab_size), LISTS)?;
             }

@@ -104,7 +104,7 @@ impl<'a> Answerer<'a> {
             ignore_eos: args.ignore_eos,
             logprobs: args.logprobs,
         };
-        let sampler = Sampler::new(params.clone(), model)?;
+        let sampler = model.sampler(params.clone())?;
         let (prompt_logprobs, history) = (None, Vec::new());
         Ok(Self { report, sampler, params, options, load_s, grammar, prompt_logprobs, history })
     }

@@ -4,8 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use loris::{
-    Finish, GenerateOptions, Model, Receipt, Sampler, SamplerParams, Session, SessionOptions,
-    generate,
+    Finish, GenerateOptions, Model, Receipt, SamplerParams, Session, SessionOptions, generate,
 };
 use serde_json::{Value, json};
 
@@ -100,7 +99,7 @@ struct Answer {
 
 /// One greedy answer.
 fn answer(place: &Place<'_>, session: &mut Session, prompt: &[u32]) -> Result<Answer, Failure> {
-    let mut sampler = Sampler::new(SamplerParams::default(), place.model)?;
+    let mut sampler = place.model.sampler(SamplerParams::default())?;
     let options = GenerateOptions { max_tokens: place.max_tokens, ..GenerateOptions::default() };
     let started = Instant::now();
     session.prefill(prompt)?;
