@@ -1,14 +1,12 @@
 //! Opening a model: checkpoint in, sessions out.
 //!
 //! An [`Engine`] is a choice of device and threads, a [`Model`] is weights and a page pool on it, and a
-//! [`Session`] is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
+//! [`Session`](crate::Session) is one sequence in that pool. Models and sessions are handles: clones are cheap, the last one frees, and any order of dropping is safe.
 
 use std::ops::{ControlFlow, Deref, DerefMut, RangeInclusive};
 use std::path::{Path, PathBuf};
 
-use loris_loader::{
-    Chat, ChatTemplate, Checkpoint, ModelConfig, OpenOptions, RopeScaling, Storage, Tokenizer,
-};
+use loris_loader::{Chat, ChatTemplate, Checkpoint, ModelConfig, OpenOptions, Storage, Tokenizer};
 
 use crate::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use crate::backend::cuda::{self, CudaBackend, CudaOptions, Passes};
@@ -21,10 +19,8 @@ use crate::log::{Level, Log};
 use crate::memory;
 use crate::model::{self, Source};
 use crate::plan::{ModelOptions, Plan};
-use crate::policy::{Evict, Lazy, Stream};
 use crate::pool::{AuxPool, Pool};
 use crate::sampler::{Sampler, SamplerParams};
-use crate::session::{Session, SessionOptions, StreamOptions};
 use crate::sync::{Arc, Mutex, MutexGuard, lock};
 
 /// Where models run.
@@ -286,114 +282,13 @@ impl Model {
         self.shared.chat.as_ref()
     }
 
-    /// The ids of a chat, ready for [`Session::prefill`]: the template's special tokens are parsed, those
+    /// The ids of a chat, ready for [`Session::prefill`](crate::Session::prefill): the template's special tokens are parsed, those
     /// that the chat happens to spell are not. `None` if the folder lacks a template or tokenizer.
     pub fn encode_chat(&self, chat: &Chat) -> Result<Option<Vec<u32>>, Error> {
         let (Some(template), Some(tokenizer)) = (self.chat_template(), self.tokenizer()) else {
             return Ok(None);
         };
         Ok(Some(template.encode(tokenizer, chat)?))
-    }
-
-    /// The stream that a session asks for, if everything else goes with it.
-    pub(crate) fn check_stream(
-        &self,
-        stream: StreamOptions,
-        options: &SessionOptions,
-    ) -> Result<Stream, Error> {
-        let StreamOptions { sink, window } = stream;
-        let (plan, config) = (self.plan(), self.config());
-        let refuse = |option: &'static str, value: String, why: &str| {
-            Err(Error::option(option, value, why.to_owned()))
-        };
-        if let Some(ctx_len) = options.ctx_len {
-            return refuse("ctx", ctx_len.to_string(), "none with a window, which has no end");
-        }
-        if options.lazy.is_some() {
-            return refuse(
-                "lazy",
-                "given".into(),
-                "none with a window: what is pruned waits for ever",
-            );
-        }
-        if plan.layout.kv.are_sealed() {
-            let expected = "none with a KV cache of sealed pages; take int4 or int8";
-            return refuse("window", window.to_string(), expected);
-        }
-        if matches!(config.rope.scaling, RopeScaling::Dynamic { .. }) {
-            return refuse(
-                "window",
-                window.to_string(),
-                "none with dynamic RoPE, which changes with length",
-            );
-        }
-        let stream = Stream::new(sink, window, plan.ctx_len, plan.layout.first_len())?;
-        if let Some(&least) = config.windows.iter().flatten().min().filter(|&&least| window > least)
-        {
-            return refuse(
-                "window",
-                window.to_string(),
-                &format!("at most {least}, the model's own window"),
-            );
-        }
-        let slots = stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len;
-        let needed = plan.layout.n_pages(slots) * plan.n_layers;
-        if needed > plan.n_pages {
-            return Err(Error::KvFull { needed, free: plan.n_pages });
-        }
-        Ok(stream)
-    }
-
-    /// Refuses an eviction policy that something else does not go with.
-    pub(crate) fn check_evict(&self, evict: &Evict, options: &SessionOptions) -> Result<(), Error> {
-        evict.check()?;
-        let plan = self.plan();
-        let refuse = |why: String| Err(Error::option("evict", "given", why));
-        if options.lazy.is_some() {
-            return refuse("none with lazy, which keeps what is pruned for later".into());
-        }
-        if options.stream.is_some() {
-            return refuse("none with a window, which forgets on its own".into());
-        }
-        if self.config().windows.iter().any(Option::is_some) {
-            return refuse("none with layers that see a window of their own".into());
-        }
-        if plan.layout.kv.are_sealed() {
-            return refuse("none with a KV cache of sealed pages; take int4 or int8".into());
-        }
-        let n_wide = plan.layout.first_len();
-        if plan.layout.skew() > 0 && evict.sinks < n_wide {
-            return refuse(format!("sinks={n_wide} or more, the first tokens of a coded cache"));
-        }
-        match evict.n_mass_rows() > plan.chunk {
-            true => refuse(format!("a window of at most the chunk, {}", plan.chunk)),
-            false => Ok(()),
-        }
-    }
-
-    /// Refuses a schedule that the model, its device or its pools cannot follow.
-    pub(crate) fn check_lazy(&self, lazy: &Lazy) -> Result<(), Error> {
-        let plan = self.plan();
-        lazy.check(plan.n_layers)?;
-        if lazy.window > plan.chunk {
-            let expected = format!("at most the chunk, {}", plan.chunk);
-            return Err(Error::option("lazy window", lazy.window, expected));
-        }
-        if plan.layout.kv.are_sealed() && lazy.window > 1 {
-            let expected = "1 with a KV cache of sealed pages, whose rows come page by page";
-            return Err(Error::option("lazy window", lazy.window, expected));
-        }
-        if plan.n_aux_pages == 0 {
-            let expected =
-                "aux_tokens of ModelOptions above 0: one for each token of such sessions";
-            return Err(Error::option("lazy", "given", expected));
-        }
-        Ok(())
-    }
-
-    /// Opens an empty session.
-    pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
-        Session::new(self.clone(), options)
     }
 
     /// A sampler for the model's logits: ids that its tokenizer does not have are never chosen.

@@ -9,49 +9,21 @@ use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
 use crate::cache::{LayeredCache, Segment};
-use crate::engine::{Model, Shared};
+use crate::engine::Model;
 use crate::error::Error;
 use crate::evict::Evicting;
 use crate::gate::Gate;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
-use crate::policy::{Evict, Lazy, Stream};
+use crate::policy::{Lazy, Policies, Stream};
 use crate::pool::{Filled, Pool, ROOT, Store};
 use crate::receipt::Receipt;
+use crate::recipe::SessionOptions;
 use crate::sampler::{History, Sampler};
 use crate::stage::Stage;
 use crate::step::{Progress, Turn};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
-
-/// How a session is opened.
-#[derive(Clone, Debug, Default)]
-pub struct SessionOptions {
-    /// Tokens the session may hold; `None`: what the model was trained for.
-    pub ctx_len: Option<usize>,
-    /// Where tokens are pruned; `None`: every token goes through every layer.
-    pub lazy: Option<Lazy>,
-    /// Attention sinks and a rolling window, for sequences without end; `None`: every token sees all before it.
-    pub stream: Option<StreamOptions>,
-    /// Which tokens leave the cache for good, layer by layer; `None`: none does.
-    pub evict: Option<Evict>,
-    /// Restores blobs of before version 4 of the format too. They do not say with which config and tokenizer they were
-    /// made: if it was not the model's, the session answers nonsense.
-    pub trust_old_state: bool,
-}
-
-/// What a session without end sees; see [`Stream`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StreamOptions {
-    /// Tokens at the start that every token sees.
-    pub sink: usize,
-    /// Tokens that a token sees besides, itself the last.
-    pub window: usize,
-}
-
-/// Tokens that a session without end may take in: positions are 32 bits wide, and so is the end of the tile or split of
-/// slots that the last one is in.
-const MAX_STREAM: usize = u32::MAX as usize - 1_023;
 
 /// What is noted of a slot in a pass, in bytes at most: its token, its position and how deep it is, in lists that double as
 /// they grow, and ten numbers where a policy chooses.
@@ -210,39 +182,32 @@ impl Drop for Attempt<'_> {
     }
 }
 
+impl Model {
+    /// Opens an empty session.
+    pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
+        let (policies, ctx_len) = options.check(self.plan(), self.config())?;
+        Session::new(self.clone(), policies, ctx_len)
+    }
+}
+
 impl Session {
-    pub(crate) fn new(model: Model, options: &SessionOptions) -> Result<Self, Error> {
-        let Shared { plan, config, .. } = &*model.shared;
-        let stream =
-            options.stream.map(|stream| model.check_stream(stream, options)).transpose()?;
-        if let Some(evict) = &options.evict {
-            model.check_evict(evict, options)?;
-        }
-        let ctx_len = options.ctx_len.unwrap_or(plan.ctx_len);
-        // Beyond the trained context the answers degrade; dynamic scaling is made for it.
-        let longest = match config.rope.scaling {
-            RopeScaling::Dynamic { .. } => usize::MAX,
-            _ => plan.ctx_len,
-        };
-        if ctx_len == 0 || ctx_len > longest {
-            return Err(Error::option(
-                "ctx",
-                ctx_len,
-                format!("1 to {longest}, the model's context"),
-            ));
-        }
-        let mut session = Self {
-            ctx_len: if stream.is_some() { MAX_STREAM } else { ctx_len },
+    /// An empty session that computes and keeps what `policies` say, of `ctx_len` tokens at most.
+    pub(crate) fn new(model: Model, policies: Policies, ctx_len: usize) -> Result<Self, Error> {
+        let Policies { lazy, stream, evict } = policies;
+        let plan = model.plan();
+        let points = lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
+        Ok(Self {
+            ctx_len,
             tokens: Vec::new(),
             stream,
             n_gone: 0,
-            cache: LayeredCache::new(plan.n_layers, std::iter::empty()),
-            lazy: None,
-            evicting: options.evict.map(|policy| Evicting::new(policy, plan.n_layers)),
+            cache: LayeredCache::new(plan.n_layers, points),
+            evicting: evict.map(|policy| Evicting::new(policy, plan.n_layers)),
+            lazy,
             pending: Pending::Nothing,
             stage: Stage::default(),
             turn: Turn::default(),
-            logits: memory::zeros(config.vocab_size, "a session's logits")?,
+            logits: memory::zeros(model.config().vocab_size, "a session's logits")?,
             logits_ready: false,
             draw: None,
             drawn: None,
@@ -253,20 +218,7 @@ impl Session {
             receipt: Receipt::default(),
             before: Before::default(),
             model,
-        };
-        session.prune_by(options.lazy.clone())?;
-        Ok(session)
-    }
-
-    /// Sets the schedule of an empty session.
-    pub(crate) fn prune_by(&mut self, lazy: Option<Lazy>) -> Result<(), Error> {
-        if let Some(lazy) = &lazy {
-            self.model.check_lazy(lazy)?;
-        }
-        let points = lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
-        self.cache = LayeredCache::new(self.model.plan().n_layers, points);
-        self.lazy = lazy;
-        Ok(())
+        })
     }
 
     /// The model that the session runs on.

@@ -24,8 +24,9 @@ use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked}
 use crate::logprobs::LogSoftmax;
 use crate::memory;
 use crate::policy::{Evict, Lazy};
+use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sampler::SamplerParams;
-use crate::session::{Session, SessionOptions, StreamOptions};
+use crate::session::Session;
 
 /// No token.
 pub const LORIS_NO_TOKEN: u32 = u32::MAX;

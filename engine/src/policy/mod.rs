@@ -9,3 +9,14 @@ pub mod stream;
 pub use evict::Evict;
 pub use lazy::{Lazy, Order, PrunePoint};
 pub use stream::Stream;
+
+/// What a session computes and keeps.
+#[derive(Clone, Debug, Default)]
+pub struct Policies {
+    /// Where tokens are pruned.
+    pub lazy: Option<Lazy>,
+    /// What every token sees.
+    pub stream: Option<Stream>,
+    /// Which tokens leave the cache.
+    pub evict: Option<Evict>,
+}

@@ -29,7 +29,8 @@ use crate::file::NewFile;
 use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
-use crate::session::{Pending, Session, SessionOptions, StreamOptions};
+use crate::recipe::{SessionOptions, StreamOptions};
+use crate::session::{Pending, Session};
 
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
@@ -200,12 +201,13 @@ impl Model {
         agree("eviction", &evict, &options.evict)?;
         // A stream has no end, whatever the others are opened with.
         let ctx_len = options.ctx_len.filter(|_| stream.is_none());
-        let dense = SessionOptions { ctx_len, stream, evict, ..SessionOptions::default() };
-        let mut session = match (stream, evict) {
-            (None, None) => Session::new(self.clone(), &dense)?,
-            _ => Session::new(self.clone(), &dense).map_err(|e| unsound("policy", &e))?,
-        };
-        session.prune_by(lazy)?;
+        let saved = SessionOptions { ctx_len, lazy, stream, evict, trust_old_state: false };
+        let (policies, ctx_len) =
+            saved.check(self.plan(), self.config()).map_err(|e| match (stream, evict) {
+                (None, None) => e,
+                _ => unsound("policy", &e),
+            })?;
+        let mut session = Session::new(self.clone(), policies, ctx_len)?;
         let n_tokens = at_most(
             "tokens (the session's context length)",
             header.n_tokens,
