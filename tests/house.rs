@@ -11,10 +11,10 @@ use std::path::Path;
 const FLOORS: [&[&str]; 11] = [
     &["error", "log", "sync", "receipt"],
     &["store", "memory", "gate", "file"],
-    &["policy", "cache", "pool"],
+    &["policy", "pool"],
     &["plan"],
     &["backend"],
-    &["model", "device", "sampler", "logprobs", "recipe"],
+    &["model", "device", "sampler", "logprobs", "recipe", "sequence"],
     &["forward"],
     &["engine"],
     &["session", "stage", "evict", "share", "step"],

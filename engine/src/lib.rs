@@ -25,7 +25,6 @@
 //! ```
 
 pub mod backend;
-pub mod cache;
 pub mod capi;
 mod device;
 mod engine;
@@ -47,6 +46,7 @@ pub mod pool;
 mod receipt;
 mod recipe;
 mod sampler;
+mod sequence;
 mod session;
 mod share;
 mod stage;

@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use loris_loader::RopeScaling;
 
 use crate::backend::Draw;
-use crate::cache::{LayeredCache, Segment};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::evict::Evicting;
@@ -20,6 +19,7 @@ use crate::pool::{Filled, Pool, ROOT, Store};
 use crate::receipt::Receipt;
 use crate::recipe::SessionOptions;
 use crate::sampler::{History, Sampler};
+use crate::sequence::{LayeredCache, Segment};
 use crate::stage::Stage;
 use crate::step::{Progress, Turn};
 use crate::sync::Arc;

@@ -6,8 +6,8 @@
 use std::cmp::Ordering;
 
 use crate::backend::Phase;
-use crate::cache::{GIVEN_UP, Segment};
 use crate::pool::Store;
+use crate::sequence::{GIVEN_UP, Segment};
 use crate::session::{Pending, Session};
 use crate::share::Wish;
 use crate::step::Work;

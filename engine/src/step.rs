@@ -18,13 +18,13 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use crate::backend::{Batch, Draw, MassRows, Phase, Rolling, Seq, Stop};
-use crate::cache::Taken;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::evict::Evicting;
 use crate::forward::{Execute, Observed, Pass};
 use crate::memory;
 use crate::pool::Store;
+use crate::sequence::Taken;
 use crate::session::{Drawn, Lists, Pending, Session};
 use crate::share::{Wish, share_out};
 use crate::stage::Stage;

@@ -7,11 +7,11 @@ use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
 use super::blob::{Summed, read};
-use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::AuxRow;
+use crate::sequence::{GIVEN_UP, Segment};
 use crate::session::Session;
 use crate::store::{Coding, PageLayout, Run, Side};
 

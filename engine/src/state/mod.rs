@@ -22,7 +22,6 @@ use self::blob::{
     read, read_pod, read_schedule, schedule_of,
 };
 use self::contents::runs;
-use crate::cache::{GIVEN_UP, Segment};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::file::NewFile;
@@ -30,6 +29,7 @@ use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
 use crate::recipe::{SessionOptions, StreamOptions};
+use crate::sequence::{GIVEN_UP, Segment};
 use crate::session::{Pending, Session};
 
 impl Session {

@@ -14,7 +14,7 @@ use crate::store::PageId;
 
 /// A session's part of the aux cache.
 #[derive(Debug, Default)]
-pub struct Aux {
+pub(crate) struct Aux {
     /// Where the hidden state of the token at each position is.
     row_of: BTreeMap<u32, AuxRow>,
     transit: Rows,
@@ -23,17 +23,12 @@ pub struct Aux {
 
 impl Aux {
     /// Tokens between two segments.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.row_of.len()
     }
 
-    /// True if there are none.
-    pub fn is_empty(&self) -> bool {
-        self.row_of.is_empty()
-    }
-
     /// Pages held of a store.
-    pub fn n_pages(&self, store: Store) -> usize {
+    pub(crate) fn n_pages(&self, store: Store) -> usize {
         match store {
             Store::Transit => self.transit.n_pages(),
             Store::Waiting => self.waiting.n_pages(),
@@ -41,12 +36,12 @@ impl Aux {
     }
 
     /// Where a token's hidden state is.
-    pub fn row_of(&self, position: u32) -> Option<AuxRow> {
+    pub(crate) fn row_of(&self, position: u32) -> Option<AuxRow> {
         self.row_of.get(&position).copied()
     }
 
     /// Tokens between two segments, ascending, and where they are.
-    pub fn rows(&self) -> impl Iterator<Item = (u32, AuxRow)> + '_ {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (u32, AuxRow)> + '_ {
         self.row_of.iter().map(|(&position, &row)| (position, row))
     }
 
@@ -58,7 +53,7 @@ impl Aux {
     }
 
     /// Takes `n` rows of a store, all or none.
-    pub fn take(
+    pub(crate) fn take(
         &mut self,
         store: Store,
         n: usize,
@@ -70,7 +65,7 @@ impl Aux {
     }
 
     /// Gives back rows that were taken.
-    pub fn give(&mut self, rows: &[AuxRow], pool: &mut AuxPool) {
+    pub(crate) fn give(&mut self, rows: &[AuxRow], pool: &mut AuxPool) {
         let page_len = pool.page_len;
         for &AuxRow { store, row } in rows {
             self.of(store).give(row, page_len, pool.of(store));
@@ -79,7 +74,7 @@ impl Aux {
 
     /// The pages in transit that hold the tokens from 0 on, a page for each `page_len` of them in order; ends where
     /// that is not so.
-    pub fn whole_pages(&self, n_tokens: usize, page_len: usize) -> Vec<PageId> {
+    pub(crate) fn whole_pages(&self, n_tokens: usize, page_len: usize) -> Vec<PageId> {
         let page_of = |first: u32| {
             let page = self.row_of.get(&first)?.row / small(page_len);
             let in_order = (0..small(page_len)).all(|i| {
@@ -92,7 +87,7 @@ impl Aux {
     }
 
     /// Takes over pages in transit that hold the tokens from `first` on.
-    pub fn adopt(&mut self, pages: &[PageId], first: u32, page_len: usize) {
+    pub(crate) fn adopt(&mut self, pages: &[PageId], first: u32, page_len: usize) {
         for (position, &page) in (first..).step_by(page_len).zip(pages) {
             for i in 0..small(page_len) {
                 let row = page * small(page_len) + i;
@@ -103,17 +98,17 @@ impl Aux {
     }
 
     /// From here on the token's hidden state is in `row`, which was taken; gives the row it was in before.
-    pub fn put(&mut self, position: u32, row: AuxRow) -> Option<AuxRow> {
+    pub(crate) fn put(&mut self, position: u32, row: AuxRow) -> Option<AuxRow> {
         self.row_of.insert(position, row)
     }
 
     /// The token is not between segments any more; gives its row, which is still taken.
-    pub fn remove(&mut self, position: u32) -> Option<AuxRow> {
+    pub(crate) fn remove(&mut self, position: u32) -> Option<AuxRow> {
         self.row_of.remove(&position)
     }
 
     /// Forgets positions from `len` on.
-    pub fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
+    pub(crate) fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
         while let Some((position, row)) = self.row_of.pop_last() {
             if (position as usize) < len {
                 self.row_of.insert(position, row);
@@ -124,7 +119,7 @@ impl Aux {
     }
 
     /// A second session with the same hidden states. The caller has asked for the room.
-    pub fn fork(&self, pool: &mut AuxPool) -> Self {
+    pub(crate) fn fork(&self, pool: &mut AuxPool) -> Self {
         Self {
             row_of: self.row_of.clone(),
             transit: self.transit.fork(&mut pool.transit),
@@ -133,7 +128,7 @@ impl Aux {
     }
 
     /// Gives everything back.
-    pub fn clear(&mut self, pool: &mut AuxPool) {
+    pub(crate) fn clear(&mut self, pool: &mut AuxPool) {
         self.row_of.clear();
         self.transit.clear(&mut pool.transit);
         self.waiting.clear(&mut pool.waiting);

@@ -13,44 +13,44 @@ use crate::store::{PageId, PageLayout, Part, Seal};
 
 /// The tokens that a run of layers holds, and the pages that hold them.
 #[derive(Debug, Default)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// The first of its layers.
-    pub first_layer: usize,
+    pub(crate) first_layer: usize,
     /// Layers in the segment.
-    pub n_layers: usize,
+    pub(crate) n_layers: usize,
     /// Absolute position of each slot; [`GIVEN_UP`] for one whose token was forgotten.
-    pub positions: Vec<u32>,
+    pub(crate) positions: Vec<u32>,
     /// Slots behind the first page that were given back: [`Segment::roll`].
-    pub n_gone: usize,
+    pub(crate) n_gone: usize,
     /// Sealed pages of its table, in a cache that has such.
-    pub n_sealed: usize,
+    pub(crate) n_sealed: usize,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says.
-    pub page_table: Vec<PageId>,
+    pub(crate) page_table: Vec<PageId>,
 }
 
 /// Position of a slot that holds no token any more: later than any row, so that nobody sees it.
-pub const GIVEN_UP: u32 = u32::MAX;
+pub(crate) const GIVEN_UP: u32 = u32::MAX;
 
 /// A full page of every layer that a segment has left behind.
 #[derive(Debug)]
-pub struct Gone {
+pub(crate) struct Gone {
     positions: Vec<u32>,
     column: Vec<PageId>,
 }
 
 /// Columns of the tail of a table whose slots are in sealed pages now.
 #[derive(Debug, Default)]
-pub struct Unsealed(Vec<PageId>);
+pub(crate) struct Unsealed(Vec<PageId>);
 
 /// Pages taken for slots that a step is about to write.
 #[derive(Debug)]
-pub struct Growth {
+pub(crate) struct Growth {
     /// The new slots, in order: all of them, unless some see more pages sealed than others.
-    pub parts: Vec<Grown>,
+    pub(crate) parts: Vec<Grown>,
     /// Pages to copy before the step, `(from, to)`: the shared tail that the step would write.
-    pub copies: Vec<(PageId, PageId)>,
+    pub(crate) copies: Vec<(PageId, PageId)>,
     /// Pages to seal before the step.
-    pub seals: Vec<Seal>,
+    pub(crate) seals: Vec<Seal>,
     taken: Vec<PageId>,
     /// Columns whose slots are sealed for the last part.
     unsealed: Vec<PageId>,
@@ -58,45 +58,40 @@ pub struct Growth {
 
 /// Slots that a step is about to write, and the table that they see.
 #[derive(Debug)]
-pub struct Grown {
+pub(crate) struct Grown {
     /// How many.
-    pub n_slots: usize,
+    pub(crate) n_slots: usize,
     /// The page table with room for all new slots.
-    pub page_table: Vec<PageId>,
+    pub(crate) page_table: Vec<PageId>,
     /// The sealed pages of that table.
-    pub n_sealed: usize,
+    pub(crate) n_sealed: usize,
 }
 
 impl Segment {
     /// An empty segment of some layers.
-    pub fn new(layers: Range<usize>) -> Self {
+    pub(crate) fn new(layers: Range<usize>) -> Self {
         Self { first_layer: layers.start, n_layers: layers.len(), ..Self::default() }
     }
 
     /// The same lists once more.
-    pub fn copy(&self) -> Result<Self, Error> {
+    pub(crate) fn copy(&self) -> Result<Self, Error> {
         let positions = memory::copy(&self.positions, "a fork's slots")?;
         let page_table = memory::copy(&self.page_table, "a fork's page table")?;
         Ok(Self { positions, page_table, ..*self })
     }
 
     /// Its layers.
-    pub fn layers(&self) -> Range<usize> {
+    pub(crate) fn layers(&self) -> Range<usize> {
         self.first_layer..self.first_layer + self.n_layers
     }
 
     /// Slots in use.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.positions.len()
     }
 
-    /// True if no slot is in use.
-    pub fn is_empty(&self) -> bool {
-        self.positions.is_empty()
-    }
-
     /// The layout of its table.
-    pub fn layout(&self, layout: &PageLayout) -> PageLayout {
+    pub(crate) fn layout(&self, layout: &PageLayout) -> PageLayout {
         layout.with_sealed(self.n_sealed)
     }
 
@@ -117,7 +112,7 @@ impl Segment {
 
     /// Pages that `n_new` more slots need: the copy of a shared tail counted, and those that others are sealed into,
     /// which are there until the step is done.
-    pub fn pages_needed(&self, n_new: usize, layout: &PageLayout, pool: &Pool) -> usize {
+    pub(crate) fn pages_needed(&self, n_new: usize, layout: &PageLayout, pool: &Pool) -> usize {
         let layout = self.layout(layout);
         let n_columns = layout.n_pages(self.len() + n_new);
         let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
@@ -127,7 +122,7 @@ impl Segment {
     }
 
     /// Takes the pages that slots for `positions` need, all or none, and adds the positions.
-    pub fn grow(
+    pub(crate) fn grow(
         &mut self,
         positions: &[u32],
         layout: &PageLayout,
@@ -191,7 +186,7 @@ impl Segment {
 
     /// Puts back what was sealed since the table had `n_sealed` such pages, out of the columns that it had then; slots
     /// that these lack have come since and go.
-    pub fn unseal(
+    pub(crate) fn unseal(
         &mut self,
         n_sealed: usize,
         Unsealed(columns): Unsealed,
@@ -219,7 +214,7 @@ impl Segment {
 
     /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
     /// slot between others stays where it is, without a token, and so do those behind it in a sealed page.
-    pub fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for position in &mut self.positions {
             if *position as usize >= len {
                 *position = GIVEN_UP;
@@ -238,7 +233,7 @@ impl Segment {
     }
 
     /// Takes out the pages, from the second on, that hold no position from `first_seen` on.
-    pub fn roll(&mut self, first_seen: u32, layout: &PageLayout) -> Vec<Gone> {
+    pub(crate) fn roll(&mut self, first_seen: u32, layout: &PageLayout) -> Vec<Gone> {
         let second = layout.n_slots(1)..layout.n_slots(2);
         let mut gone = Vec::new();
         while self
@@ -254,7 +249,7 @@ impl Segment {
     }
 
     /// Puts back what [`roll`](Self::roll) took out, in its order.
-    pub fn roll_back(&mut self, gone: Vec<Gone>, layout: &PageLayout) {
+    pub(crate) fn roll_back(&mut self, gone: Vec<Gone>, layout: &PageLayout) {
         for page in gone.into_iter().rev() {
             let first = layout.n_slots(1);
             self.n_gone -= page.positions.len();
@@ -265,7 +260,7 @@ impl Segment {
 
     /// Makes the pages of some slots the segment's alone, as they are about to be written: copies of those that are
     /// shared, `(from, to)`, or an error and nothing. Nobody else will share them.
-    pub fn own(
+    pub(crate) fn own(
         &mut self,
         slots: Range<usize>,
         layout: &PageLayout,
@@ -297,14 +292,14 @@ impl Segment {
 
     /// Only the first `n_slots` are left, which other tokens' numbers have moved to: they count as the first positions, whatever
     /// they were, because all that matters is that each later row sees them.
-    pub fn renumber(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn renumber(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         self.truncate(n_slots, layout, pool);
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         self.positions.iter_mut().zip(0..).for_each(|(position, slot)| *position = slot);
     }
 
     /// Gives up the slots from `n_slots` on, all those of a sealed page or none, and the pages that only they needed.
-    pub fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {
             return;
         }
@@ -330,19 +325,19 @@ impl Segment {
 
 impl Unsealed {
     /// Its pages, to be released.
-    pub fn columns(&self) -> &[PageId] {
+    pub(crate) fn columns(&self) -> &[PageId] {
         &self.0
     }
 
     /// Those that were sealed later join it.
-    pub fn extend(&mut self, later: Self) {
+    pub(crate) fn extend(&mut self, later: Self) {
         self.0.extend(later.0);
     }
 }
 
 impl Gone {
     /// Its pages, to be released.
-    pub fn column(&self) -> &[PageId] {
+    pub(crate) fn column(&self) -> &[PageId] {
         &self.column
     }
 }
@@ -350,7 +345,7 @@ impl Gone {
 impl Growth {
     /// The step was done: the segment takes the new table, and copied pages lose a holder. What was sealed does too, but for
     /// the first `n_kept` columns.
-    pub fn commit(self, segment: &mut Segment, n_kept: usize, pool: &mut Pool) -> Unsealed {
+    pub(crate) fn commit(self, segment: &mut Segment, n_kept: usize, pool: &mut Pool) -> Unsealed {
         if let Some(last) = self.parts.into_iter().next_back() {
             (segment.page_table, segment.n_sealed) = (last.page_table, last.n_sealed);
         }
@@ -363,7 +358,7 @@ impl Growth {
     }
 
     /// The step failed: the segment is as it was before [`Segment::grow`].
-    pub fn undo(self, segment: &mut Segment, n_new: usize, pool: &mut Pool) {
+    pub(crate) fn undo(self, segment: &mut Segment, n_new: usize, pool: &mut Pool) {
         segment.positions.truncate(segment.len() - n_new);
         pool.release(&self.taken, segment.n_layers);
     }

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::aux::Aux;
-use super::kv::{Gone, Growth, Segment, Unsealed};
+use super::segment::{Gone, Growth, Segment, Unsealed};
+use super::waiting::Aux;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::{AuxRow, Found, Pool, Store};
@@ -23,11 +23,11 @@ const ROW_BYTES: usize = 256;
 
 /// Segments and hidden states of one session.
 #[derive(Debug)]
-pub struct LayeredCache {
+pub(crate) struct LayeredCache {
     /// First to last layer; one segment where nothing is pruned.
-    pub segments: Vec<Segment>,
+    pub(crate) segments: Vec<Segment>,
     /// Hidden states of the tokens that are between two segments.
-    pub aux: Aux,
+    pub(crate) aux: Aux,
     /// Tokens that have gone through the first segment.
     len: usize,
     /// Segments that the token at each position has gone through; nothing where there is only one.
@@ -57,24 +57,24 @@ struct Extent {
 
 /// Pages and rows taken for tokens that are about to go through a segment.
 #[derive(Debug)]
-pub struct Taken {
+pub(crate) struct Taken {
     /// The segment.
-    pub segment: usize,
+    pub(crate) segment: usize,
     /// KV pages.
-    pub growth: Growth,
+    pub(crate) growth: Growth,
     /// Rows that the tokens' hidden states are in; none in front of the first segment.
-    pub from: Vec<AuxRow>,
+    pub(crate) from: Vec<AuxRow>,
     /// Rows for what comes out; none behind the last segment.
-    pub to: Vec<AuxRow>,
+    pub(crate) to: Vec<AuxRow>,
     /// Hidden states that are parked on the way, from where they are in transit to where they wait.
-    pub parks: Vec<(AuxRow, AuxRow)>,
+    pub(crate) parks: Vec<(AuxRow, AuxRow)>,
     positions: Vec<u32>,
     parked: Vec<u32>,
 }
 
 impl LayeredCache {
     /// Empty segments between `points`, which rise and lie inside `0..n_layers`.
-    pub fn new(n_layers: usize, points: impl Iterator<Item = usize>) -> Self {
+    pub(crate) fn new(n_layers: usize, points: impl Iterator<Item = usize>) -> Self {
         let mut bounds = vec![0];
         bounds.extend(points.chain([n_layers]));
         let segments = bounds.windows(2).map(|pair| Segment::new(pair[0]..pair[1])).collect();
@@ -82,12 +82,12 @@ impl LayeredCache {
     }
 
     /// Segments that a token has gone through.
-    pub fn depth(&self, position: u32) -> usize {
+    pub(crate) fn depth(&self, position: u32) -> usize {
         self.depth.get(position as usize).map_or(0, |&depth| depth.into())
     }
 
     /// KV pages held.
-    pub fn n_pages(&self) -> usize {
+    pub(crate) fn n_pages(&self) -> usize {
         let gone = self.since.iter().flat_map(|since| &since.gone);
         let n_gone: usize = gone.map(|page| page.column().len()).sum();
         let unsealed = self.since.iter().flat_map(|since| &since.segments);
@@ -98,7 +98,7 @@ impl LayeredCache {
     }
 
     /// A call begins that can be undone.
-    pub fn begin(&mut self) {
+    pub(crate) fn begin(&mut self) {
         let extent = |segment: &Segment| Extent {
             n_slots: segment.len(),
             n_sealed: segment.n_sealed,
@@ -111,7 +111,7 @@ impl LayeredCache {
     }
 
     /// The call is done: nothing can be undone any more.
-    pub fn settle(&mut self, pool: &mut Pool) {
+    pub(crate) fn settle(&mut self, pool: &mut Pool) {
         if let Some(since) = self.since.take() {
             for (_, row) in since.moved.into_values() {
                 self.aux.give(&[row], &mut pool.aux);
@@ -127,7 +127,7 @@ impl LayeredCache {
 
     /// Gives back the pages of a sequence that rolls whose positions are in front of `first_seen`; those that were
     /// there when the call began stay until it is settled.
-    pub fn roll(&mut self, first_seen: u32, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn roll(&mut self, first_seen: u32, layout: &PageLayout, pool: &mut Pool) {
         let segment = &mut self.segments[0];
         for page in segment.roll(first_seen, layout) {
             match &mut self.since {
@@ -140,7 +140,7 @@ impl LayeredCache {
     }
 
     /// Makes undone what was committed since [`begin`](Self::begin), which can then be tried again.
-    pub fn rollback(&mut self, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn rollback(&mut self, layout: &PageLayout, pool: &mut Pool) {
         let Some(since) = self.since.take() else { return };
         for (position, (depth, row)) in since.moved {
             if let Some(now) = self.aux.put(position, row) {
@@ -168,7 +168,7 @@ impl LayeredCache {
 
     /// Takes what the tokens at `positions` need to go through a segment, and those at `parked` to wait in
     /// front of it: all or nothing.
-    pub fn take(
+    pub(crate) fn take(
         &mut self,
         segment: usize,
         positions: Vec<u32>,
@@ -203,7 +203,7 @@ impl LayeredCache {
     }
 
     /// The tokens have gone through.
-    pub fn commit(&mut self, taken: Taken, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn commit(&mut self, taken: Taken, layout: &PageLayout, pool: &mut Pool) {
         let Taken { segment, growth, to, parks, positions, parked, .. } = taken;
         let first = self.segments[segment].layout(layout).n_before_tail();
         match &mut self.since {
@@ -253,7 +253,7 @@ impl LayeredCache {
     }
 
     /// The tokens have not gone through.
-    pub fn undo(&mut self, taken: Taken, pool: &mut Pool) {
+    pub(crate) fn undo(&mut self, taken: Taken, pool: &mut Pool) {
         let Taken { segment, growth, to, parks, positions, .. } = taken;
         growth.undo(&mut self.segments[segment], positions.len(), pool);
         self.aux.give(&to, &mut pool.aux);
@@ -263,7 +263,7 @@ impl LayeredCache {
 
     /// Takes over pages that hold the next tokens of a sequence in the first segment, and their hidden states if
     /// there is another.
-    pub fn adopt(&mut self, found: Found, tokens: Range<usize>, page_len: usize) {
+    pub(crate) fn adopt(&mut self, found: Found, tokens: Range<usize>, page_len: usize) {
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         let positions = tokens.start as u32..tokens.end as u32;
         self.aux.adopt(&found.hidden, positions.start, page_len);
@@ -279,7 +279,7 @@ impl LayeredCache {
     /// Takes what a saved session of `len` tokens held, all of it waiting between calls: how many segments each token has
     /// gone through, where there is more than one, and the positions of each segment's slots, whose sealed pages it knows.
     /// What was taken before an error is released with the rest.
-    pub fn restore(
+    pub(crate) fn restore(
         &mut self,
         len: usize,
         depth: Vec<u8>,
@@ -302,12 +302,12 @@ impl LayeredCache {
     }
 
     /// Segments that each token has gone through.
-    pub fn depths(&self) -> &[u8] {
+    pub(crate) fn depths(&self) -> &[u8] {
         &self.depth
     }
 
     /// Forgets the tokens from position `len` on.
-    pub fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for segment in &mut self.segments {
             segment.forget(len, layout, pool);
         }
@@ -320,7 +320,7 @@ impl LayeredCache {
     }
 
     /// The same for a second session: pages have one more holder.
-    pub fn fork(&self, pool: &mut Pool) -> Result<Self, Error> {
+    pub(crate) fn fork(&self, pool: &mut Pool) -> Result<Self, Error> {
         memory::room_for(self.aux.len() * ROW_BYTES, "a fork's hidden states")?;
         let depth = memory::copy(&self.depth, "a fork's tokens")?;
         let segments: Result<_, Error> = self.segments.iter().map(Segment::copy).collect();
@@ -332,7 +332,7 @@ impl LayeredCache {
     }
 
     /// Gives everything back.
-    pub fn release(&mut self, pool: &mut Pool) {
+    pub(crate) fn release(&mut self, pool: &mut Pool) {
         self.settle(pool);
         for segment in &mut self.segments {
             pool.release(&segment.page_table, segment.n_layers);
@@ -342,7 +342,7 @@ impl LayeredCache {
     }
 
     /// Layers of a segment.
-    pub fn layers(&self, segment: usize) -> Range<usize> {
+    pub(crate) fn layers(&self, segment: usize) -> Range<usize> {
         self.segments[segment].layers()
     }
 }
