@@ -14,8 +14,7 @@ use crate::forward::{Done, Execute, Pass};
 use crate::policy::{Evict, Lazy, PrunePoint};
 use crate::pool::AuxRow;
 use crate::recipe::SessionOptions;
-use crate::session::Pending;
-use crate::stage::Stage;
+use crate::sequence::{Pending, Stage};
 use crate::store::PageId;
 use crate::sync::{Arc, Mutex, lock, thread};
 use crate::{
@@ -266,11 +265,11 @@ struct Snapshot {
 
 fn snapshot(s: &Session) -> Snapshot {
     Snapshot {
-        tokens: s.tokens.clone(),
-        pending: s.pending.clone(),
-        positions: s.cache.segments[0].positions.clone(),
-        page_table: s.cache.segments[0].page_table.clone(),
-        n_shareable: s.n_shareable,
+        tokens: s.seq.tokens.clone(),
+        pending: s.seq.pending.clone(),
+        positions: s.seq.segments[0].positions.clone(),
+        page_table: s.seq.segments[0].page_table.clone(),
+        n_shareable: s.seq.n_shareable,
         logits: bits(s),
         n_used: s.model().pool_usage().n_used,
     }
@@ -297,7 +296,7 @@ fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
     for (name, call, n_runs) in calls {
         let mut s = session(&model, 20);
         call(&mut s).unwrap();
-        let (want, want_tokens) = (bits(&s), s.tokens.clone());
+        let (want, want_tokens) = (bits(&s), s.seq.tokens.clone());
         drop(s);
         let (mut n_faults, mut n_met) = (0, [0; 3]);
         for fault in [Fault::Error, Fault::Panic] {
@@ -324,7 +323,7 @@ fn a_call_that_fails_or_panics_leaves_the_session_as_it_was() {
                     }
                     assert_eq!(after, before, "{what}");
                     call(&mut s).unwrap();
-                    assert!(bits(&s) == want && s.tokens == want_tokens, "{what}");
+                    assert!(bits(&s) == want && s.seq.tokens == want_tokens, "{what}");
                     assert_eq!(bits(&other), before.logits, "{what}");
                     drop((s, other));
                     assert_eq!(model.pool_usage().n_used, 0, "{what}");
@@ -396,12 +395,12 @@ fn layers(s: &Session) -> Layers {
         state.iter().map(|x| x.to_bits()).collect()
     };
     Layers {
-        tokens: s.tokens.clone(),
-        pending: s.pending.clone(),
-        stage: s.stage.clone(),
-        depths: s.cache.depths().to_vec(),
-        positions: s.cache.segments.iter().map(|segment| segment.positions.clone()).collect(),
-        waiting: s.cache.aux.rows().map(|(position, row)| (position, bits_of(row))).collect(),
+        tokens: s.seq.tokens.clone(),
+        pending: s.seq.pending.clone(),
+        stage: s.seq.stage.clone(),
+        depths: s.seq.waiting.depths.to_vec(),
+        positions: s.seq.segments.iter().map(|segment| segment.positions.clone()).collect(),
+        waiting: s.seq.waiting.rows().map(|(position, row)| (position, bits_of(row))).collect(),
         logits: bits(s),
         // Beside a fork it needs pages of its own sooner: pages are counted by the pool.
         receipt: Receipt { aux_bytes: 0, ..s.receipt() },
@@ -424,10 +423,10 @@ fn a_call_that_fails_in_any_segment_leaves_the_session_as_it_was() {
     };
     let n_used = || [model.pool_usage().n_used, model.pool_usage().n_aux_used];
     let step = |s: &mut Session, queue: &dyn Fn(&mut Session)| {
-        if s.pending == Pending::Nothing {
+        if s.seq.pending == Pending::Nothing {
             queue(s);
         }
-        while s.pending != Pending::Nothing {
+        while s.seq.pending != Pending::Nothing {
             s.model.clone().step(&mut [s]).remove(0)?;
         }
         Ok(())
@@ -475,7 +474,11 @@ fn a_call_that_fails_in_any_segment_leaves_the_session_as_it_was() {
                         }
                     } else if name.ends_with("token") {
                         // It goes through all segments or none, and is still queued.
-                        assert_eq!((s.pending.len(), &s.stage), (1, &Stage::default()), "{what}");
+                        assert_eq!(
+                            (s.seq.pending.len(), &s.seq.stage),
+                            (1, &Stage::default()),
+                            "{what}"
+                        );
                         assert_eq!(layers(&s).depths, before.depths, "{what}");
                         assert!(layers(&s).waiting == before.waiting, "{what}");
                         assert_eq!(bits(&s), before.logits, "{what}");
@@ -506,7 +509,7 @@ fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
     all[0].push(1).unwrap();
     all[1].push(2).unwrap();
     all[2].feed(&prompt(3, 40)).unwrap();
-    while all.iter().any(|s| s.pending != Pending::Nothing) {
+    while all.iter().any(|s| s.seq.pending != Pending::Nothing) {
         let len_before = all.each_ref().map(|s| s.len());
         let mut refs: Vec<&mut Session> = all.iter_mut().collect();
         let _ = catch_unwind(AssertUnwindSafe(|| model.step(&mut refs)));
@@ -514,10 +517,10 @@ fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
         for (s, before) in all.iter().zip(len_before) {
             let gone = s.len() - before;
             assert!(gone == 0 || gone == 1 || gone == 16 || s.len() == 40, "{gone} tokens");
-            assert_eq!(s.cache.segments[0].positions.len(), s.len());
-            assert_eq!(s.cache.segments[0].page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
+            assert_eq!(s.seq.segments[0].positions.len(), s.len());
+            assert_eq!(s.seq.segments[0].page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
         }
-        let held: usize = all.iter().map(|s| s.cache.segments[0].page_table.len()).sum();
+        let held: usize = all.iter().map(|s| s.seq.segments[0].page_table.len()).sum();
         assert_eq!(model.pool_usage().n_used, held);
     }
     all.iter().map(bits).collect()
@@ -554,7 +557,7 @@ fn logits_that_cannot_be_recalled_cost_no_token() {
         let mut s = session(&model, 20);
         let first = best(s.logits().unwrap());
         let second = s.decode_and_draw(first, &mut sampler).unwrap();
-        assert!(s.drawn.is_some() && s.logits().is_none());
+        assert!(s.seq.drawn.is_some() && s.logits().is_none());
         other.decode(1).unwrap(); // overwrites the logits
         let before = snapshot(&s);
         let met = plant(&hook, fault, Call::Run, 0);
@@ -835,7 +838,7 @@ fn logits_of_a_session_that_prunes_are_recalled_as_they_were() {
     for token in 0..6 {
         s.decode_and_draw(token, &mut sampler).unwrap();
         want.decode(token).unwrap();
-        assert!(s.drawn.is_some());
+        assert!(s.seq.drawn.is_some());
         other.decode(1).unwrap(); // overwrites the logits
         s.recall_logits().unwrap();
         assert!(bits(&s) == bits(&want), "token {token}");
@@ -983,7 +986,7 @@ fn nobody_waits_for_a_prompt_that_fails() {
         assert!(results[1].is_ok());
     }
     unplant(&hook);
-    while all.iter().any(|s| s.pending != Pending::Nothing) {
+    while all.iter().any(|s| s.seq.pending != Pending::Nothing) {
         assert!(step(&mut all).iter().all(Result::is_ok));
     }
     for (s, n) in all.iter().zip([32, 60]) {

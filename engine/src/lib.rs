@@ -29,7 +29,6 @@ pub mod capi;
 mod device;
 mod engine;
 mod error;
-mod evict;
 #[cfg(test)]
 mod faults;
 mod file;
@@ -48,8 +47,6 @@ mod recipe;
 mod sampler;
 mod sequence;
 mod session;
-mod share;
-mod stage;
 mod state;
 mod step;
 pub mod store;

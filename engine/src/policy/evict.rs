@@ -160,6 +160,11 @@ impl Evict {
         (n_keep < n_held).then_some(n_keep)
     }
 
+    /// True if every row's attention counts.
+    pub fn counts_all(&self) -> bool {
+        self.rank == Rank::H2o
+    }
+
     /// Rows at the end of a call whose attention counts, where only the last ones' does.
     pub fn n_mass_rows(&self) -> usize {
         match self.rank {

@@ -20,3 +20,10 @@ pub struct Policies {
     /// Which tokens leave the cache.
     pub evict: Option<Evict>,
 }
+
+impl Policies {
+    /// Tokens up to which a sequence is as any other: those that a stream's rows see.
+    pub fn capacity(&self) -> usize {
+        self.stream.map_or(usize::MAX, |stream| stream.capacity() as usize)
+    }
+}

@@ -1,4 +1,4 @@
-//! The aux cache: hidden states of tokens between two segments of the layers.
+//! Hidden states of tokens between two segments of the layers, and how deep each token is.
 //!
 //! A token that has gone through some segments and not through all has one hidden state, in one of two
 //! stores of the device. Tokens that a call is moving through the layers are in [`Store::Transit`], in f32 like
@@ -9,19 +9,31 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
+use crate::memory;
 use crate::pool::{AuxPool, AuxRow, Rows, Store};
 use crate::store::PageId;
 
-/// A session's part of the aux cache.
+/// Memory that the place of a hidden state takes at most, in trees whose nodes may be half empty and in a page
+/// that no other row is in.
+const ROW_BYTES: usize = 256;
+
+/// The tokens of a sequence that are between two segments.
 #[derive(Debug, Default)]
-pub(crate) struct Aux {
+pub(crate) struct Waiting {
+    /// Segments that the token at each position has gone through; nothing where there is only one.
+    pub(crate) depths: Vec<u8>,
     /// Where the hidden state of the token at each position is.
     row_of: BTreeMap<u32, AuxRow>,
     transit: Rows,
     waiting: Rows,
 }
 
-impl Aux {
+impl Waiting {
+    /// Segments that a token has gone through.
+    pub(crate) fn depth(&self, position: u32) -> usize {
+        self.depths.get(position as usize).map_or(0, |&depth| depth.into())
+    }
+
     /// Tokens between two segments.
     pub(crate) fn len(&self) -> usize {
         self.row_of.len()
@@ -109,6 +121,7 @@ impl Aux {
 
     /// Forgets positions from `len` on.
     pub(crate) fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
+        self.depths.truncate(len);
         while let Some((position, row)) = self.row_of.pop_last() {
             if (position as usize) < len {
                 self.row_of.insert(position, row);
@@ -118,9 +131,16 @@ impl Aux {
         }
     }
 
-    /// A second session with the same hidden states. The caller has asked for the room.
-    pub(crate) fn fork(&self, pool: &mut AuxPool) -> Self {
+    /// Memory for [`fork`](Self::fork), and what it copies first.
+    pub(crate) fn room_for_fork(&self) -> Result<Vec<u8>, Error> {
+        memory::room_for(self.row_of.len() * ROW_BYTES, "a fork's hidden states")?;
+        memory::copy(&self.depths, "a fork's tokens")
+    }
+
+    /// A second sequence with the same hidden states, and with `depths`, which [`room_for_fork`](Self::room_for_fork) gave.
+    pub(crate) fn fork(&self, depths: Vec<u8>, pool: &mut AuxPool) -> Self {
         Self {
+            depths,
             row_of: self.row_of.clone(),
             transit: self.transit.fork(&mut pool.transit),
             waiting: self.waiting.fork(&mut pool.waiting),

@@ -31,7 +31,6 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Model;
 use crate::error::Error;
-use crate::evict::Evicting;
 use crate::memory;
 use crate::policy::evict::{Keep, Rank};
 use crate::policy::{Evict, Lazy, Order, PrunePoint};
@@ -147,9 +146,9 @@ pub(super) struct Point {
     layer: u64,
 }
 
-pub(super) fn evicted_of(evicting: &Evicting, n_slots: usize) -> Evicted {
+pub(super) fn evicted_of(evict: Evict, since: usize, n_slots: usize) -> Evicted {
     // By name, so that none is forgotten.
-    let Evict { rank, keep, sinks, window, pool } = evicting.policy;
+    let Evict { rank, keep, sinks, window, pool } = evict;
     let (is_share, tokens, share) = match keep {
         Keep::Tokens(tokens) => (0, tokens as u64, 0.0),
         Keep::Share(share) => (1, 0, share),
@@ -164,7 +163,7 @@ pub(super) fn evicted_of(evicting: &Evicting, n_slots: usize) -> Evicted {
         sinks: sinks as u64,
         window: window as u32,
         pool: pool as u32,
-        since: evicting.since as u64,
+        since: since as u64,
         n_slots: n_slots as u64,
     }
 }

@@ -52,7 +52,7 @@ impl Session {
     }
 
     pub(super) fn write_waiting(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
-        let rows: Vec<AuxRow> = self.cache.aux.rows().map(|(_, row)| row).collect();
+        let rows: Vec<AuxRow> = self.seq.waiting.rows().map(|(_, row)| row).collect();
         let hidden_dim = self.model.config().hidden_dim;
         let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
         for rows in rows.chunks(ROWS_A_TURN) {
@@ -100,7 +100,7 @@ impl Model {
         from: &mut Summed<&mut dyn Read>,
         session: &Session,
     ) -> Result<(), Error> {
-        let rows: Vec<AuxRow> = session.cache.aux.rows().map(|(_, row)| row).collect();
+        let rows: Vec<AuxRow> = session.seq.waiting.rows().map(|(_, row)| row).collect();
         let hidden_dim = self.config().hidden_dim;
         let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
         let mut narrow: Vec<bf16> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;

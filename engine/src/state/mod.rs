@@ -29,14 +29,14 @@ use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
 use crate::recipe::{SessionOptions, StreamOptions};
-use crate::sequence::{GIVEN_UP, Segment};
-use crate::session::{Pending, Session};
+use crate::sequence::{GIVEN_UP, Pending, Segment};
+use crate::session::Session;
 
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
     pub fn save(&self, out: &mut dyn Write) -> Result<(), Error> {
         self.check_savable()?;
-        self.room_for_lists(0)?;
+        self.seq.room_for_lists(self.model.plan(), 0)?;
         let mut out = Summed { inner: out, sum: Xxh3::new() };
         self.write(&mut out).and_then(|()| {
             let sum = out.sum.digest();
@@ -46,7 +46,7 @@ impl Session {
 
     fn check_savable(&self) -> Result<(), Error> {
         let refuse = |reason: &str| Err(Error::State { call: "save", reason: reason.into() });
-        if self.pending != Pending::Nothing {
+        if self.seq.pending != Pending::Nothing {
             return refuse("tokens are queued; step or clear them first");
         }
         Ok(())
@@ -56,30 +56,30 @@ impl Session {
     pub fn saved_bytes(&self) -> Result<usize, Error> {
         self.check_savable()?;
         let plan = self.model.plan();
-        let logits = if self.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
+        let logits = if self.seq.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
         let kv_bytes = |s: &Segment| {
             s.n_layers * runs(s.layout(&plan.layout), s.len()).map(|run| run.len()).sum::<usize>()
         };
-        let kv: usize = self.cache.segments.iter().map(kv_bytes).sum();
-        let tokens = self.tokens.len() * size_of::<u32>();
-        let pruned = match &self.lazy {
+        let kv: usize = self.seq.segments.iter().map(kv_bytes).sum();
+        let tokens = self.seq.tokens.len() * size_of::<u32>();
+        let pruned = match &self.seq.policies.lazy {
             None => 0,
             Some(lazy) => {
                 size_of::<Schedule>()
                     + lazy.points.len() * size_of::<Point>()
                     + self.len()
-                    + self.cache.aux.len() * self.model.hidden_bytes()
+                    + self.seq.waiting.len() * self.model.hidden_bytes()
             }
         };
         let slots = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
         let slots: usize = self.segments_with_slots().iter().map(slots).sum();
         let sealed = match plan.layout.kv.are_sealed() {
-            true => size_of::<Sealed>() + self.cache.segments.len() * size_of::<u64>(),
+            true => size_of::<Sealed>() + self.seq.segments.len() * size_of::<u64>(),
             false => 0,
         };
-        let streamed = if self.stream.is_some() { size_of::<Streamed>() } else { 0 };
-        let evicted = self.evicting.as_ref().map_or(0, |evicting| {
-            let sums = evicting.sums().iter().map(Vec::len).sum::<usize>();
+        let streamed = if self.seq.policies.stream.is_some() { size_of::<Streamed>() } else { 0 };
+        let evicted = self.seq.policies.evict.map_or(0, |_| {
+            let sums = self.seq.measured.sums().iter().map(Vec::len).sum::<usize>();
             size_of::<Evicted>() + sums * size_of::<f32>()
         });
         let policies = pruned + slots + streamed + evicted + sealed;
@@ -90,7 +90,7 @@ impl Session {
     /// Segments whose slots do not follow from the number of tokens.
     fn segments_with_slots(&self) -> &[Segment] {
         let first = usize::from(!self.model.plan().layout.kv.are_sealed());
-        &self.cache.segments[first..]
+        &self.seq.segments[first..]
     }
 
     /// Saves to a [`NewFile`]: after an error, a crash or beside other writers, the path leads to the old file or to a whole
@@ -108,60 +108,60 @@ impl Session {
 
     fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
         let header = Header {
-            n_tokens: self.tokens.len() as u64,
+            n_tokens: self.seq.tokens.len() as u64,
             flags: [
-                (self.logits_ready, HAS_LOGITS),
-                (self.stream.is_some(), IS_STREAM),
-                (self.evicting.is_some(), EVICTS),
+                (self.seq.logits_ready, HAS_LOGITS),
+                (self.seq.policies.stream.is_some(), IS_STREAM),
+                (self.seq.policies.evict.is_some(), EVICTS),
                 (self.model.plan().layout.kv.are_sealed(), IS_SEALED),
                 (!self.answer().is_empty(), HAS_ANSWER),
             ]
             .into_iter()
             .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
-            n_points: self.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
+            n_points: self.seq.policies.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };
         out.write(bytemuck::bytes_of(&header))?;
-        if let Some(lazy) = &self.lazy {
+        if let Some(lazy) = &self.seq.policies.lazy {
             let (schedule, points) = schedule_of(lazy);
             out.write(bytemuck::bytes_of(&schedule))?;
             out.write(bytemuck::cast_slice(&points))?;
         }
-        if let Some(Stream { sink, window }) = self.stream {
+        if let Some(Stream { sink, window }) = self.seq.policies.stream {
             let (n_gone, page_len) =
                 (self.n_gone() as u64, self.model.plan().layout.page_len as u64);
             let streamed = Streamed { sink, window, n_gone, page_len };
             out.write(bytemuck::bytes_of(&streamed))?;
         }
-        if let Some(evicting) = &self.evicting {
-            let evicted = evicted_of(evicting, self.cache.segments[0].len());
+        if let Some(evict) = self.seq.policies.evict {
+            let evicted = evicted_of(evict, self.seq.measured.since, self.seq.segments[0].len());
             out.write(bytemuck::bytes_of(&evicted))?;
-            for sums in evicting.sums() {
+            for sums in self.seq.measured.sums() {
                 out.write(bytemuck::cast_slice(sums))?;
             }
         }
         if header.flags & IS_SEALED != 0 {
             let sealed = Sealed { page_len: self.model.plan().layout.page_len as u64 };
             out.write(bytemuck::bytes_of(&sealed))?;
-            for segment in &self.cache.segments {
+            for segment in &self.seq.segments {
                 out.write(&(segment.n_sealed as u64).to_le_bytes())?;
             }
         }
         if header.flags & HAS_ANSWER != 0 {
             out.write(&(self.answer().len() as u64).to_le_bytes())?;
         }
-        out.write(bytemuck::cast_slice(&self.tokens))?;
-        if self.logits_ready {
+        out.write(bytemuck::cast_slice(&self.seq.tokens))?;
+        if self.seq.logits_ready {
             out.write(bytemuck::cast_slice(&self.logits))?;
         }
-        if self.lazy.is_some() {
-            out.write(self.cache.depths())?;
+        if self.seq.policies.lazy.is_some() {
+            out.write(&self.seq.waiting.depths)?;
         }
         for segment in self.segments_with_slots() {
             out.write(&(segment.len() as u64).to_le_bytes())?;
             out.write(bytemuck::cast_slice(&segment.positions))?;
         }
-        for segment in &self.cache.segments {
+        for segment in &self.seq.segments {
             self.write_pages(out, segment)?;
         }
         self.write_waiting(out)
@@ -229,8 +229,8 @@ impl Model {
         let n_answer = u64::from_le_bytes(n_answer);
         let n_answer = at_most("tokens of the answer", n_answer, n_tokens as u64)?;
         // Before memory is taken for as many tokens as a header may claim.
-        self.check_room(&session.cache.segments[0], positions.n_slots)?;
-        session.room_for_lists(n_tokens)?;
+        self.check_room(&session.seq.segments[0], positions.n_slots)?;
+        session.seq.room_for_lists(self.plan(), n_tokens)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;
@@ -248,7 +248,7 @@ impl Model {
             }
         }
         self.read_layers(&mut from, &mut session, tokens, &positions)?;
-        for segment in &session.cache.segments {
+        for segment in &session.seq.segments {
             self.read_pages(&mut from, segment)?;
         }
         self.read_waiting(&mut from, &session)?;
@@ -259,8 +259,8 @@ impl Model {
             let stored = u64::from_le_bytes(stored);
             return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
         }
-        session.logits_ready = header.flags & HAS_LOGITS != 0;
-        session.set_answer(n_answer);
+        session.seq.logits_ready = header.flags & HAS_LOGITS != 0;
+        session.seq.set_answer(n_answer);
         Ok(session)
     }
 
@@ -372,7 +372,7 @@ impl Model {
                 expected,
             ));
         }
-        session.set_gone(n_gone);
+        session.seq.set_gone(n_gone);
         Ok(Positions { first: first.min(n_tokens), then: first + n_gone, n_slots: n_tokens })
     }
 
@@ -391,16 +391,15 @@ impl Model {
             let expected = format!("{n_new} and those that were kept, if any were");
             return Err(mismatch("slots of a layer", n_slots.to_string(), expected));
         }
-        self.check_room(&session.cache.segments[0], n_slots)?;
-        if let Some(evicting) = &mut session.evicting {
-            evicting.since = since;
-            for sums in evicting.sums_mut() {
-                *sums = memory::zeros(n_slots, "the attention of slots")?;
-                read(from, bytemuck::cast_slice_mut(sums), "the attention of slots")?;
-                if let Some(sum) = sums.iter().find(|sum| !(**sum >= 0.0 && sum.is_finite())) {
-                    let expected = "0 or more".into();
-                    return Err(mismatch("the attention of a slot", sum.to_string(), expected));
-                }
+        self.check_room(&session.seq.segments[0], n_slots)?;
+        let measured = &mut session.seq.measured;
+        measured.since = since;
+        for sums in measured.sums_mut() {
+            *sums = memory::zeros(n_slots, "the attention of slots")?;
+            read(from, bytemuck::cast_slice_mut(sums), "the attention of slots")?;
+            if let Some(sum) = sums.iter().find(|sum| !(**sum >= 0.0 && sum.is_finite())) {
+                let expected = "0 or more".into();
+                return Err(mismatch("the attention of a slot", sum.to_string(), expected));
             }
         }
         Ok(Positions { first: n_slots - n_new, then: since, n_slots })
@@ -418,7 +417,7 @@ impl Model {
             let (found, expected) = (sealed.page_len.to_string(), page_len.to_string());
             return Err(mismatch("page length of sealed pages", found, expected));
         }
-        for segment in &mut session.cache.segments {
+        for segment in &mut session.seq.segments {
             let n_sealed: u64 = read_pod(from, "sealed pages")?;
             segment.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
         }
@@ -459,11 +458,11 @@ impl Model {
     ) -> Result<(), Error> {
         let mut slots = vec![positions.all()];
         let mut depth = Vec::new();
-        if session.lazy.is_some() {
+        if session.seq.policies.lazy.is_some() {
             depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
             read(from, &mut depth, "depths")?;
         }
-        let n_segments = session.cache.segments.len();
+        let n_segments = session.seq.segments.len();
         let is_depth = |&depth: &u8| (1..=n_segments).contains(&depth.into());
         if let Some(found) = depth.iter().find(|depth| !is_depth(depth)) {
             return Err(mismatch("depths", found.to_string(), format!("1 to {n_segments}")));
@@ -472,9 +471,9 @@ impl Model {
         if are_sealed {
             slots.clear();
         }
-        let all = vec![1; if session.lazy.is_some() { 0 } else { tokens.len() }];
-        let of_tokens = if session.lazy.is_some() { &depth } else { &all };
-        for (idx, segment) in session.cache.segments.iter().enumerate().skip(slots.len()) {
+        let all = vec![1; if session.seq.policies.lazy.is_some() { 0 } else { tokens.len() }];
+        let of_tokens = if session.seq.policies.lazy.is_some() { &depth } else { &all };
+        for (idx, segment) in session.seq.segments.iter().enumerate().skip(slots.len()) {
             let n_slots: u64 = read_pod(from, "slots")?;
             let n_slots = usize::try_from(n_slots).unwrap_or(usize::MAX);
             self.check_room(segment, n_slots)?;
@@ -488,10 +487,7 @@ impl Model {
             slots.push(positions);
         }
         let mut pool = self.shared.pool();
-        session.tokens = tokens;
-        let len = session.len();
-        session.cache.restore(len, depth, &slots, &self.plan().layout, &mut pool)?;
-        Ok(())
+        session.seq.restore(tokens, depth, &slots, &self.plan().layout, &mut pool)
     }
 }
 

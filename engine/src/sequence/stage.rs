@@ -1,34 +1,29 @@
-//! Which rows of a session go through which layers next.
+//! Which rows of a sequence go through which layers next.
 //!
-//! The layers of a session that prunes are cut into segments, and what is pending goes through them one by
+//! The layers of a sequence that prunes are cut into segments, and what is pending goes through them one by
 //! one. This is the bookkeeping between two passes: what is left of a stage, and who goes on from its end.
 
 use std::cmp::Ordering;
+use std::ops::Range;
 
+use super::{GIVEN_UP, Pending, Segment, Sequence, Stage, Work};
 use crate::backend::Phase;
+use crate::plan::Plan;
 use crate::pool::Store;
-use crate::sequence::{GIVEN_UP, Segment};
-use crate::session::{Pending, Session};
-use crate::share::Wish;
-use crate::step::Work;
+use crate::store::PageLayout;
 
-/// The segment that tokens are going through: the new ones through the first, then those that were chosen at
-/// each prune point through the next.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Stage {
-    pub(crate) segment: usize,
-    /// Positions that are to go through a segment behind the first, ascending.
-    pub(crate) chosen: Vec<u32>,
-    /// How many of them have.
-    pub(crate) done: usize,
-    /// Positions that have come through the segment before and were not chosen, ascending: the next pass parks
-    /// their hidden states. There is one, because the new tokens at the end always go on.
-    pub(crate) parked: Vec<u32>,
-}
+impl Sequence {
+    /// True if a pass of `phase` could compute something.
+    pub(crate) fn has_work(&self, phase: Phase) -> bool {
+        match &self.pending {
+            Pending::Nothing => false,
+            Pending::Prompt { .. } => phase == Phase::Prefill,
+            Pending::Token(_) => phase == Phase::Decode,
+        }
+    }
 
-impl Session {
-    /// What a pass of `phase` would compute of this session, at most `max_rows`.
-    pub(crate) fn work(&self, phase: Phase, max_rows: usize) -> Option<Work> {
+    /// What a pass of `phase` would compute, at most `max_rows`.
+    pub(crate) fn work(&self, phase: Phase, max_rows: usize, layout: &PageLayout) -> Option<Work> {
         let Stage { segment, chosen, done, .. } = &self.stage;
         let new: &[u32] = match (&self.pending, phase) {
             (Pending::Prompt { tokens, done }, Phase::Prefill) => &tokens[*done..],
@@ -36,7 +31,7 @@ impl Session {
             _ => return None,
         };
         let n_left = self.n_left();
-        let n = self.n_rows(n_left, max_rows.min(self.n_together()))?;
+        let n = self.n_rows(n_left, max_rows.min(self.n_together(layout)))?;
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
         let len = self.len() as u32;
         let (tokens, positions) = match segment {
@@ -47,12 +42,12 @@ impl Session {
             }
         };
         let ends_stage = n == n_left;
-        let is_last = ends_stage && segment + 1 == self.cache.segments.len();
+        let is_last = ends_stage && segment + 1 == self.segments.len();
         Some(Work { segment: *segment, tokens, positions, ends_stage, is_last })
     }
 
     /// Rows that are left of the stage.
-    fn n_left(&self) -> usize {
+    pub(crate) fn n_left(&self) -> usize {
         match &self.stage {
             Stage { segment: 0, .. } => self.pending.len(),
             Stage { chosen, done, .. } => chosen.len() - done,
@@ -60,28 +55,22 @@ impl Session {
     }
 
     /// Rows that a pass can take.
-    fn n_together(&self) -> usize {
-        let n_slots = self.cache.segments[self.stage.segment].len();
-        self.model.plan().layout.n_together(n_slots)
+    pub(crate) fn n_together(&self, layout: &PageLayout) -> usize {
+        layout.n_together(self.segments[self.stage.segment].len())
     }
 
-    /// What a prompt asks of a chunk.
-    pub(crate) fn wish(&self) -> Wish {
-        let plan = self.model.plan();
-        let n_left = self.n_left();
-        let most = n_left.min(self.n_together()).min(plan.chunk);
-        // Hidden states are shared by the page.
-        let is_kept = self.lazy.is_some() && plan.keep_prefixes && self.stage.segment == 0;
-        let unit = if is_kept { plan.layout.page_len.min(plan.chunk) } else { 1 };
-        let least = if n_left == self.n_mass_rows().min(n_left) { most } else { unit.min(most) };
-        Wish { least, unit, most, waited: self.turn.waited }
+    /// Of the sequence's tokens, how many are what is pending.
+    pub(crate) fn n_new(&self) -> usize {
+        match &self.pending {
+            Pending::Prompt { done, .. } => *done,
+            _ => 1,
+        }
     }
 
     /// Pages that what is left of a prompt takes, at most: of KV, and of hidden states in transit, which all its tokens are
     /// until they are through the first segment.
-    pub(crate) fn pages_to_come(&self) -> [usize; 2] {
-        let plan = self.model.plan();
-        let held_at_most = self.stream.map_or(usize::MAX, |stream| {
+    pub(crate) fn pages_to_come(&self, plan: &Plan) -> [usize; 2] {
+        let held_at_most = self.policies.stream.map_or(usize::MAX, |stream| {
             stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len
         });
         let of = |(idx, segment): (usize, &Segment)| {
@@ -95,12 +84,25 @@ impl Session {
             let n_pages = plan.layout.n_pages_at_most(n_slots) * segment.n_layers;
             n_pages.saturating_sub(segment.page_table.len())
         };
-        let n_in_transit = match (self.cache.segments.len(), self.stage.segment) {
+        let n_in_transit = match (self.segments.len(), self.stage.segment) {
             (2.., 0) => (self.n_new() + self.pending.len()).div_ceil(plan.layout.page_len),
             _ => 0,
         };
-        let n_held = self.cache.aux.n_pages(Store::Transit);
-        [self.cache.segments.iter().enumerate().map(of).sum(), n_in_transit.saturating_sub(n_held)]
+        let n_held = self.waiting.n_pages(Store::Transit);
+        [self.segments.iter().enumerate().map(of).sum(), n_in_transit.saturating_sub(n_held)]
+    }
+
+    /// What has been computed of a prompt of which `n` tokens are through the first segment, as the number of
+    /// tokens that would take as long through all layers.
+    pub(crate) fn tokens_worth(&self, n: usize) -> usize {
+        let n_layers = self.segments.last().map_or(1, |last| last.layers().end);
+        let Stage { segment, chosen, done, .. } = &self.stage;
+        if *segment == 0 {
+            return n * self.segments[0].n_layers / n_layers;
+        }
+        let layers = self.layers();
+        let through = layers.start + layers.len() * done / chosen.len().max(1);
+        n * through / n_layers
     }
 
     /// Of `n_left` rows of a stage, how many go together: at most `max_rows`, and never so many that the last
@@ -123,19 +125,54 @@ impl Session {
             Pending::Prompt { tokens, .. } => tokens.len(),
             _ => 1,
         };
-        let pruning = self.lazy.as_ref().map(|lazy| lazy.window);
-        let evicting = self.evicting.as_ref().map(|evicting| evicting.policy.n_mass_rows());
+        let pruning = self.policies.lazy.as_ref().map(|lazy| lazy.window);
+        let evicting = self.policies.evict.map(|evict| evict.n_mass_rows());
         pruning.or(evicting).unwrap_or(1).clamp(1, n_new)
+    }
+
+    /// How many slots of a layer are to stay once `work` is done; `None`: all.
+    pub(crate) fn n_keep(&self, work: &Work, layout: &PageLayout) -> Option<usize> {
+        let evict = self.policies.evict.filter(|_| work.is_last)?;
+        let n_new = match &self.pending {
+            Pending::Prompt { tokens, .. } => Some(tokens.len()),
+            _ => None,
+        };
+        evict.n_keep(self.segments[0].len(), n_new, layout.page_len)
+    }
+
+    /// Of the `n` rows of `work`, those whose attention the policy goes by.
+    pub(crate) fn observed(&self, work: &Work, layout: &PageLayout) -> Option<Range<usize>> {
+        let evict = self.policies.evict?;
+        let n = work.tokens.len();
+        let n_rows = match evict.counts_all() {
+            true => n,
+            false => self.n_keep(work, layout).map_or(0, |_| self.n_mass_rows().min(n)),
+        };
+        (n_rows > 0).then_some(n - n_rows..n)
+    }
+
+    /// Of how many of the last rows of `work` mass is wanted, if of any.
+    pub(crate) fn n_choosing(&self, work: &Work) -> Option<usize> {
+        let lazy = self.policies.lazy.as_ref()?;
+        let len = self.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
+        // A generated token goes on in any case: its query only chooses among those that wait, of which it may take up a
+        // few even where the sequence has been cut back to a length that is not pruned.
+        let is_choice = match self.pending {
+            Pending::Prompt { .. } => lazy.prunes(len),
+            _ => self.waiting.n_pages(Store::Waiting) > 0,
+        };
+        let is_wanted = work.ends_stage && !work.is_last && is_choice;
+        is_wanted.then(|| self.n_mass_rows().min(work.tokens.len()))
     }
 
     /// The tokens that go through the next segment, once the last of this one has: those in front of it that
     /// are chosen. Those that have just come there and are not are parked.
     pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
         let Stage { segment, .. } = self.stage;
-        let slots = &self.cache.segments[segment].positions;
+        let slots = &self.segments[segment].positions;
         let positions: Vec<Option<u32>> =
             slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
-        let lazy = self.lazy.as_ref();
+        let lazy = self.policies.lazy.as_ref();
         let selected = match (lazy.filter(|lazy| lazy.prunes(self.len())), scores) {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
             _ => {
@@ -152,7 +189,7 @@ impl Session {
             let mass: f64 = positions.iter().zip(scores).map(of).sum();
             self.receipt.mass_kept = self.receipt.mass_kept.min(mass);
         }
-        let is_in_front = |position: &u32| self.cache.depth(*position) == segment + 1;
+        let is_in_front = |position: &u32| self.waiting.depth(*position) == segment + 1;
         let mut chosen: Vec<u32> = selected.into_iter().filter(is_in_front).collect();
         if let Some(lazy) = lazy {
             let is_old = |&position: &u32| (position as usize) < self.len() - self.n_new();

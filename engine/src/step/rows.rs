@@ -7,6 +7,9 @@
 
 use std::cmp::Reverse;
 
+use crate::plan::Plan;
+use crate::sequence::Sequence;
+
 /// What a prompt asks of a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
@@ -18,6 +21,19 @@ pub(crate) struct Wish {
     pub(crate) most: usize,
     /// Steps in a row that it has got none.
     pub(crate) waited: usize,
+}
+
+impl Wish {
+    /// That of a sequence with a prompt.
+    pub(crate) fn of(seq: &Sequence, plan: &Plan) -> Self {
+        let n_left = seq.n_left();
+        let most = n_left.min(seq.n_together(&plan.layout)).min(plan.chunk);
+        // Hidden states are shared by the page.
+        let is_kept = seq.policies.lazy.is_some() && plan.keep_prefixes && seq.stage.segment == 0;
+        let unit = if is_kept { plan.layout.page_len.min(plan.chunk) } else { 1 };
+        let least = if n_left == seq.n_mass_rows().min(n_left) { most } else { unit.min(most) };
+        Self { least, unit, most, waited: seq.turn.waited }
+    }
 }
 
 /// The rows that each gets of `n_rows`; at most `n_served` get any.

@@ -1,0 +1,102 @@
+//! How tokens leave the cache of a sequence that evicts.
+//!
+//! Attention comes with the passes; what is left to a call's end, when nothing of it can fail any more, is to
+//! choose for each layer and to move the slots that stay to the front.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use super::member::Member;
+use crate::backend::Table;
+use crate::error::Error;
+use crate::forward::Execute;
+use crate::policy::Evict;
+use crate::policy::evict::Rank;
+use crate::sequence::Work;
+use crate::store::PageId;
+
+impl Member<'_> {
+    /// What the choice of those that stay once `work` is done goes by, `[layer][slot]`: the attention that its pass gave,
+    /// or how short the keys are in `pages`, the table with its rows. Nothing has changed yet, should the device fail.
+    pub(crate) fn ranks(
+        &self,
+        device: &mut dyn Execute,
+        work: &Work,
+        pages: &[PageId],
+        attention: Option<Vec<Vec<f32>>>,
+    ) -> Result<Vec<Vec<f32>>, Error> {
+        let is_by_keys = self.seq.policies.evict.is_some_and(|evict| evict.rank == Rank::KNorm);
+        if !is_by_keys || self.seq.n_keep(work, &self.shared.plan.layout).is_none() {
+            return Ok(attention.unwrap_or_default());
+        }
+        let segment = &self.seq.segments[0];
+        let table = Table { pages, n_layers: segment.n_layers };
+        let shortness = |layer| {
+            let mut norms = vec![0.0; segment.len()];
+            device.key_norms(table, layer, &mut norms)?;
+            Ok(norms.iter().map(|norm| -norm).collect())
+        };
+        (0..segment.n_layers).map(shortness).collect()
+    }
+
+    /// The pass of `work` is about to be committed: takes in the attention of its rows, and gives what the choice
+    /// of those that stay needs.
+    pub(crate) fn observe(&mut self, work: &Work, mut ranks: Vec<Vec<f32>>) -> Option<Leaving> {
+        let n_keep = self.seq.n_keep(work, &self.shared.plan.layout);
+        if self.seq.policies.evict?.counts_all() {
+            *self.seq.measured.sums_mut() = std::mem::take(&mut ranks);
+        }
+        n_keep.map(|n_keep| Leaving { n_keep, ranks })
+    }
+
+    /// Forgets in each layer all but the slots that rank highest there, and frees their pages. Where pages that are
+    /// shared would have to be copied and there are none for that, all stay for now. Should the device fail while slots
+    /// move, the sequence forgets everything.
+    pub(crate) fn evict(
+        &mut self,
+        device: &mut dyn Execute,
+        leaving: Leaving,
+    ) -> Result<(), Error> {
+        let Some(evict) = self.seq.policies.evict else { return Ok(()) };
+        let layout = &self.shared.plan.layout;
+        let segment = &mut self.seq.segments[0];
+        let (n_held, n_layers) = (segment.len(), segment.n_layers);
+        let mut keep = Vec::with_capacity(n_layers);
+        for layer in 0..n_layers {
+            let ranks = match evict.rank {
+                Rank::Window => vec![0.0; n_held],
+                Rank::Random => Evict::by_chance(layer, n_held),
+                Rank::H2o => self.seq.measured.sums()[layer].clone(),
+                Rank::SnapKv | Rank::Tova | Rank::KNorm => leaving.ranks[layer].clone(),
+            };
+            keep.push(evict.select(&ranks, leaving.n_keep));
+        }
+        let is_moved = |&(to, &from): &(usize, &u32)| to != from as usize;
+        let first = keep.iter().filter_map(|keep| keep.iter().enumerate().find(is_moved));
+        let first = first.map(|(to, _)| to).min().unwrap_or(leaving.n_keep);
+        let Ok(copies) = segment.own(first..leaving.n_keep, layout, &mut self.shared.pool()) else {
+            return Ok(());
+        };
+        let table = Table { pages: &segment.page_table, n_layers };
+        let moved = catch_unwind(AssertUnwindSafe(|| device.keep_slots(&copies, table, &keep)));
+        if !matches!(moved, Ok(Ok(()))) {
+            // Some slots hold other tokens than others do: nothing of it may be read again.
+            self.seq.cut(0, layout, &mut self.shared.pool());
+            return moved.unwrap_or_else(|payload| resume_unwind(payload));
+        }
+        segment.renumber(leaving.n_keep, layout, &mut self.shared.pool());
+        for (sums, keep) in self.seq.measured.sums_mut().iter_mut().zip(&keep) {
+            *sums = keep.iter().map(|&slot| sums[slot as usize]).collect();
+        }
+        self.seq.receipt.n_evicted += n_held - leaving.n_keep;
+        (self.seq.measured.since, self.seq.n_shareable) = (self.seq.tokens.len(), 0);
+        Ok(())
+    }
+}
+
+/// What a choice goes by.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    n_keep: usize,
+    /// `[layer][slot]`: attention of the call's last rows, or how short keys are.
+    ranks: Vec<Vec<f32>>,
+}

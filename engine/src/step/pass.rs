@@ -1,0 +1,76 @@
+//! A pass from the parts of sequences.
+
+use std::ops::Range;
+
+use super::change::Job;
+use crate::backend::{Batch, MassRows, Phase, Rolling, Seq};
+use crate::forward::{Observed, Pass};
+
+/// The pass of some jobs, which go through the same layers.
+pub(super) fn pass<'a>(
+    phase: Phase,
+    jobs: impl Iterator<Item = &'a Job<'a>>,
+    all_logits: bool,
+) -> Pass<'a> {
+    let batch = Batch {
+        phase,
+        tokens: Vec::new(),
+        positions: Vec::new(),
+        seqs: Vec::new(),
+        logit_rows: Vec::new(),
+    };
+    let (copies, seals, parks, from, to, mass, observed) = Default::default();
+    let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, mass, observed };
+    for job in jobs {
+        let Job { member, work, taken: Some(taken), .. } = job else { continue };
+        let layout = &member.shared.plan.layout;
+        let segment = &member.seq.segments[work.segment];
+        let batch = &mut pass.batch;
+        let rows = batch.tokens.len()..batch.tokens.len() + work.tokens.len();
+        batch.tokens.extend_from_slice(&work.tokens);
+        batch.positions.extend_from_slice(&work.positions);
+        match (all_logits, work.is_last) {
+            (true, _) => batch.logit_rows.extend(rows.clone()),
+            (false, true) => batch.logit_rows.push(rows.end - 1),
+            (false, false) => {}
+        }
+        let parts = &taken.growth.parts;
+        let rows_of = |of: Range<usize>| MassRows {
+            seq_idx: batch.seqs.len() + parts.len() - 1,
+            first_row: rows.start + of.start,
+            n_rows: of.len(),
+        };
+        pass.mass.extend(member.seq.n_choosing(work).map(|n| rows_of(rows.len() - n..rows.len())));
+        let so_far = member.seq.measured.sums();
+        let observed =
+            member.seq.observed(work, layout).map(|of| Observed { rows: rows_of(of), so_far });
+        pass.observed.extend(observed);
+        let (mut row, mut slot) = (rows.start, segment.len() - rows.len());
+        for part in parts {
+            let (first_row, kv_start) = (row, slot);
+            (row, slot) = (row + part.n_slots, slot + part.n_slots);
+            batch.seqs.push(Seq {
+                rows: first_row..row,
+                kv_start,
+                slot_positions: &segment.positions[..slot],
+                page_table: &part.page_table,
+                n_layers: segment.n_layers,
+                n_sealed: part.n_sealed,
+                inv_freq: &member.rope.inv_freq,
+                rope_scale: member.rope.scale,
+                rolling: member.seq.policies.stream.map(|stream| Rolling {
+                    stream,
+                    n_pinned: layout.n_slots(1),
+                    n_gone: segment.n_gone,
+                }),
+            });
+        }
+        pass.layers = segment.layers();
+        pass.copies.extend_from_slice(&taken.growth.copies);
+        pass.seals.extend_from_slice(&taken.growth.seals);
+        pass.parks.extend_from_slice(&taken.parks);
+        pass.from.extend_from_slice(&taken.from);
+        pass.to.extend_from_slice(&taken.to);
+    }
+    pass
+}
