@@ -9,7 +9,7 @@
 //   1  a thread fits a series: of some ranges the one that loses least in the sum of squares
 //   2  a thread packs four bytes: codes of four neighbours, and of those 16, 32 .. further
 //
-// The arithmetic is that of `engine/src/backend/cpu/codec.rs` in its order, term by term and
+// The arithmetic is that of `engine/src/backend/cpu/kv/` in its order, term by term and
 // rounded after each: the same numbers become the same bytes on every device. A page is coded once
 // in page_len tokens, so nothing here is in a hurry: each pass over the numbers, one for the extent
 // and one for each range, reads them from the cache. Bytes: n_from pages of bf16 in, a page of

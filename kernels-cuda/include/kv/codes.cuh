@@ -16,7 +16,7 @@
 // values, with the weight of the slot. Where they are a channel's, keys are decoded before they are
 // multiplied with, and rounded to bf16.
 //
-// Numbers become codes by plain f32 arithmetic in the order of `engine/src/backend/cpu/codec.rs`:
+// Numbers become codes by plain f32 arithmetic in the order of `engine/src/backend/cpu/kv/`:
 // the same numbers become the same bytes on every device. A head then lies in D / 8 lanes as
 // `rotation.cuh` says: lane l has numbers 4 l + i and D / 2 + 4 l + i.
 #pragma once
