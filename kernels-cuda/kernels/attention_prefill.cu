@@ -57,22 +57,6 @@ constexpr int STAGE_BYTES = BLOCK_KV * D * 2;
 template <int D>
 constexpr int Q_BYTES = BLOCK_Q * D * 2;
 
-// What is kept of the params of INT4 keys while scores are made. Where there are two groups, scores
-// of the first are multiplied with `ratio`, so that those of the second can be added and both be
-// multiplied with `scale`; a group of scale 0 has codes 0. The zeros add sum(q of a group) * zero:
-// one more step of the product, whose factors are split into bf16, [slot][16] and [row of Q][16]:
-//
-//   zero = high + low             high low high low high low   the other group's   0 0 0 0
-//   sum  = high + middle + low    high high mid mid  low low
-struct SlotScales {
-    float scale, ratio;
-};
-constexpr int SPLIT_BYTES = 32;
-
-// Bytes a slot of what the scores need of K.
-template <class K>
-constexpr int KEPT_BYTES = K::HAS_ZERO ? sizeof(SlotScales) + SPLIT_BYTES : K::PARAM_BYTES;
-
 // Where things are behind Q: the ring, or tiles and codes; then params of K and sums of Q's groups.
 template <int D, class K, class V>
 struct Smem {
@@ -82,8 +66,8 @@ struct Smem {
     static constexpr int V_TILE = STAGE_BYTES<D>;
     static constexpr int CODES = IS_CODED ? 2 * STAGE_BYTES<D> : N_STAGES * STAGE_BYTES<D>;
     static constexpr int K_PARAMS = CODES + (IS_CODED ? N_WARPS * (K_STRIP + V_STRIP) : 0);
-    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * KEPT_BYTES<K>;
-    static constexpr int END = Q_SUMS + (K::HAS_ZERO ? BLOCK_Q * SPLIT_BYTES : 0);
+    static constexpr int Q_SUMS = K_PARAMS + BLOCK_KV * K::KEPT_BYTES;
+    static constexpr int END = Q_SUMS + BLOCK_Q * K::ROW_SUM_BYTES;
     // Q, what is behind it, the position of each row, and the views.
     static constexpr int BYTES = Q_BYTES<D> + END + BLOCK_Q * 4 + N_WARPS * sizeof(View);
     static_assert(2 * (BYTES + 1024) <= 164 * 1024, "two blocks an SM on sm_80");
@@ -222,116 +206,6 @@ DEV void store_rows(const AttentionPrefillArgs &args, const unsigned char *q_sme
         args.lse[packed.row_head] = prim::as_float(lse_smem[threadIdx.x]);
 }
 
-// Three bf16 that add up to a float, each in both halves of a word.
-struct Split {
-    uint32_t x, y, z;
-};
-DEV Split split_sum(float x) {
-    const uint32_t high = prim::pack_bf16(x, x);
-    x -= prim::bf16_lo(high);
-    const uint32_t middle = prim::pack_bf16(x, x);
-    x -= prim::bf16_lo(middle);
-    return {high, middle, prim::pack_bf16(x, x)};
-}
-
-// (warp) The params of a strip of K, slots `first` and on of the tile, to where the scores find
-// them; those of bf16 rows are 1 and 0.
-template <int D, class K>
-DEV void keep_params(unsigned char *kept_smem, int first, const unsigned char *strip_smem,
-                     bool is_wide) {
-    const unsigned char *params = strip_smem + K::PARAMS;
-    const int slot = prim::lane();
-    if (slot >= STRIP_SLOTS) return;
-    if constexpr (K::HAS_ZERO) {
-        constexpr int GROUPS = K::GROUPS;
-        Params of[2] = {{1.0f, 0.0f}, {1.0f, 0.0f}};
-        uint32_t zeros[2] = {};
-        for (int g = 0; g < GROUPS; g++) {
-            if (!is_wide) of[g] = K::params_of(params, slot, g);
-            const float low = of[g].zero - prim::bf16_to_float(prim::to_bf16(of[g].zero));
-            zeros[g] = prim::pack_bf16(of[g].zero, low);
-        }
-        SlotScales kept = {of[0].scale, 1.0f};
-        if (GROUPS == 2 && of[1].scale != 0.0f) kept = {of[1].scale, of[0].scale / of[1].scale};
-        reinterpret_cast<SlotScales *>(kept_smem)[first + slot] = kept;
-        unsigned char *split_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
-        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 0),
-                   {zeros[0], zeros[0], zeros[0], zeros[1]});
-        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 1), {zeros[1], zeros[1], 0, 0});
-    } else {
-        reinterpret_cast<uint16_t *>(kept_smem)[first + slot] =
-            is_wide ? F16_ONE : reinterpret_cast<const uint16_t *>(params)[slot];
-    }
-}
-
-// (warp) Sums of the groups of each row of Q, split; a thread has the row that it stands for.
-template <int D>
-DEV void sum_rows(const unsigned char *q_smem, unsigned char *split_smem) {
-    constexpr int GROUPS = Int4<D>::GROUPS, CHUNKS = D / 8 / GROUPS;
-    Split parts[2] = {};
-    for (int g = 0; g < GROUPS; g++) {
-        float sum = 0.0f;
-        for (int c = 0; c < CHUNKS; c++) {
-            const uint4 x = prim::ld16(q_smem + swizzle<D * 2>(prim::lane(), g * CHUNKS + c));
-            sum += prim::bf16_lo(x.x) + prim::bf16_hi(x.x) + prim::bf16_lo(x.y) +
-                   prim::bf16_hi(x.y) + prim::bf16_lo(x.z) + prim::bf16_hi(x.z) +
-                   prim::bf16_lo(x.w) + prim::bf16_hi(x.w);
-        }
-        parts[g] = split_sum(sum);
-    }
-    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 0),
-               {parts[0].x, parts[0].y, parts[0].z, parts[1].x});
-    prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 1), {parts[1].y, parts[1].z, 0, 0});
-}
-
-// Multiplies the scores of the first of two groups with their ratio.
-DEV void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem) {
-    const auto *kept = reinterpret_cast<const SlotScales *>(kept_smem);
-#pragma unroll
-    for (int n = 0; n < N_KV; n++)
-        for (int e = 0; e < 2; e++) {
-            const float ratio = kept[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
-            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= ratio;
-        }
-}
-
-// (warp) Products with codes become scores.
-template <int D, class K>
-DEV void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
-                      const unsigned char *q_sums_smem) {
-#pragma unroll
-    for (int n = 0; n < N_KV; n++)
-        for (int e = 0; e < 2; e++) {
-            const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
-            float scale;
-            if constexpr (K::HAS_ZERO) {
-                scale = reinterpret_cast<const SlotScales *>(kept_smem)[slot].scale;
-            } else {
-                scale = K::params_of(kept_smem, slot, 0).scale;
-            }
-            for (int r = 0; r < N_ROWS; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
-            // Or the compiler reads more than it has registers for before it uses any of it.
-            if (K::HAS_ZERO && e == 1) prim::warp_sync();
-        }
-    if constexpr (K::HAS_ZERO) {
-        const unsigned char *zeros_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
-        const unsigned char *sums_smem = q_sums_smem + prim::warp() * WARP_Q * SPLIT_BYTES;
-        uint32_t a[N_M][4];
-        for (int m = 0; m < N_M; m++)
-            prim::ldsm_x4(a[m], sums_smem + m * 16 * SPLIT_BYTES + row_offset_mk<SPLIT_BYTES>());
-#pragma unroll
-        for (int n = 0; n < N_KV; n += 2) {
-            uint32_t b[4];
-            prim::ldsm_x4(b, zeros_smem + n * 8 * SPLIT_BYTES + row_offset_nk<SPLIT_BYTES>());
-#pragma unroll
-            for (int m = 0; m < N_M; m++) {
-                prim::mma_bf16(s[m][n], a[m], b[0], b[1]);
-                prim::mma_bf16(s[m][n + 1], a[m], b[2], b[3]);
-            }
-        }
-    }
-}
-
 // Multiplies the rows of O, a row in four lanes, with the Hadamard matrix over sqrt(D).
 template <int D>
 DEV void rotate_rows(float (&o)[N_M][D / 8][4]) {
@@ -391,7 +265,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
         turn_rows<D>(args, q_smem);
         prim::warp_sync();
     }
-    if constexpr (K::HAS_ZERO) sum_rows<D>(q_smem, q_sums_smem);
+    if constexpr (K::HAS_ZERO) K::sum_rows(q_smem, q_sums_smem);
     prim::block_sync();
 
     View *view = reinterpret_cast<View *>(position_smem + BLOCK_Q) + warp;
@@ -487,7 +361,8 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                 } else {
                     spread<K, D, false>(ring_smem, warp * STRIP_SLOTS, codes, n_valid(tile));
                 }
-                keep_params<D, K>(ring_smem + At::K_PARAMS, warp * STRIP_SLOTS, codes, is_wide);
+                K::template keep<BLOCK_KV>(ring_smem + At::K_PARAMS, warp * STRIP_SLOTS, codes,
+                                           is_wide);
                 prim::warp_sync();
                 copy_k(next, next_page, 0);
             }
@@ -553,7 +428,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
 #pragma unroll
             for (int k = 0; k < N_K; k++) {
                 if constexpr (K::GROUPS == 2) {
-                    if (k == N_K / 2) scale_first_group(s, ring_smem + At::K_PARAMS);
+                    if (k == N_K / 2) K::scale_first_group(s, ring_smem + At::K_PARAMS);
                 }
                 uint32_t a[N_M][4];
                 for (int m = 0; m < N_M; m++)
@@ -570,8 +445,7 @@ DEV void add_slots(const AttentionPrefillArgs &args, Meets meets, SoftmaxState (
                 }
             }
 
-            if constexpr (K::HAS_PARAMS)
-                scale_scores<D, K>(s, ring_smem + At::K_PARAMS, q_sums_smem);
+            if constexpr (K::HAS_PARAMS) K::scale_scores(s, ring_smem + At::K_PARAMS, q_sums_smem);
 
             // Scores of slots that a row does not see become -inf.
             if (!is_open) {

@@ -74,6 +74,31 @@ struct Byte : Coding<D, CODING> {
         }
         add_codes<Byte, D>(o, a, v_smem, [](uint32_t codes) { return pair(codes); });
     }
+
+    // (warp) The params of a strip of K, slots `first` and on of a tile, to where the scores find
+    // them; those of bf16 rows are 1.
+    template <int BLOCK_KV>
+    DEV static void keep(unsigned char *kept_smem, int first, const unsigned char *strip_smem,
+                         bool is_wide) {
+        const unsigned char *params = strip_smem + Base::PARAMS;
+        const int slot = prim::lane();
+        if (slot >= STRIP_SLOTS) return;
+        reinterpret_cast<uint16_t *>(kept_smem)[first + slot] =
+            is_wide ? F16_ONE : reinterpret_cast<const uint16_t *>(params)[slot];
+    }
+
+    // (warp) Products with codes of a tile become scores.
+    template <int N_M, int N_KV>
+    DEV static void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
+                                 const unsigned char *) {
+#pragma unroll
+        for (int n = 0; n < N_KV; n++)
+            for (int e = 0; e < 2; e++) {
+                const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
+                const float scale = params_of(kept_smem, slot, 0).scale;
+                for (int r = 0; r < 2 * N_M; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
+            }
+    }
 };
 
 // The nearest e4m3 number, ties to even, at most 448 (OCP 8-bit floating point, section 5).

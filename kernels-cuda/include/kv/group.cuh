@@ -4,12 +4,37 @@
 
 #include "strip.cuh"
 
+// What prefill keeps of keys while scores are made. Where there are two groups, scores of the first
+// are multiplied with `ratio`, so that those of the second can be added and both be multiplied with
+// `scale`; a group of scale 0 has codes 0. The zeros add sum(q of a group) * zero: one more step of
+// the product, whose factors are split into bf16, [slot][16] and [row of Q][16]:
+//
+//   zero = high + low             high low high low high low   the other group's   0 0 0 0
+//   sum  = high + middle + low    high high mid mid  low low
+struct SlotScales {
+    float scale, ratio;
+};
+constexpr int SPLIT_BYTES = 32;
+
+// Three bf16 that add up to a float, each in both halves of a word.
+struct ThreeParts {
+    uint32_t x, y, z;
+};
+DEV ThreeParts split_sum(float x) {
+    const uint32_t high = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(high);
+    const uint32_t middle = prim::pack_bf16(x, x);
+    x -= prim::bf16_lo(middle);
+    return {high, middle, prim::pack_bf16(x, x)};
+}
+
 template <int D, int N_BITS>
 struct Group : Coding<D, N_BITS == 4 ? INT4 : INT2> {
     using Base = Coding<D, N_BITS == 4 ? INT4 : INT2>;
     static constexpr int BITS = N_BITS;
     static constexpr bool HAS_ZERO = true;
     static constexpr int GROUPS = Base::PARAM_BYTES / 4;
+    static constexpr int KEPT_BYTES = sizeof(SlotScales) + SPLIT_BYTES, ROW_SUM_BYTES = SPLIT_BYTES;
 
     DEV static uint32_t pair(uint32_t codes) { return low_pair<BITS>(codes); }
 
@@ -89,6 +114,92 @@ struct Group : Coding<D, N_BITS == 4 ? INT4 : INT2> {
             }
         add_codes<Group, D>(o, a, v_smem,
                             [](uint32_t codes) { return low_pair<BITS, CENTRE>(codes); });
+    }
+
+    // (warp) The params of a strip of K, slots `first` and on of a tile, to where the scores find
+    // them; those of bf16 rows are 1 and 0.
+    template <int BLOCK_KV>
+    DEV static void keep(unsigned char *kept_smem, int first, const unsigned char *strip_smem,
+                         bool is_wide) {
+        const unsigned char *params = strip_smem + Base::PARAMS;
+        const int slot = prim::lane();
+        if (slot >= STRIP_SLOTS) return;
+        Params of[2] = {{1.0f, 0.0f}, {1.0f, 0.0f}};
+        uint32_t zeros[2] = {};
+        for (int g = 0; g < GROUPS; g++) {
+            if (!is_wide) of[g] = params_of(params, slot, g);
+            const float low = of[g].zero - prim::bf16_to_float(prim::to_bf16(of[g].zero));
+            zeros[g] = prim::pack_bf16(of[g].zero, low);
+        }
+        SlotScales kept = {of[0].scale, 1.0f};
+        if (GROUPS == 2 && of[1].scale != 0.0f) kept = {of[1].scale, of[0].scale / of[1].scale};
+        reinterpret_cast<SlotScales *>(kept_smem)[first + slot] = kept;
+        unsigned char *split_smem = kept_smem + BLOCK_KV * sizeof(SlotScales);
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 0),
+                   {zeros[0], zeros[0], zeros[0], zeros[1]});
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(first + slot, 1), {zeros[1], zeros[1], 0, 0});
+    }
+
+    // (warp) Sums of the groups of each row of Q, split; a thread has the row that it stands for.
+    DEV static void sum_rows(const unsigned char *q_smem, unsigned char *split_smem) {
+        constexpr int CHUNKS = D / 8 / GROUPS;
+        ThreeParts parts[2] = {};
+        for (int g = 0; g < GROUPS; g++) {
+            float sum = 0.0f;
+            for (int c = 0; c < CHUNKS; c++) {
+                const uint4 x = prim::ld16(q_smem + swizzle<D * 2>(prim::lane(), g * CHUNKS + c));
+                sum += prim::bf16_lo(x.x) + prim::bf16_hi(x.x) + prim::bf16_lo(x.y) +
+                       prim::bf16_hi(x.y) + prim::bf16_lo(x.z) + prim::bf16_hi(x.z) +
+                       prim::bf16_lo(x.w) + prim::bf16_hi(x.w);
+            }
+            parts[g] = split_sum(sum);
+        }
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 0),
+                   {parts[0].x, parts[0].y, parts[0].z, parts[1].x});
+        prim::st16(split_smem + swizzle<SPLIT_BYTES>(threadIdx.x, 1),
+                   {parts[1].y, parts[1].z, 0, 0});
+    }
+
+    // Multiplies the scores of the first of two groups with their ratio.
+    template <int N_M, int N_KV>
+    DEV static void scale_first_group(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem) {
+        const auto *kept = reinterpret_cast<const SlotScales *>(kept_smem);
+#pragma unroll
+        for (int n = 0; n < N_KV; n++)
+            for (int e = 0; e < 2; e++) {
+                const float ratio = kept[n * 8 + (prim::lane() & 3) * 2 + e].ratio;
+                for (int r = 0; r < 2 * N_M; r++) s[r / 2][n][r % 2 * 2 + e] *= ratio;
+            }
+    }
+
+    // (warp) Products with codes of a tile become scores.
+    template <int N_M, int N_KV>
+    DEV static void scale_scores(float (&s)[N_M][N_KV][4], const unsigned char *kept_smem,
+                                 const unsigned char *q_sums_smem) {
+#pragma unroll
+        for (int n = 0; n < N_KV; n++)
+            for (int e = 0; e < 2; e++) {
+                const int slot = n * 8 + (prim::lane() & 3) * 2 + e;
+                const float scale = reinterpret_cast<const SlotScales *>(kept_smem)[slot].scale;
+                for (int r = 0; r < 2 * N_M; r++) s[r / 2][n][r % 2 * 2 + e] *= scale;
+                // Or the compiler reads more than it has registers for before it uses any of it.
+                if (e == 1) prim::warp_sync();
+            }
+        const unsigned char *zeros_smem = kept_smem + N_KV * 8 * sizeof(SlotScales);
+        const unsigned char *sums_smem = q_sums_smem + prim::warp() * N_M * 16 * SPLIT_BYTES;
+        uint32_t a[N_M][4];
+        for (int m = 0; m < N_M; m++)
+            prim::ldsm_x4(a[m], sums_smem + m * 16 * SPLIT_BYTES + row_offset_mk<SPLIT_BYTES>());
+#pragma unroll
+        for (int n = 0; n < N_KV; n += 2) {
+            uint32_t b[4];
+            prim::ldsm_x4(b, zeros_smem + n * 8 * SPLIT_BYTES + row_offset_nk<SPLIT_BYTES>());
+#pragma unroll
+            for (int m = 0; m < N_M; m++) {
+                prim::mma_bf16(s[m][n], a[m], b[0], b[1]);
+                prim::mma_bf16(s[m][n + 1], a[m], b[2], b[3]);
+            }
+        }
     }
 };
 

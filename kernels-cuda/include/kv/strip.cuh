@@ -67,7 +67,8 @@ DEV int lane_offset_nk() {
 
 // What all codings have: a family is a struct that is made of this one. Decode attention multiplies
 // with the codes of a strip (`scores`, `add`), prefill spreads strips over a tile of bf16
-// (`numbers`).
+// (`numbers`) and, where keys have params, multiplies its scores with what it kept of them (`keep`,
+// `scale_scores`).
 template <int D, uint32_t CODING>
 struct Coding {
     static constexpr uint32_t ID = CODING;
@@ -87,6 +88,10 @@ struct Coding {
     static constexpr int PARAMS = STRIP_SLOTS * CODE_BYTES;
     static constexpr int ALL_PARAM_BYTES = STRIP_SLOTS * PARAM_BYTES + CHANNEL_BYTES;
     static constexpr int BYTES = PARAMS + ALL_PARAM_BYTES;
+
+    // What prefill keeps of keys while scores are made: bytes a slot, and bytes of sums of a row of
+    // Q.
+    static constexpr int KEPT_BYTES = PARAM_BYTES, ROW_SUM_BYTES = 0;
 
     // (warp) Starts copying a strip, its rows swizzled or as they lie. Rows from n_valid on are not
     // read and become zeros; their params are copied.
