@@ -10,9 +10,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use loris::evidence::Shown;
+use loris::keep::{Evict, Keep, MIN_KEEP, Rank};
 use loris::loader::{Checkpoint, Dtype};
-use loris::policy::evict::{Keep, MIN_KEEP, Rank};
-use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::policy::{Lazy, PrunePoint};
 use loris::store::Sides;
 use loris::{
     Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Progress, Session,
@@ -113,23 +114,27 @@ impl Reference {
         let held: Vec<u32> = self.model.kv[l].keys().copied().collect();
         let last_rows = |n: usize| rows[rows.len() - n.min(rows.len())..].iter().copied();
         let rank: Vec<f64> = match self.policy.rank {
-            Rank::Window => held.iter().map(|&p| p.into()).collect(),
-            Rank::H2o => held.iter().map(|p| self.sums[l][p]).collect(),
-            Rank::SnapKv => {
+            Rank::WINDOW => held.iter().map(|&p| p.into()).collect(),
+            Rank::H2O => held.iter().map(|p| self.sums[l][p]).collect(),
+            Rank::SNAPKV => {
                 let last: Vec<_> = last_rows(self.policy.window).collect();
                 self.model.scores(l, last.into_iter()).into_values().collect()
             }
-            Rank::Tova => {
+            Rank::TOVA => {
                 let last: Vec<_> = last_rows(1).collect();
                 self.model.scores(l, last.into_iter()).into_values().collect()
             }
-            Rank::KNorm => {
+            Rank::KNORM => {
                 let d = self.model.config.head_dim;
                 let length = |head: &[f64]| head.iter().map(|x| x * x).sum::<f64>().sqrt();
                 let all = |key: &[f64]| key.chunks(d).map(length).sum::<f64>();
                 self.model.kv[l].values().map(|(key, _)| 1.0 / all(key)).collect()
             }
-            Rank::Random => Evict::by_chance(l, held.len()).into_iter().map(f64::from).collect(),
+            Rank::RANDOM => {
+                let nothing = Shown { layer: l, n_slots: held.len(), mass: &[], norms: &[] };
+                self.policy.ranks(&nothing).into_iter().map(f64::from).collect()
+            }
+            other => unreachable!("{other:?} has no definition here"),
         };
         let reach = self.policy.pool / 2;
         let pooled: Vec<f64> = (0..held.len())
@@ -137,8 +142,8 @@ impl Reference {
             .map(|around| around.fold(0.0, |max, &x| f64::max(max, x)))
             .collect();
         let n_last = match self.policy.rank {
-            Rank::Window | Rank::Tova => 1,
-            Rank::H2o => (n_keep - self.policy.sinks) / 2,
+            Rank::WINDOW | Rank::TOVA => 1,
+            Rank::H2O => (n_keep - self.policy.sinks) / 2,
             _ => self.policy.window.min(n_keep - self.policy.sinks),
         };
         let is_fixed = |i: usize| i < self.policy.sinks || i + n_last >= held.len();
@@ -148,7 +153,7 @@ impl Reference {
             key(b).total_cmp(&key(a)).then(a.cmp(&b))
         });
         let (stays, goes) = (pooled[order[n_keep - 1]], pooled[order[n_keep]]);
-        let is_rounded = !matches!(self.policy.rank, Rank::Window | Rank::Random);
+        let is_rounded = !matches!(self.policy.rank, Rank::WINDOW | Rank::RANDOM);
         if is_rounded && stays > goes && !is_fixed(order[n_keep - 1]) {
             self.margin = self.margin.min(stays / goes);
         }

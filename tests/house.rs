@@ -9,9 +9,9 @@ use std::path::Path;
 
 /// Rooms, the modules at the top, by floors from the bottom.
 const FLOORS: [&[&str]; 12] = [
-    &["error", "log", "sync", "receipt"],
+    &["error", "log", "sync", "evidence", "receipt"],
     &["store", "memory", "gate", "file"],
-    &["policy", "pool"],
+    &["policy", "keep", "pool"],
     &["plan"],
     &["backend"],
     &["model", "device", "sampler", "logprobs", "recipe", "sequence"],

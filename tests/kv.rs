@@ -6,8 +6,9 @@ mod support;
 
 use std::ops::ControlFlow;
 
+use loris::keep::Evict;
 use loris::loader::{Checkpoint, Dtype};
-use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::policy::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

@@ -7,8 +7,9 @@ mod config;
 mod files;
 mod support;
 
+use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::policy::{Evict, Lazy, PrunePoint};
+use loris::policy::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

@@ -11,7 +11,8 @@ use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Tokenizer, Weights};
 
 use crate::backend::{Draw, Stop, Table};
 use crate::forward::{Done, Execute, Pass};
-use crate::policy::{Evict, Lazy, PrunePoint};
+use crate::keep::Evict;
+use crate::policy::{Lazy, PrunePoint};
 use crate::pool::AuxRow;
 use crate::recipe::SessionOptions;
 use crate::sequence::{Pending, Stage};

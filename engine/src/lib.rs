@@ -30,11 +30,13 @@ mod device;
 mod engine;
 mod error;
 #[cfg(test)]
+pub mod evidence;
 mod faults;
 mod file;
 mod forward;
 mod gate;
 mod generate;
+pub mod keep;
 mod log;
 mod logprobs;
 mod memory;

@@ -5,8 +5,9 @@
 use loris_loader::{ModelConfig, RopeScaling};
 
 use crate::error::Error;
+use crate::keep::Evict;
 use crate::plan::Plan;
-use crate::policy::{Evict, Lazy, Policies, Stream};
+use crate::policy::{Lazy, Policies, Stream};
 
 /// How a session is opened.
 #[derive(Clone, Debug, Default)]

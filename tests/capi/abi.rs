@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use loris::KvFormat;
-use loris::policy::evict::Rank;
+use loris::keep;
 
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -50,7 +50,7 @@ fn no_feature_is_left_out() {
     for format in KvFormat::ALL {
         assert!(has(&format!("kv-{format}")), "{format}");
     }
-    for (_, policy) in Rank::ALL {
+    for keep::Policy { name: policy, .. } in keep::TABLE {
         assert!(has(&format!("evict-{policy}")), "{policy}");
     }
     let header = std::fs::read_to_string(root().join("engine/include/loris.h")).unwrap();

@@ -12,8 +12,8 @@ use super::status::{Failure, LORIS_OK};
 use crate::backend::cuda::CudaDevice;
 use crate::device::{DeviceChoice, cuda_devices};
 use crate::engine::{Engine, EngineOptions};
+use crate::keep;
 use crate::log::{Level, Log};
-use crate::policy::evict::Rank;
 use crate::store::KvFormat;
 
 /// Version of this interface: major << 16 | minor. A host runs with a library of the same major and of the same or a
@@ -39,7 +39,7 @@ const ALWAYS: [&str; 10] = [
 fn features() -> Vec<String> {
     let mut features: Vec<String> = ALWAYS.map(str::to_owned).into();
     features.extend(KvFormat::ALL.map(|format| format!("kv-{format}")));
-    features.extend(Rank::ALL.map(|(_, name)| format!("evict-{name}")));
+    features.extend(keep::TABLE.map(|policy| format!("evict-{}", policy.name)));
     features.extend(MODEL_FLAGS.map(|(_, name)| name.to_owned()));
     if !loris_kernels::images().is_empty() {
         features.push("cuda".into());

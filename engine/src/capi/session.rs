@@ -21,9 +21,10 @@ use super::status::{
 use crate::engine::Model;
 use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked};
+use crate::keep::Evict;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
-use crate::policy::{Evict, Lazy};
+use crate::policy::Lazy;
 use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sampler::SamplerParams;
 use crate::session::Session;

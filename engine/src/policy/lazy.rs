@@ -254,7 +254,7 @@ impl Order {
 
 /// A number of 24 bits for a position: the mixing steps of splitmix64 (Steele et al. 2014, "Fast splittable pseudorandom
 /// number generators").
-pub(super) fn draw(seed: u32, position: u32) -> f32 {
+pub(crate) fn draw(seed: u32, position: u32) -> f32 {
     let mut z = (u64::from(seed) << 32 | u64::from(position)) + 1;
     z = z.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -265,7 +265,7 @@ pub(super) fn draw(seed: u32, position: u32) -> f32 {
 }
 
 /// Leaves the `n` that rank highest, the earlier position where two rank alike.
-pub(super) fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
+pub(crate) fn first(ranked: &mut Vec<(f32, u32)>, n: usize) {
     if n < ranked.len() {
         ranked.select_nth_unstable_by(n, |a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
         ranked.truncate(n);

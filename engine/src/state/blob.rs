@@ -31,9 +31,9 @@ use xxhash_rust::xxh3::Xxh3;
 
 use crate::engine::Model;
 use crate::error::Error;
+use crate::keep::{Evict, Keep, Rank, TABLE};
 use crate::memory;
-use crate::policy::evict::{Keep, Rank};
-use crate::policy::{Evict, Lazy, Order, PrunePoint};
+use crate::policy::{Lazy, Order, PrunePoint};
 
 pub(super) const MAGIC: [u8; 8] = *b"loris-kv";
 pub(super) const VERSION: u32 = 4;
@@ -107,7 +107,7 @@ pub(super) struct Sealed {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Evicted {
-    /// Index in [`Rank::ALL`].
+    /// Its place in [`TABLE`].
     pub(super) rank: u32,
     /// 1: `share` is kept, else `tokens`.
     pub(super) is_share: u32,
@@ -153,10 +153,9 @@ pub(super) fn evicted_of(evict: Evict, since: usize, n_slots: usize) -> Evicted 
         Keep::Tokens(tokens) => (0, tokens as u64, 0.0),
         Keep::Share(share) => (1, 0, share),
     };
-    let rank = Rank::ALL.iter().position(|(r, _)| *r == rank).unwrap_or_default();
     #[allow(clippy::cast_possible_truncation)] // at most 64
     Evicted {
-        rank: rank as u32,
+        rank: rank.idx() as u32,
         is_share,
         tokens,
         share,
@@ -170,8 +169,8 @@ pub(super) fn evicted_of(evict: Evict, since: usize, n_slots: usize) -> Evicted 
 
 pub(super) fn policy_of(evicted: &Evicted) -> Result<Evict, Error> {
     let &Evicted { rank, is_share, tokens, share, sinks, window, pool, .. } = evicted;
-    let Some(&(rank, _)) = Rank::ALL.get(rank as usize) else {
-        let expected = format!("less than {}", Rank::ALL.len());
+    let Some(rank) = Rank::at(rank as usize) else {
+        let expected = format!("less than {}", TABLE.len());
         return Err(mismatch("eviction policy", rank.to_string(), expected));
     };
     let count = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);

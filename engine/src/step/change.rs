@@ -65,7 +65,7 @@ impl<'s> Job<'s> {
     ) -> Result<Progress, Error> {
         let parts = self.taken.iter().flat_map(|taken| &taken.growth.parts);
         let pages = parts.last().map_or(&[][..], |part| &part.page_table);
-        let ranks = self.member.ranks(device, &self.work, pages, attention)?;
+        let shown = self.member.shown(device, &self.work, pages, attention)?;
         let mut drawn = None;
         if let Some(idx) = idx {
             if let Some(draw) = &self.draw {
@@ -78,7 +78,7 @@ impl<'s> Job<'s> {
                 device.read_logits(idx, logits).map_err(|e| e.at_position(pos))?;
             }
         }
-        let leaving = self.member.observe(&self.work, ranks);
+        let leaving = self.member.observe(&self.work, shown);
         let progress = self.commit(phase, idx.is_some() && drawn.is_none());
         if let Some(leaving) = leaving {
             self.member.evict(device, leaving)?;

@@ -8,44 +8,43 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use super::member::Member;
 use crate::backend::Table;
 use crate::error::Error;
+use crate::evidence::{Mass, Needs, Shown};
 use crate::forward::Execute;
-use crate::policy::Evict;
-use crate::policy::evict::Rank;
 use crate::sequence::Work;
 use crate::store::PageId;
 
 impl Member<'_> {
     /// What the choice of those that stay once `work` is done goes by, `[layer][slot]`: the attention that its pass gave,
-    /// or how short the keys are in `pages`, the table with its rows. Nothing has changed yet, should the device fail.
-    pub(crate) fn ranks(
+    /// or how long the keys are in `pages`, the table with its rows. Nothing has changed yet, should the device fail.
+    pub(crate) fn shown(
         &self,
         device: &mut dyn Execute,
         work: &Work,
         pages: &[PageId],
         attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let is_by_keys = self.seq.policies.evict.is_some_and(|evict| evict.rank == Rank::KNorm);
+        let is_by_keys = self.seq.policies.evict.is_some_and(|evict| evict.needs().norms);
         if !is_by_keys || self.seq.n_keep(work, &self.shared.plan.layout).is_none() {
             return Ok(attention.unwrap_or_default());
         }
         let segment = &self.seq.segments[0];
         let table = Table { pages, n_layers: segment.n_layers };
-        let shortness = |layer| {
+        let lengths = |layer| {
             let mut norms = vec![0.0; segment.len()];
             device.key_norms(table, layer, &mut norms)?;
-            Ok(norms.iter().map(|norm| -norm).collect())
+            Ok(norms)
         };
-        (0..segment.n_layers).map(shortness).collect()
+        (0..segment.n_layers).map(lengths).collect()
     }
 
     /// The pass of `work` is about to be committed: takes in the attention of its rows, and gives what the choice
     /// of those that stay needs.
-    pub(crate) fn observe(&mut self, work: &Work, mut ranks: Vec<Vec<f32>>) -> Option<Leaving> {
+    pub(crate) fn observe(&mut self, work: &Work, mut shown: Vec<Vec<f32>>) -> Option<Leaving> {
         let n_keep = self.seq.n_keep(work, &self.shared.plan.layout);
         if self.seq.policies.evict?.counts_all() {
-            *self.seq.measured.sums_mut() = std::mem::take(&mut ranks);
+            *self.seq.measured.sums_mut() = std::mem::take(&mut shown);
         }
-        n_keep.map(|n_keep| Leaving { n_keep, ranks })
+        n_keep.map(|n_keep| Leaving { n_keep, shown })
     }
 
     /// Forgets in each layer all but the slots that rank highest there, and frees their pages. Where pages that are
@@ -62,12 +61,13 @@ impl Member<'_> {
         let (n_held, n_layers) = (segment.len(), segment.n_layers);
         let mut keep = Vec::with_capacity(n_layers);
         for layer in 0..n_layers {
-            let ranks = match evict.rank {
-                Rank::Window => vec![0.0; n_held],
-                Rank::Random => Evict::by_chance(layer, n_held),
-                Rank::H2o => self.seq.measured.sums()[layer].clone(),
-                Rank::SnapKv | Rank::Tova | Rank::KNorm => leaving.ranks[layer].clone(),
+            let call = leaving.shown.get(layer).map_or(&[][..], Vec::as_slice);
+            let (mass, norms) = match evict.needs() {
+                Needs { norms: true, .. } => (&[][..], call),
+                Needs { mass: Mass::All, .. } => (&self.seq.measured.sums()[layer][..], &[][..]),
+                Needs { .. } => (call, &[][..]),
             };
+            let ranks = evict.ranks(&Shown { layer, n_slots: n_held, mass, norms });
             keep.push(evict.select(&ranks, leaving.n_keep));
         }
         let is_moved = |&(to, &from): &(usize, &u32)| to != from as usize;
@@ -97,6 +97,6 @@ impl Member<'_> {
 #[derive(Debug)]
 pub(crate) struct Leaving {
     n_keep: usize,
-    /// `[layer][slot]`: attention of the call's last rows, or how short keys are.
-    ranks: Vec<Vec<f32>>,
+    /// `[layer][slot]`: attention of the call's last rows, or how long keys are.
+    shown: Vec<Vec<f32>>,
 }

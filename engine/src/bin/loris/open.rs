@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use loris::keep::Evict;
 use loris::loader::{ModelConfig, OpenOptions, RopeScaling, Tokenizer};
 use loris::policy::stream::MAX_SINKS;
-use loris::policy::{Evict, Lazy, Stream};
+use loris::policy::{Lazy, Stream};
 use loris::{
     Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions, StreamOptions,
 };

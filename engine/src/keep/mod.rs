@@ -1,24 +1,20 @@
 //! Eviction: which tokens of each layer stay in the cache when it is to hold a part of them only.
 //!
-//! After a prompt, and while an answer grows beyond the budget, every layer keeps the tokens that rank highest in it
-//! and forgets the others for good; their pages are free. What ranks a token:
-//!
-//! | policy | rank of a token | source |
-//! |---|---|---|
-//! | `window` | how late it is | StreamingLLM's cache without its positions, Xiao et al. 2023 |
-//! | `h2o` | the attention that all rows since have paid it; half the budget is for the last tokens | Zhang et al. 2023, arXiv 2306.14048, algorithm 1 |
-//! | `snapkv` | the attention of the prompt's last rows, pooled | Li et al. 2024, arXiv 2404.14469, section 4 |
-//! | `tova` | the attention of the last row | Oren et al. 2024, arXiv 2401.06104, section 3 |
-//! | `knorm` | how short its key is | Devoto et al. 2024, arXiv 2406.11430 |
-//! | `random` | a number drawn for it, to see what the others are worth | |
+//! After a prompt, and while an answer grows beyond the budget, every layer keeps the slots that rank highest in it, and
+//! the others leave for good; their pages are free. What ranks a slot is a row of [`TABLE`].
 //!
 //! Attention is the mean over all query heads of a layer: a page holds all heads of its tokens, so that these are
-//! chosen for all heads alike, where SnapKV chooses for each. A token is given up in runs of a page
+//! chosen for all heads alike, where SnapKV chooses for each. Slots leave in runs of a page
 //! while decoding, not one by one as in H2O and TOVA: only a page that is empty frees memory.
 
-use super::lazy::{MAX_POOL, MAX_WINDOW, draw, first};
-use super::share;
+mod table;
+
+pub use table::{Policy, Rank, TABLE};
+
 use crate::error::Error;
+use crate::evidence::{Mass, Needs, Shown};
+use crate::policy::lazy::{MAX_POOL, MAX_WINDOW, first};
+use crate::policy::share;
 
 /// A policy and its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,35 +30,6 @@ pub struct Evict {
     pub window: usize,
     /// A token ranks by the highest attention among the `pool` slots around it, an odd number; 1: by its own. `snapkv` only.
     pub pool: usize,
-}
-
-/// What ranks tokens; see the module.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rank {
-    /// By position.
-    Window,
-    /// By the attention of all later rows.
-    H2o,
-    /// By the attention of a prompt's last rows.
-    SnapKv,
-    /// By the attention of the last row.
-    Tova,
-    /// By the length of keys.
-    KNorm,
-    /// By chance.
-    Random,
-}
-
-impl Rank {
-    /// All of them, and their names.
-    pub const ALL: [(Self, &str); 6] = [
-        (Self::Window, "window"),
-        (Self::H2o, "h2o"),
-        (Self::SnapKv, "snapkv"),
-        (Self::Tova, "tova"),
-        (Self::KNorm, "knorm"),
-        (Self::Random, "random"),
-    ];
 }
 
 /// How many tokens of a layer stay.
@@ -81,15 +48,14 @@ pub const MIN_KEEP: usize = 16;
 impl Evict {
     /// A policy with the defaults for the rest.
     pub fn new(rank: Rank, keep: Keep) -> Self {
-        let pool = if rank == Rank::SnapKv { 7 } else { 1 };
-        Self { rank, keep, sinks: 4, window: 32, pool }
+        Self { rank, keep, sinks: 4, window: 32, pool: rank.row().pool }
     }
 
     /// Reads `snapkv:1024` (tokens a layer keeps) or `snapkv:25%` (of each prompt); then, behind commas, `window=N`,
     /// `pool=N` and `sinks=N`.
     pub fn parse(spec: &str) -> Result<Self, Error> {
         let refuse = || {
-            let names = Rank::ALL.map(|(_, name)| name).join(", ");
+            let names = TABLE.each_ref().map(|policy| policy.name).join(", ");
             let expected = format!(
                 "POLICY:TOKENS or POLICY:SHARE, with one of {names}, at least {MIN_KEEP} tokens, or {}, of 1% to 100%; then, \
                  if wanted, window=N (1 to {MAX_WINDOW}), pool=N (odd, 1 to {MAX_POOL}; snapkv), sinks=N",
@@ -99,7 +65,7 @@ impl Evict {
         };
         let mut words = spec.split(',').map(str::trim);
         let (name, keep) = words.next().and_then(|word| word.split_once(':')).ok_or_else(refuse)?;
-        let &(rank, _) = Rank::ALL.iter().find(|(_, n)| *n == name).ok_or_else(refuse)?;
+        let rank = Rank::of(name).ok_or_else(refuse)?;
         let keep = match keep.parse() {
             Ok(n_tokens) => Keep::Tokens(n_tokens),
             Err(_) => Keep::Share(share::parse(keep).ok_or_else(refuse)?),
@@ -110,7 +76,7 @@ impl Evict {
             let value = value.parse().map_err(|_| refuse())?;
             match option {
                 "window" => evict.window = value,
-                "pool" if rank == Rank::SnapKv => evict.pool = value,
+                "pool" if rank.row().pool > 1 => evict.pool = value,
                 "sinks" => evict.sinks = value,
                 _ => return Err(refuse()),
             }
@@ -160,18 +126,27 @@ impl Evict {
         (n_keep < n_held).then_some(n_keep)
     }
 
+    /// What it has to be shown.
+    pub fn needs(&self) -> Needs {
+        (self.rank.row().needs)(self.window)
+    }
+
     /// True if every row's attention counts.
     pub fn counts_all(&self) -> bool {
-        self.rank == Rank::H2o
+        self.needs().mass == Mass::All
     }
 
     /// Rows at the end of a call whose attention counts, where only the last ones' does.
     pub fn n_mass_rows(&self) -> usize {
-        match self.rank {
-            Rank::SnapKv => self.window,
-            Rank::Tova => 1,
-            _ => 0,
+        match self.needs().mass {
+            Mass::Last(n) => n,
+            Mass::None | Mass::All => 0,
         }
+    }
+
+    /// How much each slot of a layer is worth: the higher stays.
+    pub fn ranks(&self, shown: &Shown<'_>) -> Vec<f32> {
+        (self.rank.row().rank)(shown)
     }
 
     /// The slots of a layer that stay, `n_keep` of them, ascending; `ranks` says for each slot how much it is worth.
@@ -179,12 +154,7 @@ impl Evict {
     pub fn select(&self, ranks: &[f32], n_keep: usize) -> Vec<u32> {
         let n = ranks.len();
         let room = n_keep.saturating_sub(self.sinks);
-        let n_last = match self.rank {
-            Rank::Window => room,
-            Rank::H2o => room / 2,
-            Rank::Tova => 1,
-            Rank::SnapKv | Rank::KNorm | Rank::Random => self.window,
-        };
+        let n_last = (self.rank.row().n_last)(self.window, room);
         let last = n.saturating_sub(n_last.min(room)).max(self.sinks.min(n));
         let between = self.sinks.min(n)..last;
         let pooled = |slot: usize| {
@@ -202,12 +172,6 @@ impl Evict {
         keep.sort_unstable();
         keep
     }
-
-    /// Ranks by chance of `n` slots of a layer.
-    pub fn by_chance(layer: usize, n: usize) -> Vec<f32> {
-        #[allow(clippy::cast_possible_truncation)] // a model's layers, a context's tokens
-        (0..n).map(|slot| draw(layer as u32, slot as u32)).collect()
-    }
 }
 
 #[cfg(test)]
@@ -222,9 +186,9 @@ mod tests {
 
     #[test]
     fn text_is_read() {
-        let h2o = Evict { sinks: 8, ..Evict::new(Rank::H2o, Keep::Tokens(1024)) };
+        let h2o = Evict { sinks: 8, ..Evict::new(Rank::H2O, Keep::Tokens(1024)) };
         assert_eq!(evict("h2o:1024,sinks=8"), h2o);
-        let snapkv = Evict { window: 16, pool: 5, ..Evict::new(Rank::SnapKv, Keep::Share(0.25)) };
+        let snapkv = Evict { window: 16, pool: 5, ..Evict::new(Rank::SNAPKV, Keep::Share(0.25)) };
         assert_eq!(evict("snapkv:25%, window=16,pool=5"), snapkv);
         for spec in [
             "",
@@ -270,7 +234,7 @@ mod tests {
     /// Against the definition: sort everything.
     #[test]
     fn the_best_stay() {
-        for name in ["window", "h2o", "snapkv", "tova", "knorm", "random"] {
+        for Policy { name, .. } in TABLE {
             for (n, n_keep, sinks, window) in [
                 (100, 50, 4, 8),
                 (100, 99, 0, 1),
@@ -279,15 +243,15 @@ mod tests {
                 (33, 20, 15, 3),
             ] {
                 let evict = evict(&format!("{name}:{n_keep},sinks={sinks},window={window}"));
-                let ranks = Evict::by_chance(3, n);
+                let ranks = table::by_chance(3, n);
                 let keep = evict.select(&ranks, n_keep);
                 assert_eq!(keep.len(), n_keep, "{evict:?}");
                 assert!(keep.is_sorted_by(|a, b| a < b) && keep.iter().all(|&s| (s as usize) < n));
                 let room = n_keep - sinks;
                 let n_last = match evict.rank {
-                    Rank::Window => room,
-                    Rank::H2o => room / 2,
-                    Rank::Tova => 1,
+                    Rank::WINDOW => room,
+                    Rank::H2O => room / 2,
+                    Rank::TOVA => 1,
                     _ => window.min(room),
                 };
                 let is_fixed = |slot: usize| slot < sinks || slot >= n - n_last;
