@@ -12,7 +12,7 @@
 use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
-use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq};
+use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq, Table};
 use loris::store::{AttentionShape, KvFormat, PageId, PageLayout};
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -334,8 +334,7 @@ impl Bench {
             rows: 0..n_rows,
             kv_start,
             slot_positions: &positions[..kv_start + n_rows],
-            page_table: &table,
-            n_layers: 1,
+            table: Table { body: &table, tail: &[], n_layers: 1 },
             inv_freq: &freq,
             rope_scale: 1.0,
             n_sealed: 0,

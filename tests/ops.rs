@@ -453,7 +453,7 @@ fn check_kept<B: Backend>(target: &Target<B>) {
         let mut a = Sequence::new(1, 200, |i| i as u32);
         world.forward(Phase::Prefill, &mut [(&mut a, n)], false);
         let layout = world.layout;
-        let table = Table { pages: &a.table, n_layers: world::N_LAYERS };
+        let table = Table { body: &a.table, tail: &[], n_layers: world::N_LAYERS };
         for n in [n, layout.first_len() + 1, layout.first_len(), 1, 0] {
             let mut norms = vec![0.0; n];
             world.backend.key_norms(&world.pages, table, LAYER, &mut norms).unwrap();
@@ -534,8 +534,7 @@ fn check_gather<B: Backend>(target: &Target<B>) {
         rows: 0..40,
         kv_start: 0,
         slot_positions: &tokens,
-        page_table: &[0, 1],
-        n_layers: 2,
+        table: Table { body: &[0, 1], tail: &[], n_layers: 2 },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
@@ -573,8 +572,7 @@ fn check_copies<B: Backend>(target: &Target<B>) {
         rows: 0..n as usize,
         kv_start: 0,
         slot_positions: &positions,
-        page_table: &[0; 20],
-        n_layers: 2,
+        table: Table { body: &[0; 20], tail: &[], n_layers: 2 },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
@@ -697,8 +695,7 @@ fn appended<B: Backend>(target: &Target<B>, model: &Model, phase: Phase) -> Vec<
         rows: 0..N,
         kv_start: 0,
         slot_positions: &seq.positions,
-        page_table: &seq.table,
-        n_layers: world::N_LAYERS,
+        table: Table { body: &seq.table, tail: &[], n_layers: world::N_LAYERS },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         rolling: None,

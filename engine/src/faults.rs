@@ -269,7 +269,7 @@ fn snapshot(s: &Session) -> Snapshot {
         tokens: s.seq.tokens.clone(),
         pending: s.seq.pending.clone(),
         positions: s.seq.segments[0].positions.clone(),
-        page_table: s.seq.segments[0].page_table.clone(),
+        page_table: s.seq.segments[0].body.clone(),
         n_shareable: s.seq.n_shareable,
         logits: bits(s),
         n_used: s.model().pool_usage().n_used,
@@ -519,9 +519,9 @@ fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
             let gone = s.len() - before;
             assert!(gone == 0 || gone == 1 || gone == 16 || s.len() == 40, "{gone} tokens");
             assert_eq!(s.seq.segments[0].positions.len(), s.len());
-            assert_eq!(s.seq.segments[0].page_table.len(), s.len().div_ceil(PAGE_LEN) * 2);
+            assert_eq!(s.seq.segments[0].body.len(), s.len().div_ceil(PAGE_LEN) * 2);
         }
-        let held: usize = all.iter().map(|s| s.seq.segments[0].page_table.len()).sum();
+        let held: usize = all.iter().map(|s| s.seq.segments[0].body.len()).sum();
         assert_eq!(model.pool_usage().n_used, held);
     }
     all.iter().map(bits).collect()

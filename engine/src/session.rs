@@ -15,7 +15,7 @@ use crate::receipt::Receipt;
 use crate::recipe::SessionOptions;
 use crate::sampler::{History, Sampler};
 use crate::sequence::{Drawn, Pending, Sequence};
-use crate::step::{Member, Progress, Rope};
+use crate::step::{Change, Member, Progress, Rope};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,24 +52,6 @@ impl Canceller {
     /// Takes back a cancel that no call has met.
     pub fn withdraw(&self) {
         self.flag.store(false, Ordering::Relaxed);
-    }
-}
-
-/// A call that queues tokens and computes them. Dropped before it is done, it takes back what it did.
-struct Attempt<'s> {
-    session: &'s mut Session,
-    is_done: bool,
-}
-
-impl Drop for Attempt<'_> {
-    fn drop(&mut self) {
-        if !self.is_done {
-            let Session { model, seq, .. } = &mut *self.session;
-            let (layout, mut pool) = (&model.plan().layout, model.shared.pool());
-            seq.roll_back(layout, &mut pool);
-            seq.clear_pending(layout, &mut pool);
-            seq.draw = None;
-        }
     }
 }
 
@@ -238,43 +220,36 @@ impl Session {
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         self.feed(tokens)?;
-        self.attempt(|session| session.run_prompt(progress))
+        self.attempt(|member| {
+            loop {
+                match member.shared.step_one(member.again())? {
+                    Progress::Ready | Progress::Idle => return Ok(()),
+                    Progress::Pending { done, total } => {
+                        if progress(done, total).is_break() {
+                            return Err(Error::Cancelled);
+                        }
+                    }
+                }
+            }
+        })
     }
 
     /// Computes what was queued. After an error or a panic the session is what it was before, and what was
     /// queued is gone.
-    fn attempt(&mut self, call: impl FnOnce(&mut Self) -> Result<(), Error>) -> Result<(), Error> {
-        let mut attempt = Attempt { session: self, is_done: false };
-        call(attempt.session)?;
-        attempt.is_done = true;
-        Ok(())
-    }
-
-    fn step(&mut self) -> Result<Progress, Error> {
-        let member = self.member();
-        member.shared.step_one(member)
-    }
-
-    fn run_prompt(
+    fn attempt(
         &mut self,
-        progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+        call: impl FnOnce(&mut Member<'_>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        loop {
-            match self.step()? {
-                Progress::Ready | Progress::Idle => return Ok(()),
-                Progress::Pending { done, total } => {
-                    if progress(done, total).is_break() {
-                        return Err(Error::Cancelled);
-                    }
-                }
-            }
-        }
+        let mut change = Change::of_call(self.member());
+        call(&mut change.member)?;
+        change.done();
+        Ok(())
     }
 
     /// Adds one generated token; its logits are ready afterwards.
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.push(token)?;
-        self.attempt(|session| session.step().map(drop))
+        self.attempt(|member| member.shared.step_one(member.again()).map(drop))
     }
 
     /// Adds one generated token and chooses the next: on the device where that is possible, and then the
@@ -352,10 +327,7 @@ impl Session {
             return Err(Error::State { call: "logits of all rows", reason: reason.into() });
         }
         self.feed(tokens)?;
-        self.attempt(|session| {
-            let member = session.member();
-            member.shared.logits_of_one(member, visit)
-        })
+        self.attempt(|member| member.shared.logits_of_one(member, visit))
     }
 
     /// A second session with the same tokens and logits. Pages are shared until one of the two writes to them.

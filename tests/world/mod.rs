@@ -5,7 +5,7 @@ mod targets;
 
 use std::slice::from_ref;
 
-use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq};
+use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq, Table};
 use loris::policy::Stream;
 use loris::store::{
     AttentionShape, Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When,
@@ -382,8 +382,7 @@ impl<'a, B: Backend> World<'a, B> {
                 rows: tokens.len()..tokens.len() + n,
                 kv_start: seq.len,
                 slot_positions: &seq.positions[..new.end],
-                page_table: &seq.table,
-                n_layers: N_LAYERS,
+                table: Table { body: &seq.table, tail: &[], n_layers: N_LAYERS },
                 inv_freq: &model.inv_freq,
                 rope_scale: model.rope_scale(),
                 n_sealed: seq.n_sealed,

@@ -89,10 +89,8 @@ pub struct Seq<'a> {
     /// Position of every slot, the new ones included (`kv_start + rows.len()` of them). A row sees the
     /// slots whose position is at most its own and inside the layer's window.
     pub slot_positions: &'a [u32],
-    /// Page ids `[page_idx][layer of the segment]`.
-    pub page_table: &'a [PageId],
-    /// Layers in the segment: the stride of `page_table`.
-    pub n_layers: usize,
+    /// Its pages.
+    pub table: Table<'a>,
     /// Sealed pages of the table, in a cache that has such.
     pub n_sealed: usize,
     /// Rotation frequencies, `[head_dim / 2]`, radians a position.
@@ -130,23 +128,31 @@ impl Seq<'_> {
 
     /// The page that holds slots `page_idx * page_len ..` of layer `layer` of the segment.
     pub fn page(&self, page_idx: usize, layer: usize) -> PageId {
-        self.page_table[page_idx * self.n_layers + layer]
+        self.table.page(page_idx, layer)
     }
 }
 
-/// The pages of a sequence in the layers of one segment.
+/// The pages of a sequence in the layers of one segment: those of the body, and behind them those of the tail.
 #[derive(Clone, Copy, Debug)]
 pub struct Table<'a> {
     /// Page ids `[page_idx][layer of the segment]`.
-    pub pages: &'a [PageId],
+    pub body: &'a [PageId],
+    /// The same; none where no page is sealed.
+    pub tail: &'a [PageId],
     /// Layers in the segment: the stride.
     pub n_layers: usize,
 }
 
 impl Table<'_> {
+    /// All of them in one list.
+    pub fn pages(&self) -> Vec<PageId> {
+        [self.body, self.tail].concat()
+    }
+
     /// The page with this index of a layer.
     pub fn page(&self, page_idx: usize, layer: usize) -> PageId {
-        self.pages[page_idx * self.n_layers + layer]
+        let at = page_idx * self.n_layers + layer;
+        self.body.get(at).copied().unwrap_or_else(|| self.tail[at - self.body.len()])
     }
 }
 

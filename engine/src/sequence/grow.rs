@@ -1,14 +1,13 @@
-//! How a sequence grows by what passes compute, and how that is undone.
+//! How passes and calls change a sequence, and how that is undone.
 //!
-//! A pass takes room for its rows ([`Sequence::take`]), and they are kept or not ([`Sequence::keep`],
-//! [`Sequence::give_back`]). All that the passes of a call have kept is undone by [`Sequence::roll_back`] or made final by
-//! [`Sequence::settle`]; until then what earlier calls left is held.
+//! A pass sets a mark ([`Sequence::mark`]) and takes room for its rows ([`Sequence::take`]), in place; if it fails, all is undone
+//! to the mark ([`Sequence::undo`]), and otherwise what no call needs is given back ([`Sequence::pass_done`]). A call of many
+//! passes is undone as a whole ([`Sequence::roll_back`]) or is final ([`Sequence::settle`]).
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::journal::{Before, Checkpoint, Extent};
-use super::segment::{Growth, Segment, Unsealed};
+use super::journal::{Delta, Mark, Notes};
+use super::segment::{Growth, Segment};
 use super::{Pending, Sequence, Stage, Turn};
 use crate::backend::Phase;
 use crate::error::Error;
@@ -20,7 +19,7 @@ use crate::store::PageLayout;
 pub(crate) struct Taken {
     /// The segment.
     pub(crate) segment: usize,
-    /// KV pages.
+    /// KV pages and slots.
     pub(crate) growth: Growth,
     /// Rows that the tokens' hidden states are in; none in front of the first segment.
     pub(crate) from: Vec<AuxRow>,
@@ -28,102 +27,154 @@ pub(crate) struct Taken {
     pub(crate) to: Vec<AuxRow>,
     /// Hidden states that are parked on the way, from where they are in transit to where they wait.
     pub(crate) parks: Vec<(AuxRow, AuxRow)>,
-    positions: Vec<u32>,
-    parked: Vec<u32>,
+}
+
+/// The slots of a segment that is restored.
+#[derive(Debug, Default)]
+pub(crate) struct Slots {
+    pub(crate) positions: Vec<u32>,
+    /// How many of their pages are sealed.
+    pub(crate) n_sealed: usize,
 }
 
 impl Sequence {
+    /// Here and now.
+    pub(crate) fn mark(&self) -> Mark {
+        let Self { receipt, answer_start, n_shareable, logits_ready, drawn, .. } = *self;
+        Mark {
+            at: self.journal.log.len(),
+            ends: self.segments.iter().map(Segment::ends).collect(),
+            n_tokens: self.tokens.len(),
+            notes: Notes { receipt, answer_start, n_shareable, logits_ready, drawn },
+        }
+    }
+
     /// Takes what the tokens at `positions` need to go through a segment, and those that are parked to wait in
-    /// front of it: all or nothing.
+    /// front of it: all or nothing. From here on they are where the pass brings them.
     pub(crate) fn take(
         &mut self,
         segment: usize,
-        positions: Vec<u32>,
+        positions: &[u32],
         layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<Taken, Error> {
-        let parked = self.stage.parked.clone();
         let is_last = segment + 1 == self.segments.len();
         let n_rows = if is_last { 0 } else { positions.len() };
-        let from = positions.iter().filter_map(|&p| self.waiting.row_of(p)).collect();
-        let mut rows = self.waiting.take(Store::Waiting, parked.len(), &mut pool.aux)?;
+        let n_parked = self.stage.parked.len();
+        let mut rows = self.waiting.take(Store::Waiting, n_parked, &mut pool.aux)?;
         let mut to = self.waiting.take(Store::Transit, n_rows, &mut pool.aux);
         if to.is_err() && pool.give_up_hidden() {
             to = self.waiting.take(Store::Transit, n_rows, &mut pool.aux);
         }
         let grown = to.and_then(|to| {
             rows.extend(to);
-            self.segments[segment].grow(&positions, layout, pool)
+            self.segments[segment].grow(positions, layout, pool)
         });
-        match grown {
-            Ok(growth) => {
-                let to = rows.split_off(parked.len());
-                let in_transit = parked.iter().filter_map(|&p| self.waiting.row_of(p));
-                let parks = in_transit.zip(rows).collect();
-                Ok(Taken { segment, growth, from, to, parks, positions, parked })
-            }
-            Err(e) => {
-                self.waiting.give(&rows, &mut pool.aux);
-                Err(e)
+        let (growth, swapped) = grown.inspect_err(|_| self.waiting.give(&rows, &mut pool.aux))?;
+        let log = &mut self.journal.log;
+        log.extend(swapped.map(|column| Delta::Swapped { segment, column }));
+        let to = rows.split_off(n_parked);
+        if self.segments.len() == 1 {
+            return Ok(Taken { segment, growth, from: Vec::new(), to, parks: Vec::new() });
+        }
+        #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
+        let now = segment as u8;
+        let mut parks = Vec::with_capacity(n_parked);
+        for (&position, row) in self.stage.parked.iter().zip(rows) {
+            if let Some(was) = self.waiting.put(position, row) {
+                log.push(Delta::Moved { position, row: was, depth: now });
+                parks.push((was, row));
             }
         }
-    }
-
-    /// The tokens have gone through.
-    pub(crate) fn keep(&mut self, taken: Taken, layout: &PageLayout, pool: &mut Pool) {
-        let Taken { segment, growth, to, parks, positions, parked, .. } = taken;
-        let first = self.segments[segment].layout(layout).n_before_tail();
-        match &mut self.since {
-            Some(Checkpoint { segments, .. }) => {
-                let Extent { n_slots, unsealed, .. } = &mut segments[segment];
-                let n_kept = n_slots.saturating_sub(first).div_ceil(layout.tail_len());
-                unsealed.extend(growth.commit(&mut self.segments[segment], n_kept, pool));
-            }
-            None => {
-                growth.commit(&mut self.segments[segment], 0, pool);
-            }
-        }
-        for (position, (from, to)) in parked.into_iter().zip(parks) {
-            self.waiting.put(position, to);
-            self.waiting.give(&[from], &mut pool.aux); // in transit: no earlier call's
-        }
-        for (i, position) in positions.into_iter().enumerate() {
+        let mut from = Vec::with_capacity(if segment == 0 { 0 } else { positions.len() });
+        for (i, &position) in positions.iter().enumerate() {
             let was = match to.get(i) {
                 Some(&row) => self.waiting.put(position, row),
                 None => self.waiting.remove(position),
             };
-            let depth = self.waiting.depths.get(position as usize).copied().unwrap_or_default();
+            debug_assert_eq!(self.waiting.depth(position), segment, "{position} skips a segment");
             if let Some(row) = was {
-                match &mut self.since {
-                    Some(since)
-                        if (position as usize) < since.len
-                            && !since.moved.contains_key(&position) =>
-                    {
-                        since.moved.insert(position, (depth, row));
-                    }
-                    _ => self.waiting.give(&[row], &mut pool.aux),
-                }
+                log.push(Delta::Moved { position, row, depth: now });
+                from.push(row);
             }
-            if self.segments.len() == 1 {
-                continue;
-            }
-            debug_assert_eq!(usize::from(depth), segment, "token {position} skips a segment");
-            #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
             match self.waiting.depths.get_mut(position as usize) {
-                Some(depth) => *depth = segment as u8 + 1,
-                None => self.waiting.depths.push(segment as u8 + 1),
+                Some(depth) => *depth = now + 1,
+                None => self.waiting.depths.push(now + 1),
             }
+        }
+        Ok(Taken { segment, growth, from, to, parks })
+    }
+
+    /// The pass that took this is done: gives back what no call needs to go back.
+    pub(crate) fn pass_done(
+        &mut self,
+        taken: &Taken,
+        from: &Mark,
+        layout: &PageLayout,
+        pool: &mut Pool,
+    ) {
+        let Taken { segment, growth, .. } = taken;
+        let call = self.journal.ends(*segment);
+        let Self { segments, waiting, journal, .. } = self;
+        let log = &mut journal.log;
+        let of_segment = &mut segments[*segment];
+        for delta in log.split_off(from.at) {
+            match delta {
+                Delta::Swapped { column, .. } => pool.release(&column, of_segment.n_layers),
+                // Who is in transit was moved there by this call.
+                Delta::Moved { row, .. } if row.store == Store::Transit => {
+                    waiting.give(&[row], &mut pool.aux);
+                }
+                delta => log.push(delta),
+            }
+        }
+        let n_kept = of_segment.n_older(call, growth, layout) * of_segment.n_layers;
+        let mut columns = of_segment.leave_tail(growth, layout);
+        let released = columns.split_off(n_kept.min(columns.len()));
+        pool.release(&released, of_segment.n_layers);
+        if !columns.is_empty() {
+            log.push(Delta::Sealed { segment: *segment, columns });
         }
         self.stage.parked.clear();
     }
 
-    /// The tokens have not gone through.
-    pub(crate) fn give_back(&mut self, taken: Taken, pool: &mut Pool) {
-        let Taken { segment, growth, to, parks, positions, .. } = taken;
-        growth.undo(&mut self.segments[segment], positions.len(), pool);
-        self.waiting.give(&to, &mut pool.aux);
-        let waiting: Vec<AuxRow> = parks.into_iter().map(|(_, to)| to).collect();
-        self.waiting.give(&waiting, &mut pool.aux);
+    /// All is as it was at the mark, which is the youngest, but for what is pending.
+    pub(crate) fn undo(&mut self, to: &Mark, layout: &PageLayout, pool: &mut Pool) {
+        for delta in self.journal.log.split_off(to.at).into_iter().rev() {
+            match delta {
+                Delta::Swapped { segment, column } => {
+                    let of_segment = &mut self.segments[segment];
+                    let last = of_segment.last_column(to.ends[segment]);
+                    pool.pages.release(last);
+                    last.copy_from_slice(&column);
+                }
+                Delta::Sealed { segment, columns } => {
+                    self.segments[segment].tail.splice(..0, columns);
+                }
+                Delta::Rolled { positions, column } => {
+                    self.segments[0].unroll(positions, column, layout);
+                }
+                Delta::Moved { position, row, depth } => {
+                    if let Some(now) = self.waiting.put(position, row) {
+                        self.waiting.give(&[now], &mut pool.aux);
+                    }
+                    self.waiting.depths[position as usize] = depth;
+                }
+                Delta::Measured { sums } => *self.measured.sums_mut() = sums,
+            }
+        }
+        for (segment, &ends) in self.segments.iter_mut().zip(&to.ends) {
+            segment.cut(ends, pool);
+        }
+        let n_new = self.tokens.len() - to.n_tokens;
+        self.tokens.truncate(to.n_tokens);
+        if let Pending::Prompt { done, .. } = &mut self.pending {
+            *done -= n_new;
+        }
+        self.waiting.truncate(self.len(), &mut pool.aux);
+        let Notes { receipt, answer_start, n_shareable, logits_ready, drawn } = to.notes;
+        (self.receipt, self.answer_start, self.n_shareable) = (receipt, answer_start, n_shareable);
+        (self.logits_ready, self.drawn) = (logits_ready, drawn);
     }
 
     /// New tokens have gone through the first segment.
@@ -148,7 +199,7 @@ impl Sequence {
         let positions = tokens.start as u32..tokens.end as u32;
         self.waiting.adopt(&found.hidden, positions.start, page_len);
         let segment = &mut self.segments[0];
-        segment.page_table.extend(found.columns);
+        segment.body.extend(found.columns);
         segment.positions.extend(positions);
         if self.segments.len() > 1 {
             self.waiting.depths.resize(tokens.end, 1);
@@ -156,19 +207,19 @@ impl Sequence {
     }
 
     /// Takes what a saved session held, all of it waiting between calls: its tokens, how many segments each has
-    /// gone through, where there is more than one, and the positions of each segment's slots, whose sealed pages it knows.
+    /// gone through, where there is more than one, and each segment's slots.
     /// What was taken before an error is released with the rest.
     pub(crate) fn restore(
         &mut self,
         tokens: Vec<u32>,
         depths: Vec<u8>,
-        slots: &[Vec<u32>],
+        slots: &[Slots],
         layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<(), Error> {
         self.tokens = tokens;
-        for (segment, positions) in self.segments.iter_mut().zip(slots) {
-            segment.grow(positions, layout, pool)?.commit(segment, 0, pool);
+        for (segment, Slots { positions, n_sealed }) in self.segments.iter_mut().zip(slots) {
+            segment.restore(positions, *n_sealed, layout, pool)?;
         }
         let waits = |&(_, &depth): &(u32, &u8)| usize::from(depth) < self.segments.len();
         let waiting: Vec<u32> =
@@ -181,51 +232,35 @@ impl Sequence {
         Ok(())
     }
 
-    /// KV pages held.
-    pub(super) fn n_pages(&self) -> usize {
-        let gone = self.since.iter().flat_map(|since| &since.gone);
-        let n_gone: usize = gone.map(|page| page.column().len()).sum();
-        let unsealed = self.since.iter().flat_map(|since| &since.segments);
-        let n_unsealed: usize = unsealed.map(|extent| extent.unsealed.columns().len()).sum();
-        n_gone
-            + n_unsealed
-            + self.segments.iter().map(|segment| segment.page_table.len()).sum::<usize>()
-    }
-
     /// A call begins that can be undone: something is queued.
     pub(crate) fn begin(&mut self, pending: Pending) {
+        self.journal.call = Some(self.mark());
         self.pending = pending;
-        let Self { receipt, answer_start, logits_ready, drawn, .. } = *self;
-        self.before = Before { receipt, answer_start, logits_ready, drawn };
-        self.set_checkpoint();
         self.turn = Turn::default();
-        let is_prompt = matches!(self.pending, Pending::Prompt { .. });
-        if is_prompt {
+        if matches!(self.pending, Pending::Prompt { .. }) {
             self.answer_start = self.len() + self.pending.len();
         }
-        self.measured.begin(is_prompt);
-    }
-
-    fn set_checkpoint(&mut self) {
-        let extent = |segment: &Segment| Extent {
-            n_slots: segment.len(),
-            n_sealed: segment.n_sealed,
-            unsealed: Unsealed::default(),
-        };
-        let segments = self.segments.iter().map(extent).collect();
-        let (len, n_gone) = (self.len(), self.segments[0].n_gone);
-        let (moved, gone) = (BTreeMap::new(), Vec::new());
-        self.since = Some(Checkpoint { len, segments, n_gone, gone, moved });
     }
 
     /// True if rows of the prompt that is pending have been computed.
     pub(crate) fn has_begun(&self) -> bool {
-        self.receipt.n_prefilled > self.before.receipt.n_prefilled
+        let before = self.journal.call.as_ref().map(|call| call.notes.receipt.n_prefilled);
+        before.is_some_and(|before| self.receipt.n_prefilled > before)
+    }
+
+    /// Takes in the attention that slots have got. One that adds a token does so only when nothing can fail any more.
+    pub(crate) fn measure(&mut self, sums: Vec<Vec<f32>>) {
+        let old = std::mem::replace(self.measured.sums_mut(), sums);
+        let log = &mut self.journal.log;
+        let is_logged = log.iter().any(|delta| matches!(delta, Delta::Measured { .. }));
+        if matches!(self.pending, Pending::Prompt { .. }) && !is_logged {
+            log.push(Delta::Measured { sums: old });
+        }
     }
 
     /// What was pending is done with: nothing can be undone any more.
     pub(crate) fn settle(&mut self, layout: &PageLayout, pool: &mut Pool) {
-        self.give_up_checkpoint(pool);
+        self.give_up_journal(pool);
         // The last token may be computed once more.
         self.roll(self.len().saturating_sub(1), layout, pool);
         let n_gone = self.segments[0].n_gone;
@@ -236,16 +271,17 @@ impl Sequence {
         }
     }
 
-    pub(super) fn give_up_checkpoint(&mut self, pool: &mut Pool) {
-        let Some(since) = self.since.take() else { return };
-        for (_, row) in since.moved.into_values() {
-            self.waiting.give(&[row], &mut pool.aux);
-        }
-        for page in since.gone {
-            pool.release(page.column(), self.segments[0].n_layers);
-        }
-        for (segment, extent) in self.segments.iter().zip(since.segments) {
-            pool.release(extent.unsealed.columns(), segment.n_layers);
+    pub(super) fn give_up_journal(&mut self, pool: &mut Pool) {
+        for delta in std::mem::take(&mut self.journal).log {
+            match delta {
+                Delta::Swapped { segment, column: columns }
+                | Delta::Sealed { segment, columns } => {
+                    pool.release(&columns, self.segments[segment].n_layers);
+                }
+                Delta::Rolled { column, .. } => pool.release(&column, self.segments[0].n_layers),
+                Delta::Moved { row, .. } => self.waiting.give(&[row], &mut pool.aux),
+                Delta::Measured { .. } => {}
+            }
         }
     }
 
@@ -255,59 +291,24 @@ impl Sequence {
         let (Some(stream), Ok(position)) = (self.policies.stream, u32::try_from(position)) else {
             return;
         };
-        let segment = &mut self.segments[0];
-        for page in segment.roll(stream.first_seen(position), layout) {
-            match &mut self.since {
-                Some(since) if layout.n_slots(1 + since.gone.len()) < since.segments[0].n_slots => {
-                    since.gone.push(page);
-                }
-                _ => pool.release(page.column(), segment.n_layers),
+        let (segment, call) = (&mut self.segments[0], self.journal.ends(0));
+        let first_seen = stream.first_seen(position);
+        let mut slot = layout.n_slots(1) + segment.n_gone - call.n_gone; // as the call counts them
+        while let Some((positions, column)) = segment.roll(first_seen, layout) {
+            let n_slots = positions.len();
+            match slot < call.n_slots {
+                true => self.journal.log.push(Delta::Rolled { positions, column }),
+                false => pool.release(&column, segment.n_layers),
             }
+            slot += n_slots;
         }
     }
 
     /// Takes back what has been computed of what is pending, which stays pending.
     pub(crate) fn roll_back(&mut self, layout: &PageLayout, pool: &mut Pool) {
-        let n_new = match &mut self.pending {
-            Pending::Prompt { done, .. } => std::mem::take(done),
-            Pending::Token(_) => usize::from(self.stage.segment > 0),
-            Pending::Nothing => return,
-        };
-        self.roll_back_slots(layout, pool);
-        self.tokens.truncate(self.tokens.len() - n_new);
-        self.set_checkpoint();
-        self.n_shareable = self.n_shareable.min(self.len());
-        self.stage = Stage::default();
-        self.measured.roll_back();
-        let Before { receipt, answer_start, logits_ready, drawn } = self.before;
-        (self.receipt, self.answer_start) = (receipt, answer_start);
-        (self.logits_ready, self.drawn) = (logits_ready, drawn);
-    }
-
-    /// Slots and hidden states are those that there were when the call began.
-    fn roll_back_slots(&mut self, layout: &PageLayout, pool: &mut Pool) {
-        let Some(since) = self.since.take() else { return };
-        for (position, (depth, row)) in since.moved {
-            if let Some(now) = self.waiting.put(position, row) {
-                self.waiting.give(&[now], &mut pool.aux);
-            }
-            self.waiting.depths[position as usize] = depth;
-        }
-        let first = &mut self.segments[0];
-        if first.n_gone > since.n_gone {
-            // What is between the pages that come back and those that are there has gone for good, and is new.
-            let n_back = since.gone.len() * layout.page_len;
-            if first.n_gone - since.n_gone > n_back {
-                first.truncate(layout.n_slots(1), layout, pool);
-                first.n_gone = since.n_gone + n_back;
-            }
-            first.roll_back(since.gone, layout);
-        }
-        for (segment, extent) in self.segments.iter_mut().zip(since.segments) {
-            segment.unseal(extent.n_sealed, extent.unsealed, layout, pool);
-            segment.truncate(extent.n_slots, layout, pool);
-        }
-        self.forget(since.len, layout, pool);
+        let Some(call) = self.journal.call.take() else { return };
+        self.undo(&call, layout, pool);
+        (self.journal.call, self.stage) = (Some(call), Stage::default());
     }
 
     /// A generated token goes through all segments or through none.

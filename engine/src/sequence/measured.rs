@@ -8,8 +8,6 @@ use crate::memory;
 pub(crate) struct Measured {
     /// `[layer][slot]`; no layers where only the last rows' attention counts.
     sums: Vec<Vec<f32>>,
-    /// What it was before what is pending.
-    before: Vec<Vec<f32>>,
     /// Tokens that the sequence had when some left it last: those in front of here cannot be told apart any more.
     pub(crate) since: usize,
 }
@@ -24,7 +22,7 @@ impl Measured {
     pub(crate) fn copy(&self) -> Result<Self, Error> {
         let copy = |sums: &Vec<f32>| memory::copy(sums, "the attention of slots");
         let sums = self.sums.iter().map(copy).collect::<Result<_, _>>()?;
-        Ok(Self { before: Vec::new(), sums, since: self.since })
+        Ok(Self { sums, since: self.since })
     }
 
     /// Attention that each slot has got so far, `[layer][slot]`; nothing where only the last rows' counts.
@@ -35,18 +33,6 @@ impl Measured {
     /// The same, to be set.
     pub(crate) fn sums_mut(&mut self) -> &mut Vec<Vec<f32>> {
         &mut self.sums
-    }
-
-    /// A call begins. One that adds a token adds its attention only when nothing can fail any more.
-    pub(crate) fn begin(&mut self, is_prompt: bool) {
-        self.before = if is_prompt { self.sums.clone() } else { Vec::new() };
-    }
-
-    /// What is pending is taken back.
-    pub(crate) fn roll_back(&mut self) {
-        if !self.before.is_empty() {
-            self.sums.clone_from(&self.before);
-        }
     }
 
     /// Only the first `n_slots` are left.

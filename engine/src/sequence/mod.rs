@@ -15,7 +15,8 @@ mod segment;
 mod stage;
 mod waiting;
 
-pub(crate) use grow::Taken;
+pub(crate) use grow::{Slots, Taken};
+pub(crate) use journal::Mark;
 pub(crate) use measured::Measured;
 pub(crate) use pending::{Drawn, Pending, Stage, Turn, Work};
 pub(crate) use room::Lists;
@@ -33,7 +34,8 @@ use crate::pool::{Pool, Store};
 use crate::receipt::Receipt;
 use crate::sampler::History;
 use crate::store::PageLayout;
-use journal::{Before, Checkpoint};
+use journal::Journal;
+use segment::Ends;
 
 /// Tokens, their slots in the page pool, and what is queued.
 #[derive(Debug)]
@@ -65,8 +67,7 @@ pub(crate) struct Sequence {
     pub(crate) answer_start: usize,
     /// What it has cost; what it holds is counted when it is asked for.
     pub(crate) receipt: Receipt,
-    before: Before,
-    since: Option<Checkpoint>,
+    journal: Journal,
 }
 
 impl Sequence {
@@ -90,8 +91,7 @@ impl Sequence {
             n_shareable: 0,
             answer_start: 0,
             receipt: Receipt::default(),
-            before: Before::default(),
-            since: None,
+            journal: Journal::default(),
             policies,
         }
     }
@@ -128,8 +128,10 @@ impl Sequence {
 
     /// What it has cost, and what it holds.
     pub(crate) fn receipt(&self, plan: &Plan) -> Receipt {
+        let n_pages: usize = self.segments.iter().map(Segment::n_pages).sum();
+        let n_pages = n_pages + self.journal.n_pages();
         Receipt {
-            kv_bytes: self.n_pages() * plan.layout.bytes(),
+            kv_bytes: n_pages * plan.layout.bytes(),
             aux_bytes: self.waiting.n_pages(Store::Waiting) * plan.aux_page_bytes
                 + self.waiting.n_pages(Store::Transit) * plan.transit_page_bytes,
             n_waiting: self.waiting.len(),
@@ -200,7 +202,8 @@ impl Sequence {
         let segments: Vec<Segment> = segments?;
         // Nothing fails from here on: who holds the pages gives them back.
         for segment in &segments {
-            pool.pages.share(&segment.page_table);
+            pool.pages.share(&segment.body);
+            pool.pages.share(&segment.tail);
         }
         Ok(Self {
             policies: self.policies.clone(),
@@ -212,18 +215,16 @@ impl Sequence {
             stage: Stage::default(),
             turn: Turn::default(),
             draw: None,
-            since: None,
-            before: Before::default(),
+            journal: Journal::default(),
             ..*self
         })
     }
 
     /// Gives everything back.
     pub(crate) fn release(&mut self, pool: &mut Pool) {
-        self.give_up_checkpoint(pool);
+        self.give_up_journal(pool);
         for segment in &mut self.segments {
-            pool.release(&segment.page_table, segment.n_layers);
-            segment.page_table.clear();
+            segment.cut(Ends::default(), pool);
         }
         self.waiting.clear(&mut pool.aux);
     }

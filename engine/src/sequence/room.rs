@@ -18,8 +18,8 @@ const ANGLE_BYTES: usize = 24;
 const PAGE_BYTES: usize = 512;
 /// Pages of a table that hold less than others at most.
 const N_SHORT_PAGES: usize = 32;
-/// Of an entry of a page table: tables of three parts, and of the step before and after.
-const ENTRY_BYTES: usize = 40;
+/// Of an entry of a page table, in a list that doubles, in what a call keeps to be undone, and in what is sealed.
+const ENTRY_BYTES: usize = 24;
 
 /// What the sequences of a pass note of it.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +62,7 @@ impl Sequence {
     }
 
     /// The most that is noted of the sequence's tokens, `n_new` more and as many of these as `n_rows` in a pass, until the
-    /// pass is committed and what follows from it is chosen, in bytes: copies of page tables, the rows of a batch, the
+    /// pass is committed and what follows from it is chosen, in bytes: page tables, the rows of a batch, the
     /// lists that a policy sorts.
     fn list_bytes(&self, plan: &Plan, n_new: usize, n_rows: usize) -> usize {
         let n_held = self.segments.iter().map(Segment::len).max().unwrap_or(0);

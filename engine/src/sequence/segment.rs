@@ -1,15 +1,12 @@
-//! A session's share of the cache: the token list of a segment and its page table.
-//!
-//! Growing is done in two halves, so that a step that fails leaves nothing changed:
-//! [`Segment::grow`] takes pages and says what the table would be, and [`Growth::commit`] or
-//! [`Growth::undo`] makes it so or gives the pages back.
+//! The slots of some layers: which token is in which, and the pages that hold them.
 
 use std::ops::Range;
 
+use crate::backend::Table;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::Pool;
-use crate::store::{PageId, PageLayout, Part, Seal};
+use crate::store::{self, PageId, PageLayout, Seal};
 
 /// The tokens that a run of layers holds, and the pages that hold them.
 #[derive(Debug, Default)]
@@ -22,48 +19,44 @@ pub(crate) struct Segment {
     pub(crate) positions: Vec<u32>,
     /// Slots behind the first page that were given back: [`Segment::roll`].
     pub(crate) n_gone: usize,
-    /// Sealed pages of its table, in a cache that has such.
-    pub(crate) n_sealed: usize,
-    /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says.
-    pub(crate) page_table: Vec<PageId>,
+    /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says. Where pages
+    /// are sealed, the first page and those.
+    pub(crate) body: Vec<PageId>,
+    /// The same of pages that wait to be sealed.
+    pub(crate) tail: Vec<PageId>,
+}
+
+/// How far a segment goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ends {
+    pub(crate) n_slots: usize,
+    pub(crate) n_gone: usize,
+    n_body: usize,
+    n_tail: usize,
 }
 
 /// Position of a slot that holds no token any more: later than any row, so that nobody sees it.
 pub(crate) const GIVEN_UP: u32 = u32::MAX;
 
-/// A full page of every layer that a segment has left behind.
-#[derive(Debug)]
-pub(crate) struct Gone {
-    positions: Vec<u32>,
-    column: Vec<PageId>,
-}
-
-/// Columns of the tail of a table whose slots are in sealed pages now.
-#[derive(Debug, Default)]
-pub(crate) struct Unsealed(Vec<PageId>);
-
-/// Pages taken for slots that a step is about to write.
+/// What a segment has grown by for the rows of a pass.
 #[derive(Debug)]
 pub(crate) struct Growth {
     /// The new slots, in order: all of them, unless some see more pages sealed than others.
-    pub(crate) parts: Vec<Grown>,
-    /// Pages to copy before the step, `(from, to)`: the shared tail that the step would write.
+    pub(crate) parts: Vec<Part>,
+    /// Pages to copy before the pass, `(from, to)`: the shared last column that it would write.
     pub(crate) copies: Vec<(PageId, PageId)>,
-    /// Pages to seal before the step.
+    /// Pages to seal before the pass.
     pub(crate) seals: Vec<Seal>,
-    taken: Vec<PageId>,
-    /// Columns whose slots are sealed for the last part.
-    unsealed: Vec<PageId>,
+    /// Sealed pages of the table before. Those at the front of the tail that are sealed for the pass stay there until it is done.
+    n_sealed: usize,
 }
 
-/// Slots that a step is about to write, and the table that they see.
-#[derive(Debug)]
-pub(crate) struct Grown {
+/// Slots that a pass is about to write, alike in what they see sealed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
     /// How many.
     pub(crate) n_slots: usize,
-    /// The page table with room for all new slots.
-    pub(crate) page_table: Vec<PageId>,
-    /// The sealed pages of that table.
+    /// Sealed pages of the table that they see.
     pub(crate) n_sealed: usize,
 }
 
@@ -76,13 +69,53 @@ impl Segment {
     /// The same lists once more.
     pub(crate) fn copy(&self) -> Result<Self, Error> {
         let positions = memory::copy(&self.positions, "a fork's slots")?;
-        let page_table = memory::copy(&self.page_table, "a fork's page table")?;
-        Ok(Self { positions, page_table, ..*self })
+        let body = memory::copy(&self.body, "a fork's page table")?;
+        let tail = memory::copy(&self.tail, "a fork's page table")?;
+        Ok(Self { positions, body, tail, ..*self })
     }
 
     /// Its layers.
     pub(crate) fn layers(&self) -> Range<usize> {
         self.first_layer..self.first_layer + self.n_layers
+    }
+
+    /// Its pages, column by column.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = PageId> + '_ {
+        self.body.iter().chain(&self.tail).copied()
+    }
+
+    /// How many they are.
+    pub(crate) fn n_pages(&self) -> usize {
+        self.body.len() + self.tail.len()
+    }
+
+    /// Its table.
+    pub(crate) fn table(&self) -> Table<'_> {
+        Table { body: &self.body, tail: &self.tail, n_layers: self.n_layers }
+    }
+
+    /// The table that slots of a pass see.
+    pub(crate) fn table_of(&self, part: Part, growth: &Growth, layout: &PageLayout) -> Table<'_> {
+        let n_columns = (part.n_sealed - growth.n_sealed) * layout.n_to_seal();
+        let body = match layout.kv.are_sealed() {
+            true => &self.body[..(1 + part.n_sealed) * self.n_layers],
+            false => &self.body[..],
+        };
+        Table { body, tail: &self.tail[n_columns * self.n_layers..], n_layers: self.n_layers }
+    }
+
+    /// Sealed pages of the table, in a cache that has such.
+    pub(crate) fn n_sealed(&self, layout: &PageLayout) -> usize {
+        match layout.kv.are_sealed() {
+            true => (self.body.len() / self.n_layers).saturating_sub(1),
+            false => 0,
+        }
+    }
+
+    /// How far it goes.
+    pub(crate) fn ends(&self) -> Ends {
+        let (n_body, n_tail) = (self.body.len(), self.tail.len());
+        Ends { n_slots: self.len(), n_gone: self.n_gone, n_body, n_tail }
     }
 
     /// Slots in use.
@@ -92,82 +125,117 @@ impl Segment {
 
     /// The layout of its table.
     pub(crate) fn layout(&self, layout: &PageLayout) -> PageLayout {
-        layout.with_sealed(self.n_sealed)
+        layout.with_sealed(self.n_sealed(layout))
     }
 
-    /// The new slots by how many pages are to be sealed for them: their number, and that of pages besides those that are.
-    fn parts(&self, n_new: usize, layout: &PageLayout) -> Vec<(usize, usize)> {
+    /// The new slots by how many pages are sealed for them.
+    fn parts(&self, n_new: usize, layout: &PageLayout) -> Vec<Part> {
         if !layout.kv.are_sealed() {
-            return vec![(n_new, 0)];
+            return vec![Part { n_slots: n_new, n_sealed: 0 }];
         }
         let (mut slot, end) = (self.len(), self.len() + n_new);
         let mut parts = Vec::new();
         while slot < end {
-            let n = layout.n_alike(slot).min(end - slot);
-            parts.push((n, layout.n_due(slot).saturating_sub(self.n_sealed)));
-            slot += n;
+            let n_slots = layout.n_alike(slot).min(end - slot);
+            parts.push(Part { n_slots, n_sealed: layout.n_due(slot).max(self.n_sealed(layout)) });
+            slot += n_slots;
         }
         parts
     }
 
-    /// Pages that `n_new` more slots need: the copy of a shared tail counted, and those that others are sealed into,
-    /// which are there until the step is done.
-    pub(crate) fn pages_needed(&self, n_new: usize, layout: &PageLayout, pool: &Pool) -> usize {
-        let layout = self.layout(layout);
-        let n_columns = layout.n_pages(self.len() + n_new);
-        let fresh = n_columns.saturating_sub(self.page_table.len() / self.n_layers);
-        let copied = usize::from(n_new > 0 && self.tail_is_shared(&layout, pool));
-        let n_to_seal = self.parts(n_new, &layout).last().map_or(0, |&(_, n)| n);
-        (fresh + copied + n_to_seal) * self.n_layers
-    }
-
-    /// Takes the pages that slots for `positions` need, all or none, and adds the positions.
+    /// Takes the pages that slots for `positions` need, all or none, and adds the positions: the copy of a shared last column,
+    /// and what pages of the tail are sealed into, counted. Also gives that column, which is not the segment's any more.
     pub(crate) fn grow(
         &mut self,
         positions: &[u32],
         layout: &PageLayout,
         pool: &mut Pool,
-    ) -> Result<Growth, Error> {
-        let n_needed = self.pages_needed(positions.len(), layout, pool);
+    ) -> Result<(Growth, Option<Vec<PageId>>), Error> {
+        let (n_layers, n_sealed, ends) = (self.n_layers, self.n_sealed(layout), self.ends());
         let parts = self.parts(positions.len(), layout);
-        let n_to_seal = parts.last().map_or(0, |&(_, n)| n);
-        let taken = pool.pages.take(n_needed)?;
-        let layout = self.layout(layout);
-        let mut page_table = self.page_table.clone();
-        let mut copies = Vec::new();
-        let (sealed, mut fresh) = taken.split_at(n_to_seal * self.n_layers);
-        if let Some(tail) = self.tail(&layout).filter(|_| !positions.is_empty()) {
-            if self.tail_is_shared(&layout, pool) {
-                let (copy, rest) = fresh.split_at(self.n_layers);
-                copies =
-                    page_table[tail.clone()].iter().copied().zip(copy.iter().copied()).collect();
-                page_table[tail].copy_from_slice(copy);
-                fresh = rest;
-            } else {
-                // Its slots past the end are about to change, whatever was known of them.
-                pool.forget_prefix(page_table[tail.start]);
-            }
+        let n_to_seal = parts.last().map_or(0, |part| part.n_sealed - n_sealed);
+        let of_segment = self.layout(layout);
+        let n_columns = of_segment.n_pages(self.len() + positions.len());
+        let n_fresh = n_columns.saturating_sub(self.n_pages() / n_layers);
+        let is_partial = of_segment.n_slots(of_segment.n_pages(self.len())) > self.len();
+        let is_written = is_partial && !positions.is_empty();
+        let is_shared = is_written && pool.pages.is_shared(self.last_column(ends)[0]);
+        let n_needed = n_fresh + usize::from(is_shared) + n_to_seal;
+        let taken = pool.pages.take(n_needed * n_layers)?;
+        let (sealed, mut fresh) = taken.split_at(n_to_seal * n_layers);
+        let (mut copies, mut swapped) = (Vec::new(), None);
+        if is_shared {
+            let (copy, rest) = fresh.split_at(n_layers);
+            let last = self.last_column(ends);
+            copies = last.iter().copied().zip(copy.iter().copied()).collect();
+            swapped = Some(last.to_vec());
+            last.copy_from_slice(copy);
+            fresh = rest;
+        } else if is_written {
+            // Its slots past the end are about to change, whatever was known of them.
+            pool.forget_prefix(self.last_column(ends)[0]);
         }
-        page_table.extend_from_slice(fresh);
-        // The first pages of the tail make room for what they are sealed into.
-        let first = (1 + self.n_sealed) * self.n_layers;
-        let column_of = |n: usize| n * self.n_layers * layout.n_to_seal();
-        let unsealed = match n_to_seal {
-            0 => Vec::new(),
-            n => page_table[first..first + column_of(n)].to_vec(),
+        // A table with a tail grows there, but for its first page.
+        let n_body = match layout.kv.are_sealed() {
+            true if self.body.is_empty() => fresh.len().min(n_layers),
+            true => 0,
+            false => fresh.len(),
         };
-        let seals = self.seals(&unsealed, sealed, &layout);
-        let grown = |(n_slots, n): (usize, usize)| {
-            let mut page_table = page_table.clone();
-            if n > 0 {
-                let sealed = sealed[..n * self.n_layers].iter().copied();
-                page_table.splice(first..first + column_of(n), sealed);
-            }
-            Grown { n_slots, page_table, n_sealed: self.n_sealed + n }
-        };
-        let parts = parts.into_iter().map(grown).collect();
+        self.body.extend_from_slice(&fresh[..n_body]);
+        self.tail.extend_from_slice(&fresh[n_body..]);
+        let from = &self.tail[..n_to_seal * layout.n_to_seal() * n_layers];
+        let seals = self.seals(from, sealed, layout);
+        self.body.extend_from_slice(sealed);
         self.positions.extend_from_slice(positions);
-        Ok(Growth { parts, copies, seals, taken, unsealed })
+        Ok((Growth { parts, copies, seals, n_sealed }, swapped))
+    }
+
+    /// The last column of a table that goes so far.
+    pub(crate) fn last_column(&mut self, ends: Ends) -> &mut [PageId] {
+        match ends.n_tail {
+            0 => &mut self.body[ends.n_body - self.n_layers..ends.n_body],
+            n_tail => &mut self.tail[n_tail - self.n_layers..n_tail],
+        }
+    }
+
+    /// The pass is done: takes out the columns at the front of the tail that were sealed for it.
+    pub(crate) fn leave_tail(&mut self, growth: &Growth, layout: &PageLayout) -> Vec<PageId> {
+        let n_sealed = growth.parts.last().map_or(0, |part| part.n_sealed - growth.n_sealed);
+        self.tail.drain(..n_sealed * layout.n_to_seal() * self.n_layers).collect()
+    }
+
+    /// Columns that it had when it went to `ends` and that are at the front of the tail before `growth`.
+    pub(crate) fn n_older(&self, ends: Ends, growth: &Growth, layout: &PageLayout) -> usize {
+        let first = layout.with_sealed(growth.n_sealed).n_before_tail();
+        ends.n_slots.saturating_sub(first).div_ceil(layout.tail_len())
+    }
+
+    /// Takes the pages of slots at `positions`, of which those of `n_sealed` pages are sealed.
+    pub(crate) fn restore(
+        &mut self,
+        positions: &[u32],
+        n_sealed: usize,
+        layout: &PageLayout,
+        pool: &mut Pool,
+    ) -> Result<(), Error> {
+        let of_segment = layout.with_sealed(n_sealed);
+        let n_columns = of_segment.n_pages(positions.len());
+        self.body = pool.pages.take(n_columns * self.n_layers)?;
+        if layout.kv.are_sealed() {
+            self.tail = self.body.split_off((1 + n_sealed).min(n_columns) * self.n_layers);
+        }
+        self.positions.extend_from_slice(positions);
+        Ok(())
+    }
+
+    /// Cuts it back to what it was, once what was taken out since then is back.
+    pub(crate) fn cut(&mut self, ends: Ends, pool: &mut Pool) {
+        self.positions.truncate(ends.n_slots);
+        for (list, n) in [(&mut self.body, ends.n_body), (&mut self.tail, ends.n_tail)] {
+            pool.release(&list[n.min(list.len())..], self.n_layers);
+            list.truncate(n);
+        }
+        self.n_gone = ends.n_gone;
     }
 
     /// What becomes what when the columns `from` are sealed into the columns `to`.
@@ -184,34 +252,6 @@ impl Segment {
         of_layers.collect()
     }
 
-    /// Puts back what was sealed since the table had `n_sealed` such pages, out of the columns that it had then; slots
-    /// that these lack have come since and go.
-    pub(crate) fn unseal(
-        &mut self,
-        n_sealed: usize,
-        Unsealed(columns): Unsealed,
-        layout: &PageLayout,
-        pool: &mut Pool,
-    ) {
-        let n_back = self.n_sealed.saturating_sub(n_sealed);
-        if n_back == 0 {
-            return;
-        }
-        let sealed = (1 + n_sealed) * self.n_layers..(1 + self.n_sealed) * self.n_layers;
-        let n_columns = columns.len() / self.n_layers;
-        self.n_sealed = n_sealed;
-        let released: Vec<PageId> = self.page_table.splice(sealed, columns).collect();
-        pool.release(&released, self.n_layers);
-        if n_columns < n_back * layout.n_to_seal() {
-            // What is behind them does not follow.
-            let n_kept = (1 + n_sealed + n_columns) * self.n_layers;
-            pool.release(&self.page_table[n_kept..], self.n_layers);
-            self.page_table.truncate(n_kept);
-            let n_slots = self.layout(layout).n_slots(1 + n_sealed + n_columns);
-            self.positions.truncate(n_slots);
-        }
-    }
-
     /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
     /// slot between others stays where it is, without a token, and so do those behind it in a sealed page.
     pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
@@ -225,37 +265,36 @@ impl Segment {
         };
         let of_segment = self.layout(layout);
         let (page_idx, _) = of_segment.place(last);
-        let n_slots = match layout.kv.are_sealed() && of_segment.part(page_idx) == Part::Body {
+        let n_slots = match layout.kv.are_sealed() && of_segment.part(page_idx) == store::Part::Body
+        {
             true => of_segment.n_slots(page_idx + 1),
             false => last + 1,
         };
         self.truncate(n_slots, layout, pool);
     }
 
-    /// Takes out the pages, from the second on, that hold no position from `first_seen` on.
-    pub(crate) fn roll(&mut self, first_seen: u32, layout: &PageLayout) -> Vec<Gone> {
+    /// Takes out the page behind the first and its slots, if it holds no position from `first_seen` on.
+    pub(crate) fn roll(
+        &mut self,
+        first_seen: u32,
+        layout: &PageLayout,
+    ) -> Option<(Vec<u32>, Vec<PageId>)> {
         let second = layout.n_slots(1)..layout.n_slots(2);
-        let mut gone = Vec::new();
-        while self
-            .positions
-            .get(second.clone())
-            .is_some_and(|page| page.iter().all(|&p| p < first_seen))
-        {
-            self.n_gone += second.len();
-            let column = self.page_table.drain(self.n_layers..2 * self.n_layers).collect();
-            gone.push(Gone { positions: self.positions.drain(second.clone()).collect(), column });
+        let page = self.positions.get(second.clone())?;
+        if page.iter().any(|&position| position >= first_seen) {
+            return None;
         }
-        gone
+        self.n_gone += second.len();
+        let column = self.body.drain(self.n_layers..2 * self.n_layers).collect();
+        Some((self.positions.drain(second).collect(), column))
     }
 
-    /// Puts back what [`roll`](Self::roll) took out, in its order.
-    pub(crate) fn roll_back(&mut self, gone: Vec<Gone>, layout: &PageLayout) {
-        for page in gone.into_iter().rev() {
-            let first = layout.n_slots(1);
-            self.n_gone -= page.positions.len();
-            self.positions.splice(first..first, page.positions);
-            self.page_table.splice(self.n_layers..self.n_layers, page.column);
-        }
+    /// Puts back what [`roll`](Self::roll) took out last.
+    pub(crate) fn unroll(&mut self, positions: Vec<u32>, column: Vec<PageId>, layout: &PageLayout) {
+        let first = layout.n_slots(1);
+        self.n_gone -= positions.len();
+        self.positions.splice(first..first, positions);
+        self.body.splice(self.n_layers..self.n_layers, column);
     }
 
     /// Makes the pages of some slots the segment's alone, as they are about to be written: copies of those that are
@@ -272,7 +311,7 @@ impl Segment {
         let columns = layout.place(slots.start).0..layout.n_pages(slots.end);
         let entries = columns.start * self.n_layers..columns.end * self.n_layers;
         let n_shared = |column: &&[PageId]| usize::from(pool.pages.is_shared(column[0]));
-        let table = &mut self.page_table[entries];
+        let table = &mut self.body[entries];
         let n_shared: usize = table.chunks(self.n_layers).map(|column| n_shared(&column)).sum();
         let mut fresh = pool.pages.take(n_shared * self.n_layers)?.into_iter();
         let mut copies = Vec::new();
@@ -304,62 +343,9 @@ impl Segment {
             return;
         }
         self.positions.truncate(n_slots);
-        let n_columns = self.layout(layout).n_pages(n_slots);
-        let n_kept = n_columns * self.n_layers;
-        pool.release(&self.page_table[n_kept..], self.n_layers);
-        self.page_table.truncate(n_kept);
-        self.n_sealed = self.n_sealed.min(n_columns.saturating_sub(1));
-    }
-
-    /// Entries of the partly filled last column, if there is one.
-    fn tail(&self, layout: &PageLayout) -> Option<Range<usize>> {
-        let end = self.page_table.len();
-        let is_partial = layout.n_slots(layout.n_pages(self.len())) > self.len();
-        is_partial.then(|| end - self.n_layers..end)
-    }
-
-    fn tail_is_shared(&self, layout: &PageLayout, pool: &Pool) -> bool {
-        self.tail(layout).is_some_and(|tail| pool.pages.is_shared(self.page_table[tail.start]))
-    }
-}
-
-impl Unsealed {
-    /// Its pages, to be released.
-    pub(crate) fn columns(&self) -> &[PageId] {
-        &self.0
-    }
-
-    /// Those that were sealed later join it.
-    pub(crate) fn extend(&mut self, later: Self) {
-        self.0.extend(later.0);
-    }
-}
-
-impl Gone {
-    /// Its pages, to be released.
-    pub(crate) fn column(&self) -> &[PageId] {
-        &self.column
-    }
-}
-
-impl Growth {
-    /// The step was done: the segment takes the new table, and copied pages lose a holder. What was sealed does too, but for
-    /// the first `n_kept` columns.
-    pub(crate) fn commit(self, segment: &mut Segment, n_kept: usize, pool: &mut Pool) -> Unsealed {
-        if let Some(last) = self.parts.into_iter().next_back() {
-            (segment.page_table, segment.n_sealed) = (last.page_table, last.n_sealed);
-        }
-        let copied: Vec<PageId> = self.copies.iter().map(|&(from, _)| from).collect();
-        pool.release(&copied, segment.n_layers);
-        let mut kept = self.unsealed;
-        let released = kept.split_off(kept.len().min(n_kept * segment.n_layers));
-        pool.release(&released, segment.n_layers);
-        Unsealed(kept)
-    }
-
-    /// The step failed: the segment is as it was before [`Segment::grow`].
-    pub(crate) fn undo(self, segment: &mut Segment, n_new: usize, pool: &mut Pool) {
-        segment.positions.truncate(segment.len() - n_new);
-        pool.release(&self.taken, segment.n_layers);
+        let n_pages = self.layout(layout).n_pages(n_slots) * self.n_layers;
+        let n_body = self.body.len().min(n_pages);
+        let n_tail = n_pages - n_body;
+        self.cut(Ends { n_slots, n_body, n_tail, ..self.ends() }, pool);
     }
 }

@@ -82,7 +82,7 @@ impl Sequence {
             };
             let n_slots = (segment.len() + n_new).min(held_at_most);
             let n_pages = plan.layout.n_pages_at_most(n_slots) * segment.n_layers;
-            n_pages.saturating_sub(segment.page_table.len())
+            n_pages.saturating_sub(segment.n_pages())
         };
         let n_in_transit = match (self.segments.len(), self.stage.segment) {
             (2.., 0) => (self.n_new() + self.pending.len()).div_ceil(plan.layout.page_len),

@@ -47,11 +47,6 @@ impl Waiting {
         }
     }
 
-    /// Where a token's hidden state is.
-    pub(crate) fn row_of(&self, position: u32) -> Option<AuxRow> {
-        self.row_of.get(&position).copied()
-    }
-
     /// Tokens between two segments, ascending, and where they are.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (u32, AuxRow)> + '_ {
         self.row_of.iter().map(|(&position, &row)| (position, row))

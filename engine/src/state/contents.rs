@@ -29,11 +29,11 @@ impl Session {
         // What they hold means nothing, unless it is about to be sealed with the others.
         let is_void = |&(_, &p): &(usize, &u32)| p == GIVEN_UP && !layout.kv.are_sealed();
         let given_up = || (0..).zip(&segment.positions).filter(is_void);
-        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
+        let mut pages = buffer(segment.n_pages() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             let mut device = shared.device();
-            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
-            for (page, &id) in pages.chunks_exact_mut(layout.bytes()).zip(ids) {
+            let ids = segment.pages().skip(layer).step_by(segment.n_layers);
+            for (page, id) in pages.chunks_exact_mut(layout.bytes()).zip(ids) {
                 device.read_page(id, page)?;
             }
             drop(device);
@@ -81,14 +81,14 @@ impl Model {
         segment: &Segment,
     ) -> Result<(), Error> {
         let layout = segment.layout(&self.plan().layout);
-        let mut pages = buffer(segment.page_table.len() / segment.n_layers, layout.bytes())?;
+        let mut pages = buffer(segment.n_pages() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             for run in runs(layout, segment.len()) {
                 read(from, &mut pages[run], "pages")?;
             }
             let mut device = self.shared.device();
-            let ids = segment.page_table.iter().skip(layer).step_by(segment.n_layers);
-            for (page, &id) in pages.chunks_exact(layout.bytes()).zip(ids) {
+            let ids = segment.pages().skip(layer).step_by(segment.n_layers);
+            for (page, id) in pages.chunks_exact(layout.bytes()).zip(ids) {
                 device.write_page(id, page)?;
             }
         }

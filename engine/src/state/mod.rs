@@ -29,7 +29,7 @@ use crate::memory;
 use crate::policy::Stream;
 use crate::policy::lazy::MAX_POINTS;
 use crate::recipe::{SessionOptions, StreamOptions};
-use crate::sequence::{GIVEN_UP, Pending, Segment};
+use crate::sequence::{GIVEN_UP, Pending, Segment, Slots};
 use crate::session::Session;
 
 impl Session {
@@ -144,7 +144,8 @@ impl Session {
             let sealed = Sealed { page_len: self.model.plan().layout.page_len as u64 };
             out.write(bytemuck::bytes_of(&sealed))?;
             for segment in &self.seq.segments {
-                out.write(&(segment.n_sealed as u64).to_le_bytes())?;
+                let n_sealed = segment.n_sealed(&self.model.plan().layout) as u64;
+                out.write(&n_sealed.to_le_bytes())?;
             }
         }
         if header.flags & HAS_ANSWER != 0 {
@@ -219,8 +220,9 @@ impl Model {
             _ => Positions { first: n_tokens, then: n_tokens, n_slots: n_tokens },
         };
 
+        let mut slots: Vec<Slots> = session.seq.segments.iter().map(|_| Slots::default()).collect();
         if header.flags & IS_SEALED != 0 {
-            self.read_sealed(&mut from, &mut session)?;
+            self.read_sealed(&mut from, &mut slots)?;
         }
         let mut n_answer = [0; 8];
         if header.flags & HAS_ANSWER != 0 {
@@ -229,7 +231,7 @@ impl Model {
         let n_answer = u64::from_le_bytes(n_answer);
         let n_answer = at_most("tokens of the answer", n_answer, n_tokens as u64)?;
         // Before memory is taken for as many tokens as a header may claim.
-        self.check_room(&session.seq.segments[0], positions.n_slots)?;
+        self.check_room(session.seq.segments[0].n_layers, slots[0].n_sealed, positions.n_slots)?;
         session.seq.room_for_lists(self.plan(), n_tokens)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
         read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
@@ -247,7 +249,7 @@ impl Model {
                 ));
             }
         }
-        self.read_layers(&mut from, &mut session, tokens, &positions)?;
+        self.read_layers(&mut from, &mut session, tokens, &positions, slots)?;
         for segment in &session.seq.segments {
             self.read_pages(&mut from, segment)?;
         }
@@ -391,7 +393,7 @@ impl Model {
             let expected = format!("{n_new} and those that were kept, if any were");
             return Err(mismatch("slots of a layer", n_slots.to_string(), expected));
         }
-        self.check_room(&session.seq.segments[0], n_slots)?;
+        self.check_room(session.seq.segments[0].n_layers, 0, n_slots)?;
         let measured = &mut session.seq.measured;
         measured.since = since;
         for sums in measured.sums_mut() {
@@ -409,7 +411,7 @@ impl Model {
     fn read_sealed(
         &self,
         from: &mut Summed<&mut dyn Read>,
-        session: &mut Session,
+        slots: &mut [Slots],
     ) -> Result<(), Error> {
         let page_len = self.plan().layout.page_len;
         let sealed: Sealed = read_pod(from, "sealed pages")?;
@@ -417,9 +419,9 @@ impl Model {
             let (found, expected) = (sealed.page_len.to_string(), page_len.to_string());
             return Err(mismatch("page length of sealed pages", found, expected));
         }
-        for segment in &mut session.seq.segments {
+        for slots in slots {
             let n_sealed: u64 = read_pod(from, "sealed pages")?;
-            segment.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
+            slots.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
         }
         Ok(())
     }
@@ -439,9 +441,10 @@ impl Model {
     }
 
     /// Refuses more slots of a segment than the page pool has room for, free or not.
-    fn check_room(&self, segment: &Segment, n_slots: usize) -> Result<(), Error> {
+    fn check_room(&self, n_layers: usize, n_sealed: usize, n_slots: usize) -> Result<(), Error> {
         let plan = self.plan();
-        let needed = segment.layout(&plan.layout).n_pages(n_slots).saturating_mul(segment.n_layers);
+        let layout = plan.layout.with_sealed(n_sealed);
+        let needed = layout.n_pages(n_slots).saturating_mul(n_layers);
         match needed <= plan.n_pages {
             true => Ok(()),
             false => Err(Error::KvFull { needed, free: self.shared.pool().pages.n_free() }),
@@ -455,8 +458,8 @@ impl Model {
         session: &mut Session,
         tokens: Vec<u32>,
         positions: &Positions,
+        mut slots: Vec<Slots>,
     ) -> Result<(), Error> {
-        let mut slots = vec![positions.all()];
         let mut depth = Vec::new();
         if session.seq.policies.lazy.is_some() {
             depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
@@ -468,23 +471,25 @@ impl Model {
             return Err(mismatch("depths", found.to_string(), format!("1 to {n_segments}")));
         }
         let are_sealed = self.plan().layout.kv.are_sealed();
-        if are_sealed {
-            slots.clear();
+        let n_known = usize::from(!are_sealed); // segments whose slots are not written
+        if n_known > 0 {
+            slots[0].positions = positions.all();
         }
         let all = vec![1; if session.seq.policies.lazy.is_some() { 0 } else { tokens.len() }];
         let of_tokens = if session.seq.policies.lazy.is_some() { &depth } else { &all };
-        for (idx, segment) in session.seq.segments.iter().enumerate().skip(slots.len()) {
+        let of_segments = session.seq.segments.iter().zip(&mut slots);
+        for (idx, (segment, slots)) in of_segments.enumerate().skip(n_known) {
             let n_slots: u64 = read_pod(from, "slots")?;
             let n_slots = usize::try_from(n_slots).unwrap_or(usize::MAX);
-            self.check_room(segment, n_slots)?;
+            self.check_room(segment.n_layers, slots.n_sealed, n_slots)?;
             let mut positions = memory::zeros::<u32>(n_slots, "the positions of slots")?;
             read(from, bytemuck::cast_slice_mut(&mut positions), "positions")?;
-            let n_coded = segment.layout(&self.plan().layout).n_before_tail();
+            let n_coded = self.plan().layout.with_sealed(slots.n_sealed).n_before_tail();
             if are_sealed {
-                self.check_sealed(segment.n_sealed, n_slots)?;
+                self.check_sealed(slots.n_sealed, n_slots)?;
             }
             check_slots(idx, &positions, of_tokens, are_sealed.then_some(n_coded))?;
-            slots.push(positions);
+            slots.positions = positions;
         }
         let mut pool = self.shared.pool();
         session.seq.restore(tokens, depth, &slots, &self.plan().layout, &mut pool)

@@ -1,56 +1,89 @@
-//! A sequence's part in a pass: what it changes stands only if the pass succeeds.
+//! A change of a sequence that stands only once it is done: of a call, or of its part in a pass.
 
 use super::member::{Member, Progress};
 use crate::backend::{Draw, Phase};
 use crate::error::Error;
 use crate::forward::Execute;
-use crate::sequence::{Drawn, Pending, Stage, Taken, Work};
+use crate::sequence::{Drawn, Mark, Pending, Stage, Taken, Work};
 
-/// A member's part in a pass, and the pages taken for it. Unless the part is committed, they go back when
-/// it is dropped, be it by an error, a cancel or a panic, and the sequence is what it was.
-pub(crate) struct Job<'s> {
+/// Dropped before it is done, be it by an error, a cancel or a panic, it undoes: the sequence is what it was.
+pub(crate) struct Change<'s> {
     pub(crate) member: Member<'s>,
+    /// Where the pass began; `None`: the change is the whole call, and what was queued goes too.
+    to: Option<Mark>,
+    is_done: bool,
+}
+
+impl<'s> Change<'s> {
+    /// A call that has begun.
+    pub(crate) fn of_call(member: Member<'s>) -> Self {
+        Self { member, to: None, is_done: false }
+    }
+
+    fn of_pass(member: Member<'s>, to: Mark) -> Self {
+        Self { member, to: Some(to), is_done: false }
+    }
+
+    /// It stands.
+    pub(crate) fn done(&mut self) {
+        self.is_done = true;
+    }
+
+    /// It does not, unless it is done.
+    pub(crate) fn undo(&mut self) {
+        if std::mem::replace(&mut self.is_done, true) {
+            return;
+        }
+        let Member { shared, seq, .. } = &mut self.member;
+        let (layout, mut pool) = (&shared.plan.layout, shared.pool());
+        match &self.to {
+            Some(to) => {
+                seq.undo(to, layout, &mut pool);
+                seq.undo_token(layout, &mut pool);
+            }
+            None => {
+                seq.roll_back(layout, &mut pool);
+                seq.clear_pending(layout, &mut pool);
+                seq.draw = None;
+            }
+        }
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.undo();
+    }
+}
+
+/// A sequence's part in a pass.
+pub(crate) struct Job<'s> {
+    pub(crate) change: Change<'s>,
     pub(crate) work: Work,
     /// The choice that the device is to make afterwards.
     draw: Option<Draw>,
-    pub(crate) taken: Option<Taken>,
-    /// Tokens that the sequence has just taken over from another one's prompt: they go back too.
-    n_adopted: usize,
+    pub(crate) taken: Taken,
 }
 
 impl<'s> Job<'s> {
-    /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to.
-    pub(crate) fn new(mut member: Member<'s>, work: Work, n_adopted: usize) -> Result<Self, Error> {
-        let Member { shared, seq, rope, .. } = &mut member;
+    /// Takes the pages for `work`, and the rotation of the length that all queued tokens lead to. If the pass fails, the
+    /// sequence goes back to `to`, where it took over another one's pages; `None`: to here.
+    pub(crate) fn new(member: Member<'s>, work: Work, to: Option<Mark>) -> Result<Self, Error> {
+        let shared = member.shared;
         let layout = &shared.plan.layout;
-        rope.fit(&shared.config, seq.len() + seq.pending.len());
-        seq.roll(seq.len(), layout, &mut shared.pool());
-        let positions = work.positions.clone();
-        let taken = seq.take(work.segment, positions, layout, &mut shared.pool());
-        let taken = match taken {
-            Ok(taken) => taken,
-            Err(e) => {
-                member.unshare(n_adopted);
-                member.undo_token();
-                return Err(e);
-            }
-        };
+        let len = member.seq.len();
+        member.rope.fit(&shared.config, len + member.seq.pending.len());
+        member.seq.roll(len, layout, &mut shared.pool());
+        let to = to.unwrap_or_else(|| member.seq.mark());
+        let change = Change::of_pass(member, to);
+        let seq = &mut *change.member.seq;
+        let taken = seq.take(work.segment, &work.positions, layout, &mut shared.pool())?;
         // Behind an eviction the last token cannot be computed once more, should its logits be overwritten.
         let draw = match work.is_last && seq.n_keep(&work, layout).is_none() {
             true => seq.draw.take(),
             false => None,
         };
-        Ok(Self { member, work, draw, taken: Some(taken), n_adopted })
-    }
-
-    /// What was taken goes back, unless the rows were committed, and so does what the sequence would not keep
-    /// without them.
-    pub(crate) fn give_back(&mut self) {
-        if let Some(taken) = self.taken.take() {
-            self.member.seq.give_back(taken, &mut self.member.shared.pool());
-            self.member.unshare(self.n_adopted);
-            self.member.undo_token();
-        }
+        Ok(Self { change, work, draw, taken })
     }
 
     /// The pass succeeded. Its rows become part of the sequence if the last one's logits, `idx` of the
@@ -63,9 +96,8 @@ impl<'s> Job<'s> {
         replayed: bool,
         attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Progress, Error> {
-        let parts = self.taken.iter().flat_map(|taken| &taken.growth.parts);
-        let pages = parts.last().map_or(&[][..], |part| &part.page_table);
-        let shown = self.member.shown(device, &self.work, pages, attention)?;
+        let Self { change: Change { member, .. }, work, .. } = self;
+        let shown = member.shown(device, work, attention)?;
         let mut drawn = None;
         if let Some(idx) = idx {
             if let Some(draw) = &self.draw {
@@ -73,30 +105,31 @@ impl<'s> Job<'s> {
                 drawn = device.sample(idx, draw)?.map(|token| Drawn { token, run, idx });
             }
             if drawn.is_none() {
-                let pos = self.member.seq.len() + self.work.tokens.len() - 1;
-                let logits = &mut self.member.logits;
-                device.read_logits(idx, logits).map_err(|e| e.at_position(pos))?;
+                let pos = member.seq.len() + work.tokens.len() - 1;
+                device.read_logits(idx, member.logits).map_err(|e| e.at_position(pos))?;
             }
         }
-        let leaving = self.member.observe(&self.work, shown);
+        let leaving = member.observe(work, shown);
         let progress = self.commit(phase, idx.is_some() && drawn.is_none());
+        let member = &mut self.change.member;
         if let Some(leaving) = leaving {
-            self.member.evict(device, leaving)?;
+            member.evict(device, leaving)?;
         }
-        let seq = &mut *self.member.seq;
-        seq.receipt.n_drawn += usize::from(drawn.is_some());
-        seq.receipt.n_replayed += usize::from(replayed);
-        seq.drawn = drawn;
+        member.seq.receipt.n_drawn += usize::from(drawn.is_some());
+        member.seq.receipt.n_replayed += usize::from(replayed);
+        member.seq.drawn = drawn;
         Ok(progress)
     }
 
     /// The rows and pages are the sequence's from here on.
     pub(crate) fn commit(&mut self, phase: Phase, logits_ready: bool) -> Progress {
-        let Self { member, work, taken, .. } = self;
+        let Self { change, work, taken, .. } = self;
+        change.done();
+        let Change { member, to, .. } = change;
         let layout = &member.shared.plan.layout;
         let mut pool = member.shared.pool();
-        if let Some(taken) = taken.take() {
-            member.seq.keep(taken, layout, &mut pool);
+        if let Some(to) = to {
+            member.seq.pass_done(taken, to, layout, &mut pool);
         }
         let n = work.tokens.len();
         let seq = &mut *member.seq;
@@ -120,11 +153,5 @@ impl<'s> Job<'s> {
         seq.stage = Stage::default();
         seq.settle(layout, &mut pool);
         Progress::Ready
-    }
-}
-
-impl Drop for Job<'_> {
-    fn drop(&mut self) {
-        self.give_back();
     }
 }

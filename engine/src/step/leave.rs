@@ -6,21 +6,18 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use super::member::Member;
-use crate::backend::Table;
 use crate::error::Error;
 use crate::evidence::{Mass, Needs, Shown};
 use crate::forward::Execute;
 use crate::sequence::Work;
-use crate::store::PageId;
 
 impl Member<'_> {
     /// What the choice of those that stay once `work` is done goes by, `[layer][slot]`: the attention that its pass gave,
-    /// or how long the keys are in `pages`, the table with its rows. Nothing has changed yet, should the device fail.
+    /// or how long the keys are. Nothing of that stands yet, should the device fail.
     pub(crate) fn shown(
         &self,
         device: &mut dyn Execute,
         work: &Work,
-        pages: &[PageId],
         attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Vec<Vec<f32>>, Error> {
         let is_by_keys = self.seq.policies.evict.is_some_and(|evict| evict.needs().norms);
@@ -28,10 +25,9 @@ impl Member<'_> {
             return Ok(attention.unwrap_or_default());
         }
         let segment = &self.seq.segments[0];
-        let table = Table { pages, n_layers: segment.n_layers };
         let lengths = |layer| {
             let mut norms = vec![0.0; segment.len()];
-            device.key_norms(table, layer, &mut norms)?;
+            device.key_norms(segment.table(), layer, &mut norms)?;
             Ok(norms)
         };
         (0..segment.n_layers).map(lengths).collect()
@@ -42,7 +38,7 @@ impl Member<'_> {
     pub(crate) fn observe(&mut self, work: &Work, mut shown: Vec<Vec<f32>>) -> Option<Leaving> {
         let n_keep = self.seq.n_keep(work, &self.shared.plan.layout);
         if self.seq.policies.evict?.counts_all() {
-            *self.seq.measured.sums_mut() = std::mem::take(&mut shown);
+            self.seq.measure(std::mem::take(&mut shown));
         }
         n_keep.map(|n_keep| Leaving { n_keep, shown })
     }
@@ -76,8 +72,8 @@ impl Member<'_> {
         let Ok(copies) = segment.own(first..leaving.n_keep, layout, &mut self.shared.pool()) else {
             return Ok(());
         };
-        let table = Table { pages: &segment.page_table, n_layers };
-        let moved = catch_unwind(AssertUnwindSafe(|| device.keep_slots(&copies, table, &keep)));
+        let moved =
+            catch_unwind(AssertUnwindSafe(|| device.keep_slots(&copies, segment.table(), &keep)));
         if !matches!(moved, Ok(Ok(()))) {
             // Some slots hold other tokens than others do: nothing of it may be read again.
             self.seq.cut(0, layout, &mut self.shared.pool());

@@ -21,6 +21,7 @@ mod pass;
 mod rows;
 mod share;
 
+pub(crate) use change::Change;
 pub use member::Progress;
 pub(crate) use member::{Member, Rope};
 
@@ -30,7 +31,7 @@ use crate::backend::{Phase, Stop};
 use crate::engine::Shared;
 use crate::error::Error;
 use crate::memory;
-use crate::sequence::{Lists, Sequence, Turn};
+use crate::sequence::{Lists, Mark, Sequence, Turn};
 use crate::sync::atomic::Ordering::Relaxed;
 use change::Job;
 use pass::pass;
@@ -43,8 +44,8 @@ pub(crate) type Asked<'s, 'r> = (Member<'s>, &'r mut Result<Progress, Error>);
 struct Prompt<'s> {
     member: Member<'s>,
     result: &'s mut Result<Progress, Error>,
-    /// Tokens that it has taken over in this step.
-    n_adopted: usize,
+    /// What it was before it took over pages in this step, if it did.
+    to: Option<Mark>,
     /// Before the step.
     turn: Turn,
     /// It has had what it gets of this step.
@@ -98,13 +99,13 @@ impl Shared {
                 let job = match self.admit(member, Phase::Decode, &mut lists) {
                     Ok(()) => {
                         let work = member.seq.work(Phase::Decode, n_free, &self.plan.layout);
-                        work.map(|work| Job::new(member.again(), work, 0)).transpose()
+                        work.map(|work| Job::new(member.again(), work, None)).transpose()
                     }
                     Err(e) => Err(e),
                 };
                 match job {
                     Ok(Some(job)) => {
-                        layers = Some(job.member.seq.layers());
+                        layers = Some(job.change.member.seq.layers());
                         n_free -= job.work.tokens.len();
                         jobs.push((job, &mut **result, is_served));
                     }
@@ -129,10 +130,10 @@ impl Shared {
             }
             match self.admit(member, Phase::Prefill, &mut lists) {
                 Ok(()) => {
-                    let n_adopted = member.share_prefix();
+                    let to = member.share_prefix();
                     **result = Ok(member.progress());
                     let (turn, member) = (member.seq.turn, member.again());
-                    prompts.push(Prompt { member, result, n_adopted, turn, is_served: false });
+                    prompts.push(Prompt { member, result, to, turn, is_served: false });
                 }
                 Err(e) => (**result, member.seq.turn.is_stuck) = (Err(e), true),
             }
@@ -158,11 +159,11 @@ impl Shared {
             let shares = share_out(&wishes, n_free, self.plan.batch);
             let mut jobs = Vec::new();
             for (prompt, share) in asking.into_iter().zip(shares).filter(|&(_, share)| share > 0) {
-                let Prompt { member, result, n_adopted, is_served, .. } = prompt;
+                let Prompt { member, result, to, is_served, .. } = prompt;
                 *is_served = true;
                 let work = member.seq.work(Phase::Prefill, share, &self.plan.layout);
                 let Some(work) = work else { continue };
-                match Job::new(member.again(), work, *n_adopted) {
+                match Job::new(member.again(), work, to.take()) {
                     Ok(job) => {
                         n_free -= job.work.tokens.len();
                         jobs.push((job, &mut **result, is_served));
@@ -174,8 +175,9 @@ impl Shared {
                 break;
             }
             while let Some((first, ..)) = jobs.first() {
-                let layers = first.member.seq.layers();
-                let is_alike = |(job, ..): &Admitted<'_, '_>| job.member.seq.layers() == layers;
+                let layers = first.change.member.seq.layers();
+                let is_alike =
+                    |(job, ..): &Admitted<'_, '_>| job.change.member.seq.layers() == layers;
                 let (now, later) = jobs.into_iter().partition(is_alike);
                 self.pass(Phase::Prefill, now);
                 jobs = later;
@@ -244,16 +246,16 @@ impl Shared {
     fn pass(&self, phase: Phase, mut jobs: Vec<Admitted<'_, '_>>) {
         if let Err(e) = self.run_jobs(phase, &mut jobs) {
             for (mut job, result, is_served) in jobs {
-                job.give_back();
-                let stopped = job.member.cancel.swap(false, Relaxed);
-                *result = job.member.outcome_of_failed_pass(&e, stopped);
+                job.change.undo();
+                let stopped = job.change.member.cancel.swap(false, Relaxed);
+                *result = job.change.member.outcome_of_failed_pass(&e, stopped);
                 *is_served = true;
             }
         }
     }
 
     fn run_jobs(&self, phase: Phase, jobs: &mut [Admitted<'_, '_>]) -> Result<(), Error> {
-        let stop = Stop::new(jobs.iter().map(|(job, ..)| job.member.cancel.clone()));
+        let stop = Stop::new(jobs.iter().map(|(job, ..)| job.change.member.cancel.clone()));
         let mut device = self.device_unless(&stop).ok_or(Error::Cancelled)?;
         let done = device.run(&pass(phase, jobs.iter().map(|(job, ..)| job), false), &stop)?;
         let (mut mass, mut observed) = (done.mass.into_iter(), done.observed.into_iter());
@@ -261,19 +263,23 @@ impl Shared {
         for (job, result, is_served) in jobs {
             let idx = job.work.is_last.then_some(n_logits);
             n_logits += usize::from(job.work.is_last);
-            let mass = job.member.seq.n_choosing(&job.work).and_then(|_| mass.next());
-            let attention =
-                job.member.seq.observed(&job.work, &self.plan.layout).and_then(|_| observed.next());
+            let mass = job.change.member.seq.n_choosing(&job.work).and_then(|_| mass.next());
+            let attention = job
+                .change
+                .member
+                .seq
+                .observed(&job.work, &self.plan.layout)
+                .and_then(|_| observed.next());
             **result = job.complete(&mut *device, phase, idx, done.replayed, attention);
             match result {
                 Ok(_) if job.work.ends_stage && !job.work.is_last => {
-                    job.member.seq.choose(mass.as_deref());
+                    job.change.member.seq.choose(mass.as_deref());
                 }
                 Ok(Progress::Ready) => **is_served = true,
                 Ok(_) => {}
                 Err(_) => {
                     **is_served = true;
-                    job.give_back();
+                    job.change.undo();
                 }
             }
         }
@@ -283,7 +289,7 @@ impl Shared {
     /// [`Session::logits_of`](crate::Session::logits_of): passes of as many rows as there is room for logits.
     pub(crate) fn logits_of_one(
         &self,
-        mut member: Member<'_>,
+        member: &mut Member<'_>,
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
         let vocab_size = member.logits.len();
@@ -292,14 +298,14 @@ impl Shared {
             self.room_for_pass(member.seq, &mut Lists::new(self.plan.batch))?;
             let work = member.seq.work(Phase::Prefill, self.plan.batch, &self.plan.layout);
             let Some(work) = work else { break };
-            let mut job = Job::new(member.again(), work, 0)?;
+            let mut job = Job::new(member.again(), work, None)?;
             let rows = self.logits_of_all_rows(&job)?;
             for logits in rows.chunks_exact(vocab_size) {
                 visit(idx, logits); // it may run other sessions, and it may panic
                 idx += 1;
             }
             if job.work.is_last {
-                job.member.logits.copy_from_slice(&rows[rows.len() - vocab_size..]);
+                job.change.member.logits.copy_from_slice(&rows[rows.len() - vocab_size..]);
             }
             let is_last = job.work.is_last;
             job.commit(Phase::Prefill, is_last);
@@ -308,12 +314,12 @@ impl Shared {
     }
 
     fn logits_of_all_rows(&self, job: &Job<'_>) -> Result<Vec<f32>, Error> {
-        let stop = Stop::new(std::iter::once(job.member.cancel.clone()));
+        let stop = Stop::new(std::iter::once(job.change.member.cancel.clone()));
         let outcome = self.device_unless(&stop).ok_or(Error::Cancelled).and_then(|mut d| {
             d.run(&pass(Phase::Prefill, std::iter::once(job), true), &stop).map(|_| d)
         });
-        let mut device = outcome.inspect_err(|_| job.member.cancel.store(false, Relaxed))?;
-        let (start, vocab_size) = (job.member.seq.len(), job.member.logits.len());
+        let mut device = outcome.inspect_err(|_| job.change.member.cancel.store(false, Relaxed))?;
+        let (start, vocab_size) = (job.change.member.seq.len(), job.change.member.logits.len());
         let mut rows: Vec<f32> = memory::zeros(job.work.tokens.len() * vocab_size, "logits")?;
         for (row, out) in rows.chunks_exact_mut(vocab_size).enumerate() {
             device.read_logits(row, out).map_err(|e| e.at_position(start + row))?;

@@ -4,7 +4,7 @@ use loris_loader::RopeScaling;
 
 use super::member::Member;
 use crate::pool::{ChainKey, Filled, Pool, ROOT};
-use crate::sequence::Pending;
+use crate::sequence::{Mark, Pending};
 
 impl Member<'_> {
     /// Rows of a prompt are through the first segment: lets other sessions share the pages that they filled there, where
@@ -23,7 +23,7 @@ impl Member<'_> {
         let hidden =
             prunes.then(|| self.seq.waiting.whole_pages(self.seq.n_shareable, layout.page_len));
         let filled = Filled {
-            page_table: &segment.page_table,
+            page_table: &segment.body,
             n_layers: segment.n_layers,
             hidden: hidden.as_deref(),
         };
@@ -101,10 +101,11 @@ impl Member<'_> {
         self.offers() && wanted.len() <= capacity && self.whole_prompt().is_some_and(is_ahead)
     }
 
-    /// Takes over the next full pages that another session's prompt has filled already; gives how many tokens they hold.
-    pub(crate) fn share_prefix(&mut self) -> usize {
+    /// Takes over the next full pages that another session's prompt has filled already; gives what the sequence was
+    /// before, if there are any.
+    pub(crate) fn share_prefix(&mut self) -> Option<Mark> {
         let root = self.prefix_root();
-        let Some((wanted, n_done)) = self.wanted() else { return 0 };
+        let (wanted, n_done) = self.wanted()?;
         let shared = self.shared;
         let layout = &shared.plan.layout;
         let mut pool = shared.pool();
@@ -112,8 +113,9 @@ impl Member<'_> {
         let n_layers = self.seq.segments[0].n_layers;
         let end = layout.n_slots(found.columns.len() / n_layers);
         if end <= n_done {
-            return 0;
+            return None;
         }
+        let to = self.seq.mark();
         found.skip(layout.n_pages(n_done), n_layers);
         pool.pages.share(&found.columns);
         pool.aux.transit.share(&found.hidden);
@@ -124,22 +126,6 @@ impl Member<'_> {
         }
         self.seq.n_shareable = end;
         self.seq.receipt.n_shared += end - n_done;
-        end - n_done
-    }
-
-    /// Takes back the last `n` tokens, which were taken over.
-    pub(crate) fn unshare(&mut self, n: usize) {
-        if n == 0 {
-            return;
-        }
-        let shared = self.shared;
-        let len = self.seq.tokens.len() - n;
-        self.seq.forget(len, &shared.plan.layout, &mut shared.pool());
-        self.seq.tokens.truncate(len);
-        if let Pending::Prompt { done, .. } = &mut self.seq.pending {
-            *done -= n;
-        }
-        self.seq.n_shareable = len;
-        self.seq.receipt.n_shared -= n;
+        Some(to)
     }
 }

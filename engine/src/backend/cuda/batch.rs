@@ -64,8 +64,9 @@ impl Arrays {
                 self.slot_positions.extend(repeat_n(u32::MAX, n_gone));
                 self.slot_positions.extend(rest);
             }
-            self.page_tables.extend(seq.page_table);
-            self.n_layers = seq.n_layers;
+            self.page_tables.extend(seq.table.body);
+            self.page_tables.extend(seq.table.tail);
+            self.n_layers = seq.table.n_layers;
             for row in seq.rows.clone() {
                 self.row_seq.push(seq_idx as u32);
                 let position = batch.positions[row];

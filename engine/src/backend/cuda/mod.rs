@@ -452,7 +452,7 @@ impl Backend for CudaBackend {
         out: &mut [f32],
     ) -> Result<(), Error> {
         let d = &self.device;
-        let table = PageTable::new(d, table.pages, table.n_layers)?;
+        let table = PageTable::new(d, &table.pages(), table.n_layers)?;
         let mut norms = Buffer::new(d, out.len(), "lengths of keys")?;
         key_norm::key_norm(d, pages, &table, layer, out.len(), &mut norms)?;
         Ok(norms.download(d, 0, out)?)
@@ -465,7 +465,7 @@ impl Backend for CudaBackend {
         keep: &[Vec<u32>],
     ) -> Result<(), Error> {
         let (d, n_keep) = (&self.device, keep.first().map_or(0, Vec::len));
-        let table = PageTable::new(d, table.pages, table.n_layers)?;
+        let table = PageTable::new(d, &table.pages(), table.n_layers)?;
         let keep = Buffer::from_slice(d, &keep.concat(), "slots that stay")?;
         Ok(slot_move::slot_move(d, pages, &table, &keep, n_keep)?)
     }
