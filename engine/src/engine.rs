@@ -148,28 +148,14 @@ impl Engine {
         warnings.iter().for_each(|warning| self.log.say(Level::Warn, format_args!("{warning}")));
         model::check(&config, &weights)?;
         let plan = Plan::new(&config, weights.total_bytes(), options)?;
-        let (exec, placement) =
-            self.executor(&config, Source::Checkpoint(&weights), &plan, progress)?;
-        let fingerprint = weights.fingerprint();
+        let (source, fingerprint) = (Source::Checkpoint(&weights), weights.fingerprint());
+        let shared = self.shared(config, plan, source, fingerprint, progress)?;
         let mut mapped: Vec<_> =
             weights.files().iter().filter(|file| file.is_mapped()).cloned().collect();
         drop(weights);
         // A backend that copied its weights holds none.
         mapped.retain(|file| std::sync::Arc::strong_count(file) > 1);
-        let pool = pool(&plan)?;
-        let (gate, exec) = (Arc::default(), Mutex::new(exec));
-        Ok(self.opened(Shared {
-            config,
-            plan,
-            fingerprint,
-            mapped,
-            placement,
-            gate,
-            exec,
-            pool,
-            tokenizer,
-            chat,
-        }))
+        Ok(self.opened(Shared { mapped, tokenizer, chat, ..shared }))
     }
 
     /// A model with the shape of a published one and random weights, which are made on the device:
@@ -177,23 +163,34 @@ impl Engine {
     pub fn open_synthetic(&self, name: &str, options: &ModelOptions) -> Result<Model, Error> {
         let config = model::synthetic::config(name)?;
         let plan = Plan::new(&config, model::synthetic::weight_bytes(&config), options)?;
-        let (exec, placement) =
-            self.executor(&config, Source::Random, &plan, &mut |_| ControlFlow::Continue(()))?;
         let fingerprint = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
-        let pool = pool(&plan)?;
-        let (gate, exec) = (Arc::default(), Mutex::new(exec));
-        Ok(self.opened(Shared {
-            config,
-            plan,
+        let progress = &mut |_| ControlFlow::Continue(());
+        Ok(self.opened(self.shared(config, plan, Source::Random, fingerprint, progress)?))
+    }
+
+    /// Puts the weights on the device, and makes what sessions share.
+    fn shared(
+        &self,
+        config: ModelConfig,
+        plan: Plan,
+        source: Source<'_>,
+        fingerprint: u64,
+        progress: &mut dyn FnMut(LoadProgress) -> ControlFlow<()>,
+    ) -> Result<Shared, Error> {
+        let (exec, placement) = self.executor(&config, source, &plan, progress)?;
+        let aux = AuxPool::new(plan.n_transit_pages, plan.n_aux_pages, plan.layout.page_len)?;
+        Ok(Shared {
             fingerprint,
             mapped: Vec::new(),
             placement,
-            gate,
-            exec,
-            pool,
+            gate: Arc::default(),
+            exec: Mutex::new(exec),
+            pool: Mutex::new(Pool::new(plan.n_pages, aux)?),
+            config,
+            plan,
             tokenizer: None,
             chat: None,
-        }))
+        })
     }
 
     fn opened(&self, shared: Shared) -> Model {
@@ -358,12 +355,6 @@ impl Shared {
         let turn = self.gate.enter_unless(|| stop.is_set())?;
         Some(Device { exec: lock(&self.exec), _turn: turn })
     }
-}
-
-/// The pages that the plan has room for, all free.
-fn pool(plan: &Plan) -> Result<Mutex<Pool>, Error> {
-    let aux = AuxPool::new(plan.n_transit_pages, plan.n_aux_pages, plan.layout.page_len)?;
-    Ok(Mutex::new(Pool::new(plan.n_pages, aux)?))
 }
 
 /// The device and the turn on it.
