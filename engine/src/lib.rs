@@ -29,8 +29,8 @@ pub mod capi;
 mod device;
 mod engine;
 mod error;
-#[cfg(test)]
 pub mod evidence;
+#[cfg(test)]
 mod faults;
 mod file;
 mod forward;
