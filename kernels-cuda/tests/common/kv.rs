@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use loris_formats::{Coding, Held, PageLayout, Sides};
+use loris_formats::{Coding, Held, PageLayout, Sides, When};
 use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{AttentionShape, q_tiles};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
@@ -37,10 +37,11 @@ pub const fn both(format: Coding) -> Sides {
     pair(format, format)
 }
 
-/// Pages of keys and of values; values are rotated as the engine does it.
+/// Pages of keys and of values; values are rotated, and pages sealed, as the engine does it.
 pub const fn pair(k: Coding, v: Coding) -> Sides {
     let rotated = matches!(v, Coding::INT4);
-    Sides { k: Held::new(k), v: Held { rotated, ..Held::new(v) } }
+    let when = if k.is_by_channel() { When::Sealed } else { When::Append };
+    Sides { k: Held { when, ..Held::new(k) }, v: Held { rotated, when, ..Held::new(v) } }
 }
 
 /// Every pair that attention is compiled for where pages hold codes.
