@@ -221,7 +221,7 @@ typedef struct AttentionDecodeArgs {
     uint32_t n_q_heads;
     uint32_t window;
     uint32_t max_splits; /* gridDim.x: splits beyond a row's length return at once. Splits of which
-                          * all slots were given back are left out (paged_kv.cuh) */
+                          * all slots were given back are left out (kv/page.cuh) */
     float scale;
 } AttentionDecodeArgs;
 

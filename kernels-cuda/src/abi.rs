@@ -299,7 +299,7 @@ pub struct AttentionDecodeArgs {
     pub n_q_heads: u32,
     pub window: u32,
     /** gridDim.x: splits beyond a row's length return at once. Splits of which
- all slots were given back are left out (paged_kv.cuh)*/
+ all slots were given back are left out (kv/page.cuh)*/
     pub max_splits: u32,
     pub scale: f32,
 }
