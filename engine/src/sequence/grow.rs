@@ -7,20 +7,20 @@
 use std::ops::Range;
 
 use super::journal::{Delta, Mark, Notes};
-use super::segment::{Growth, Segment};
+use super::segment::{Added, Segment};
 use super::{Pending, Sequence, Stage, Turn};
 use crate::backend::Phase;
 use crate::error::Error;
 use crate::pool::{AuxRow, Found, Pool, Store};
 use crate::store::PageLayout;
 
-/// Pages and rows taken for tokens that are about to go through a segment.
+/// Where the rows of a pass go: what was taken for tokens that are about to go through a segment.
 #[derive(Debug)]
-pub(crate) struct Taken {
+pub(crate) struct Places {
     /// The segment.
     pub(crate) segment: usize,
     /// KV pages and slots.
-    pub(crate) growth: Growth,
+    pub(crate) added: Added,
     /// Rows that the tokens' hidden states are in; none in front of the first segment.
     pub(crate) from: Vec<AuxRow>,
     /// Rows for what comes out; none behind the last segment.
@@ -57,7 +57,7 @@ impl Sequence {
         positions: &[u32],
         layout: &PageLayout,
         pool: &mut Pool,
-    ) -> Result<Taken, Error> {
+    ) -> Result<Places, Error> {
         let is_last = segment + 1 == self.segments.len();
         let n_rows = if is_last { 0 } else { positions.len() };
         let n_parked = self.stage.parked.len();
@@ -70,12 +70,12 @@ impl Sequence {
             rows.extend(to);
             self.segments[segment].grow(positions, layout, pool)
         });
-        let (growth, swapped) = grown.inspect_err(|_| self.waiting.give(&rows, &mut pool.aux))?;
+        let (added, swapped) = grown.inspect_err(|_| self.waiting.give(&rows, &mut pool.aux))?;
         let log = &mut self.journal.log;
         log.extend(swapped.map(|column| Delta::Swapped { segment, column }));
         let to = rows.split_off(n_parked);
         if self.segments.len() == 1 {
-            return Ok(Taken { segment, growth, from: Vec::new(), to, parks: Vec::new() });
+            return Ok(Places { segment, added, from: Vec::new(), to, parks: Vec::new() });
         }
         #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
         let now = segment as u8;
@@ -102,18 +102,18 @@ impl Sequence {
                 None => self.waiting.depths.push(now + 1),
             }
         }
-        Ok(Taken { segment, growth, from, to, parks })
+        Ok(Places { segment, added, from, to, parks })
     }
 
     /// The pass that took this is done: gives back what no call needs to go back.
     pub(crate) fn pass_done(
         &mut self,
-        taken: &Taken,
+        places: &Places,
         from: &Mark,
         layout: &PageLayout,
         pool: &mut Pool,
     ) {
-        let Taken { segment, growth, .. } = taken;
+        let Places { segment, added, .. } = places;
         let call = self.journal.ends(*segment);
         let Self { segments, waiting, journal, .. } = self;
         let log = &mut journal.log;
@@ -128,8 +128,8 @@ impl Sequence {
                 delta => log.push(delta),
             }
         }
-        let n_kept = of_segment.n_older(call, growth, layout) * of_segment.n_layers;
-        let mut columns = of_segment.leave_tail(growth, layout);
+        let n_kept = of_segment.n_older(call, added, layout) * of_segment.n_layers;
+        let mut columns = of_segment.leave_tail(added, layout);
         let released = columns.split_off(n_kept.min(columns.len()));
         pool.release(&released, of_segment.n_layers);
         if !columns.is_empty() {

@@ -15,7 +15,7 @@ mod segment;
 mod stage;
 mod waiting;
 
-pub(crate) use grow::{Slots, Taken};
+pub(crate) use grow::{Places, Slots};
 pub(crate) use journal::Mark;
 pub(crate) use measured::Measured;
 pub(crate) use pending::{Drawn, Pending, Stage, Turn, Work};

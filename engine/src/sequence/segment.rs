@@ -40,7 +40,7 @@ pub(crate) const GIVEN_UP: u32 = u32::MAX;
 
 /// What a segment has grown by for the rows of a pass.
 #[derive(Debug)]
-pub(crate) struct Growth {
+pub(crate) struct Added {
     /// The new slots, in order: all of them, unless some see more pages sealed than others.
     pub(crate) parts: Vec<Part>,
     /// Pages to copy before the pass, `(from, to)`: the shared last column that it would write.
@@ -95,8 +95,8 @@ impl Segment {
     }
 
     /// The table that slots of a pass see.
-    pub(crate) fn table_of(&self, part: Part, growth: &Growth, layout: &PageLayout) -> Table<'_> {
-        let n_columns = (part.n_sealed - growth.n_sealed) * layout.n_to_seal();
+    pub(crate) fn table_of(&self, part: Part, added: &Added, layout: &PageLayout) -> Table<'_> {
+        let n_columns = (part.n_sealed - added.n_sealed) * layout.n_to_seal();
         let body = match layout.kv.are_sealed() {
             true => &self.body[..(1 + part.n_sealed) * self.n_layers],
             false => &self.body[..],
@@ -150,7 +150,7 @@ impl Segment {
         positions: &[u32],
         layout: &PageLayout,
         pool: &mut Pool,
-    ) -> Result<(Growth, Option<Vec<PageId>>), Error> {
+    ) -> Result<(Added, Option<Vec<PageId>>), Error> {
         let (n_layers, n_sealed, ends) = (self.n_layers, self.n_sealed(layout), self.ends());
         let parts = self.parts(positions.len(), layout);
         let n_to_seal = parts.last().map_or(0, |part| part.n_sealed - n_sealed);
@@ -187,7 +187,7 @@ impl Segment {
         let seals = self.seals(from, sealed, layout);
         self.body.extend_from_slice(sealed);
         self.positions.extend_from_slice(positions);
-        Ok((Growth { parts, copies, seals, n_sealed }, swapped))
+        Ok((Added { parts, copies, seals, n_sealed }, swapped))
     }
 
     /// The last column of a table that goes so far.
@@ -199,14 +199,14 @@ impl Segment {
     }
 
     /// The pass is done: takes out the columns at the front of the tail that were sealed for it.
-    pub(crate) fn leave_tail(&mut self, growth: &Growth, layout: &PageLayout) -> Vec<PageId> {
-        let n_sealed = growth.parts.last().map_or(0, |part| part.n_sealed - growth.n_sealed);
+    pub(crate) fn leave_tail(&mut self, added: &Added, layout: &PageLayout) -> Vec<PageId> {
+        let n_sealed = added.parts.last().map_or(0, |part| part.n_sealed - added.n_sealed);
         self.tail.drain(..n_sealed * layout.n_to_seal() * self.n_layers).collect()
     }
 
-    /// Columns that it had when it went to `ends` and that are at the front of the tail before `growth`.
-    pub(crate) fn n_older(&self, ends: Ends, growth: &Growth, layout: &PageLayout) -> usize {
-        let first = layout.with_sealed(growth.n_sealed).n_before_tail();
+    /// Columns that it had when it went to `ends` and that are at the front of the tail before `added`.
+    pub(crate) fn n_older(&self, ends: Ends, added: &Added, layout: &PageLayout) -> usize {
+        let first = layout.with_sealed(added.n_sealed).n_before_tail();
         ends.n_slots.saturating_sub(first).div_ceil(layout.tail_len())
     }
 

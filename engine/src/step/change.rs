@@ -4,7 +4,7 @@ use super::member::{Member, Progress};
 use crate::backend::{Draw, Phase};
 use crate::error::Error;
 use crate::forward::Execute;
-use crate::sequence::{Drawn, Mark, Pending, Stage, Taken, Work};
+use crate::sequence::{Drawn, Mark, Pending, Places, Stage, Work};
 
 /// Dropped before it is done, be it by an error, a cancel or a panic, it undoes: the sequence is what it was.
 pub(crate) struct Change<'s> {
@@ -62,7 +62,7 @@ pub(crate) struct Job<'s> {
     pub(crate) work: Work,
     /// The choice that the device is to make afterwards.
     draw: Option<Draw>,
-    pub(crate) taken: Taken,
+    pub(crate) places: Places,
 }
 
 impl<'s> Job<'s> {
@@ -77,13 +77,13 @@ impl<'s> Job<'s> {
         let to = to.unwrap_or_else(|| member.seq.mark());
         let change = Change::of_pass(member, to);
         let seq = &mut *change.member.seq;
-        let taken = seq.take(work.segment, &work.positions, layout, &mut shared.pool())?;
+        let places = seq.take(work.segment, &work.positions, layout, &mut shared.pool())?;
         // Behind an eviction the last token cannot be computed once more, should its logits be overwritten.
         let draw = match work.is_last && seq.n_keep(&work, layout).is_none() {
             true => seq.draw.take(),
             false => None,
         };
-        Ok(Self { change, work, draw, taken })
+        Ok(Self { change, work, draw, places })
     }
 
     /// The pass succeeded. Its rows become part of the sequence if the last one's logits, `idx` of the
@@ -123,13 +123,13 @@ impl<'s> Job<'s> {
 
     /// The rows and pages are the sequence's from here on.
     pub(crate) fn commit(&mut self, phase: Phase, logits_ready: bool) -> Progress {
-        let Self { change, work, taken, .. } = self;
+        let Self { change, work, places, .. } = self;
         change.done();
         let Change { member, to, .. } = change;
         let layout = &member.shared.plan.layout;
         let mut pool = member.shared.pool();
         if let Some(to) = to {
-            member.seq.pass_done(taken, to, layout, &mut pool);
+            member.seq.pass_done(places, to, layout, &mut pool);
         }
         let n = work.tokens.len();
         let seq = &mut *member.seq;

@@ -22,7 +22,7 @@ pub(super) fn pass<'a>(
     let (copies, seals, parks, from, to, mass, observed) = Default::default();
     let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, mass, observed };
     for job in jobs {
-        let Job { change: Change { member, .. }, work, taken, .. } = job;
+        let Job { change: Change { member, .. }, work, places, .. } = job;
         let layout = &member.shared.plan.layout;
         let segment = &member.seq.segments[work.segment];
         let batch = &mut pass.batch;
@@ -34,9 +34,9 @@ pub(super) fn pass<'a>(
             (false, true) => batch.logit_rows.push(rows.end - 1),
             (false, false) => {}
         }
-        let growth = &taken.growth;
+        let added = &places.added;
         let rows_of = |of: Range<usize>| MassRows {
-            seq_idx: batch.seqs.len() + growth.parts.len() - 1,
+            seq_idx: batch.seqs.len() + added.parts.len() - 1,
             first_row: rows.start + of.start,
             n_rows: of.len(),
         };
@@ -46,14 +46,14 @@ pub(super) fn pass<'a>(
             member.seq.observed(work, layout).map(|of| Observed { rows: rows_of(of), so_far });
         pass.observed.extend(observed);
         let (mut row, mut slot) = (rows.start, segment.len() - rows.len());
-        for &part in &growth.parts {
+        for &part in &added.parts {
             let (first_row, kv_start) = (row, slot);
             (row, slot) = (row + part.n_slots, slot + part.n_slots);
             batch.seqs.push(Seq {
                 rows: first_row..row,
                 kv_start,
                 slot_positions: &segment.positions[..slot],
-                table: segment.table_of(part, growth, layout),
+                table: segment.table_of(part, added, layout),
                 n_sealed: part.n_sealed,
                 inv_freq: &member.rope.inv_freq,
                 rope_scale: member.rope.scale,
@@ -65,11 +65,11 @@ pub(super) fn pass<'a>(
             });
         }
         pass.layers = segment.layers();
-        pass.copies.extend_from_slice(&growth.copies);
-        pass.seals.extend_from_slice(&growth.seals);
-        pass.parks.extend_from_slice(&taken.parks);
-        pass.from.extend_from_slice(&taken.from);
-        pass.to.extend_from_slice(&taken.to);
+        pass.copies.extend_from_slice(&added.copies);
+        pass.seals.extend_from_slice(&added.seals);
+        pass.parks.extend_from_slice(&places.parks);
+        pass.from.extend_from_slice(&places.from);
+        pass.to.extend_from_slice(&places.to);
     }
     pass
 }
