@@ -277,7 +277,7 @@ impl From<KvFormat> for Sides {
 }
 
 /// A number format of keys or of values: a row of [`FORMATS`]. [`Default`] is bf16.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct KvFormat(u8);
 
 #[allow(missing_docs)] // the rows say what they are
@@ -324,6 +324,12 @@ const fn is_same(a: &[u8], b: &[u8]) -> bool {
         idx += 1;
     }
     a.len() == b.len() && idx == a.len()
+}
+
+impl fmt::Debug for KvFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl fmt::Display for KvFormat {

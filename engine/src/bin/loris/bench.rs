@@ -69,7 +69,7 @@ fn json(args: &BenchArgs, results: &Results) -> Value {
         "model": model_name(args),
         "threads": open::n_threads(&args.engine),
         "rounds": args.rounds,
-        "kv_format": format!("{:?}", args.size.kv).to_lowercase(),
+        "kv_format": args.size.kv.to_string(),
         "prefill": prefill,
         "decode": {
             "tokens": args.decode, "ctx": args.decode_ctx,
