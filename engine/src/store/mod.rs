@@ -1,8 +1,8 @@
 //! How the KV cache is stored: what all who speak of its pages share.
 
 pub use loris_formats::{
-    Code, Coding, FORMATS, Held, KvFormat, KvFormats, PageForm, PageLayout, Part, Run, Share, Side,
-    Sides, When,
+    Code, Coding, FORMATS, Held, KvFormat, KvFormats, PageForm, PageLayout, Part, Run, Runs, Share,
+    Side, Sides, When,
 };
 
 /// Index of a page in its pool.

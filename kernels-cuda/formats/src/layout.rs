@@ -55,6 +55,32 @@ pub struct Run {
     pub slots: Range<usize>,
 }
 
+/// [`PageLayout::runs`].
+#[derive(Clone, Debug)]
+pub struct Runs {
+    layout: PageLayout,
+    page_idx: usize,
+    first: usize,
+    slots: Range<usize>,
+}
+
+impl Iterator for Runs {
+    type Item = Run;
+
+    #[inline(always)] // attention asks for a run or two a tile
+    fn next(&mut self) -> Option<Run> {
+        let Self { layout, page_idx, first, slots } = self;
+        if slots.start >= slots.end {
+            return None;
+        }
+        let part = layout.part(*page_idx);
+        let end = slots.end.min(slots.start + (layout.len_of(part) - *first));
+        let run = Run { page_idx: *page_idx, part, first: *first, slots: slots.start..end };
+        (*page_idx, *first, slots.start) = (*page_idx + 1, 0, end);
+        Some(run)
+    }
+}
+
 impl PageLayout {
     /// The layout of an empty table.
     pub fn new(n_kv_heads: usize, page_len: usize, head_dim: usize, kv: impl Into<Sides>) -> Self {
@@ -139,20 +165,9 @@ impl PageLayout {
 
     /// Slots of a table by the pages that hold them: the only walk over pages.
     #[inline]
-    pub fn runs(&self, slots: Range<usize>) -> impl Iterator<Item = Run> + Clone + use<> {
-        let layout = *self;
-        let (mut page_idx, mut first) = layout.place(slots.start);
-        let mut slots = slots;
-        std::iter::from_fn(move || {
-            if slots.is_empty() {
-                return None;
-            }
-            let part = layout.part(page_idx);
-            let end = slots.end.min(slots.start + (layout.len_of(part) - first));
-            let run = Run { page_idx, part, first, slots: slots.start..end };
-            (page_idx, first, slots.start) = (page_idx + 1, 0, end);
-            Some(run)
-        })
+    pub fn runs(&self, slots: Range<usize>) -> Runs {
+        let (page_idx, first) = self.place(slots.start);
+        Runs { layout: *self, page_idx, first, slots }
     }
 
     /// Slots of a page of a part.

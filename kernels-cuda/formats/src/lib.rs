@@ -13,7 +13,7 @@ use std::fmt;
 use std::str::FromStr;
 
 pub use header::{Family, HEAD_DIMS, header};
-pub use layout::{PageForm, PageLayout, Part, Run};
+pub use layout::{PageForm, PageLayout, Part, Run, Runs};
 pub use table::{CODINGS, FORMATS, Format, PAIRS, SKEW, STRIP, WIDE};
 
 /// One number of a head.

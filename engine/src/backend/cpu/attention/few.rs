@@ -12,7 +12,7 @@ use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::flash::{Attention, Mask, Meets, Parts, View, weigh};
 use super::work::Task;
 use super::{Fma, TILE};
-use crate::store::{Run, Side};
+use crate::store::{Run, Runs, Side};
 
 /// Rows of a block.
 const BLOCK: usize = 4;
@@ -116,18 +116,20 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// The slots page by page: the row of the first ones, its place in the tile, and how many there are.
+    /// Its slots page by page.
     #[inline(always)]
-    fn runs(&self, side: Side) -> impl Iterator<Item = (Row, usize, usize)> {
+    fn runs(&self) -> Runs {
+        let n_sealed = self.attention.batch.seqs[self.task.seq].n_sealed;
+        self.attention.pages.layout.with_sealed(n_sealed).runs(self.slots.clone())
+    }
+
+    /// The first slot of a run, the place of that in the tile, and how many slots there are.
+    #[inline(always)]
+    fn row(&self, run: &Run, side: Side) -> (Row, usize, usize) {
         let Attention { batch, pages, layer, .. } = *self.attention;
-        let (seq, kv_head, start) =
-            (&batch.seqs[self.task.seq], self.task.kv_head, self.slots.start);
-        let layout = pages.layout.with_sealed(seq.n_sealed);
-        layout.runs(self.slots.clone()).map(move |Run { page_idx, part, first, slots }| {
-            let page = pages.page(seq.page(page_idx, layer)).as_ptr();
-            let row = Row::new(pages.form(part), page, first, side, kv_head);
-            (row, slots.start - start, slots.len())
-        })
+        let page = pages.page(batch.seqs[self.task.seq].page(run.page_idx, layer)).as_ptr();
+        let row = Row::new(pages.form(run.part), page, run.first, side, self.task.kv_head);
+        (row, run.slots.start - self.slots.start, run.slots.len())
     }
 
     /// What each slot's K and V have yet to be multiplied with; and if they are to be decoded, K and V.
@@ -139,7 +141,8 @@ impl Tile<'_> {
         let head_dim = self.attention.shape.head_dim;
         let [k_scales, v_scales] = scales.each_mut();
         for (side, to, scales) in [(Side::K, parts.k, k_scales), (Side::V, parts.v, v_scales)] {
-            for (row, at, n) in self.runs(side) {
+            for run in self.runs() {
+                let (row, at, n) = self.row(&run, side);
                 // SAFETY: n slots of the page, and their places in the tile.
                 unsafe {
                     row.scales::<S>(n, scales.as_mut_ptr().add(at));
@@ -164,7 +167,8 @@ impl Tile<'_> {
             if self.is_decoded {
                 return job.walk::<S>(kv::decoded(numbers, d), 0, self.slots.len());
             }
-            for (row, at, n) in self.runs(side) {
+            for run in self.runs() {
+                let (row, at, n) = self.row(&run, side);
                 row.walk::<S>(at, n, d, numbers, job);
             }
         }
