@@ -147,7 +147,7 @@ def attention(variant, shape, n_seqs, n_rows, n_slots, heads):
         case(peer, "attention", variant, shape, n_bytes, flops, make, run)
 
 
-def token_score(name, n_slots, heads):
+def attention_mass(name, n_slots, heads):
     n_q, n_kv, d = heads
 
     def run(q, k, lse):
@@ -159,7 +159,7 @@ def token_score(name, n_slots, heads):
         return q, random(n_kv, n_slots, d), lse
 
     shape, n_bytes = f"{name} rows=1 context={n_slots}", n_slots * (2 * n_kv * d + 4)
-    case("torch", "token_score", "prefill", shape, n_bytes, 2 * n_q * d * n_slots, make, run)
+    case("torch", "attention_mass", "prefill", shape, n_bytes, 2 * n_q * d * n_slots, make, run)
 
 
 def sampling(rows, vocab):
@@ -229,7 +229,7 @@ def main():
         for rows in pick([2 << 10, 8 << 10, 16 << 10, 32 << 10], [70]):
             attention("prefill", f"{name} rows={rows}", 1, rows, rows, heads)
         for slots in pick([32 << 10, 128 << 10], [70]):
-            token_score(name, slots, heads)
+            attention_mass(name, slots, heads)
         for rows in pick([1, 4096], [3]):
             hidden_state(name, rows, hidden, vocab)
     for n in pick([32 << 10, 128 << 10], [100]):

@@ -1,4 +1,4 @@
-//! Launcher of token scores: how much some rows look at each slot of their sequence.
+//! Launcher of `attention_mass`: how much some rows look at each slot of their sequence.
 
 use std::ops::Range;
 
