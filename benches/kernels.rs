@@ -13,6 +13,7 @@ use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
 use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq, Table};
+use loris::read::Rule;
 use loris::store::{AttentionShape, KvFormat, PageId, PageLayout};
 use loris_loader::{Dtype, TensorView, Weights};
 
@@ -338,7 +339,9 @@ impl Bench {
             inv_freq: &freq,
             rope_scale: 1.0,
             n_sealed: 0,
-            rolling: None,
+            rule: Rule::ALL,
+            n_pinned: 0,
+            n_gone: 0,
         });
         let width = n_q_heads * head_dim;
         let (q, mut out) = (self.rows(n_rows, width), self.rows(n_rows, width));

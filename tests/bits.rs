@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use loris::backend::cpu::Isa;
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
 use support::{deep, open_on, options, rounded};
 use xxhash_rust::xxh3::Xxh3;

@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use loris::evidence::Shown;
 use loris::keep::{Evict, Keep, MIN_KEEP, Rank};
 use loris::loader::{Checkpoint, Dtype};
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::store::Sides;
 use loris::{
     Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Progress, Session,

@@ -9,11 +9,11 @@ use std::path::Path;
 /// Rooms, the modules at the top, by floors from the bottom.
 const FLOORS: [&[&str]; 12] = [
     &["error", "log", "sync", "evidence", "receipt"],
-    &["store", "memory", "gate", "file"],
-    &["policy", "keep", "pool"],
-    &["plan"],
+    &["store", "share", "memory", "gate", "file"],
+    &["compute", "keep", "read", "pool"],
+    &["plan", "recipe"],
     &["backend"],
-    &["model", "device", "sampler", "logprobs", "recipe", "sequence"],
+    &["model", "device", "sampler", "logprobs", "sequence"],
     &["forward"],
     &["engine"],
     &["step"],

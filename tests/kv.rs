@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use loris::keep::Evict;
 use loris::loader::{Checkpoint, Dtype};
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

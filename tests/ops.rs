@@ -18,7 +18,7 @@ mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::{Backend, Batch, Phase, RowUse, Seq, Table};
-use loris::policy::Stream;
+use loris::read::Rule;
 use loris::store::{AttentionShape, Coding, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris_loader::{Dtype, Weights};
 
@@ -177,7 +177,7 @@ fn check_long<B: Backend>(target: &Target<B>) {
 
 fn check_streams<B: Backend>(target: &Target<B>) {
     use Phase::{Decode, Prefill};
-    for (kv, sink, window, head_dim) in [
+    for (kv, sinks, window, head_dim) in [
         (BF16, 4, 50, 32),
         (BF16, 64, 30, 64),
         (BF16, 1, 40, 128),
@@ -192,9 +192,9 @@ fn check_streams<B: Backend>(target: &Target<B>) {
         (kv("int8:int4"), 1, 1, 64),
         (kv("bf16:int4"), 4, 64, 32),
     ] {
-        let stream = Some(Stream { sink, window });
+        let rule = Rule { sinks, window };
         let shape = AttentionShape { head_dim, ..BASE.shape };
-        let case = Case { kv, shape, stream, extras: sink == 3, ..BASE };
+        let case = Case { kv, shape, rule, extras: sinks == 3, ..BASE };
         if !(target.runs)(&case) {
             continue;
         }
@@ -219,11 +219,11 @@ fn streams_agree_with_the_reference() {
 
 /// The same tokens near the start and four million tokens later.
 fn check_far_streams<B: Backend>(target: &Target<B>) {
-    let stream = Some(Stream { sink: 4, window: 40 });
+    let rule = Rule { sinks: 4, window: 40 };
     for case in [
-        Case { kv: F32, dtype: Dtype::F32, stream, ..BASE },
-        Case { stream, ..BASE },
-        Case { kv: kv("int8"), stream, ..BASE },
+        Case { kv: F32, dtype: Dtype::F32, rule, ..BASE },
+        Case { rule, ..BASE },
+        Case { kv: kv("int8"), rule, ..BASE },
     ] {
         if !(target.runs)(&case) {
             continue;
@@ -538,7 +538,9 @@ fn check_gather<B: Backend>(target: &Target<B>) {
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
-        rolling: None,
+        rule: Rule::ALL,
+        n_pinned: 0,
+        n_gone: 0,
     };
     let batch = Batch {
         phase: Phase::Prefill,
@@ -576,7 +578,9 @@ fn check_copies<B: Backend>(target: &Target<B>) {
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
-        rolling: None,
+        rule: Rule::ALL,
+        n_pinned: 0,
+        n_gone: 0,
     };
     let (positions, logit_rows) = (positions.clone(), Vec::new());
     let batch = Batch { phase: Phase::Prefill, tokens, positions, seqs: vec![seq], logit_rows };
@@ -698,7 +702,9 @@ fn appended<B: Backend>(target: &Target<B>, model: &Model, phase: Phase) -> Vec<
         table: Table { body: &seq.table, tail: &[], n_layers: world::N_LAYERS },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
-        rolling: None,
+        rule: Rule::ALL,
+        n_pinned: 0,
+        n_gone: 0,
         n_sealed: 0,
     }];
     let (tokens, positions) = (seq.tokens.clone(), seq.positions.clone());

@@ -1,7 +1,7 @@
 //! Policies alone: what they choose, and which texts they are read from.
 #![allow(clippy::unwrap_used)]
 
-use loris::policy::{Lazy, Order, PrunePoint};
+use loris::compute::{Lazy, Order, PrunePoint};
 
 fn lazy(keep_rate: f64) -> Lazy {
     Lazy::new(vec![PrunePoint { layer: 4, keep_rate }])

@@ -9,7 +9,7 @@ mod support;
 
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

@@ -8,7 +8,7 @@ mod support;
 use std::ops::ControlFlow;
 
 use loris::loader::{Checkpoint, Dtype};
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::store::Sides;
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Progress, Session, SessionOptions,

@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use loris::backend::cuda::{self, CudaBytes};
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::policy::{Lazy, PrunePoint};
+use loris::compute::{Lazy, PrunePoint};
 use loris::{
     DeviceChoice, Engine, EngineOptions, Error, GenerateOptions, KvFormat, Model, ModelOptions,
     Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, StreamOptions,

@@ -12,7 +12,7 @@ use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Tokenizer, Weights};
 use crate::backend::{Draw, Stop, Table};
 use crate::forward::{Done, Execute, Pass};
 use crate::keep::Evict;
-use crate::policy::{Lazy, PrunePoint};
+use crate::compute::{Lazy, PrunePoint};
 use crate::pool::AuxRow;
 use crate::recipe::SessionOptions;
 use crate::sequence::{Pending, Stage};

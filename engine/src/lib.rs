@@ -26,6 +26,7 @@
 
 pub mod backend;
 pub mod capi;
+pub mod compute;
 mod device;
 mod engine;
 mod error;
@@ -42,13 +43,14 @@ mod logprobs;
 mod memory;
 pub mod model;
 mod plan;
-pub mod policy;
 pub mod pool;
+pub mod read;
 mod receipt;
-mod recipe;
+pub mod recipe;
 mod sampler;
 mod sequence;
 mod session;
+pub mod share;
 mod state;
 mod step;
 pub mod store;

@@ -6,9 +6,11 @@
 
 use std::ops::RangeInclusive;
 
-use loris_loader::{LoadMode, ModelConfig};
+use loris_loader::{LoadMode, ModelConfig, RopeScaling};
 
 use crate::error::Error;
+use crate::recipe::Facts;
+use crate::recipe::rules::Is;
 use crate::store::{AttentionShape, KvFormats, PageLayout, Part};
 
 /// How a model is opened.
@@ -139,8 +141,10 @@ impl Plan {
         product(&[2, n_kv_heads, options.page_len, head_dim, 4])
             .ok_or_else(too_large("a KV page"))?;
         let layout = PageLayout::new(n_kv_heads, options.page_len, head_dim, options.kv);
-        if options.keep_prefixes && layout.skew() > 0 {
-            let expected = "false with a coded KV cache: their pages do not hold the same tokens";
+        if let Some(expected) = Is::KeepsPrefixes.why_not(Is::Coded)
+            && options.keep_prefixes
+            && layout.skew() > 0
+        {
             return Err(Error::option("keep-prefixes", true, expected));
         }
         let page_bytes = layout.bytes();
@@ -196,6 +200,21 @@ impl Plan {
             activation_bytes,
             logits_bytes,
         })
+    }
+
+    /// What decides what sessions may do.
+    pub(crate) fn facts(&self, config: &ModelConfig) -> Facts {
+        Facts {
+            layout: self.layout,
+            n_pages: self.n_pages,
+            n_aux_pages: self.n_aux_pages,
+            n_layers: self.n_layers,
+            chunk: self.chunk,
+            ctx_len: self.ctx_len,
+            least_window: config.windows.iter().flatten().min().copied(),
+            is_dynamic: matches!(config.rope.scaling, RopeScaling::Dynamic { .. }),
+            keeps_prefixes: self.keep_prefixes,
+        }
     }
 
     /// Bytes of the store of hidden states that wait at prune points.

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::gate::Gate;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
-use crate::policy::Policies;
+use crate::recipe::Recipe;
 use crate::receipt::Receipt;
 use crate::recipe::SessionOptions;
 use crate::sampler::{History, Sampler};
@@ -58,8 +58,8 @@ impl Canceller {
 impl Model {
     /// Opens an empty session.
     pub fn session(&self, options: &SessionOptions) -> Result<Session, Error> {
-        let (policies, ctx_len) = options.check(self.plan(), self.config())?;
-        Session::new(self.clone(), policies, ctx_len)
+        let (recipe, ctx_len) = options.check(&self.plan().facts(self.config()))?;
+        Session::new(self.clone(), recipe, ctx_len)
     }
 
     /// Advances every session that has tokens queued: one token where a generated one is queued, the next
@@ -93,11 +93,11 @@ impl Model {
 }
 
 impl Session {
-    /// An empty session that computes and keeps what `policies` say, of `ctx_len` tokens at most.
-    pub(crate) fn new(model: Model, policies: Policies, ctx_len: usize) -> Result<Self, Error> {
+    /// An empty session of a recipe, of `ctx_len` tokens at most.
+    pub(crate) fn new(model: Model, recipe: Recipe, ctx_len: usize) -> Result<Self, Error> {
         Ok(Self {
             ctx_len,
-            seq: Sequence::new(policies, model.plan().n_layers),
+            seq: Sequence::new(recipe, model.plan().n_layers),
             logits: memory::zeros(model.config().vocab_size, "a session's logits")?,
             rope: Rope::new(model.config(), 0),
             cancel: Arc::default(),
@@ -260,8 +260,7 @@ impl Session {
         sampler: &mut Sampler,
     ) -> Result<u32, Error> {
         // Once a stream is as long as its window, the next history lacks a token of this one.
-        let stream = self.seq.policies.stream;
-        let grows = stream.is_none_or(|stream| self.len() < stream.window as usize);
+        let grows = self.len() < self.seq.recipe.rule.window as usize;
         let history = grows.then(|| self.history());
         self.seq.draw = sampler.draw_on_device(history.as_ref(), token, self.logits.len());
         let outcome = self.decode(token);
@@ -306,7 +305,7 @@ impl Session {
         let mut again = self.fork()?;
         again.cancel = self.cancel.clone();
         again.truncate(self.len() - 1)?;
-        if let Some(lazy) = &mut again.seq.policies.lazy {
+        if let Some(lazy) = &mut again.seq.recipe.lazy {
             lazy.revives = false; // those that it took up are there
         }
         again.decode(last)?;
@@ -322,8 +321,7 @@ impl Session {
         tokens: &[u32],
         visit: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        if self.seq.policies.lazy.is_some() || self.seq.policies.evict.is_some() {
-            let reason = "a session that prunes or evicts has no logits of all rows; open one without lazy and evict";
+        if let Some(reason) = self.seq.recipe.no_logits {
             return Err(Error::State { call: "logits of all rows", reason: reason.into() });
         }
         self.feed(tokens)?;

@@ -5,8 +5,8 @@ mod targets;
 
 use std::slice::from_ref;
 
-use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, Rolling, RowUse, Seq, Table};
-use loris::policy::Stream;
+use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Seq, Table};
+use loris::read::Rule;
 use loris::store::{
     AttentionShape, Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When,
 };
@@ -87,7 +87,7 @@ pub(crate) struct Case {
     pub(crate) kv: KvFormats,
     pub(crate) page_len: usize,
     pub(crate) window: Option<usize>,
-    pub(crate) stream: Option<Stream>,
+    pub(crate) rule: Rule,
     pub(crate) extras: bool,
 }
 
@@ -103,7 +103,7 @@ pub(crate) const BASE: Case = Case {
     kv: BF16,
     page_len: 64,
     window: None,
-    stream: None,
+    rule: Rule::ALL,
     extras: false,
 };
 
@@ -386,11 +386,9 @@ impl<'a, B: Backend> World<'a, B> {
                 inv_freq: &model.inv_freq,
                 rope_scale: model.rope_scale(),
                 n_sealed: seq.n_sealed,
-                rolling: case.stream.map(|stream| Rolling {
-                    stream,
-                    n_pinned: self.layout.first_len(),
-                    n_gone: seq.n_gone,
-                }),
+                rule: case.rule,
+                n_pinned: self.layout.first_len(),
+                n_gone: seq.n_gone,
             });
             tokens.extend(&seq.tokens[new.clone()]);
             positions.extend(&seq.positions[new]);
@@ -413,7 +411,7 @@ impl<'a, B: Backend> World<'a, B> {
         b.attention(&batch, LAYER, case.window, &q, pages, &mut attn).unwrap();
         let attn_rows = read(b, &attn, n, width);
         let mut mass = Vec::new();
-        let is_wanted = check && case.stream.is_none();
+        let is_wanted = check && !case.rule.rolls();
         for (seq_idx, seq) in batch.seqs.iter().enumerate().filter(|_| is_wanted) {
             let n_rows = seq.rows.len().min(3);
             let of = MassRows { seq_idx, first_row: seq.rows.end - n_rows, n_rows };
@@ -610,12 +608,11 @@ impl<'a, B: Backend> World<'a, B> {
                 let position = batch.positions[r];
                 let visible = visible(seq, position, case.window);
                 // Sinks that stand right in front of the window are so much later than they were.
-                let place = |slot: usize| match case.stream {
-                    Some(stream) if position >= stream.sink + stream.window => {
-                        let is_sink = seq.slot_positions[slot] < stream.sink;
-                        if is_sink { position + 1 - (stream.sink + stream.window) } else { 0 }
-                    }
-                    _ => 0,
+                let Rule { sinks, window } = case.rule;
+                let behind = (position + 1).saturating_sub(sinks.saturating_add(window));
+                let place = |slot: usize| match seq.slot_positions[slot] < sinks {
+                    true => behind,
+                    false => 0,
                 };
                 let key = |&slot: &usize| {
                     reference::rotate(&keys[slot], place(slot), &self.model.inv_freq, 1.0)
@@ -752,11 +749,8 @@ fn visible(seq: &Seq<'_>, position: u32, window: Option<usize>) -> Vec<usize> {
     let sees = |slot: &usize| {
         let at = i64::from(seq.slot_positions[*slot]);
         let is_near = at <= position && window.is_none_or(|w| at > position - w as i64);
-        is_near
-            && seq.rolling.is_none_or(|Rolling { stream: Stream { sink, window }, .. }| {
-                let capacity = i64::from(sink) + i64::from(window);
-                position < capacity || at < sink.into() || at > position - i64::from(window)
-            })
+        let (sinks, window) = (i64::from(seq.rule.sinks), i64::from(seq.rule.window));
+        is_near && (position < sinks + window || at < sinks || at > position - window)
     };
     (0..seq.kv_len()).filter(sees).collect()
 }

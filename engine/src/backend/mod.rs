@@ -19,7 +19,7 @@ use std::ops::Range;
 use loris_loader::{Dtype, TensorView};
 
 use crate::error::Error;
-use crate::policy::Stream;
+use crate::read::Rule;
 use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -97,15 +97,8 @@ pub struct Seq<'a> {
     pub inv_freq: &'a [f64],
     /// Factor on cosine and sine (YaRN's attention factor; 1 elsewhere).
     pub rope_scale: f64,
-    /// A sequence without end: what a row sees of it.
-    pub rolling: Option<Rolling>,
-}
-
-/// A sequence that gives back what no later row sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rolling {
     /// What a row sees: the sinks, as if they stood right in front of its window, and the window.
-    pub stream: Stream,
+    pub rule: Rule,
     /// Slots of the first page, which stay.
     pub n_pinned: usize,
     /// Slots behind them that were given back. An implementation counts tiles and splits as if they were still
@@ -113,14 +106,12 @@ pub struct Rolling {
     pub n_gone: usize,
 }
 
-impl Rolling {
+impl Seq<'_> {
     /// Which slot of the whole sequence slot `slot` is.
     pub fn index(&self, slot: usize) -> usize {
         if slot < self.n_pinned { slot } else { slot + self.n_gone }
     }
-}
 
-impl Seq<'_> {
     /// Slots in use once this batch has been appended.
     pub fn kv_len(&self) -> usize {
         self.kv_start + self.rows.len()

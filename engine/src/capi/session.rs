@@ -24,7 +24,7 @@ use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked}
 use crate::keep::Evict;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
-use crate::policy::Lazy;
+use crate::compute::Lazy;
 use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sampler::SamplerParams;
 use crate::session::Session;

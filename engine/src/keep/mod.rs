@@ -13,8 +13,8 @@ pub use table::{Policy, Rank, TABLE};
 
 use crate::error::Error;
 use crate::evidence::{Mass, Needs, Shown};
-use crate::policy::lazy::{MAX_POOL, MAX_WINDOW, first};
-use crate::policy::share;
+use crate::compute::lazy::{MAX_POOL, MAX_WINDOW, first};
+use crate::share;
 
 /// A policy and its budget.
 #[derive(Clone, Copy, Debug, PartialEq)]

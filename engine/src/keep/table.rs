@@ -12,7 +12,7 @@
 //! A row's place is its number in saved state, so rows are added at the end.
 
 use crate::evidence::{Mass, Needs, Shown};
-use crate::policy::lazy::draw;
+use crate::compute::lazy::draw;
 
 /// What ranks slots.
 #[derive(Clone, Copy, Debug)]

@@ -180,7 +180,7 @@ impl Sequence {
     /// New tokens have gone through the first segment.
     pub(crate) fn take_in(&mut self, phase: Phase, new: &[u32]) {
         if phase == Phase::Prefill && self.n_shareable == self.len() {
-            self.n_shareable = (self.n_shareable + new.len()).min(self.policies.capacity());
+            self.n_shareable = (self.n_shareable + new.len()).min(self.recipe.rule.capacity() as usize);
         }
         self.tokens.extend_from_slice(new);
         match &mut self.pending {
@@ -288,11 +288,9 @@ impl Sequence {
     /// Gives back what no token from `position` on sees; pages that were there when the call began stay until it is
     /// settled.
     pub(crate) fn roll(&mut self, position: usize, layout: &PageLayout, pool: &mut Pool) {
-        let (Some(stream), Ok(position)) = (self.policies.stream, u32::try_from(position)) else {
-            return;
-        };
+        let Ok(position) = u32::try_from(position) else { return };
         let (segment, call) = (&mut self.segments[0], self.journal.ends(0));
-        let first_seen = stream.first_seen(position);
+        let first_seen = self.recipe.rule.first_seen(position);
         let mut slot = layout.n_slots(1) + segment.n_gone - call.n_gone; // as the call counts them
         while let Some((positions, column)) = segment.roll(first_seen, layout) {
             let n_slots = positions.len();
@@ -320,7 +318,7 @@ impl Sequence {
 
     /// [`Session::clear_pending`](crate::Session::clear_pending).
     pub(crate) fn clear_pending(&mut self, layout: &PageLayout, pool: &mut Pool) -> usize {
-        if self.policies.lazy.is_some() {
+        if self.recipe.lazy.is_some() {
             self.roll_back(layout, pool);
         }
         let n = self.pending.len();

@@ -29,7 +29,7 @@ use crate::backend::Draw;
 use crate::error::Error;
 use crate::memory;
 use crate::plan::Plan;
-use crate::policy::Policies;
+use crate::recipe::Recipe;
 use crate::pool::{Pool, Store};
 use crate::receipt::Receipt;
 use crate::sampler::History;
@@ -40,7 +40,7 @@ use segment::Ends;
 /// Tokens, their slots in the page pool, and what is queued.
 #[derive(Debug)]
 pub(crate) struct Sequence {
-    pub(crate) policies: Policies,
+    pub(crate) recipe: Recipe,
     /// Its tokens, but for those that a stream has left behind.
     pub(crate) tokens: Vec<u32>,
     /// Tokens behind those of the first page that a stream has left behind.
@@ -72,10 +72,10 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// An empty one.
-    pub(crate) fn new(policies: Policies, n_layers: usize) -> Self {
-        let points = policies.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
+    pub(crate) fn new(recipe: Recipe, n_layers: usize) -> Self {
+        let points = recipe.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
         let bounds: Vec<usize> = [0].into_iter().chain(points).chain([n_layers]).collect();
-        let counts_all = policies.evict.is_some_and(|evict| evict.counts_all());
+        let counts_all = recipe.evict.is_some_and(|evict| evict.counts_all());
         Self {
             tokens: Vec::new(),
             n_gone: 0,
@@ -92,7 +92,7 @@ impl Sequence {
             answer_start: 0,
             receipt: Receipt::default(),
             journal: Journal::default(),
-            policies,
+            recipe,
         }
     }
 
@@ -114,15 +114,13 @@ impl Sequence {
     /// [`Session::history`](crate::Session::history).
     pub(crate) fn history(&self, layout: &PageLayout) -> History<'_> {
         let all = self.tokens.as_slice();
-        let tokens = match self.policies.stream {
-            Some(stream) if self.len() > stream.capacity() as usize => {
-                let window = all.len() - stream.window as usize;
-                [&all[..stream.sink as usize], &all[window..]]
-            }
-            _ => [all, &[]],
+        let rule = self.recipe.rule;
+        let window = rule.window as usize;
+        let tokens = match self.len() > rule.capacity() as usize {
+            true => [&all[..rule.sinks as usize], &all[all.len() - window..]],
+            false => [all, &[]],
         };
         let n = self.answer(layout).len();
-        let window = self.policies.stream.map_or(usize::MAX, |stream| stream.window as usize);
         History { tokens, answer: &all[all.len() - n.min(window)..] }
     }
 
@@ -141,17 +139,16 @@ impl Sequence {
 
     /// [`Session::least_len`](crate::Session::least_len).
     pub(crate) fn least_len(&self, layout: &PageLayout) -> usize {
-        let of_stream = self.policies.stream.map_or(0, |stream| {
-            let (first, last) = (layout.n_slots(1), self.len().saturating_sub(1));
-            let first_seen = u32::try_from(last).map_or(0, |last| stream.first_seen(last)) as usize;
-            // Where something is queued: also what will be gone when it is dropped.
-            let n_going = first_seen.saturating_sub(first) / layout.page_len * layout.page_len;
-            match self.segments[0].n_gone.max(n_going) {
-                0 => 0,
-                n_gone => first + n_gone + stream.window as usize - 1, // it sees nothing in front of what is there
-            }
-        });
-        self.measured.since.max(of_stream)
+        let rule = self.recipe.rule;
+        let (first, last) = (layout.n_slots(1), self.len().saturating_sub(1));
+        let first_seen = u32::try_from(last).map_or(0, |last| rule.first_seen(last)) as usize;
+        // Where something is queued: also what will be gone when it is dropped.
+        let n_going = first_seen.saturating_sub(first) / layout.page_len * layout.page_len;
+        let of_rule = match self.segments[0].n_gone.max(n_going) {
+            0 => 0,
+            n_gone => first + n_gone + rule.window as usize - 1, // it sees nothing in front of what is there
+        };
+        self.measured.since.max(of_rule)
     }
 
     /// The layers that come next.
@@ -206,7 +203,7 @@ impl Sequence {
             pool.pages.share(&segment.tail);
         }
         Ok(Self {
-            policies: self.policies.clone(),
+            recipe: self.recipe.clone(),
             tokens,
             segments,
             waiting: self.waiting.fork(depths, &mut pool.aux),

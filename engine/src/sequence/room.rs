@@ -69,7 +69,7 @@ impl Sequence {
         let n_slots = n_held.max(self.tokens.len()).saturating_add(n_new);
         let n_pages = n_slots / plan.layout.page_len + N_SHORT_PAGES;
         // The attention of slots: before the call, before the pass, after it, and as it is sorted.
-        let evicts = self.policies.evict.is_some();
+        let evicts = self.recipe.evict.is_some();
         let of_layers = if evicts { plan.n_layers * ATTENTION_BYTES } else { 0 };
         let of_slot = SLOT_BYTES + plan.shape.n_kv_heads + of_layers;
         let of_row = ROW_BYTES * plan.shape.n_kv_heads + ANGLE_BYTES * plan.shape.head_dim;

@@ -70,9 +70,7 @@ impl Sequence {
     /// Pages that what is left of a prompt takes, at most: of KV, and of hidden states in transit, which all its tokens are
     /// until they are through the first segment.
     pub(crate) fn pages_to_come(&self, plan: &Plan) -> [usize; 2] {
-        let held_at_most = self.policies.stream.map_or(usize::MAX, |stream| {
-            stream.capacity() as usize + plan.chunk + 2 * plan.layout.page_len
-        });
+        let held_at_most = self.recipe.held_at_most(plan.chunk, plan.layout.page_len);
         let of = |(idx, segment): (usize, &Segment)| {
             let n_new = match (idx.cmp(&self.stage.segment), self.stage.segment) {
                 (Ordering::Less, _) => return 0,
@@ -125,14 +123,14 @@ impl Sequence {
             Pending::Prompt { tokens, .. } => tokens.len(),
             _ => 1,
         };
-        let pruning = self.policies.lazy.as_ref().map(|lazy| lazy.window);
-        let evicting = self.policies.evict.map(|evict| evict.n_mass_rows());
+        let pruning = self.recipe.lazy.as_ref().map(|lazy| lazy.window);
+        let evicting = self.recipe.evict.map(|evict| evict.n_mass_rows());
         pruning.or(evicting).unwrap_or(1).clamp(1, n_new)
     }
 
     /// How many slots of a layer are to stay once `work` is done; `None`: all.
     pub(crate) fn n_keep(&self, work: &Work, layout: &PageLayout) -> Option<usize> {
-        let evict = self.policies.evict.filter(|_| work.is_last)?;
+        let evict = self.recipe.evict.filter(|_| work.is_last)?;
         let n_new = match &self.pending {
             Pending::Prompt { tokens, .. } => Some(tokens.len()),
             _ => None,
@@ -142,7 +140,7 @@ impl Sequence {
 
     /// Of the `n` rows of `work`, those whose attention the policy goes by.
     pub(crate) fn observed(&self, work: &Work, layout: &PageLayout) -> Option<Range<usize>> {
-        let evict = self.policies.evict?;
+        let evict = self.recipe.evict?;
         let n = work.tokens.len();
         let n_rows = match evict.counts_all() {
             true => n,
@@ -153,7 +151,7 @@ impl Sequence {
 
     /// Of how many of the last rows of `work` mass is wanted, if of any.
     pub(crate) fn n_choosing(&self, work: &Work) -> Option<usize> {
-        let lazy = self.policies.lazy.as_ref()?;
+        let lazy = self.recipe.lazy.as_ref()?;
         let len = self.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
         // A generated token goes on in any case: its query only chooses among those that wait, of which it may take up a
         // few even where the sequence has been cut back to a length that is not pruned.
@@ -172,7 +170,7 @@ impl Sequence {
         let slots = &self.segments[segment].positions;
         let positions: Vec<Option<u32>> =
             slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
-        let lazy = self.policies.lazy.as_ref();
+        let lazy = self.recipe.lazy.as_ref();
         let selected = match (lazy.filter(|lazy| lazy.prunes(self.len())), scores) {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
             _ => {

@@ -33,7 +33,7 @@ use crate::engine::Model;
 use crate::error::Error;
 use crate::keep::{Evict, Keep, Rank, TABLE};
 use crate::memory;
-use crate::policy::{Lazy, Order, PrunePoint};
+use crate::compute::{Lazy, Order, PrunePoint};
 
 pub(super) const MAGIC: [u8; 8] = *b"loris-kv";
 pub(super) const VERSION: u32 = 4;

@@ -26,8 +26,8 @@ use crate::engine::Model;
 use crate::error::Error;
 use crate::file::NewFile;
 use crate::memory;
-use crate::policy::Stream;
-use crate::policy::lazy::MAX_POINTS;
+use crate::read::Rule;
+use crate::compute::lazy::MAX_POINTS;
 use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sequence::{GIVEN_UP, Pending, Segment, Slots};
 use crate::session::Session;
@@ -62,7 +62,7 @@ impl Session {
         };
         let kv: usize = self.seq.segments.iter().map(kv_bytes).sum();
         let tokens = self.seq.tokens.len() * size_of::<u32>();
-        let pruned = match &self.seq.policies.lazy {
+        let pruned = match &self.seq.recipe.lazy {
             None => 0,
             Some(lazy) => {
                 size_of::<Schedule>()
@@ -77,8 +77,8 @@ impl Session {
             true => size_of::<Sealed>() + self.seq.segments.len() * size_of::<u64>(),
             false => 0,
         };
-        let streamed = if self.seq.policies.stream.is_some() { size_of::<Streamed>() } else { 0 };
-        let evicted = self.seq.policies.evict.map_or(0, |_| {
+        let streamed = if self.seq.recipe.rule.rolls() { size_of::<Streamed>() } else { 0 };
+        let evicted = self.seq.recipe.evict.map_or(0, |_| {
             let sums = self.seq.measured.sums().iter().map(Vec::len).sum::<usize>();
             size_of::<Evicted>() + sums * size_of::<f32>()
         });
@@ -111,29 +111,30 @@ impl Session {
             n_tokens: self.seq.tokens.len() as u64,
             flags: [
                 (self.seq.logits_ready, HAS_LOGITS),
-                (self.seq.policies.stream.is_some(), IS_STREAM),
-                (self.seq.policies.evict.is_some(), EVICTS),
+                (self.seq.recipe.rule.rolls(), IS_STREAM),
+                (self.seq.recipe.evict.is_some(), EVICTS),
                 (self.model.plan().layout.kv.are_sealed(), IS_SEALED),
                 (!self.answer().is_empty(), HAS_ANSWER),
             ]
             .into_iter()
             .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
-            n_points: self.seq.policies.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
+            n_points: self.seq.recipe.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
             ..expected_header(&self.model)
         };
         out.write(bytemuck::bytes_of(&header))?;
-        if let Some(lazy) = &self.seq.policies.lazy {
+        if let Some(lazy) = &self.seq.recipe.lazy {
             let (schedule, points) = schedule_of(lazy);
             out.write(bytemuck::bytes_of(&schedule))?;
             out.write(bytemuck::cast_slice(&points))?;
         }
-        if let Some(Stream { sink, window }) = self.seq.policies.stream {
+        let Rule { sinks: sink, window } = self.seq.recipe.rule;
+        if self.seq.recipe.rule.rolls() {
             let (n_gone, page_len) =
                 (self.n_gone() as u64, self.model.plan().layout.page_len as u64);
             let streamed = Streamed { sink, window, n_gone, page_len };
             out.write(bytemuck::bytes_of(&streamed))?;
         }
-        if let Some(evict) = self.seq.policies.evict {
+        if let Some(evict) = self.seq.recipe.evict {
             let evicted = evicted_of(evict, self.seq.measured.since, self.seq.segments[0].len());
             out.write(bytemuck::bytes_of(&evicted))?;
             for sums in self.seq.measured.sums() {
@@ -155,7 +156,7 @@ impl Session {
         if self.seq.logits_ready {
             out.write(bytemuck::cast_slice(&self.logits))?;
         }
-        if self.seq.policies.lazy.is_some() {
+        if self.seq.recipe.lazy.is_some() {
             out.write(&self.seq.waiting.depths)?;
         }
         for segment in self.segments_with_slots() {
@@ -203,12 +204,12 @@ impl Model {
         // A stream has no end, whatever the others are opened with.
         let ctx_len = options.ctx_len.filter(|_| stream.is_none());
         let saved = SessionOptions { ctx_len, lazy, stream, evict, trust_old_state: false };
-        let (policies, ctx_len) =
-            saved.check(self.plan(), self.config()).map_err(|e| match (stream, evict) {
+        let (recipe, ctx_len) =
+            saved.check(&self.plan().facts(self.config())).map_err(|e| match (stream, evict) {
                 (None, None) => e,
                 _ => unsound("policy", &e),
             })?;
-        let mut session = Session::new(self.clone(), policies, ctx_len)?;
+        let mut session = Session::new(self.clone(), recipe, ctx_len)?;
         let n_tokens = at_most(
             "tokens (the session's context length)",
             header.n_tokens,
@@ -363,7 +364,7 @@ impl Model {
         let len = n_gone.saturating_add(n_tokens as u64);
         // The last token may be computed once more.
         let seen = u32::try_from(len.saturating_sub(1));
-        let seen = seen.map(|position| Stream { sink, window }.first_seen(position));
+        let seen = seen.map(|position| Rule { sinks: sink, window }.first_seen(position));
         let most = seen.map_or(0, |seen| u64::from(seen).saturating_sub(first as u64));
         let n_gone = at_most("tokens that a stream has left behind", n_gone, most)?;
         if !n_gone.is_multiple_of(layout.page_len) || (n_gone > 0 && n_tokens < first) {
@@ -461,7 +462,7 @@ impl Model {
         mut slots: Vec<Slots>,
     ) -> Result<(), Error> {
         let mut depth = Vec::new();
-        if session.seq.policies.lazy.is_some() {
+        if session.seq.recipe.lazy.is_some() {
             depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
             read(from, &mut depth, "depths")?;
         }
@@ -475,8 +476,8 @@ impl Model {
         if n_known > 0 {
             slots[0].positions = positions.all();
         }
-        let all = vec![1; if session.seq.policies.lazy.is_some() { 0 } else { tokens.len() }];
-        let of_tokens = if session.seq.policies.lazy.is_some() { &depth } else { &all };
+        let all = vec![1; if session.seq.recipe.lazy.is_some() { 0 } else { tokens.len() }];
+        let of_tokens = if session.seq.recipe.lazy.is_some() { &depth } else { &all };
         let of_segments = session.seq.segments.iter().zip(&mut slots);
         for (idx, (segment, slots)) in of_segments.enumerate().skip(n_known) {
             let n_slots: u64 = read_pod(from, "slots")?;

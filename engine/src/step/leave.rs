@@ -20,7 +20,7 @@ impl Member<'_> {
         work: &Work,
         attention: Option<Vec<Vec<f32>>>,
     ) -> Result<Vec<Vec<f32>>, Error> {
-        let is_by_keys = self.seq.policies.evict.is_some_and(|evict| evict.needs().norms);
+        let is_by_keys = self.seq.recipe.evict.is_some_and(|evict| evict.needs().norms);
         if !is_by_keys || self.seq.n_keep(work, &self.shared.plan.layout).is_none() {
             return Ok(attention.unwrap_or_default());
         }
@@ -37,7 +37,7 @@ impl Member<'_> {
     /// of those that stay needs.
     pub(crate) fn observe(&mut self, work: &Work, mut shown: Vec<Vec<f32>>) -> Option<Leaving> {
         let n_keep = self.seq.n_keep(work, &self.shared.plan.layout);
-        if self.seq.policies.evict?.counts_all() {
+        if self.seq.recipe.evict?.counts_all() {
             self.seq.measure(std::mem::take(&mut shown));
         }
         n_keep.map(|n_keep| Leaving { n_keep, shown })
@@ -51,7 +51,7 @@ impl Member<'_> {
         device: &mut dyn Execute,
         leaving: Leaving,
     ) -> Result<(), Error> {
-        let Some(evict) = self.seq.policies.evict else { return Ok(()) };
+        let Some(evict) = self.seq.recipe.evict else { return Ok(()) };
         let layout = &self.shared.plan.layout;
         let segment = &mut self.seq.segments[0];
         let (n_held, n_layers) = (segment.len(), segment.n_layers);

@@ -19,7 +19,7 @@ mod leave;
 mod member;
 mod pass;
 mod rows;
-mod share;
+mod prefix;
 
 pub(crate) use change::Change;
 pub use member::Progress;

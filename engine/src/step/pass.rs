@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::change::{Change, Job};
-use crate::backend::{Batch, MassRows, Phase, Rolling, Seq};
+use crate::backend::{Batch, MassRows, Phase, Seq};
 use crate::forward::{Observed, Pass};
 
 /// The pass of some jobs, which go through the same layers.
@@ -57,11 +57,9 @@ pub(super) fn pass<'a>(
                 n_sealed: part.n_sealed,
                 inv_freq: &member.rope.inv_freq,
                 rope_scale: member.rope.scale,
-                rolling: member.seq.policies.stream.map(|stream| Rolling {
-                    stream,
-                    n_pinned: layout.n_slots(1),
-                    n_gone: segment.n_gone,
-                }),
+                rule: member.seq.recipe.rule,
+                n_pinned: layout.n_slots(1),
+                n_gone: segment.n_gone,
             });
         }
         pass.layers = segment.layers();

@@ -29,7 +29,7 @@ impl Wish {
         let n_left = seq.n_left();
         let most = n_left.min(seq.n_together(&plan.layout)).min(plan.chunk);
         // Hidden states are shared by the page.
-        let is_kept = seq.policies.lazy.is_some() && plan.keep_prefixes && seq.stage.segment == 0;
+        let is_kept = seq.recipe.lazy.is_some() && plan.keep_prefixes && seq.stage.segment == 0;
         let unit = if is_kept { plan.layout.page_len.min(plan.chunk) } else { 1 };
         let least = if n_left == seq.n_mass_rows().min(n_left) { most } else { unit.min(most) };
         Self { least, unit, most, waited: seq.turn.waited }

@@ -58,9 +58,9 @@ impl Rotation {
     pub(super) fn fill_for_sinks(&mut self, batch: &Batch<'_>, head_dim: usize) {
         self.cos.clear();
         self.sin.clear();
-        if batch.seqs.iter().any(|seq| seq.rolling.is_some()) {
+        if batch.seqs.iter().any(|seq| seq.rule.sinks > 0) {
             self.fill_by(batch, head_dim, |seq, position| {
-                let place = seq.rolling.map_or(position, |rolling| rolling.stream.place(position));
+                let place = seq.rule.place(position);
                 (f64::from(place) - f64::from(position), 1.0)
             });
         }

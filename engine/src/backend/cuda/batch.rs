@@ -34,10 +34,10 @@ impl Arrays {
         self.positions.extend(&batch.positions);
         self.tokens.extend(&batch.tokens);
         self.logit_rows.extend(batch.logit_rows.iter().map(|&row| row as u32));
-        let has_sinks = batch.seqs.iter().any(|seq| sinks(seq) > 0);
+        let has_sinks = batch.seqs.iter().any(|seq| seq.rule.sinks > 0);
         for (seq_idx, seq) in batch.seqs.iter().enumerate() {
             let slots = &seq.slot_positions[..seq.kv_len()];
-            let (n_pinned, n_gone) = seq.rolling.map_or((0, 0), |r| (r.n_pinned, r.n_gone));
+            let (n_pinned, n_gone) = (seq.n_pinned, seq.n_gone);
             let (pinned, rest) = slots.split_at(n_pinned.min(slots.len()));
             let count_from = |first: usize, slots: &[u32]| {
                 slots.iter().zip(first as u32..).all(|(&position, slot)| position == slot)
@@ -54,8 +54,8 @@ impl Arrays {
                 },
                 n_sealed: seq.n_sealed as u32,
                 n_gone: n_gone as u32,
-                sink: sinks(seq),
-                window: seq.rolling.map_or(0, |rolling| rolling.stream.window),
+                sink: seq.rule.sinks,
+                window: if seq.rule.rolls() { seq.rule.window } else { 0 },
             };
             self.max_kv_len = self.max_kv_len.max(batch::kv_len(&this));
             self.seqs.push(this);
@@ -72,7 +72,7 @@ impl Arrays {
                 let position = batch.positions[row];
                 push_angles(&mut self.cos_sin, seq, f64::from(position), seq.rope_scale);
                 if has_sinks {
-                    let place = seq.rolling.map_or(position, |r| r.stream.place(position));
+                    let place = seq.rule.place(position);
                     let by = f64::from(place) - f64::from(position);
                     push_angles(&mut self.sink_cos_sin, seq, by, 1.0);
                 }
@@ -113,11 +113,6 @@ impl Arrays {
             logit_rows: &self.logit_rows,
         }
     }
-}
-
-/// Slots that a sequence's rows see besides a window.
-fn sinks(seq: &Seq<'_>) -> u32 {
-    seq.rolling.map_or(0, |rolling| rolling.stream.sink)
 }
 
 /// Cosines and sines of a rotation by so many positions, in f64: by millions it is as exact as by 4.

@@ -13,8 +13,8 @@ use crate::eval::tasks::{ANSWERS, LENS, SAMPLES, TASKS, Task};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
 use loris::loader::{Json, LoadMode};
-use loris::policy::stream::MAX_SINKS;
-use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, policy};
+use loris::read::MAX_SINKS;
+use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, share};
 
 /// Counts of tokens, where nothing else limits them before the model is known.
 const TOKENS: RangeInclusive<usize> = ModelOptions::KV_TOKENS;
@@ -58,9 +58,9 @@ fn bias(text: &str) -> Result<(u32, f32), String> {
 /// Reads a share; the option whose it is says what range it takes.
 #[allow(clippy::cast_possible_truncation)] // to the precision that samplers have
 fn share(text: &str) -> Result<f32, String> {
-    policy::share::parse(text)
+    share::parse(text)
         .map(|share| share as f32)
-        .ok_or(format!("expected {}", policy::share::EXPECTED))
+        .ok_or(format!("expected {}", share::EXPECTED))
 }
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.

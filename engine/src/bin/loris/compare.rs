@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 use std::time::Instant;
 
-use loris::policy::Lazy;
+use loris::compute::Lazy;
 use loris::{Model, Receipt, SessionOptions};
 use serde_json::{Value, json};
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use loris::keep::Evict;
 use loris::loader::{ModelConfig, OpenOptions, RopeScaling, Tokenizer};
-use loris::policy::stream::MAX_SINKS;
-use loris::policy::{Lazy, Stream};
+use loris::read::MAX_SINKS;
+use loris::compute::Lazy;
 use loris::{
     Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions, StreamOptions,
 };
@@ -99,7 +99,7 @@ pub(crate) fn check_ctx(
 /// Refuses a stream that sees more than the model's context. (A coded cache may have room for fewer sinks: that is known
 /// when it is there.)
 pub(crate) fn check_stream(stream: StreamOptions, config: &ModelConfig) -> Result<(), Failure> {
-    Stream::new(stream.sink, stream.window, config.ctx_len, MAX_SINKS)?;
+    stream.rule_within(config.ctx_len, MAX_SINKS)?;
     Ok(())
 }
 

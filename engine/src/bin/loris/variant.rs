@@ -4,7 +4,7 @@
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
 use loris::keep::Evict;
-use loris::policy::Lazy;
+use loris::compute::Lazy;
 use loris::{Error, KvFormats, ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};

@@ -140,14 +140,12 @@ impl Attention<'_> {
     #[inline(always)]
     pub(super) fn steps<'t>(&'t self, task: &'t Task) -> impl Iterator<Item = Step> + 't {
         let seq = &self.batch.seqs[task.seq];
-        let sinks = seq.rolling.filter(|_| task.has_sinks).map(|rolling| {
-            let n = seq.kv_len().min(rolling.stream.sink as usize);
-            Step {
-                slots: 0..n,
-                bounds: (0, rolling.stream.sink - 1),
-                meets: Meets::Sinks,
-                loads_queries: true,
-            }
+        let n_sinks = seq.rule.sinks;
+        let sinks = task.has_sinks.then(|| Step {
+            slots: 0..seq.kv_len().min(n_sinks as usize),
+            bounds: (0, n_sinks - 1),
+            meets: Meets::Sinks,
+            loads_queries: true,
         });
         let tiles = self.work.tiles[task.seq][task.tiles.clone()].iter().enumerate();
         sinks.into_iter().chain(tiles.map(|(idx, tile)| Step {
@@ -218,17 +216,11 @@ impl Attention<'_> {
     /// The first and the last position that a row sees; none where they are out of order.
     #[inline(always)]
     pub(super) fn seen(&self, seq: &Seq<'_>, meets: Meets, position: u32) -> (u32, u32) {
-        let stream = seq.rolling.map(|rolling| rolling.stream);
-        match (meets, stream) {
-            (Meets::Sinks, Some(stream)) if position >= stream.capacity() => (0, stream.sink - 1),
-            (Meets::Sinks, _) => (1, 0),
-            (Meets::Window, stream) => {
-                let first = |window: usize| (u64::from(position) + 1).saturating_sub(window as u64);
-                let first = self.window.map_or(0, first) as u32; // at most position + 1
-                let rolled = stream.map_or(0, |stream| stream.first_seen(position));
-                (first.max(rolled), position)
-            }
-        }
+        let seen = match meets {
+            Meets::Sinks => seq.rule.sinks(position),
+            Meets::Window => seq.rule.seen(position, self.window),
+        };
+        if seen.is_empty() { (1, 0) } else { (seen.start, seen.end - 1) }
     }
 
     /// What rows at `positions` see of slots whose positions are within `bounds`.

@@ -104,7 +104,7 @@ impl Work {
             kv_head,
             tokens: tokens.clone(),
             tiles: all,
-            has_sinks: seq.rolling.is_some_and(|rolling| rolling.stream.sink > 0),
+            has_sinks: seq.rule.sinks > 0,
             partial: None,
         };
         let splits = tiles.chunk_by(|a, b| a.split == b.split);
@@ -128,14 +128,13 @@ impl Work {
 
 /// Tiles and splits are counted from the first slot that a sequence ever had.
 fn fill_tiles(seq: &Seq<'_>, tiles: &mut Vec<Tile>) {
-    let index = |slot: usize| seq.rolling.map_or(slot, |rolling| rolling.index(slot));
     let n_slots = seq.slot_positions.len();
     tiles.clear();
     let mut first = 0;
     while first < n_slots {
-        let idx = index(first) / TILE;
+        let idx = seq.index(first) / TILE;
         // Slots before a gap and behind it are in one tile if their indices are.
-        let end = (first..n_slots.min(first + TILE)).rfind(|&slot| index(slot) / TILE == idx);
+        let end = (first..n_slots.min(first + TILE)).rfind(|&slot| seq.index(slot) / TILE == idx);
         let slots = first..end.map_or(first, |last| last + 1);
         let positions = seq.slot_positions[slots.clone()].iter();
         let bounds = positions.fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)));

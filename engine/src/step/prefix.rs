@@ -1,7 +1,5 @@
 //! Prefixes: pages that a sequence takes over from another one's prompt, and those that it offers.
 
-use loris_loader::RopeScaling;
-
 use super::member::Member;
 use crate::pool::{ChainKey, Filled, Pool, ROOT};
 use crate::sequence::{Mark, Pending};
@@ -19,7 +17,7 @@ impl Member<'_> {
             return;
         }
         let segment = &self.seq.segments[0];
-        let prunes = self.seq.policies.lazy.is_some();
+        let prunes = self.seq.recipe.lazy.is_some();
         let hidden =
             prunes.then(|| self.seq.waiting.whole_pages(self.seq.n_shareable, layout.page_len));
         let filled = Filled {
@@ -39,15 +37,13 @@ impl Member<'_> {
         // A stream whose prompt is longer than what it sees leaves its pages behind before the prompt is through.
         let end = u32::try_from(self.seq.len() + self.seq.pending.len()).unwrap_or(u32::MAX);
         let first_gone = plan.layout.n_slots(2);
-        let will_roll =
-            self.seq.policies.stream.is_some_and(|s| s.first_seen(end) as usize >= first_gone);
-        let keeps = self.seq.policies.lazy.is_none() || plan.keep_prefixes;
-        keeps && !has_rolled && !will_roll && !plan.layout.kv.are_sealed()
+        let will_roll = self.seq.recipe.rule.first_seen(end) as usize >= first_gone;
+        self.seq.recipe.offers_prefix && !has_rolled && !will_roll
     }
 
     /// Where the chains of pages begin that the session may share.
     pub(crate) fn prefix_root(&self) -> ChainKey {
-        if self.seq.policies.lazy.is_some() { self.seq.segments[0].n_layers as u64 } else { ROOT }
+        if self.seq.recipe.lazy.is_some() { self.seq.segments[0].n_layers as u64 } else { ROOT }
     }
 
     /// The prompt and how much of it is done, if it is all that the session has and not through the first segment.
@@ -67,18 +63,12 @@ impl Member<'_> {
         let (tokens, done) = self.whole_prompt()?;
         let shared = self.shared;
         let layout = &shared.plan.layout;
-        // Dynamic scaling rotates a key by the length of the prompt it came with.
-        let dynamic = matches!(shared.config.rope.scaling, RopeScaling::Dynamic { .. });
-        // What a row sees of a table with sealed pages depends on where it stands.
-        let seals = layout.kv.are_sealed();
-        // Pages do not say what attention their tokens got.
-        let counts_all = self.seq.policies.evict.is_some_and(|evict| evict.counts_all());
-        if dynamic || seals || counts_all || layout.n_slots(layout.n_pages(done)) != done {
+        if !self.seq.recipe.takes_prefix || layout.n_slots(layout.n_pages(done)) != done {
             return None;
         }
         // The last token is always computed, as its logits are wanted, and so are all rows that score together. Up to its
         // capacity a stream is as any other.
-        let capacity = self.seq.policies.capacity();
+        let capacity = self.seq.recipe.rule.capacity() as usize;
         Some((&tokens[..(tokens.len() - self.seq.n_mass_rows()).min(capacity)], done))
     }
 
@@ -92,7 +82,7 @@ impl Member<'_> {
     /// True if the session computes a prompt that begins with these tokens, and others may share its pages as soon as it
     /// has come to their end.
     pub(crate) fn is_filling(&self, wanted: &[u32]) -> bool {
-        let capacity = self.seq.policies.capacity();
+        let capacity = self.seq.recipe.rule.capacity() as usize;
         let is_ahead = |(tokens, done): (&[u32], usize)| {
             // From the end: prompts that begin alike differ there.
             let begins_so = |begin: &[u32]| begin.iter().rev().eq(wanted.iter().rev());

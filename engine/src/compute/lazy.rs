@@ -10,7 +10,7 @@
 //! figure 7 has three points, after 9, 19 and 28 of 32 layers, with 0.7 each; the layers and rates behind its tables are not
 //! published.
 
-use super::share;
+use crate::share;
 use crate::error::Error;
 
 /// A schedule of prune points, and what is never pruned.
@@ -59,8 +59,10 @@ pub struct PrunePoint {
 }
 
 /// A schedule by name, for a model of 32 layers.
-struct Preset {
-    name: &'static str,
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// As users name it.
+    pub name: &'static str,
     points: &'static [(usize, f64)],
     pool: usize,
 }
@@ -68,7 +70,7 @@ struct Preset {
 /// `paper` is the paper's figure 7. The other two come from where the last query of a question finds its answer: hardly
 /// before the middle of the layers, and then at once and within a tenth of the tokens (`loris eval` measures
 /// what that costs). So `gentle` prunes once and late, and `hard` begins early, but with little.
-const PRESETS: [Preset; 3] = [
+pub const PRESETS: [Preset; 3] = [
     Preset { name: "gentle", points: &[(19, 0.1)], pool: 7 },
     Preset { name: "paper", points: &[(9, 0.7), (19, 0.7), (28, 0.7)], pool: 1 },
     Preset { name: "hard", points: &[(7, 0.6), (16, 0.2)], pool: 7 },

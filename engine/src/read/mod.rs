@@ -1,0 +1,5 @@
+//! Read: what of the cache a row attends to.
+
+mod sees;
+
+pub use sees::{MAX_SINKS, Rule};
