@@ -12,9 +12,9 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use loris::backend::cpu::Isa;
+use loris::compute::{Lazy, PrunePoint};
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::compute::{Lazy, PrunePoint};
 use loris::{Error, KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
 use support::{deep, open_on, options, rounded};
 use xxhash_rust::xxh3::Xxh3;

@@ -10,10 +10,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use loris::compute::{Lazy, PrunePoint};
 use loris::evidence::Shown;
 use loris::keep::{Evict, Keep, MIN_KEEP, Rank};
 use loris::loader::{Checkpoint, Dtype};
-use loris::compute::{Lazy, PrunePoint};
 use loris::store::Sides;
 use loris::{
     Engine, EngineOptions, Error, KvFormat, Model, ModelOptions, Passes, Progress, Session,

@@ -6,9 +6,9 @@ mod support;
 
 use std::ops::ControlFlow;
 
+use loris::compute::{Lazy, PrunePoint};
 use loris::keep::Evict;
 use loris::loader::{Checkpoint, Dtype};
-use loris::compute::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

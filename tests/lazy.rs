@@ -12,8 +12,8 @@ use std::ops::ControlFlow;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions};
 use loris::backend::{Backend, RowUse};
-use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::compute::{Lazy, PrunePoint};
+use loris::loader::{Checkpoint, Dtype, ModelConfig, Weights};
 use loris::store::Coding;
 use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
 use naive::Naive;

@@ -7,9 +7,9 @@ mod config;
 mod files;
 mod support;
 
+use loris::compute::{Lazy, PrunePoint};
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::compute::{Lazy, PrunePoint};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };

@@ -7,8 +7,8 @@ mod support;
 
 use std::ops::ControlFlow;
 
-use loris::loader::{Checkpoint, Dtype};
 use loris::compute::{Lazy, PrunePoint};
+use loris::loader::{Checkpoint, Dtype};
 use loris::store::Sides;
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Progress, Session, SessionOptions,

@@ -12,9 +12,9 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ops::ControlFlow;
 
 use loris::backend::cuda::{self, CudaBytes};
+use loris::compute::{Lazy, PrunePoint};
 use loris::keep::Evict;
 use loris::loader::Dtype;
-use loris::compute::{Lazy, PrunePoint};
 use loris::{
     DeviceChoice, Engine, EngineOptions, Error, GenerateOptions, KvFormat, Model, ModelOptions,
     Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, StreamOptions,

@@ -10,9 +10,9 @@ use std::sync::mpsc;
 use loris_loader::{Checkpoint, ModelConfig, OpenOptions, Tokenizer, Weights};
 
 use crate::backend::{Draw, Stop, Table};
+use crate::compute::{Lazy, PrunePoint};
 use crate::forward::{Done, Execute, Pass};
 use crate::keep::Evict;
-use crate::compute::{Lazy, PrunePoint};
 use crate::pool::AuxRow;
 use crate::recipe::SessionOptions;
 use crate::sequence::{Pending, Stage};

@@ -18,13 +18,13 @@ use super::status::{
     Failure, LORIS_BUFFER_TOO_SMALL, LORIS_CTX_FULL, LORIS_DEAD_END, LORIS_E_FORMAT,
     LORIS_E_NUMERIC, LORIS_E_STATE, LORIS_E_UNSUPPORTED, LORIS_EOS, LORIS_OK, LORIS_STOP,
 };
+use crate::compute::Lazy;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::generate::{Finish, GenerateOptions, Token, generate, generate_masked};
 use crate::keep::Evict;
 use crate::logprobs::LogSoftmax;
 use crate::memory;
-use crate::compute::Lazy;
 use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sampler::SamplerParams;
 use crate::session::Session;

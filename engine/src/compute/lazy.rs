@@ -10,8 +10,8 @@
 //! figure 7 has three points, after 9, 19 and 28 of 32 layers, with 0.7 each; the layers and rates behind its tables are not
 //! published.
 
-use crate::share;
 use crate::error::Error;
+use crate::share;
 
 /// A schedule of prune points, and what is never pruned.
 #[derive(Clone, Debug, PartialEq)]

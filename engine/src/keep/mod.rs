@@ -11,9 +11,9 @@ mod table;
 
 pub use table::{Policy, Rank, TABLE};
 
+use crate::compute::lazy::{MAX_POOL, MAX_WINDOW, first};
 use crate::error::Error;
 use crate::evidence::{Mass, Needs, Shown};
-use crate::compute::lazy::{MAX_POOL, MAX_WINDOW, first};
 use crate::share;
 
 /// A policy and its budget.

@@ -11,8 +11,8 @@
 //!
 //! A row's place is its number in saved state, so rows are added at the end.
 
-use crate::evidence::{Mass, Needs, Shown};
 use crate::compute::lazy::draw;
+use crate::evidence::{Mass, Needs, Shown};
 
 /// What ranks slots.
 #[derive(Clone, Copy, Debug)]

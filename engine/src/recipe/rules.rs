@@ -1,6 +1,6 @@
 //! What goes with what: a row for each pair that does not, or only with numbers that agree. All others go.
 
-use super::{Facts, SessionOptions};
+use super::options::{Facts, SessionOptions};
 use crate::error::Error;
 
 /// What a session may be asked for, or a model may be.
@@ -81,17 +81,22 @@ pub const TABLE: &[Pair] = &[
     refused(Evict, Stream, "none with a window, which forgets on its own"),
     refused(Evict, Windows, "none with layers that see a window of their own"),
     refused(Evict, Sealed, "none with a KV cache of sealed pages; take int4 or int8"),
-    goes_if(Evict, Coded, "sinks that cover the first tokens of a coded cache", |options, facts| {
-        let n_wide = facts.layout.first_len();
-        match options.evict.filter(|evict| evict.sinks < n_wide) {
-            None => Ok(()),
-            Some(_) => {
-                let expected =
-                    format!("sinks={n_wide} or more, the first tokens of a coded cache");
-                Err(Error::option("evict", "given", expected))
+    goes_if(
+        Evict,
+        Coded,
+        "sinks that cover the first tokens of a coded cache",
+        |options, facts| {
+            let n_wide = facts.layout.first_len();
+            match options.evict.filter(|evict| evict.sinks < n_wide) {
+                None => Ok(()),
+                Some(_) => {
+                    let expected =
+                        format!("sinks={n_wide} or more, the first tokens of a coded cache");
+                    Err(Error::option("evict", "given", expected))
+                }
             }
-        }
-    }),
+        },
+    ),
     goes_if(
         Lazy,
         Sealed,
@@ -104,7 +109,11 @@ pub const TABLE: &[Pair] = &[
             _ => Ok(()),
         },
     ),
-    refused(KeepsPrefixes, Coded, "false with a coded KV cache: their pages do not hold the same tokens"),
+    refused(
+        KeepsPrefixes,
+        Coded,
+        "false with a coded KV cache: their pages do not hold the same tokens",
+    ),
     refused(AllLogits, Lazy, NO_LOGITS),
     refused(AllLogits, Evict, NO_LOGITS),
     refused(TakesPrefix, Sealed, "what a row sees of sealed pages depends on where it stands"),
@@ -160,7 +169,8 @@ impl Is {
 
     /// Why it never goes with what else is there.
     pub(crate) fn refused(self, options: &SessionOptions, facts: &Facts) -> Option<&'static str> {
-        let is_there = |pair: &&Pair| pair.what == self && pair.with.asked(options, facts).is_some();
+        let is_there =
+            |pair: &&Pair| pair.what == self && pair.with.asked(options, facts).is_some();
         let mut pairs = TABLE.iter().filter(is_there);
         pairs.find(|pair| matches!(pair.verdict, Verdict::Refused)).map(|pair| pair.why)
     }
@@ -173,7 +183,8 @@ impl Is {
     /// Refuses it where something else that is there is in its way.
     pub(crate) fn check(self, options: &SessionOptions, facts: &Facts) -> Result<(), Error> {
         let Some((name, value)) = self.asked(options, facts) else { return Ok(()) };
-        let is_there = |pair: &&Pair| pair.what == self && pair.with.asked(options, facts).is_some();
+        let is_there =
+            |pair: &&Pair| pair.what == self && pair.with.asked(options, facts).is_some();
         TABLE.iter().filter(is_there).try_for_each(|pair| match pair.verdict {
             Verdict::Refused => Err(Error::option(name, value.clone(), pair.why)),
             Verdict::GoesIf(check) => check(options, facts),

@@ -180,7 +180,8 @@ impl Sequence {
     /// New tokens have gone through the first segment.
     pub(crate) fn take_in(&mut self, phase: Phase, new: &[u32]) {
         if phase == Phase::Prefill && self.n_shareable == self.len() {
-            self.n_shareable = (self.n_shareable + new.len()).min(self.recipe.rule.capacity() as usize);
+            self.n_shareable =
+                (self.n_shareable + new.len()).min(self.recipe.rule.capacity() as usize);
         }
         self.tokens.extend_from_slice(new);
         match &mut self.pending {

@@ -29,11 +29,11 @@ use std::io::{self, Read, Write};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::compute::{Lazy, Order, PrunePoint};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::keep::{Evict, Keep, Rank, TABLE};
 use crate::memory;
-use crate::compute::{Lazy, Order, PrunePoint};
 
 pub(super) const MAGIC: [u8; 8] = *b"loris-kv";
 pub(super) const VERSION: u32 = 4;

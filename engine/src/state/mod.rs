@@ -22,12 +22,12 @@ use self::blob::{
     read, read_pod, read_schedule, schedule_of,
 };
 use self::contents::runs;
+use crate::compute::lazy::MAX_POINTS;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::file::NewFile;
 use crate::memory;
 use crate::read::Rule;
-use crate::compute::lazy::MAX_POINTS;
 use crate::recipe::{SessionOptions, StreamOptions};
 use crate::sequence::{GIVEN_UP, Pending, Segment, Slots};
 use crate::session::Session;

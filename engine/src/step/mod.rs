@@ -18,8 +18,8 @@ mod change;
 mod leave;
 mod member;
 mod pass;
-mod rows;
 mod prefix;
+mod rows;
 
 pub(crate) use change::Change;
 pub use member::Progress;

@@ -58,9 +58,7 @@ fn bias(text: &str) -> Result<(u32, f32), String> {
 /// Reads a share; the option whose it is says what range it takes.
 #[allow(clippy::cast_possible_truncation)] // to the precision that samplers have
 fn share(text: &str) -> Result<f32, String> {
-    share::parse(text)
-        .map(|share| share as f32)
-        .ok_or(format!("expected {}", share::EXPECTED))
+    share::parse(text).map(|share| share as f32).ok_or(format!("expected {}", share::EXPECTED))
 }
 
 /// In-process LLM inference for long prompts: a model folder in, streamed text out.

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use loris::compute::Lazy;
 use loris::keep::Evict;
 use loris::loader::{ModelConfig, OpenOptions, RopeScaling, Tokenizer};
 use loris::read::MAX_SINKS;
-use loris::compute::Lazy;
 use loris::{
     Engine, EngineOptions, LoadProgress, Model, ModelOptions, SessionOptions, StreamOptions,
 };

@@ -3,8 +3,8 @@
 //! This is the one place that knows them. `dense` is always first, as everything is compared with it; a
 //! policy that comes to the engine is one more arm of [`parse`] and one more line of [`KNOWN`].
 
-use loris::keep::Evict;
 use loris::compute::Lazy;
+use loris::keep::Evict;
 use loris::{Error, KvFormats, ModelOptions, SessionOptions};
 
 use crate::exit::{Failure, USAGE};
