@@ -5,14 +5,19 @@
 mod config;
 #[path = "state/files.rs"]
 mod files;
+#[path = "state/old.rs"]
+mod old;
 mod support;
 
 use loris::compute::{Lazy, PrunePoint};
+use std::ops::Range;
+
 use loris::keep::Evict;
 use loris::loader::Dtype;
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };
+use old::{old, section};
 use support::{argmax, bits, deep, open, open_cpu, open_cuda, open_with, options, rounded};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -103,11 +108,11 @@ fn a_blob_of_something_else_is_refused_by_name() {
     assert!(refusal(&model, &with(47, 0x80)).contains("tokens"));
     assert!(refusal(&model, &with(48, 1)).contains("the model's config"));
     assert!(refusal(&model, &with(56, 32)).contains("flags"));
-    assert!(refusal(&model, &with(56, 8)).contains("sealed pages where"));
-    assert!(refusal(&model, &with(56, 6)).contains("no stream that evicts"));
     assert!(refusal(&model, &with(60, 0x80)).contains("prune points"));
-    assert!(refusal(&model, &with(67, 0xff)).contains("ids below 128"));
-    assert!(refusal(&model, &with(blob.len() - 20, 1)).contains("checksum"));
+    assert!(
+        refusal(&model, &with(section(&blob, "tokens").start + 3, 0xff)).contains("ids below 128")
+    );
+    assert!(refusal(&model, &with(section(&blob, "pages").end - 1, 1)).contains("checksum"));
     assert!(refusal(&model, &blob[..blob.len() - 1]).contains("checksum"));
     assert!(refusal(&model, &[]).contains("header"));
 
@@ -184,10 +189,10 @@ fn an_answer_is_saved_with_its_length() {
     let (session, mut blob) = saved(&model, 20, 3);
     let trusting = SessionOptions { trust_old_state: true, ..SessionOptions::default() };
     assert_eq!(session.answer().len(), 3);
-    let header = 64;
-    assert_eq!(blob[header..header + 8], 3_u64.to_le_bytes());
+    let at = section(&blob, "counts").start + 32;
+    assert_eq!(blob[at..at + 8], 3_u64.to_le_bytes());
     for (n, is_sound) in [(0, true), (23, true), (24, false), (u64::MAX, false)] {
-        blob[header..header + 8].copy_from_slice(&u64::to_le_bytes(n));
+        blob[at..at + 8].copy_from_slice(&u64::to_le_bytes(n));
         seal(&mut blob);
         match model.restore(&mut &*blob, &SessionOptions::default()) {
             Ok(restored) => assert_eq!((restored.answer().len() as u64, is_sound), (n, true)),
@@ -195,6 +200,7 @@ fn an_answer_is_saved_with_its_length() {
             Err(e) => panic!("{n}: {e}"),
         }
     }
+    let mut blob = old(&save(&session));
     blob[8] = 3; // which did not have it
     blob[48..56].fill(0);
     seal(&mut blob);
@@ -205,7 +211,8 @@ fn an_answer_is_saved_with_its_length() {
 #[test]
 fn blobs_of_earlier_versions_are_read() {
     let model = model(&ModelOptions { page_len: 16, ..options(256) });
-    let (session, mut blob) = saved(&model, 20, 0);
+    let (session, blob) = saved(&model, 20, 0);
+    let mut blob = old(&blob);
     blob[48..56].copy_from_slice(&20_u64.to_le_bytes());
     let trusting = SessionOptions { trust_old_state: true, ..SessionOptions::default() };
     let restore = |model: &Model, blob: &[u8]| model.restore(&mut &*blob, &trusting);
@@ -222,6 +229,66 @@ fn blobs_of_earlier_versions_are_read() {
     blob[8] = 1;
     blob[60] = 1;
     assert!(matches!(restore(&model, &blob), Err(Error::SavedState { field: "prune points", .. })));
+}
+
+/// What is wrong with the length of pages.
+const BY_PAGE: &str = "page length of a stream or of sealed pages";
+
+/// Sections that are not what they should be.
+#[test]
+fn sections_that_contradict_themselves_are_refused_by_name() {
+    let model = lazy_model(&ModelOptions { page_len: 16, aux_tokens: 256, ..options(256) });
+    let lazy = Some(schedule(&[(1, 0.5), (4, 0.5)]));
+    let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
+    turn(&mut s, 1, 41);
+    let blob = save(&s);
+    drop(s);
+    let forged = |at: Range<usize>, bytes: &[u8]| {
+        let mut blob = blob.clone();
+        blob.splice(at, bytes.iter().copied());
+        seal(&mut blob);
+        match restore(&model, &blob) {
+            Err(Error::SavedState { field, .. }) => field,
+            other => panic!("{other:?}"),
+        }
+    };
+    let names =
+        ["recipe", "counts", "tokens", "logits", "depths", "slots", "pages", "waiting", "end"];
+    for name in names {
+        let Range { start, end } = section(&blob, name);
+        let is_left_out = if name == "logits" { "depths" } else { "section" };
+        let found = forged(start - 16..start - 8, b"unknown ");
+        assert!(["section", is_left_out].contains(&found), "{name}: {found}");
+        for n_bytes in [0, end - start - 1, end - start + 1, 1 << 62] {
+            let found = forged(start - 8..start, &(n_bytes as u64).to_le_bytes());
+            assert_ne!(found, "checksum", "{name}, {n_bytes} bytes");
+        }
+    }
+    let recipe = section(&blob, "recipe");
+    for (text, field) in [
+        ("", "depths"),
+        ("lazy 1:0.5,4:0.5,window=0\n", "schedule"),
+        ("lazy 1:0.5,9:0.5\n", "schedule"),
+        ("stream 4\n", "recipe"),
+        ("merge all\n", "recipe"),
+        ("lazy\n", "recipe"),
+        ("evict h2o:1\n", "eviction policy"),
+        ("\u{0}", "recipe"),
+    ] {
+        let head = [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
+        let found = forged(recipe.start - 8..recipe.end, &head);
+        assert!(found == field || (text.is_empty() && found == "section"), "{text}: {found}");
+    }
+    let (n_refused, n_restored) = restore_mutated(&model, &blob, section(&blob, "pages").start);
+    assert!(n_refused > 500 && n_restored > 200, "{n_refused} refused, {n_restored} restored");
+    let counts = section(&blob, "counts").start;
+    for (idx, field) in
+        [(0, BY_PAGE), (1, "tokens that a stream has left behind"), (4, "tokens of the answer")]
+    {
+        let at = counts + 8 * idx;
+        assert_eq!(forged(at..at + 8, &48_u64.to_le_bytes()), field);
+    }
+    assert_eq!((model.pool_usage().n_used, model.pool_usage().n_aux_used), (0, 0));
 }
 
 /// Gives a forged blob the checksum of its contents.
@@ -408,7 +475,7 @@ fn forged() -> Forged {
     let lazy = Some(schedule(&[(1, 0.5), (4, 0.5)]));
     let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
     turn(&mut s, 1, 41);
-    let blob = save(&s);
+    let blob = old(&save(&s));
     let points = 64 + 48;
     let answer = 8; // how many of the tokens it has
     let depths = points + 2 * 16 + answer + 46 * 4 + 128 * 4;
@@ -496,7 +563,7 @@ fn forged_blobs_of_a_session_that_prunes_are_refused_or_run() {
         match restore(&model, &bad) {
             Ok(mut s) => {
                 let len = s.len();
-                assert_eq!(save(&s).len(), bad.len());
+                assert_eq!(old(&save(&s)).len(), bad.len());
                 // A damaged number may be none.
                 if s.prefill(&prompt(2, 3)).is_err() {
                     assert_eq!(s.len(), len);
@@ -607,7 +674,8 @@ fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
         turn(&mut s, 1, 60);
         save(&s)
     };
-    let (stream, evicted) = (blob_of(&streaming(4, 20)), blob_of(&evicting("h2o:24")));
+    let blobs = [blob_of(&streaming(4, 20)), blob_of(&evicting("h2o:24"))];
+    let [stream, evicted] = blobs.each_ref().map(|blob| old(blob));
     let refusal = |blob: &[u8], at: usize, bytes: &[u8]| {
         let mut blob = blob.to_vec();
         assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
@@ -632,7 +700,9 @@ fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
     for n in [8, 17, u64::MAX] {
         assert_eq!(refusal(&stream, 72, &long(n)), gone, "{n}");
     }
-    assert_eq!(refusal(&stream, 80, &long(32)), "page length of a stream");
+    assert_eq!(refusal(&stream, 80, &long(32)), BY_PAGE);
+    assert_eq!(refusal(&stream, 56, &7_u32.to_le_bytes()), "flags", "and evicts");
+    assert_eq!(refusal(&stream, 56, &11_u32.to_le_bytes()), "flags", "and seals");
     assert_eq!(refusal(&evicted, 64, &6_u32.to_le_bytes()), "eviction policy");
     assert_eq!(refusal(&evicted, 68, &2_u32.to_le_bytes()), "flag of a share");
     assert_eq!(refusal(&evicted, 72, &long(5)), "policy", "too few to keep");
@@ -659,7 +729,7 @@ fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
     let other = lazy_model(&ModelOptions { page_len: 32, chunk: 32, ..options(512) });
     assert!(restore(&other, &evicted).is_ok(), "pages of another length hold the same slots");
 
-    for blob in [stream, evicted] {
+    for blob in blobs {
         let (n_refused, n_restored) = restore_mutated(&model, &blob, 130);
         assert!(n_refused > 500 && n_restored > 200, "{n_refused} refused, {n_restored} restored");
     }
@@ -725,12 +795,16 @@ fn a_thousand_forged_blobs_change_no_bit_of_another_session() {
     for i in 0..1_000 {
         let kind = i % kinds.len();
         let mut bad = blobs[kind].clone();
-        // KV; and in every second blob a header of when it said how much others may share.
+        // KV; and every second blob is of when the header said how much others may share.
+        let is_old = random(2) == 0;
+        if is_old {
+            bad = old(&bad);
+        }
         for _ in 0..=random(20) {
             let at = bad.len() - 8 - 1 - random(bad.len() / 2);
             bad[at] ^= 1 << random(8);
         }
-        if random(2) == 0 {
+        if is_old {
             bad[8] = 3;
             bad[48..56].copy_from_slice(&(random(61) as u64).to_le_bytes());
         }
@@ -765,8 +839,9 @@ fn a_thousand_forged_blobs_change_no_bit_of_another_session() {
 fn sealed_pages_that_contradict_themselves_are_refused_by_name() {
     let sizes = ModelOptions { kv: "int2".parse().unwrap(), page_len: 16, ..options(512) };
     let model = model(&sizes);
-    let (s, blob) = saved(&model, 100, 0);
+    let (s, whole) = saved(&model, 100, 0);
     drop(s);
+    let blob = old(&whole);
     // The header, the page length and the number of sealed pages; 100 tokens and their logits.
     let slots = 64 + 8 + 8 + 400 + 512;
     assert_eq!(blob[slots..slots + 8], 100_u64.to_le_bytes());
@@ -784,7 +859,7 @@ fn sealed_pages_that_contradict_themselves_are_refused_by_name() {
     let long = |n: u64| n.to_le_bytes();
     assert_eq!(blob[72..80], long(3), "pages in front of the last two and the row's own");
     assert_eq!(refusal(56, &1_u32.to_le_bytes()), "flags");
-    assert_eq!(refusal(64, &long(64)), "page length of sealed pages");
+    assert_eq!(refusal(64, &long(64)), BY_PAGE);
     assert_eq!(refusal(72, &long(u64::MAX)), "sealed pages");
     for n in [2, 7] {
         assert_eq!(refusal(72, &long(n)), "sealed pages", "{n}");
@@ -794,6 +869,7 @@ fn sealed_pages_that_contradict_themselves_are_refused_by_name() {
     assert_eq!(refusal(slots + 8, &7_u32.to_le_bytes()), "positions", "one twice");
     assert_eq!(refusal(slots + 8 + 4 * 99, &u32::MAX.to_le_bytes()), "positions");
 
-    let (n_refused, n_restored) = restore_mutated(&model, &blob, slots + 420);
+    let (n_refused, n_restored) =
+        restore_mutated(&model, &whole, section(&whole, "slots").start + 420);
     assert!(n_refused > 400 && n_restored > 300, "{n_refused} refused, {n_restored} restored");
 }

@@ -10,6 +10,8 @@
 //! figure 7 has three points, after 9, 19 and 28 of 32 layers, with 0.7 each; the layers and rates behind its tables are not
 //! published.
 
+use std::fmt;
+
 use crate::error::Error;
 use crate::share;
 
@@ -130,6 +132,7 @@ impl Lazy {
             Some(("min-len", n)) => self.min_len = n.parse().ok()?,
             Some(("revive", n)) => self.max_revived = n.parse().ok()?,
             None if word == "no-revival" => self.revives = false,
+            Some(("random", seed)) => self.order = Order::Random { seed: seed.parse().ok()? },
             None if word == "random" => self.order = Order::Random { seed: 0 },
             _ => return None,
         }
@@ -242,6 +245,26 @@ impl Lazy {
     /// True if a sequence of `len` tokens is pruned at all.
     pub fn prunes(&self, len: usize) -> bool {
         len >= self.min_len
+    }
+}
+
+/// As [`Lazy::parse`] reads it.
+impl fmt::Display for Lazy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By name, so that none is forgotten.
+        let Self { points, window, sinks, pool, min_len, max_revived, revives, order } = self;
+        for PrunePoint { layer, keep_rate } in points {
+            write!(f, "{layer}:{keep_rate},")?;
+        }
+        write!(
+            f,
+            "window={window},pool={pool},sinks={sinks},min-len={min_len},revive={max_revived}"
+        )?;
+        f.write_str(if *revives { "" } else { ",no-revival" })?;
+        match order {
+            Order::Attention => Ok(()),
+            Order::Random { seed } => write!(f, ",random={seed}"),
+        }
     }
 }
 

@@ -12,6 +12,8 @@ mod table;
 pub use table::{Policy, Rank, TABLE};
 
 use crate::compute::lazy::{MAX_POOL, MAX_WINDOW, first};
+use std::fmt;
+
 use crate::error::Error;
 use crate::evidence::{Mass, Needs, Shown};
 use crate::share;
@@ -103,6 +105,9 @@ impl Evict {
         if !(1..=MAX_WINDOW).contains(&self.window) {
             return refuse(format!("window={}", self.window), format!("1 to {MAX_WINDOW}"));
         }
+        if self.rank.row().pool == 1 && self.pool != 1 {
+            return refuse(format!("pool={}", self.pool), "none, but for snapkv".into());
+        }
         if !(1..=MAX_POOL).contains(&self.pool) || self.pool.is_multiple_of(2) {
             return refuse(format!("pool={}", self.pool), format!("odd, 1 to {MAX_POOL}"));
         }
@@ -171,6 +176,21 @@ impl Evict {
         let mut keep: Vec<u32> = always.chain(others.into_iter().map(|(_, slot)| slot)).collect();
         keep.sort_unstable();
         keep
+    }
+}
+
+/// As [`Evict::parse`] reads it.
+impl fmt::Display for Evict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // By name, so that none is forgotten.
+        let Self { rank, keep, sinks, window, pool } = self;
+        write!(f, "{}:", rank.row().name)?;
+        match keep {
+            Keep::Tokens(n) => write!(f, "{n}")?,
+            Keep::Share(share) => write!(f, "{share:?}")?, // 1.0, not 1
+        }
+        write!(f, ",window={window},sinks={sinks}")?;
+        if rank.row().pool > 1 { write!(f, ",pool={pool}") } else { Ok(()) }
     }
 }
 

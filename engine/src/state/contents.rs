@@ -1,12 +1,12 @@
 //! What a session holds on the device, into a blob and out of it: pages, and hidden states that wait.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::ops::Range;
 
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
 
-use super::blob::{Summed, read};
+use super::blob::{Blob, Summed};
 use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
@@ -75,16 +75,12 @@ impl Session {
 }
 
 impl Model {
-    pub(super) fn read_pages(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        segment: &Segment,
-    ) -> Result<(), Error> {
+    pub(super) fn read_pages(&self, blob: &mut Blob<'_>, segment: &Segment) -> Result<(), Error> {
         let layout = segment.layout(&self.plan().layout);
         let mut pages = buffer(segment.n_pages() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             for run in runs(layout, segment.len()) {
-                read(from, &mut pages[run], "pages")?;
+                blob.read(&mut pages[run], "pages")?;
             }
             let mut device = self.shared.device();
             let ids = segment.pages().skip(layer).step_by(segment.n_layers);
@@ -95,11 +91,7 @@ impl Model {
         Ok(())
     }
 
-    pub(super) fn read_waiting(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        session: &Session,
-    ) -> Result<(), Error> {
+    pub(super) fn read_waiting(&self, blob: &mut Blob<'_>, session: &Session) -> Result<(), Error> {
         let rows: Vec<AuxRow> = session.seq.waiting.rows().map(|(_, row)| row).collect();
         let hidden_dim = self.config().hidden_dim;
         let mut states: Vec<f32> = memory::zeros(ROWS_A_TURN * hidden_dim, "hidden states")?;
@@ -108,10 +100,10 @@ impl Model {
             let n = rows.len() * hidden_dim;
             match self.plan().layout.kv.wide() {
                 Coding::F32 => {
-                    read(from, bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
+                    blob.read(bytemuck::cast_slice_mut(&mut states[..n]), "hidden states")?;
                 }
                 _ => {
-                    read(from, bytemuck::cast_slice_mut(&mut narrow[..n]), "hidden states")?;
+                    blob.read(bytemuck::cast_slice_mut(&mut narrow[..n]), "hidden states")?;
                     narrow[..n].convert_to_f32_slice(&mut states[..n]);
                 }
             }

@@ -9,6 +9,7 @@
 
 mod blob;
 mod contents;
+mod old;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -17,20 +18,109 @@ use std::path::Path;
 use xxhash_rust::xxh3::Xxh3;
 
 use self::blob::{
-    EVICTS, Evicted, HAS_ANSWER, HAS_LOGITS, Header, IS_SEALED, IS_STREAM, Point, Schedule, Sealed,
-    Streamed, Summed, VERSION, at_most, evicted_of, expected_header, io_error, mismatch, policy_of,
-    read, read_pod, read_schedule, schedule_of,
+    Blob, Counts, Head, Header, Summed, VERSION, at_most, expected_header, io_error, mismatch,
 };
 use self::contents::runs;
-use crate::compute::lazy::MAX_POINTS;
+use crate::compute::Lazy;
 use crate::engine::Model;
 use crate::error::Error;
 use crate::file::NewFile;
+use crate::keep::Evict;
 use crate::memory;
-use crate::read::Rule;
-use crate::recipe::{SessionOptions, StreamOptions};
+use crate::recipe::{Recipe, SessionOptions, StreamOptions};
 use crate::sequence::{GIVEN_UP, Pending, Segment, Slots};
 use crate::session::Session;
+
+/// A part of a blob.
+struct Section {
+    name: &'static str,
+    /// Its length; `None`: the session has no such part.
+    n_bytes: fn(&Session) -> Option<usize>,
+    write: fn(&Session, &mut Out<'_>) -> Result<(), Error>,
+}
+
+type Out<'a> = Summed<&'a mut dyn Write>;
+
+/// All of them, in their order; see [`blob`].
+const SECTIONS: [Section; 9] = [
+    Section {
+        name: "recipe",
+        n_bytes: |s| Some(s.recipe_text().len()),
+        write: |s, out| out.write(s.recipe_text().as_bytes()),
+    },
+    Section {
+        name: "counts",
+        n_bytes: |s| Some(size_of::<Counts>() + s.n_sealed().count() * size_of::<u64>()),
+        write: |s, out| {
+            out.write(bytemuck::bytes_of(&s.counts()))?;
+            s.n_sealed().try_for_each(|n| out.write(&n.to_le_bytes()))
+        },
+    },
+    Section {
+        name: "mass",
+        n_bytes: |s| match s.seq.measured.sums() {
+            [] => None,
+            sums => Some(sums.iter().map(Vec::len).sum::<usize>() * size_of::<f32>()),
+        },
+        write: |s, out| {
+            let mut sums = s.seq.measured.sums().iter();
+            sums.try_for_each(|sums| out.write(bytemuck::cast_slice(sums)))
+        },
+    },
+    Section {
+        name: "tokens",
+        n_bytes: |s| Some(s.seq.tokens.len() * size_of::<u32>()),
+        write: |s, out| out.write(bytemuck::cast_slice(&s.seq.tokens)),
+    },
+    Section {
+        name: "logits",
+        n_bytes: |s| s.seq.logits_ready.then_some(s.logits.len() * size_of::<f32>()),
+        write: |s, out| out.write(bytemuck::cast_slice(&s.logits)),
+    },
+    Section {
+        name: "depths",
+        n_bytes: |s| s.seq.recipe.lazy.as_ref().map(|_| s.len()),
+        write: |s, out| out.write(&s.seq.waiting.depths),
+    },
+    Section {
+        name: "slots",
+        n_bytes: |s| match s.segments_with_slots() {
+            [] => None,
+            segments => {
+                let of = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
+                Some(segments.iter().map(of).sum())
+            }
+        },
+        write: |s, out| {
+            s.segments_with_slots().iter().try_for_each(|segment| {
+                out.write(&(segment.len() as u64).to_le_bytes())?;
+                out.write(bytemuck::cast_slice(&segment.positions))
+            })
+        },
+    },
+    Section {
+        name: "pages",
+        n_bytes: |s| {
+            let layout = s.model.plan().layout;
+            let of = |s: &Segment| {
+                s.n_layers * runs(s.layout(&layout), s.len()).map(|run| run.len()).sum::<usize>()
+            };
+            Some(s.seq.segments.iter().map(of).sum())
+        },
+        write: |s, out| s.seq.segments.iter().try_for_each(|segment| s.write_pages(out, segment)),
+    },
+    Section {
+        name: "waiting",
+        n_bytes: |s| {
+            let is_there = s.seq.recipe.lazy.is_some();
+            is_there.then(|| s.seq.waiting.len() * s.model.hidden_bytes())
+        },
+        write: Session::write_waiting,
+    },
+];
+
+/// Bytes of a recipe's text at most: sixteen points and some options.
+const MAX_RECIPE: u64 = 4_096;
 
 impl Session {
     /// Writes the session so that [`Model::restore`] can continue it, also in another process.
@@ -55,36 +145,44 @@ impl Session {
     /// Bytes that [`save`](Self::save) writes now.
     pub fn saved_bytes(&self) -> Result<usize, Error> {
         self.check_savable()?;
-        let plan = self.model.plan();
-        let logits = if self.seq.logits_ready { self.logits.len() * size_of::<f32>() } else { 0 };
-        let kv_bytes = |s: &Segment| {
-            s.n_layers * runs(s.layout(&plan.layout), s.len()).map(|run| run.len()).sum::<usize>()
-        };
-        let kv: usize = self.seq.segments.iter().map(kv_bytes).sum();
-        let tokens = self.seq.tokens.len() * size_of::<u32>();
-        let pruned = match &self.seq.recipe.lazy {
-            None => 0,
-            Some(lazy) => {
-                size_of::<Schedule>()
-                    + lazy.points.len() * size_of::<Point>()
-                    + self.len()
-                    + self.seq.waiting.len() * self.model.hidden_bytes()
-            }
-        };
-        let slots = |s: &Segment| size_of::<u64>() + s.len() * size_of::<u32>();
-        let slots: usize = self.segments_with_slots().iter().map(slots).sum();
-        let sealed = match plan.layout.kv.are_sealed() {
-            true => size_of::<Sealed>() + self.seq.segments.len() * size_of::<u64>(),
-            false => 0,
-        };
-        let streamed = if self.seq.recipe.rule.rolls() { size_of::<Streamed>() } else { 0 };
-        let evicted = self.seq.recipe.evict.map_or(0, |_| {
-            let sums = self.seq.measured.sums().iter().map(Vec::len).sum::<usize>();
-            size_of::<Evicted>() + sums * size_of::<f32>()
-        });
-        let policies = pruned + slots + streamed + evicted + sealed;
-        let answer = if self.answer().is_empty() { 0 } else { size_of::<u64>() };
-        Ok(size_of::<Header>() + answer + tokens + logits + policies + kv + size_of::<u64>())
+        let of = |n_bytes: usize| size_of::<Head>() + n_bytes;
+        let sections = SECTIONS.iter().filter_map(|section| (section.n_bytes)(self)).map(of);
+        Ok(size_of::<Header>() + sections.sum::<usize>() + of(size_of::<u64>()))
+    }
+
+    /// A line for each choice, as [`recipe_of`] reads them.
+    fn recipe_text(&self) -> String {
+        let recipe = &self.seq.recipe;
+        let mut text = String::new();
+        if let Some(lazy) = &recipe.lazy {
+            text += &format!("lazy {lazy}\n");
+        }
+        if recipe.rule.rolls() {
+            text += &format!("stream {}+{}\n", recipe.rule.sinks, recipe.rule.window);
+        }
+        if let Some(evict) = recipe.evict {
+            text += &format!("evict {evict}\n");
+        }
+        text
+    }
+
+    fn counts(&self) -> Counts {
+        let layout = self.model.plan().layout;
+        let is_by_page = layout.kv.are_sealed() || self.seq.recipe.rule.rolls();
+        Counts {
+            page_len: if is_by_page { layout.page_len as u64 } else { 0 },
+            n_gone: self.n_gone() as u64,
+            since: self.seq.measured.since as u64,
+            n_slots: self.seq.recipe.evict.map_or(0, |_| self.seq.segments[0].len() as u64),
+            n_answer: self.answer().len() as u64,
+        }
+    }
+
+    /// How many pages of each segment are sealed, where there are such.
+    fn n_sealed(&self) -> impl Iterator<Item = u64> {
+        let layout = self.model.plan().layout;
+        let segments: &[Segment] = if layout.kv.are_sealed() { &self.seq.segments } else { &[] };
+        segments.iter().map(move |segment| segment.n_sealed(&layout) as u64)
     }
 
     /// Segments whose slots do not follow from the number of tokens.
@@ -106,67 +204,16 @@ impl Session {
         file.commit().map(drop).map_err(io)
     }
 
-    fn write(&self, out: &mut Summed<&mut dyn Write>) -> Result<(), Error> {
-        let header = Header {
-            n_tokens: self.seq.tokens.len() as u64,
-            flags: [
-                (self.seq.logits_ready, HAS_LOGITS),
-                (self.seq.recipe.rule.rolls(), IS_STREAM),
-                (self.seq.recipe.evict.is_some(), EVICTS),
-                (self.model.plan().layout.kv.are_sealed(), IS_SEALED),
-                (!self.answer().is_empty(), HAS_ANSWER),
-            ]
-            .into_iter()
-            .fold(0, |flags, (is_set, flag)| if is_set { flags | flag } else { flags }),
-            n_points: self.seq.recipe.lazy.as_ref().map_or(0, |lazy| lazy.points.len() as u32),
-            ..expected_header(&self.model)
-        };
-        out.write(bytemuck::bytes_of(&header))?;
-        if let Some(lazy) = &self.seq.recipe.lazy {
-            let (schedule, points) = schedule_of(lazy);
-            out.write(bytemuck::bytes_of(&schedule))?;
-            out.write(bytemuck::cast_slice(&points))?;
-        }
-        let Rule { sinks: sink, window } = self.seq.recipe.rule;
-        if self.seq.recipe.rule.rolls() {
-            let (n_gone, page_len) =
-                (self.n_gone() as u64, self.model.plan().layout.page_len as u64);
-            let streamed = Streamed { sink, window, n_gone, page_len };
-            out.write(bytemuck::bytes_of(&streamed))?;
-        }
-        if let Some(evict) = self.seq.recipe.evict {
-            let evicted = evicted_of(evict, self.seq.measured.since, self.seq.segments[0].len());
-            out.write(bytemuck::bytes_of(&evicted))?;
-            for sums in self.seq.measured.sums() {
-                out.write(bytemuck::cast_slice(sums))?;
+    fn write(&self, out: &mut Out<'_>) -> Result<(), Error> {
+        let n_tokens = self.seq.tokens.len() as u64;
+        out.write(bytemuck::bytes_of(&Header { n_tokens, ..expected_header(&self.model) }))?;
+        for Section { name, n_bytes, write } in &SECTIONS {
+            if let Some(n_bytes) = n_bytes(self) {
+                out.write(bytemuck::bytes_of(&Head::new(name, n_bytes)))?;
+                write(self, out)?;
             }
         }
-        if header.flags & IS_SEALED != 0 {
-            let sealed = Sealed { page_len: self.model.plan().layout.page_len as u64 };
-            out.write(bytemuck::bytes_of(&sealed))?;
-            for segment in &self.seq.segments {
-                let n_sealed = segment.n_sealed(&self.model.plan().layout) as u64;
-                out.write(&n_sealed.to_le_bytes())?;
-            }
-        }
-        if header.flags & HAS_ANSWER != 0 {
-            out.write(&(self.answer().len() as u64).to_le_bytes())?;
-        }
-        out.write(bytemuck::cast_slice(&self.seq.tokens))?;
-        if self.seq.logits_ready {
-            out.write(bytemuck::cast_slice(&self.logits))?;
-        }
-        if self.seq.recipe.lazy.is_some() {
-            out.write(&self.seq.waiting.depths)?;
-        }
-        for segment in self.segments_with_slots() {
-            out.write(&(segment.len() as u64).to_le_bytes())?;
-            out.write(bytemuck::cast_slice(&segment.positions))?;
-        }
-        for segment in &self.seq.segments {
-            self.write_pages(out, segment)?;
-        }
-        self.write_waiting(out)
+        out.write(bytemuck::bytes_of(&Head::new("end", size_of::<u64>())))
     }
 }
 
@@ -176,36 +223,25 @@ impl Model {
     /// It prunes, streams or evicts as the saved one did. What `options` say of that must be the same; without, it is
     /// taken from the blob. A stream takes a page length as that of the model that saved it.
     pub fn restore(&self, from: &mut dyn Read, options: &SessionOptions) -> Result<Session, Error> {
-        let mut from = Summed { inner: from, sum: Xxh3::new() };
-        let header = self.read_header(&mut from, options.trust_old_state)?;
-        let lazy = match header.n_points {
-            0 => None,
-            n => Some(read_schedule(&mut from, n as usize)?),
+        let mut blob = Blob::new(from);
+        let header = self.read_header(&mut blob, options.trust_old_state)?;
+        let is_old = header.is_old();
+        let (saved, mut counts) = match is_old {
+            true => old::recipe(&mut blob, &header)?,
+            false => (self.read_recipe(&mut blob)?, Counts::default()),
         };
-        agree("schedule", &lazy, &options.lazy)?;
-        if let Some(lazy) = &lazy {
+        agree("schedule", &saved.lazy, &options.lazy)?;
+        agree("stream", &saved.stream, &options.stream)?;
+        agree("eviction", &saved.evict, &options.evict)?;
+        if let Some(lazy) = &saved.lazy {
             lazy.check(self.plan().n_layers).map_err(|e| unsound("schedule", &e))?;
         }
-        let streamed = match header.flags & IS_STREAM {
-            0 => None,
-            _ => Some(read_pod::<Streamed>(&mut from, "stream")?),
-        };
-        let stream = streamed.map(|Streamed { sink, window, .. }| StreamOptions {
-            sink: sink as usize,
-            window: window as usize,
-        });
-        agree("stream", &stream, &options.stream)?;
-        let evicted = match header.flags & EVICTS {
-            0 => None,
-            _ => Some(read_pod::<Evicted>(&mut from, "eviction")?),
-        };
-        let evict = evicted.as_ref().map(policy_of).transpose()?;
-        agree("eviction", &evict, &options.evict)?;
+        let (stream, evict) = (saved.stream, saved.evict);
         // A stream has no end, whatever the others are opened with.
         let ctx_len = options.ctx_len.filter(|_| stream.is_none());
-        let saved = SessionOptions { ctx_len, lazy, stream, evict, trust_old_state: false };
-        let (recipe, ctx_len) =
-            saved.check(&self.plan().facts(self.config())).map_err(|e| match (stream, evict) {
+        let (recipe, ctx_len) = SessionOptions { ctx_len, ..saved }
+            .check(&self.plan().facts(self.config()))
+            .map_err(|e| match (stream, evict) {
                 (None, None) => e,
                 _ => unsound("policy", &e),
             })?;
@@ -215,54 +251,66 @@ impl Model {
             header.n_tokens,
             session.ctx_len as u64,
         )?;
-        let positions = match (streamed, evicted) {
-            (Some(streamed), _) => self.positions_of_stream(&streamed, &mut session, n_tokens)?,
-            (_, Some(evicted)) => self.read_evicted(&mut from, &evicted, &mut session, n_tokens)?,
-            _ => Positions { first: n_tokens, then: n_tokens, n_slots: n_tokens },
-        };
+        let mut n_sealed = Vec::new();
+        if !is_old {
+            (counts, n_sealed) = self.read_counts(&mut blob, session.seq.segments.len())?;
+        }
+        let positions = self.positions(&counts, &mut session, n_tokens)?;
+        self.read_mass(&mut blob, &mut session, positions.n_slots)?;
+        if is_old {
+            n_sealed = old::counts(&mut blob, &header, session.seq.segments.len(), &mut counts)?;
+        }
+        let by_page = stream.is_some() || self.plan().layout.kv.are_sealed();
+        let page_len = if by_page { self.plan().layout.page_len as u64 } else { 0 };
+        if counts.page_len != page_len {
+            let found = counts.page_len.to_string();
+            return Err(mismatch(
+                "page length of a stream or of sealed pages",
+                found,
+                page_len.to_string(),
+            ));
+        }
+        let n_answer = at_most("tokens of the answer", counts.n_answer, n_tokens as u64)?;
 
         let mut slots: Vec<Slots> = session.seq.segments.iter().map(|_| Slots::default()).collect();
-        if header.flags & IS_SEALED != 0 {
-            self.read_sealed(&mut from, &mut slots)?;
+        for (slots, n_sealed) in slots.iter_mut().zip(n_sealed) {
+            slots.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
         }
-        let mut n_answer = [0; 8];
-        if header.flags & HAS_ANSWER != 0 {
-            read(&mut from, &mut n_answer, "answer")?;
-        }
-        let n_answer = u64::from_le_bytes(n_answer);
-        let n_answer = at_most("tokens of the answer", n_answer, n_tokens as u64)?;
         // Before memory is taken for as many tokens as a header may claim.
         self.check_room(session.seq.segments[0].n_layers, slots[0].n_sealed, positions.n_slots)?;
         session.seq.room_for_lists(self.plan(), n_tokens)?;
         let mut tokens = memory::zeros::<u32>(n_tokens, "the saved tokens")?;
-        read(&mut from, bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
+        blob.begin("tokens")?;
+        blob.read(bytemuck::cast_slice_mut(&mut tokens), "tokens")?;
         let vocab_size = self.config().vocab_size;
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(mismatch("tokens", format!("id {id}"), format!("ids below {vocab_size}")));
         }
-        if header.flags & HAS_LOGITS != 0 {
-            read(&mut from, bytemuck::cast_slice_mut(&mut session.logits), "logits")?;
+        let has_logits = match is_old {
+            true => header.flags & old::HAS_LOGITS != 0,
+            false => blob.begins("logits")?.is_some(),
+        };
+        if has_logits && n_tokens == 0 {
+            return Err(mismatch("tokens", "0".into(), "1 or more, as there are logits".into()));
+        }
+        if has_logits {
+            blob.read(bytemuck::cast_slice_mut(&mut session.logits), "logits")?;
             if session.logits.iter().any(|l| !l.is_finite()) {
-                return Err(mismatch(
-                    "logits",
-                    "a non-finite value".into(),
-                    "finite values".into(),
-                ));
+                let expected = "finite values".into();
+                return Err(mismatch("logits", "a non-finite value".into(), expected));
             }
         }
-        self.read_layers(&mut from, &mut session, tokens, &positions, slots)?;
+        self.read_layers(&mut blob, &mut session, tokens, &positions, slots)?;
+        blob.begin("pages")?;
         for segment in &session.seq.segments {
-            self.read_pages(&mut from, segment)?;
+            self.read_pages(&mut blob, segment)?;
         }
-        self.read_waiting(&mut from, &session)?;
-        let sum = from.sum.digest();
-        let mut stored = [0; 8];
-        read(&mut from, &mut stored, "checksum")?;
-        if u64::from_le_bytes(stored) != sum {
-            let stored = u64::from_le_bytes(stored);
-            return Err(mismatch("checksum", format!("{stored:016x}"), format!("{sum:016x}")));
+        if session.seq.recipe.lazy.is_some() {
+            blob.begin("waiting")?;
+            self.read_waiting(&mut blob, &session)?;
         }
-        session.seq.logits_ready = header.flags & HAS_LOGITS != 0;
+        blob.end()?;
+        session.seq.logits_ready = has_logits;
         session.seq.set_answer(n_answer);
         Ok(session)
     }
@@ -278,24 +326,20 @@ impl Model {
         }
     }
 
-    fn read_header(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        trusts_old: bool,
-    ) -> Result<Header, Error> {
-        let header: Header = read_pod(from, "header")?;
+    fn read_header(&self, blob: &mut Blob<'_>, trusts_old: bool) -> Result<Header, Error> {
+        let header: Header = blob.pod("header")?;
         let want = expected_header(self);
         let check = |field, found: u64, expected: u64| match found == expected {
             true => Ok(()),
             false => Err(mismatch(field, found.to_string(), expected.to_string())),
         };
         check("magic", u64::from_le_bytes(header.magic), u64::from_le_bytes(want.magic))?;
-        let is_old = (1..VERSION).contains(&header.version);
-        if !is_old {
+        let says_config = header.version >= 4;
+        if !(1..VERSION).contains(&header.version) {
             check("version", header.version.into(), want.version.into())?;
-        } else if !trusts_old {
+        } else if !says_config && !trusts_old {
             let expected = format!(
-                "{VERSION}, as older files do not say with which config and tokenizer they were made; if it is this model's, restore it with trust_old_state (C: LORIS_TRUST_OLD_STATE, loris run: --trust-old-state)"
+                "4 to {VERSION}, as older files do not say with which config and tokenizer they were made; if it is this model's, restore it with trust_old_state (C: LORIS_TRUST_OLD_STATE, loris run: --trust-old-state)"
             );
             return Err(mismatch("version", header.version.to_string(), expected));
         }
@@ -305,9 +349,7 @@ impl Model {
             want.kv_format.into(),
         )?;
         check("fingerprint of the weights", header.weights, want.weights)?;
-        if is_old {
-            at_most("shareable tokens", header.n_shareable(), header.n_tokens)?;
-        } else {
+        if says_config {
             let (found, expected) = (header.config, want.config);
             check("fingerprint of the model's config", found.into(), expected.into())?;
             let (found, expected) = (header.tokenizer, want.tokenizer);
@@ -315,114 +357,129 @@ impl Model {
             if header.n_tokens > 0 && found != 0 && expected != 0 {
                 check("fingerprint of the tokenizer's ids", found.into(), expected.into())?;
             }
+        } else {
+            at_most("shareable tokens", header.n_shareable(), header.n_tokens)?;
         }
         check("layers", header.n_layers.into(), want.n_layers.into())?;
         check("kv heads", header.n_kv_heads.into(), want.n_kv_heads.into())?;
         check("head width", header.head_dim.into(), want.head_dim.into())?;
         check("vocabulary", header.vocab_size.into(), want.vocab_size.into())?;
-        let flags = match header.version {
-            1 | 2 => HAS_LOGITS,
-            3 => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED,
-            _ => HAS_LOGITS | IS_STREAM | EVICTS | IS_SEALED | HAS_ANSWER,
-        };
-        if header.flags & !flags != 0 {
-            return Err(mismatch("flags", header.flags.to_string(), format!("some of {flags}")));
+        if header.is_old() {
+            old::check(&header, self.plan().layout.kv.are_sealed())?;
+        } else {
+            check("flags", header.flags.into(), 0)?;
+            check("prune points", header.n_points.into(), 0)?;
+            blob.has_sections();
         }
-        if header.flags & HAS_LOGITS != 0 && header.n_tokens == 0 {
-            return Err(mismatch("tokens", "0".into(), "1 or more, as there are logits".into()));
-        }
-        if (header.flags & IS_SEALED != 0) != self.plan().layout.kv.are_sealed() {
-            let expected = "sealed pages where the KV format has them".into();
-            return Err(mismatch("flags", header.flags.to_string(), expected));
-        }
-        if header.flags & IS_STREAM != 0 && header.flags & EVICTS != 0 {
-            return Err(mismatch(
-                "flags",
-                header.flags.to_string(),
-                "no stream that evicts".into(),
-            ));
-        }
-        let most = if header.version == 1 { 0 } else { MAX_POINTS as u64 };
-        at_most("prune points", header.n_points.into(), most)?;
         Ok(header)
     }
 
-    /// The slots of a stream that has left behind what it may have.
-    fn positions_of_stream(
-        &self,
-        streamed: &Streamed,
-        session: &mut Session,
-        n_tokens: usize,
-    ) -> Result<Positions, Error> {
-        let layout = &self.plan().layout;
-        let &Streamed { n_gone, page_len, sink, window } = streamed;
-        if page_len != layout.page_len as u64 {
-            let expected = layout.page_len.to_string();
-            return Err(mismatch("page length of a stream", page_len.to_string(), expected));
+    /// What the session was opened with.
+    fn read_recipe(&self, blob: &mut Blob<'_>) -> Result<SessionOptions, Error> {
+        let n_bytes = at_most("bytes of the recipe", blob.begin("recipe")?, MAX_RECIPE)?;
+        let mut text = vec![0; n_bytes];
+        blob.read(&mut text, "recipe")?;
+        let mut options = SessionOptions::default();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let refuse = || {
+                let expected = "lazy, stream or evict, and what the option takes".into();
+                mismatch("recipe", line.to_owned(), expected)
+            };
+            let (choice, spec) = line.split_once(' ').ok_or_else(refuse)?;
+            let count = |text: &str| text.parse().map_err(|_| refuse());
+            match choice {
+                "lazy" => {
+                    let lazy = Lazy::parse(spec, self.plan().n_layers);
+                    options.lazy = Some(lazy.map_err(|e| unsound("schedule", &e))?);
+                }
+                "stream" => {
+                    let (sink, window) = spec.split_once('+').ok_or_else(refuse)?;
+                    let (sink, window) = (count(sink)?, count(window)?);
+                    options.stream = Some(StreamOptions { sink, window });
+                }
+                "evict" => {
+                    let evict = Evict::parse(spec).map_err(|e| unsound("eviction policy", &e))?;
+                    options.evict = Some(evict);
+                }
+                _ => return Err(refuse()),
+            }
         }
-        let first = layout.n_slots(1);
-        let len = n_gone.saturating_add(n_tokens as u64);
-        // The last token may be computed once more.
-        let seen = u32::try_from(len.saturating_sub(1));
-        let seen = seen.map(|position| Rule { sinks: sink, window }.first_seen(position));
-        let most = seen.map_or(0, |seen| u64::from(seen).saturating_sub(first as u64));
-        let n_gone = at_most("tokens that a stream has left behind", n_gone, most)?;
-        if !n_gone.is_multiple_of(layout.page_len) || (n_gone > 0 && n_tokens < first) {
-            let expected = "whole pages behind the first".into();
-            return Err(mismatch(
-                "tokens that a stream has left behind",
-                n_gone.to_string(),
-                expected,
-            ));
-        }
-        session.seq.set_gone(n_gone);
-        Ok(Positions { first: first.min(n_tokens), then: first + n_gone, n_slots: n_tokens })
+        Ok(options)
     }
 
-    /// The slots of a session that evicts, and the attention that they have got.
-    fn read_evicted(
+    fn read_counts(
         &self,
-        from: &mut Summed<&mut dyn Read>,
-        evicted: &Evicted,
+        blob: &mut Blob<'_>,
+        n_segments: usize,
+    ) -> Result<(Counts, Vec<u64>), Error> {
+        blob.begin("counts")?;
+        let counts = blob.pod("counts")?;
+        let n_segments = if self.plan().layout.kv.are_sealed() { n_segments } else { 0 };
+        let n_sealed =
+            (0..n_segments).map(|_| blob.pod("sealed pages")).collect::<Result<_, _>>()?;
+        Ok((counts, n_sealed))
+    }
+
+    /// Which positions the slots of the first segment have, where they are not written.
+    fn positions(
+        &self,
+        counts: &Counts,
         session: &mut Session,
         n_tokens: usize,
     ) -> Result<Positions, Error> {
-        let since = at_most("tokens at the last eviction", evicted.since, n_tokens as u64)?;
-        let n_slots = at_most("slots of a layer", evicted.n_slots, n_tokens as u64)?;
-        let n_new = n_tokens - since;
+        let Recipe { rule, evict, .. } = session.seq.recipe;
+        let layout = &self.plan().layout;
+        let first = layout.n_slots(1);
+        // The last token may be computed once more.
+        let len = counts.n_gone.saturating_add(n_tokens as u64);
+        let seen = u32::try_from(len.saturating_sub(1)).map_or(0, |last| rule.first_seen(last));
+        let most = u64::from(seen).saturating_sub(first as u64);
+        let left_behind = "tokens that a stream has left behind";
+        let n_gone = at_most(left_behind, counts.n_gone, most)?;
+        if !n_gone.is_multiple_of(layout.page_len) || (n_gone > 0 && n_tokens < first) {
+            let expected = "whole pages behind the first".into();
+            return Err(mismatch(left_behind, n_gone.to_string(), expected));
+        }
+        let since = at_most("tokens at the last eviction", counts.since, n_tokens as u64)?;
+        let (n_slots, n_new) = match evict {
+            Some(_) => {
+                (at_most("slots of a layer", counts.n_slots, n_tokens as u64)?, n_tokens - since)
+            }
+            None => (n_tokens, n_tokens),
+        };
         if n_slots < n_new || (since > 0) != (n_slots > n_new) {
             let expected = format!("{n_new} and those that were kept, if any were");
             return Err(mismatch("slots of a layer", n_slots.to_string(), expected));
         }
-        self.check_room(session.seq.segments[0].n_layers, 0, n_slots)?;
-        let measured = &mut session.seq.measured;
-        measured.since = since;
-        for sums in measured.sums_mut() {
+        session.seq.set_gone(n_gone);
+        session.seq.measured.since = since;
+        Ok(match evict {
+            Some(_) => Positions { first: n_slots - n_new, then: since, n_slots },
+            None => Positions { first: first.min(n_tokens), then: first + n_gone, n_slots },
+        })
+    }
+
+    /// The attention that slots have got, where the policy goes by all of it.
+    fn read_mass(
+        &self,
+        blob: &mut Blob<'_>,
+        session: &mut Session,
+        n_slots: usize,
+    ) -> Result<(), Error> {
+        let n_layers = session.seq.segments[0].n_layers;
+        let sums = session.seq.measured.sums_mut();
+        if sums.is_empty() {
+            return Ok(());
+        }
+        self.check_room(n_layers, 0, n_slots)?;
+        blob.begin("mass")?;
+        for sums in sums {
             *sums = memory::zeros(n_slots, "the attention of slots")?;
-            read(from, bytemuck::cast_slice_mut(sums), "the attention of slots")?;
+            blob.read(bytemuck::cast_slice_mut(sums), "the attention of slots")?;
             if let Some(sum) = sums.iter().find(|sum| !(**sum >= 0.0 && sum.is_finite())) {
                 let expected = "0 or more".into();
                 return Err(mismatch("the attention of a slot", sum.to_string(), expected));
             }
-        }
-        Ok(Positions { first: n_slots - n_new, then: since, n_slots })
-    }
-
-    /// How many pages of each segment are sealed.
-    fn read_sealed(
-        &self,
-        from: &mut Summed<&mut dyn Read>,
-        slots: &mut [Slots],
-    ) -> Result<(), Error> {
-        let page_len = self.plan().layout.page_len;
-        let sealed: Sealed = read_pod(from, "sealed pages")?;
-        if sealed.page_len != page_len as u64 {
-            let (found, expected) = (sealed.page_len.to_string(), page_len.to_string());
-            return Err(mismatch("page length of sealed pages", found, expected));
-        }
-        for slots in slots {
-            let n_sealed: u64 = read_pod(from, "sealed pages")?;
-            slots.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
         }
         Ok(())
     }
@@ -455,7 +512,7 @@ impl Model {
     /// Which token is where, and the pages and rows for that.
     fn read_layers(
         &self,
-        from: &mut Summed<&mut dyn Read>,
+        blob: &mut Blob<'_>,
         session: &mut Session,
         tokens: Vec<u32>,
         positions: &Positions,
@@ -464,7 +521,8 @@ impl Model {
         let mut depth = Vec::new();
         if session.seq.recipe.lazy.is_some() {
             depth = memory::zeros::<u8>(tokens.len(), "the saved tokens")?;
-            read(from, &mut depth, "depths")?;
+            blob.begin("depths")?;
+            blob.read(&mut depth, "depths")?;
         }
         let n_segments = session.seq.segments.len();
         let is_depth = |&depth: &u8| (1..=n_segments).contains(&depth.into());
@@ -478,13 +536,16 @@ impl Model {
         }
         let all = vec![1; if session.seq.recipe.lazy.is_some() { 0 } else { tokens.len() }];
         let of_tokens = if session.seq.recipe.lazy.is_some() { &depth } else { &all };
+        if n_known < n_segments {
+            blob.begin("slots")?;
+        }
         let of_segments = session.seq.segments.iter().zip(&mut slots);
         for (idx, (segment, slots)) in of_segments.enumerate().skip(n_known) {
-            let n_slots: u64 = read_pod(from, "slots")?;
+            let n_slots: u64 = blob.pod("slots")?;
             let n_slots = usize::try_from(n_slots).unwrap_or(usize::MAX);
             self.check_room(segment.n_layers, slots.n_sealed, n_slots)?;
             let mut positions = memory::zeros::<u32>(n_slots, "the positions of slots")?;
-            read(from, bytemuck::cast_slice_mut(&mut positions), "positions")?;
+            blob.read(bytemuck::cast_slice_mut(&mut positions), "positions")?;
             let n_coded = self.plan().layout.with_sealed(slots.n_sealed).n_before_tail();
             if are_sealed {
                 self.check_sealed(slots.n_sealed, n_slots)?;
