@@ -12,7 +12,7 @@
 use std::hint::black_box;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, CpuPages, CpuRows, Isa};
-use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq, Table};
+use loris::backend::{Backend, Batch, LayerWeights, Phase, RowUse, Seq, Slots, Table};
 use loris::read::Rule;
 use loris::store::{AttentionShape, KvFormat, PageId, PageLayout};
 use loris_loader::{Dtype, TensorView, Weights};
@@ -329,19 +329,18 @@ impl Bench {
             ((0..n_pages as PageId).collect(), vec![1.0; head_dim / 2]);
         let positions: Vec<u32> = (0..=n as u32).collect();
         let (n_rows, kv_start) = if phase == Phase::Prefill { (n, 0) } else { (1, n) };
+        let slots = Slots::new(&layout, 0, positions.clone());
         let mut batch = batch(phase, n_rows);
         batch.positions = positions[kv_start..kv_start + n_rows].to_vec();
         batch.seqs.push(Seq {
             rows: 0..n_rows,
             kv_start,
-            slot_positions: &positions[..kv_start + n_rows],
+            slots: &slots,
             table: Table { body: &table, tail: &[], n_layers: 1 },
             inv_freq: &freq,
             rope_scale: 1.0,
             n_sealed: 0,
             rule: Rule::ALL,
-            n_pinned: 0,
-            n_gone: 0,
         });
         let width = n_q_heads * head_dim;
         let (q, mut out) = (self.rows(n_rows, width), self.rows(n_rows, width));

@@ -17,7 +17,7 @@ mod reference;
 mod world;
 
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
-use loris::backend::{Backend, Batch, Phase, RowUse, Seq, Table};
+use loris::backend::{Backend, Batch, Phase, RowUse, Seq, Slots, Table};
 use loris::read::Rule;
 use loris::store::{AttentionShape, Coding, KvFormats, PageId, PageLayout, Part, Seal, Side};
 use loris_loader::{Dtype, Weights};
@@ -530,17 +530,16 @@ fn check_gather<B: Backend>(target: &Target<B>) {
     let model = Model::new(BASE);
     let mut world = World::new(&model, target, 1);
     let tokens: Vec<u32> = (0..40).collect();
+    let slots = Slots::new(&world.layout, 0, tokens.clone());
     let seq = Seq {
         rows: 0..40,
         kv_start: 0,
-        slot_positions: &tokens,
+        slots: &slots,
         table: Table { body: &[0, 1], tail: &[], n_layers: 2 },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
         rule: Rule::ALL,
-        n_pinned: 0,
-        n_gone: 0,
     };
     let batch = Batch {
         phase: Phase::Prefill,
@@ -570,17 +569,16 @@ fn check_copies<B: Backend>(target: &Target<B>) {
     let (n, n_waiting, width) = (300, 700, BASE.hidden);
     let tokens: Vec<u32> = (0..n).map(|i| i * 31 % BASE.vocab as u32).collect();
     let positions: Vec<u32> = (0..n).collect();
+    let slots = Slots::new(&world.layout, 0, positions.clone());
     let seq = Seq {
         rows: 0..n as usize,
         kv_start: 0,
-        slot_positions: &positions,
+        slots: &slots,
         table: Table { body: &[0; 20], tail: &[], n_layers: 2 },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         n_sealed: 0,
         rule: Rule::ALL,
-        n_pinned: 0,
-        n_gone: 0,
     };
     let (positions, logit_rows) = (positions.clone(), Vec::new());
     let batch = Batch { phase: Phase::Prefill, tokens, positions, seqs: vec![seq], logit_rows };
@@ -695,16 +693,15 @@ fn appended<B: Backend>(target: &Target<B>, model: &Model, phase: Phase) -> Vec<
     let mut world = World::new(model, target, 1);
     let mut seq = Sequence::new(1, N, |_| 0);
     world.grow(&mut seq, N);
+    let slots = Slots::new(&world.layout, 0, seq.positions.clone());
     let seqs = vec![Seq {
         rows: 0..N,
         kv_start: 0,
-        slot_positions: &seq.positions,
+        slots: &slots,
         table: Table { body: &seq.table, tail: &[], n_layers: world::N_LAYERS },
         inv_freq: &model.inv_freq,
         rope_scale: 1.0,
         rule: Rule::ALL,
-        n_pinned: 0,
-        n_gone: 0,
         n_sealed: 0,
     }];
     let (tokens, positions) = (seq.tokens.clone(), seq.positions.clone());

@@ -268,7 +268,7 @@ fn snapshot(s: &Session) -> Snapshot {
     Snapshot {
         tokens: s.seq.tokens.clone(),
         pending: s.seq.pending.clone(),
-        positions: s.seq.segments[0].positions.clone(),
+        positions: s.seq.segments[0].slots.positions().to_vec(),
         page_table: s.seq.segments[0].body.clone(),
         n_shareable: s.seq.n_shareable,
         logits: bits(s),
@@ -400,7 +400,7 @@ fn layers(s: &Session) -> Layers {
         pending: s.seq.pending.clone(),
         stage: s.seq.stage.clone(),
         depths: s.seq.waiting.depths.to_vec(),
-        positions: s.seq.segments.iter().map(|segment| segment.positions.clone()).collect(),
+        positions: s.seq.segments.iter().map(|segment| segment.slots.positions().to_vec()).collect(),
         waiting: s.seq.waiting.rows().map(|(position, row)| (position, bits_of(row))).collect(),
         logits: bits(s),
         // Beside a fork it needs pages of its own sooner: pages are counted by the pool.
@@ -518,7 +518,7 @@ fn step_all(model: &Model) -> Vec<Option<Vec<u32>>> {
         for (s, before) in all.iter().zip(len_before) {
             let gone = s.len() - before;
             assert!(gone == 0 || gone == 1 || gone == 16 || s.len() == 40, "{gone} tokens");
-            assert_eq!(s.seq.segments[0].positions.len(), s.len());
+            assert_eq!(s.seq.segments[0].len(), s.len());
             assert_eq!(s.seq.segments[0].body.len(), s.len().div_ceil(PAGE_LEN) * 2);
         }
         let held: usize = all.iter().map(|s| s.seq.segments[0].body.len()).sum();

@@ -5,7 +5,7 @@ mod targets;
 
 use std::slice::from_ref;
 
-use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Seq, Table};
+use loris::backend::{Backend, Batch, LayerWeights, MassRows, Phase, RowUse, Seq, Slots, Table};
 use loris::read::Rule;
 use loris::store::{
     AttentionShape, Coding, Held, KvFormat, KvFormats, PageId, PageLayout, Seal, Side, When,
@@ -376,19 +376,21 @@ impl<'a, B: Backend> World<'a, B> {
             self.grow(seq, *n);
         }
         let (mut tokens, mut positions, mut parts) = (Vec::new(), Vec::new(), Vec::new());
-        for (seq, n) in seqs.iter() {
+        let slots_of = |(seq, n): &(&mut Sequence, usize)| {
+            Slots::new(&self.layout, seq.n_gone, seq.positions[..seq.len + n].to_vec())
+        };
+        let slots: Vec<Slots> = seqs.iter().map(slots_of).collect();
+        for ((seq, n), slots) in seqs.iter().zip(&slots) {
             let new = seq.len..seq.len + n;
             parts.push(Seq {
                 rows: tokens.len()..tokens.len() + n,
                 kv_start: seq.len,
-                slot_positions: &seq.positions[..new.end],
+                slots,
                 table: Table { body: &seq.table, tail: &[], n_layers: N_LAYERS },
                 inv_freq: &model.inv_freq,
                 rope_scale: model.rope_scale(),
                 n_sealed: seq.n_sealed,
                 rule: case.rule,
-                n_pinned: self.layout.first_len(),
-                n_gone: seq.n_gone,
             });
             tokens.extend(&seq.tokens[new.clone()]);
             positions.extend(&seq.positions[new]);
@@ -610,7 +612,7 @@ impl<'a, B: Backend> World<'a, B> {
                 // Sinks that stand right in front of the window are so much later than they were.
                 let Rule { sinks, window } = case.rule;
                 let behind = (position + 1).saturating_sub(sinks.saturating_add(window));
-                let place = |slot: usize| match seq.slot_positions[slot] < sinks {
+                let place = |slot: usize| match seq.positions()[slot] < sinks {
                     true => behind,
                     false => 0,
                 };
@@ -747,7 +749,7 @@ fn plain(head: &[f64], is_rotated: bool) -> Vec<f64> {
 fn visible(seq: &Seq<'_>, position: u32, window: Option<usize>) -> Vec<usize> {
     let position = i64::from(position);
     let sees = |slot: &usize| {
-        let at = i64::from(seq.slot_positions[*slot]);
+        let at = i64::from(seq.positions()[*slot]);
         let is_near = at <= position && window.is_none_or(|w| at > position - w as i64);
         let (sinks, window) = (i64::from(seq.rule.sinks), i64::from(seq.rule.window));
         is_near && (position < sinks + window || at < sinks || at > position - window)

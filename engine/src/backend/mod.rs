@@ -13,6 +13,7 @@
 pub mod cpu;
 pub mod cuda;
 pub(crate) mod random;
+mod slots;
 
 use std::ops::Range;
 
@@ -23,6 +24,8 @@ use crate::read::Rule;
 use crate::store::{AttentionShape, Coding, PageId, PageLayout, Seal};
 use crate::sync::Arc;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+pub use self::slots::{Slots, TILE};
 
 /// What a batch is doing; the only thing that chooses between kernels of one op.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +89,9 @@ pub struct Seq<'a> {
     pub rows: Range<usize>,
     /// Slots that held keys before this batch; row `rows.start + i` is appended to slot `kv_start + i`.
     pub kv_start: usize,
-    /// Position of every slot, the new ones included (`kv_start + rows.len()` of them). A row sees the
-    /// slots whose position is at most its own and inside the layer's window.
-    pub slot_positions: &'a [u32],
+    /// All slots, the new ones included, and maybe some behind them. A row sees those whose position is at most its own
+    /// and inside the layer's window.
+    pub slots: &'a Slots,
     /// Its pages.
     pub table: Table<'a>,
     /// Sealed pages of the table, in a cache that has such.
@@ -99,22 +102,17 @@ pub struct Seq<'a> {
     pub rope_scale: f64,
     /// What a row sees: the sinks, as if they stood right in front of its window, and the window.
     pub rule: Rule,
-    /// Slots of the first page, which stay.
-    pub n_pinned: usize,
-    /// Slots behind them that were given back. An implementation counts tiles and splits as if they were still
-    /// there, so that the bits do not depend on when they went.
-    pub n_gone: usize,
 }
 
 impl Seq<'_> {
-    /// Which slot of the whole sequence slot `slot` is.
-    pub fn index(&self, slot: usize) -> usize {
-        if slot < self.n_pinned { slot } else { slot + self.n_gone }
-    }
-
     /// Slots in use once this batch has been appended.
     pub fn kv_len(&self) -> usize {
         self.kv_start + self.rows.len()
+    }
+
+    /// The position of each.
+    pub fn positions(&self) -> &[u32] {
+        &self.slots.positions()[..self.kv_len()]
     }
 
     /// The page that holds slots `page_idx * page_len ..` of layer `layer` of the segment.

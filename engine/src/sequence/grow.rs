@@ -31,7 +31,7 @@ pub(crate) struct Places {
 
 /// The slots of a segment that is restored.
 #[derive(Debug, Default)]
-pub(crate) struct Slots {
+pub(crate) struct Saved {
     pub(crate) positions: Vec<u32>,
     /// How many of their pages are sealed.
     pub(crate) n_sealed: usize,
@@ -201,7 +201,7 @@ impl Sequence {
         self.waiting.adopt(&found.hidden, positions.start, page_len);
         let segment = &mut self.segments[0];
         segment.body.extend(found.columns);
-        segment.positions.extend(positions);
+        segment.slots.edit(segment.len(), |all, _| all.extend(positions));
         if self.segments.len() > 1 {
             self.waiting.depths.resize(tokens.end, 1);
         }
@@ -214,12 +214,12 @@ impl Sequence {
         &mut self,
         tokens: Vec<u32>,
         depths: Vec<u8>,
-        slots: &[Slots],
+        slots: &[Saved],
         layout: &PageLayout,
         pool: &mut Pool,
     ) -> Result<(), Error> {
         self.tokens = tokens;
-        for (segment, Slots { positions, n_sealed }) in self.segments.iter_mut().zip(slots) {
+        for (segment, Saved { positions, n_sealed }) in self.segments.iter_mut().zip(slots) {
             segment.restore(positions, *n_sealed, layout, pool)?;
         }
         let waits = |&(_, &depth): &(u32, &u8)| usize::from(depth) < self.segments.len();
@@ -264,7 +264,7 @@ impl Sequence {
         self.give_up_journal(pool);
         // The last token may be computed once more.
         self.roll(self.len().saturating_sub(1), layout, pool);
-        let n_gone = self.segments[0].n_gone;
+        let n_gone = self.segments[0].slots.n_gone();
         let first = layout.n_slots(1);
         if n_gone > self.n_gone {
             self.tokens.drain(first..first + n_gone - self.n_gone);
@@ -292,7 +292,7 @@ impl Sequence {
         let Ok(position) = u32::try_from(position) else { return };
         let (segment, call) = (&mut self.segments[0], self.journal.ends(0));
         let first_seen = self.recipe.rule.first_seen(position);
-        let mut slot = layout.n_slots(1) + segment.n_gone - call.n_gone; // as the call counts them
+        let mut slot = layout.n_slots(1) + segment.slots.n_gone() - call.n_gone; // as the call counts them
         while let Some((positions, column)) = segment.roll(first_seen, layout) {
             let n_slots = positions.len();
             match slot < call.n_slots {

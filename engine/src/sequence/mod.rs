@@ -15,7 +15,7 @@ mod segment;
 mod stage;
 mod waiting;
 
-pub(crate) use grow::{Places, Slots};
+pub(crate) use grow::{Places, Saved};
 pub(crate) use journal::Mark;
 pub(crate) use measured::Measured;
 pub(crate) use pending::{Drawn, Pending, Stage, Turn, Work};
@@ -72,14 +72,18 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// An empty one.
-    pub(crate) fn new(recipe: Recipe, n_layers: usize) -> Self {
+    pub(crate) fn new(recipe: Recipe, plan: &Plan) -> Self {
+        let n_layers = plan.n_layers;
         let points = recipe.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
         let bounds: Vec<usize> = [0].into_iter().chain(points).chain([n_layers]).collect();
         let counts_all = recipe.evict.is_some_and(|evict| evict.counts_all());
         Self {
             tokens: Vec::new(),
             n_gone: 0,
-            segments: bounds.windows(2).map(|pair| Segment::new(pair[0]..pair[1])).collect(),
+            segments: bounds
+                .windows(2)
+                .map(|pair| Segment::new(pair[0]..pair[1], &plan.layout))
+                .collect(),
             waiting: Waiting::default(),
             measured: Measured::new(if counts_all { n_layers } else { 0 }),
             pending: Pending::Nothing,
@@ -144,7 +148,7 @@ impl Sequence {
         let first_seen = u32::try_from(last).map_or(0, |last| rule.first_seen(last)) as usize;
         // Where something is queued: also what will be gone when it is dropped.
         let n_going = first_seen.saturating_sub(first) / layout.page_len * layout.page_len;
-        let of_rule = match self.segments[0].n_gone.max(n_going) {
+        let of_rule = match self.segments[0].slots.n_gone().max(n_going) {
             0 => 0,
             n_gone => first + n_gone + rule.window as usize - 1, // it sees nothing in front of what is there
         };
@@ -163,7 +167,8 @@ impl Sequence {
 
     /// An empty stream is about to hold what a saved one held.
     pub(crate) fn set_gone(&mut self, n_gone: usize) {
-        (self.n_gone, self.segments[0].n_gone) = (n_gone, n_gone);
+        self.n_gone = n_gone;
+        self.segments[0].slots.edit(0, |_, gone| *gone = n_gone);
     }
 
     /// Cuts it back to a length that is possible, with nothing queued.
@@ -183,9 +188,6 @@ impl Sequence {
     pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for segment in &mut self.segments {
             segment.forget(len, layout, pool);
-        }
-        if len == 0 {
-            self.segments[0].n_gone = 0;
         }
         self.waiting.truncate(len, &mut pool.aux);
     }

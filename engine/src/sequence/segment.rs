@@ -2,23 +2,21 @@
 
 use std::ops::Range;
 
-use crate::backend::Table;
+use crate::backend::{Slots, Table};
 use crate::error::Error;
 use crate::memory;
 use crate::pool::Pool;
 use crate::store::{self, PageId, PageLayout, Seal};
 
 /// The tokens that a run of layers holds, and the pages that hold them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Segment {
     /// The first of its layers.
     pub(crate) first_layer: usize,
     /// Layers in the segment.
     pub(crate) n_layers: usize,
-    /// Absolute position of each slot; [`GIVEN_UP`] for one whose token was forgotten.
-    pub(crate) positions: Vec<u32>,
-    /// Slots behind the first page that were given back: [`Segment::roll`].
-    pub(crate) n_gone: usize,
+    /// Its slots; at [`GIVEN_UP`] is one whose token was forgotten. Those behind the first page are given back: [`Segment::roll`].
+    pub(crate) slots: Slots,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says. Where pages
     /// are sealed, the first page and those.
     pub(crate) body: Vec<PageId>,
@@ -62,16 +60,18 @@ pub(crate) struct Part {
 
 impl Segment {
     /// An empty segment of some layers.
-    pub(crate) fn new(layers: Range<usize>) -> Self {
-        Self { first_layer: layers.start, n_layers: layers.len(), ..Self::default() }
+    pub(crate) fn new(layers: Range<usize>, layout: &PageLayout) -> Self {
+        let slots = Slots::new(layout, 0, Vec::new());
+        let (body, tail) = Default::default();
+        Self { first_layer: layers.start, n_layers: layers.len(), slots, body, tail }
     }
 
     /// The same lists once more.
     pub(crate) fn copy(&self) -> Result<Self, Error> {
-        let positions = memory::copy(&self.positions, "a fork's slots")?;
+        let slots = self.slots.copy()?;
         let body = memory::copy(&self.body, "a fork's page table")?;
         let tail = memory::copy(&self.tail, "a fork's page table")?;
-        Ok(Self { positions, body, tail, ..*self })
+        Ok(Self { slots, body, tail, ..*self })
     }
 
     /// Its layers.
@@ -115,12 +115,12 @@ impl Segment {
     /// How far it goes.
     pub(crate) fn ends(&self) -> Ends {
         let (n_body, n_tail) = (self.body.len(), self.tail.len());
-        Ends { n_slots: self.len(), n_gone: self.n_gone, n_body, n_tail }
+        Ends { n_slots: self.len(), n_gone: self.slots.n_gone(), n_body, n_tail }
     }
 
     /// Slots in use.
     pub(crate) fn len(&self) -> usize {
-        self.positions.len()
+        self.slots.positions().len()
     }
 
     /// The layout of its table.
@@ -186,7 +186,7 @@ impl Segment {
         let from = &self.tail[..n_to_seal * layout.n_to_seal() * n_layers];
         let seals = self.seals(from, sealed, layout);
         self.body.extend_from_slice(sealed);
-        self.positions.extend_from_slice(positions);
+        self.slots.edit(self.len(), |all, _| all.extend_from_slice(positions));
         Ok((Added { parts, copies, seals, n_sealed }, swapped))
     }
 
@@ -224,18 +224,20 @@ impl Segment {
         if layout.kv.are_sealed() {
             self.tail = self.body.split_off((1 + n_sealed).min(n_columns) * self.n_layers);
         }
-        self.positions.extend_from_slice(positions);
+        self.slots.edit(0, |all, _| all.extend_from_slice(positions));
         Ok(())
     }
 
     /// Cuts it back to what it was, once what was taken out since then is back.
     pub(crate) fn cut(&mut self, ends: Ends, pool: &mut Pool) {
-        self.positions.truncate(ends.n_slots);
+        self.slots.edit(ends.n_slots, |positions, n_gone| {
+            positions.truncate(ends.n_slots);
+            *n_gone = ends.n_gone;
+        });
         for (list, n) in [(&mut self.body, ends.n_body), (&mut self.tail, ends.n_tail)] {
             pool.release(&list[n.min(list.len())..], self.n_layers);
             list.truncate(n);
         }
-        self.n_gone = ends.n_gone;
     }
 
     /// What becomes what when the columns `from` are sealed into the columns `to`.
@@ -255,12 +257,12 @@ impl Segment {
     /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
     /// slot between others stays where it is, without a token, and so do those behind it in a sealed page.
     pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
-        for position in &mut self.positions {
-            if *position as usize >= len {
-                *position = GIVEN_UP;
-            }
-        }
-        let Some(last) = self.positions.iter().rposition(|&position| position != GIVEN_UP) else {
+        self.slots.edit(0, |positions, _| {
+            let late = positions.iter_mut().filter(|position| **position as usize >= len);
+            late.for_each(|position| *position = GIVEN_UP);
+        });
+        let positions = self.slots.positions();
+        let Some(last) = positions.iter().rposition(|&position| position != GIVEN_UP) else {
             return self.truncate(0, layout, pool);
         };
         let of_segment = self.layout(layout);
@@ -280,20 +282,25 @@ impl Segment {
         layout: &PageLayout,
     ) -> Option<(Vec<u32>, Vec<PageId>)> {
         let second = layout.n_slots(1)..layout.n_slots(2);
-        let page = self.positions.get(second.clone())?;
+        let page = self.slots.positions().get(second.clone())?;
         if page.iter().any(|&position| position >= first_seen) {
             return None;
         }
-        self.n_gone += second.len();
         let column = self.body.drain(self.n_layers..2 * self.n_layers).collect();
-        Some((self.positions.drain(second).collect(), column))
+        let rolled = self.slots.edit(second.start, |positions, n_gone| {
+            *n_gone += second.len();
+            positions.drain(second).collect()
+        });
+        Some((rolled, column))
     }
 
     /// Puts back what [`roll`](Self::roll) took out last.
     pub(crate) fn unroll(&mut self, positions: Vec<u32>, column: Vec<PageId>, layout: &PageLayout) {
         let first = layout.n_slots(1);
-        self.n_gone -= positions.len();
-        self.positions.splice(first..first, positions);
+        self.slots.edit(first, |all, n_gone| {
+            *n_gone -= positions.len();
+            all.splice(first..first, positions);
+        });
         self.body.splice(self.n_layers..self.n_layers, column);
     }
 
@@ -333,8 +340,9 @@ impl Segment {
     /// they were, because all that matters is that each later row sees them.
     pub(crate) fn renumber(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         self.truncate(n_slots, layout, pool);
-        #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        self.positions.iter_mut().zip(0..).for_each(|(position, slot)| *position = slot);
+        self.slots.edit(0, |positions, _| {
+            positions.iter_mut().zip(0..).for_each(|(position, slot)| *position = slot);
+        });
     }
 
     /// Gives up the slots from `n_slots` on, all those of a sealed page or none, and the pages that only they needed.
@@ -342,10 +350,10 @@ impl Segment {
         if n_slots >= self.len() {
             return;
         }
-        self.positions.truncate(n_slots);
         let n_pages = self.layout(layout).n_pages(n_slots) * self.n_layers;
         let n_body = self.body.len().min(n_pages);
         let n_tail = n_pages - n_body;
-        self.cut(Ends { n_slots, n_body, n_tail, ..self.ends() }, pool);
+        let n_gone = if n_slots == 0 { 0 } else { self.slots.n_gone() };
+        self.cut(Ends { n_slots, n_gone, n_body, n_tail }, pool);
     }
 }

@@ -167,7 +167,7 @@ impl Sequence {
     /// are chosen. Those that have just come there and are not are parked.
     pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
         let Stage { segment, .. } = self.stage;
-        let slots = &self.segments[segment].positions;
+        let slots = self.segments[segment].slots.positions();
         let positions: Vec<Option<u32>> =
             slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
         let lazy = self.recipe.lazy.as_ref();

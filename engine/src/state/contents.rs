@@ -28,7 +28,7 @@ impl Session {
         let layout = segment.layout(&shared.plan.layout);
         // What they hold means nothing, unless it is about to be sealed with the others.
         let is_void = |&(_, &p): &(usize, &u32)| p == GIVEN_UP && !layout.kv.are_sealed();
-        let given_up = || (0..).zip(&segment.positions).filter(is_void);
+        let given_up = || (0..).zip(segment.slots.positions()).filter(is_void);
         let mut pages = buffer(segment.n_pages() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             let mut device = shared.device();

@@ -28,7 +28,7 @@ use crate::file::NewFile;
 use crate::keep::Evict;
 use crate::memory;
 use crate::recipe::{Recipe, SessionOptions, StreamOptions};
-use crate::sequence::{GIVEN_UP, Pending, Segment, Slots};
+use crate::sequence::{GIVEN_UP, Pending, Segment, Saved};
 use crate::session::Session;
 
 /// A part of a blob.
@@ -94,7 +94,7 @@ const SECTIONS: [Section; 9] = [
         write: |s, out| {
             s.segments_with_slots().iter().try_for_each(|segment| {
                 out.write(&(segment.len() as u64).to_le_bytes())?;
-                out.write(bytemuck::cast_slice(&segment.positions))
+                out.write(bytemuck::cast_slice(segment.slots.positions()))
             })
         },
     },
@@ -272,7 +272,7 @@ impl Model {
         }
         let n_answer = at_most("tokens of the answer", counts.n_answer, n_tokens as u64)?;
 
-        let mut slots: Vec<Slots> = session.seq.segments.iter().map(|_| Slots::default()).collect();
+        let mut slots: Vec<Saved> = session.seq.segments.iter().map(|_| Saved::default()).collect();
         for (slots, n_sealed) in slots.iter_mut().zip(n_sealed) {
             slots.n_sealed = at_most("sealed pages", n_sealed, self.plan().n_pages as u64)?;
         }
@@ -516,7 +516,7 @@ impl Model {
         session: &mut Session,
         tokens: Vec<u32>,
         positions: &Positions,
-        mut slots: Vec<Slots>,
+        mut slots: Vec<Saved>,
     ) -> Result<(), Error> {
         let mut depth = Vec::new();
         if session.seq.recipe.lazy.is_some() {

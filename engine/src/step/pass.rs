@@ -52,14 +52,12 @@ pub(super) fn pass<'a>(
             batch.seqs.push(Seq {
                 rows: first_row..row,
                 kv_start,
-                slot_positions: &segment.positions[..slot],
+                slots: &segment.slots,
                 table: segment.table_of(part, added, layout),
                 n_sealed: part.n_sealed,
                 inv_freq: &member.rope.inv_freq,
                 rope_scale: member.rope.scale,
                 rule: member.seq.recipe.rule,
-                n_pinned: layout.n_slots(1),
-                n_gone: segment.n_gone,
             });
         }
         pass.layers = segment.layers();

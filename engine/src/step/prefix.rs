@@ -33,7 +33,7 @@ impl Member<'_> {
     /// True if other sessions may share its pages.
     fn offers(&self) -> bool {
         let plan = &self.shared.plan;
-        let has_rolled = self.seq.segments[0].n_gone > 0;
+        let has_rolled = self.seq.segments[0].slots.n_gone() > 0;
         // A stream whose prompt is longer than what it sees leaves its pages behind before the prompt is through.
         let end = u32::try_from(self.seq.len() + self.seq.pending.len()).unwrap_or(u32::MAX);
         let first_gone = plan.layout.n_slots(2);

@@ -36,13 +36,7 @@ impl Arrays {
         self.logit_rows.extend(batch.logit_rows.iter().map(|&row| row as u32));
         let has_sinks = batch.seqs.iter().any(|seq| seq.rule.sinks > 0);
         for (seq_idx, seq) in batch.seqs.iter().enumerate() {
-            let slots = &seq.slot_positions[..seq.kv_len()];
-            let (n_pinned, n_gone) = (seq.n_pinned, seq.n_gone);
-            let (pinned, rest) = slots.split_at(n_pinned.min(slots.len()));
-            let count_from = |first: usize, slots: &[u32]| {
-                slots.iter().zip(first as u32..).all(|(&position, slot)| position == slot)
-            };
-            let is_dense = count_from(0, pinned) && count_from(n_pinned + n_gone, rest);
+            let (is_dense, n_gone) = (seq.slots.are_dense(seq.kv_len()), seq.slots.n_gone());
             let this = LorisSeq {
                 row_start: seq.rows.start as u32,
                 n_rows: seq.rows.len() as u32,
@@ -60,6 +54,8 @@ impl Arrays {
             self.max_kv_len = self.max_kv_len.max(batch::kv_len(&this));
             self.seqs.push(this);
             if !is_dense {
+                let n_pinned = seq.slots.n_pinned().min(seq.kv_len());
+                let (pinned, rest) = seq.positions().split_at(n_pinned);
                 self.slot_positions.extend(pinned);
                 self.slot_positions.extend(repeat_n(u32::MAX, n_gone));
                 self.slot_positions.extend(rest);

@@ -49,7 +49,7 @@ impl Attention<'_> {
                 tile.read::<S>(parts, &mut scales, d);
                 let [k_scales, v_scales] = &scales;
                 let is_full = view == View::All && slots.len() == TILE;
-                let mask = Mask { slots: &seq.slot_positions[slots], is_full };
+                let mask = Mask { slots: &seq.positions()[slots], is_full };
                 for first in (0..n_rows).step_by(BLOCK) {
                     let rows = first..n_rows.min(first + BLOCK);
                     let (q, out) = (parts.q.add(first * d), parts.out.add(first * d));

@@ -143,17 +143,17 @@ impl Attention<'_> {
         let n_sinks = seq.rule.sinks;
         let sinks = task.has_sinks.then(|| Step {
             slots: 0..seq.kv_len().min(n_sinks as usize),
-            bounds: (0, n_sinks - 1),
+            bounds: [0, n_sinks - 1],
             meets: Meets::Sinks,
             loads_queries: true,
         });
-        let tiles = self.work.tiles[task.seq][task.tiles.clone()].iter().enumerate();
-        sinks.into_iter().chain(tiles.map(|(idx, tile)| Step {
-            slots: tile.slots.clone(),
-            bounds: tile.bounds,
+        let tiles = seq.slots.lots(task.slots.clone(), TILE).map(|slots| Step {
+            bounds: seq.slots.bounds(slots.start),
             meets: Meets::Window,
-            loads_queries: idx == 0,
-        }))
+            loads_queries: slots.start == task.slots.start,
+            slots,
+        });
+        sinks.into_iter().chain(tiles)
     }
 
     /// Query `r` of a task at `to`, scaled so that scores are exponents of 2.
@@ -229,7 +229,7 @@ impl Attention<'_> {
         &self,
         seq: &Seq<'_>,
         meets: Meets,
-        (min, max): (u32, u32),
+        [min, max]: [u32; 2],
         positions: &[u32],
     ) -> View {
         let (low, high) = min_max(positions);
@@ -281,7 +281,7 @@ impl Attention<'_> {
                         .run::<S, D, true>(n_rows);
                 }
                 let is_full = view == View::All && slots.len() == TILE;
-                let mask = Mask { slots: &seq.slot_positions[slots.clone()], is_full };
+                let mask = Mask { slots: &seq.positions()[slots.clone()], is_full };
                 let (mut scale, mut sums) = ([0.0_f32; MAX_LANES], [0.0_f32; MAX_LANES]);
                 for r in 0..n_rows {
                     let row = first + r;
@@ -471,7 +471,7 @@ impl Located<'_> {
 pub(super) struct Step {
     pub(super) slots: Range<usize>,
     /// Least and greatest position.
-    pub(super) bounds: (u32, u32),
+    pub(super) bounds: [u32; 2],
     pub(super) meets: Meets,
     /// The queries of these and the following slots are not there yet.
     pub(super) loads_queries: bool,

@@ -148,7 +148,7 @@ impl AttentionMass<'_> {
         let kv_len = self.kv_len();
         let scale = std::f32::consts::LOG2_E / (d as f32).sqrt();
         let window = self.window.map_or(u64::MAX, |window| window as u64);
-        let positions = &self.batch.seqs[self.of.seq_idx].slot_positions[slots.clone()];
+        let positions = &self.batch.seqs[self.of.seq_idx].positions()[slots.clone()];
         let n_pairs = self.of.n_rows * group;
         for start in (0..n_pairs).step_by(PAIRS) {
             // The last ones once more where fewer are left.

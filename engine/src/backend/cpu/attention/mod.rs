@@ -2,7 +2,7 @@
 //!
 //! A *task* is a sequence, a key head and a run of tokens whose query heads share that key head: the
 //! heads of a token are packed as rows of one product, so K and V are read once for all of them. It walks
-//! the slots in tiles of 64, counted from slot 0 whatever the page length; a running maximum and sum turn
+//! the slots in tiles of 64, counted from the first slot whatever the page length; a running maximum and sum turn
 //! scores into weights.
 //!
 //! In prefill ([`flash`]) K is packed like a weight panel (a slot is a weight row), scores come from the
@@ -21,13 +21,13 @@ mod work;
 
 use super::micro::ROW_STRIDE;
 use super::simd::Fma;
+use crate::backend::TILE;
 
 pub(super) use self::flash::{Attention, scratch_len};
 pub(super) use self::mass::{AttentionMass, KeyNorms, Part, runs};
 pub(super) use self::work::{Merge, Work};
 
-/// Slots of a tile.
-const TILE: usize = ROW_STRIDE;
+const _: () = assert!(TILE == ROW_STRIDE, "a tile of scores is a row of the micro-kernel");
 
 /// Numbers that a partial row takes: output, maximum, sum.
 pub(super) fn partial_len(head_dim: usize) -> usize {

@@ -6,7 +6,7 @@ use super::super::kv;
 use super::super::mem::Shared;
 use super::super::simd::{Dot, Kernel, MAX_LANES, Simd, exp2_each};
 use super::super::team::Tasks;
-use super::{TILE, partial_len};
+use super::partial_len;
 use crate::backend::{Batch, Phase, Seq};
 use crate::store::AttentionShape;
 
@@ -24,8 +24,8 @@ pub(in super::super) struct Task {
     pub(super) kv_head: usize,
     /// Rows of the batch.
     pub(super) tokens: Range<usize>,
-    /// Tiles of the sequence.
-    pub(super) tiles: Range<usize>,
+    /// Slots of the sequence, from the first of a tile on.
+    pub(super) slots: Range<usize>,
     /// It begins with the sinks of a sequence that rolls.
     pub(super) has_sinks: bool,
     /// Where the partial result goes in decode, counted in rows; `None`: straight to the output.
@@ -51,18 +51,6 @@ pub(in super::super) struct Work {
     pub(in super::super) partial_rows: usize,
     /// The most rows (tokens x heads) of a task.
     pub(in super::super) max_rows: usize,
-    /// Of each sequence.
-    pub(super) tiles: Vec<Vec<Tile>>,
-}
-
-/// Slots that are weighed together.
-#[derive(Clone, Debug)]
-pub(super) struct Tile {
-    pub(super) slots: Range<usize>,
-    /// The split that it belongs to.
-    split: usize,
-    /// Least and greatest position.
-    pub(super) bounds: (u32, u32),
 }
 
 impl Work {
@@ -74,9 +62,7 @@ impl Work {
         self.merges.clear();
         self.partial_rows = 0;
         self.max_rows = 0;
-        self.tiles.resize_with(batch.seqs.len(), Vec::new);
         for (seq_idx, seq) in batch.seqs.iter().enumerate() {
-            fill_tiles(seq, &mut self.tiles[seq_idx]);
             // Late tokens see the most: they come first, so that no long task is left for the end.
             for first in seq.rows.clone().step_by(step).rev() {
                 let tokens = first..seq.rows.end.min(first + step);
@@ -97,49 +83,28 @@ impl Work {
         tokens: Range<usize>,
         group: usize,
     ) {
-        let tiles = &self.tiles[seq_idx];
-        let all = 0..tiles.len();
         let task = Task {
             seq: seq_idx,
             kv_head,
             tokens: tokens.clone(),
-            tiles: all,
+            slots: 0..seq.kv_len(),
             has_sinks: seq.rule.sinks > 0,
             partial: None,
         };
-        let splits = tiles.chunk_by(|a, b| a.split == b.split);
-        let n_splits = if phase == Phase::Decode { splits.clone().count() } else { 1 };
+        let splits = || seq.slots.lots(0..seq.kv_len(), SPLIT);
+        let n_splits = if phase == Phase::Decode { splits().count() } else { 1 };
         if n_splits <= 1 {
             self.tasks.push(task);
             return;
         }
         let n_rows = tokens.len() * group;
         self.merges.push(MergeTask { kv_head, tokens, n_splits, partial: self.partial_rows });
-        let mut first = 0;
-        for split in splits {
-            let (tiles, partial) = (first..first + split.len(), Some(self.partial_rows));
-            let has_sinks = task.has_sinks && first == 0;
-            self.tasks.push(Task { tiles, partial, has_sinks, ..task.clone() });
-            first += split.len();
+        for slots in splits() {
+            let partial = Some(self.partial_rows);
+            let has_sinks = task.has_sinks && slots.start == 0;
+            self.tasks.push(Task { slots, partial, has_sinks, ..task.clone() });
             self.partial_rows += n_rows;
         }
-    }
-}
-
-/// Tiles and splits are counted from the first slot that a sequence ever had.
-fn fill_tiles(seq: &Seq<'_>, tiles: &mut Vec<Tile>) {
-    let n_slots = seq.slot_positions.len();
-    tiles.clear();
-    let mut first = 0;
-    while first < n_slots {
-        let idx = seq.index(first) / TILE;
-        // Slots before a gap and behind it are in one tile if their indices are.
-        let end = (first..n_slots.min(first + TILE)).rfind(|&slot| seq.index(slot) / TILE == idx);
-        let slots = first..end.map_or(first, |last| last + 1);
-        let positions = seq.slot_positions[slots.clone()].iter();
-        let bounds = positions.fold((u32::MAX, 0), |(min, max), &p| (min.min(p), max.max(p)));
-        first = slots.end;
-        tiles.push(Tile { slots, split: idx * TILE / SPLIT, bounds });
     }
 }
 
