@@ -400,7 +400,12 @@ fn layers(s: &Session) -> Layers {
         pending: s.seq.pending.clone(),
         stage: s.seq.stage.clone(),
         depths: s.seq.waiting.depths.to_vec(),
-        positions: s.seq.segments.iter().map(|segment| segment.slots.positions().to_vec()).collect(),
+        positions: s
+            .seq
+            .segments
+            .iter()
+            .map(|segment| segment.slots.positions().to_vec())
+            .collect(),
         waiting: s.seq.waiting.rows().map(|(position, row)| (position, bits_of(row))).collect(),
         logits: bits(s),
         // Beside a fork it needs pages of its own sooner: pages are counted by the pool.

@@ -97,7 +97,7 @@ impl Session {
     pub(crate) fn new(model: Model, recipe: Recipe, ctx_len: usize) -> Result<Self, Error> {
         Ok(Self {
             ctx_len,
-            seq: Sequence::new(recipe, model.plan()),
+            seq: Sequence::new(recipe, model.plan().n_layers, &model.plan().layout),
             logits: memory::zeros(model.config().vocab_size, "a session's logits")?,
             rope: Rope::new(model.config(), 0),
             cancel: Arc::default(),

@@ -329,3 +329,151 @@ impl Sequence {
         n
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::backend::TILE;
+    use crate::pool::AuxPool;
+    use crate::read::Rule;
+    use crate::recipe::Recipe;
+    use crate::store::KvFormats;
+
+    const N_LAYERS: usize = 2;
+
+    /// What is known of a segment's slots beside what is counted anew.
+    fn check(seq: &Sequence, layout: &PageLayout) {
+        let slots = &seq.segments[0].slots;
+        let positions = slots.positions();
+        let index =
+            |slot: usize| if slot < layout.first_len() { slot } else { slot + slots.n_gone() };
+        let mut tiles: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        (0..positions.len())
+            .for_each(|slot| tiles.entry(index(slot) / TILE).or_default().push(slot));
+        assert!(slots.lots(0..positions.len(), TILE).flatten().eq(0..positions.len()));
+        assert!(
+            slots.lots(0..positions.len(), TILE).map(Vec::from_iter).eq(tiles.values().cloned())
+        );
+        for tile in tiles.values() {
+            let of = || tile.iter().map(|&slot| positions[slot]);
+            let bounds = [of().min().unwrap(), of().max().unwrap()];
+            assert!(tile.iter().all(|&slot| slots.bounds(slot) == bounds), "{tile:?}");
+        }
+        let is_other = |slot: &usize| positions[*slot] as usize != index(*slot);
+        let n_dense = (0..positions.len()).find(is_other).unwrap_or(positions.len());
+        assert!(slots.are_dense(n_dense) && !slots.are_dense(n_dense + 1));
+    }
+
+    /// Bounds of tiles follow positions on every way that these change.
+    #[test]
+    fn bounds_follow_positions() {
+        let stream = |sinks, window| Rule { sinks, window };
+        for (kv, page_len, rule) in [
+            ("bf16", 16, stream(4, 150)),
+            ("bf16", 256, stream(4, 400)),
+            ("int8", 16, stream(4, 90)),
+            ("int8", 64, stream(2, 300)),
+            ("bf16", 32, Rule::ALL),
+            ("int4", 64, Rule::ALL),
+            ("int2", 16, Rule::ALL),
+        ] {
+            let layout = PageLayout::new(1, page_len, 64, kv.parse::<KvFormats>().unwrap());
+            play(rule, &layout);
+        }
+    }
+
+    fn play(rule: Rule, layout: &PageLayout) {
+        let mut seed = 1_u64;
+        let mut random = |n: usize| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (seed >> 33) as usize % n
+        };
+        let recipe = Recipe {
+            lazy: None,
+            evict: None,
+            rule,
+            takes_prefix: true,
+            offers_prefix: true,
+            no_logits: None,
+        };
+        let new = || Sequence::new(recipe.clone(), N_LAYERS, layout);
+        let mut pool = Pool::new(20_000, AuxPool::new(0, 0, layout.page_len).unwrap()).unwrap();
+        let (pool, are_sealed) = (&mut pool, layout.kv.are_sealed());
+        let mut seq = new();
+        for _ in 0..400 {
+            let before = seq.segments[0].slots.positions().to_vec();
+            seq.begin(Pending::Prompt { tokens: vec![0; 1 + random(200)], done: 0 });
+            while seq.pending.len() > 0 {
+                let (len, n_slots) = (seq.len(), seq.segments[0].len());
+                let n_pages = layout.n_pages(n_slots);
+                let is_full = n_slots == layout.n_slots(n_pages) && !are_sealed;
+                let n = layout.n_slots(n_pages + 1) - layout.n_slots(n_pages);
+                if is_full && seq.pending.len() > n {
+                    let columns = pool.pages.take(N_LAYERS).unwrap();
+                    let found = Found { columns, hidden: Vec::new() };
+                    seq.adopt(found, len..len + n, layout.page_len);
+                    seq.take_in(Phase::Prefill, &vec![0; n]);
+                    check(&seq, layout);
+                    continue;
+                }
+                let n = (1 + random(90)).min(seq.pending.len()).min(layout.n_together(n_slots));
+                seq.roll(len, layout, pool);
+                check(&seq, layout);
+                let by = if rule.rolls() || random(3) > 0 { 0 } else { random(40) };
+                let positions: Vec<u32> = (0..n).map(|i| (len + i).abs_diff(by) as u32).collect();
+                let mark = seq.mark();
+                let places = seq.take(0, &positions, layout, pool).unwrap();
+                check(&seq, layout);
+                match random(4) {
+                    0 => seq.undo(&mark, layout, pool),
+                    _ => {
+                        seq.pass_done(&places, &mark, layout, pool);
+                        seq.take_in(Phase::Prefill, &vec![0; n]);
+                    }
+                }
+                check(&seq, layout);
+            }
+            if random(3) == 0 {
+                seq.roll_back(layout, pool);
+                check(&seq, layout);
+                assert_eq!(seq.segments[0].slots.positions(), before);
+            }
+            seq.clear_pending(layout, pool);
+            check(&seq, layout);
+            let n_slots = seq.segments[0].len();
+            match random(6) {
+                0 => {
+                    let least = seq.least_len(layout);
+                    let len = least + random(seq.len().saturating_sub(least) + 1);
+                    seq.cut(if random(9) == 0 { 0 } else { len }, layout, pool);
+                }
+                1 if !rule.rolls() && !are_sealed => {
+                    seq.segments[0].renumber(random(n_slots + 1), layout, pool);
+                }
+                2 => {
+                    let fork = seq.fork(pool).unwrap();
+                    std::mem::replace(&mut seq, fork).release(pool);
+                }
+                3 => {
+                    let positions = seq.segments[0].slots.positions().to_vec();
+                    let saved = Saved { positions, n_sealed: seq.segments[0].n_sealed(layout) };
+                    seq.release(pool);
+                    let old = std::mem::replace(&mut seq, new());
+                    seq.set_gone(old.n_gone);
+                    seq.restore(old.tokens, Vec::new(), &[saved], layout, pool).unwrap();
+                }
+                _ => {}
+            }
+            check(&seq, layout);
+            if seq.len() > 3_000 {
+                seq.cut(0, layout, pool);
+            }
+        }
+        seq.release(pool);
+        assert_eq!(pool.pages.n_used(), 0);
+    }
+}

@@ -72,18 +72,14 @@ pub(crate) struct Sequence {
 
 impl Sequence {
     /// An empty one.
-    pub(crate) fn new(recipe: Recipe, plan: &Plan) -> Self {
-        let n_layers = plan.n_layers;
+    pub(crate) fn new(recipe: Recipe, n_layers: usize, layout: &PageLayout) -> Self {
         let points = recipe.lazy.iter().flat_map(|lazy| &lazy.points).map(|point| point.layer);
         let bounds: Vec<usize> = [0].into_iter().chain(points).chain([n_layers]).collect();
         let counts_all = recipe.evict.is_some_and(|evict| evict.counts_all());
         Self {
             tokens: Vec::new(),
             n_gone: 0,
-            segments: bounds
-                .windows(2)
-                .map(|pair| Segment::new(pair[0]..pair[1], &plan.layout))
-                .collect(),
+            segments: bounds.windows(2).map(|two| Segment::new(two[0]..two[1], layout)).collect(),
             waiting: Waiting::default(),
             measured: Measured::new(if counts_all { n_layers } else { 0 }),
             pending: Pending::Nothing,
