@@ -13,7 +13,7 @@ use super::super::team::Tasks;
 use super::work::{Task, Work};
 use super::{TILE, partial_len};
 use crate::backend::{Batch, Phase, Seq};
-use crate::store::{AttentionShape, Part, Run, Side};
+use crate::store::{AttentionShape, Run, Side};
 
 /// Attention of a batch in one layer.
 pub(in super::super) struct Attention<'a> {
@@ -263,10 +263,9 @@ impl Attention<'_> {
         let (panel, n_steps) = (2 * S::LANES, steps::<D>(self.shape.head_dim));
         // SAFETY: K, V and scores fit their parts; rows are the task's.
         unsafe {
-            let mut spots = [Spot { page: std::ptr::null(), part: Part::First, slot: 0 }; TILE];
-            let located = self.locate(seq, task.kv_head, slots.clone(), &mut spots);
-            self.pack_keys::<S, D>(&located, parts);
-            self.pack_values::<S, D>(&located, parts);
+            let rows = |side| self.rows(task, slots.clone(), side);
+            self.pack_keys::<S, D>(&rows(Side::K), slots.len(), parts);
+            self.pack_values::<S, D>(&rows(Side::V), slots.len(), parts);
             for tile in 0..tiles.n {
                 let (first, n_rows) = (tiles.start(tile), tiles.rows(tile));
                 let positions = &positions[first / group..(first + n_rows - 1) / group + 1];
@@ -305,67 +304,51 @@ impl Attention<'_> {
         }
     }
 
-    /// The page of each slot of a tile and its place there: a division a tile, not one a slot.
+    /// A side of a tile's slots; behind the last it again.
     #[inline(always)]
-    fn locate<'p>(
-        &self,
-        seq: &Seq<'_>,
-        kv_head: usize,
-        slots: Range<usize>,
-        places: &'p mut [Spot; TILE],
-    ) -> Located<'p> {
-        let layout = self.pages.layout.with_sealed(seq.n_sealed);
-        let (start, n) = (slots.start, slots.len());
-        for Run { page_idx, part, first, slots } in layout.runs(slots) {
+    fn rows(&self, task: &Task, slots: Range<usize>, side: Side) -> [Row; TILE] {
+        let seq = &self.batch.seqs[task.seq];
+        let runs = self.pages.layout.with_sealed(seq.n_sealed).runs(slots);
+        let mut rows = runs.flat_map(|Run { page_idx, part, first, slots }| {
             let page = self.pages.page(seq.page(page_idx, self.layer)).as_ptr();
-            let places = &mut places[slots.start - start..slots.end - start];
-            for (slot, place) in (first..).zip(places) {
-                *place = Spot { page, part, slot };
-            }
-        }
-        Located { spots: &places[..n], kv_head }
-    }
-
-    /// A slot of a tile.
-    #[inline(always)]
-    fn slot(&self, tile: &Located<'_>, idx: usize, side: Side) -> Row {
-        let Spot { page, part, slot } = tile.spots[idx];
-        Row::new(self.pages.form(part), page, slot, side, tile.kv_head)
+            let form = self.pages.form(part);
+            (first..first + slots.len())
+                .map(move |slot| Row::new(form, page, slot, side, task.kv_head))
+        });
+        let mut row = Row::NONE;
+        std::array::from_fn(|_| {
+            row = rows.next().unwrap_or(row);
+            row
+        })
     }
 
     /// K of a tile, as panels of slots. Lanes beyond the last slot repeat it: their scores are masked.
     #[inline(always)]
-    unsafe fn pack_keys<S: Simd, D: Dot>(&self, tile: &Located<'_>, parts: Parts) {
+    unsafe fn pack_keys<S: Simd, D: Dot>(&self, slots: &[Row; TILE], n: usize, parts: Parts) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
-        let (n_steps, last) = (steps::<D>(head_dim), tile.spots.len() - 1);
-        for (i, first) in (0..=last).step_by(S::LANES).enumerate() {
-            let slot = |lane: usize| self.slot(tile, (first + lane).min(last), Side::K);
+        let n_steps = steps::<D>(head_dim);
+        for (i, slots) in slots[..n.next_multiple_of(S::LANES)].chunks(S::LANES).enumerate() {
             // SAFETY: the slots are in use; half panel i starts at the panel's half.
             unsafe {
                 let to = parts.k.add((i / 2) * panel * n_steps + (i % 2) * S::LANES);
                 let dest = Dest { to, stride: panel, n: S::LANES };
                 let steps = 0..n_steps;
                 // Between two slots that are not coded there is none that is: pages have as many slots as lanes.
-                let ends = [slot(0), slot(S::LANES - 1)].map(|slot| Format::of(slot.coding));
+                let ends = [slots[0], slots[S::LANES - 1]].map(|slot| Format::of(slot.coding));
                 if let [Some(format), Some(_)] = ends {
-                    let rows: RowPtrs = std::array::from_fn(|lane| slot(lane).codes);
+                    let rows: RowPtrs = std::array::from_fn(|lane| slots[lane % S::LANES].codes);
                     S::enter::<D, _>(Pack { rows: &rows, format, k: head_dim, steps, dest });
                     continue;
                 }
-                let rows: RowPtrs =
-                    std::array::from_fn(|lane| parts.rows.add(lane * head_dim).cast_const().cast());
-                let mut lane = 0;
-                while lane < S::LANES {
-                    let n = tile.run(first + lane).min(S::LANES - lane);
-                    slot(lane).read::<S>(n, head_dim, rows[lane].cast_mut().cast());
-                    lane += n;
-                }
-                if D::PAIRS {
-                    for row in rows.iter().take(S::LANES) {
-                        let row = row.cast_mut().cast();
+                for (lane, slot) in slots.iter().enumerate() {
+                    let row = parts.rows.add(lane * head_dim);
+                    slot.read::<S>(1, head_dim, row);
+                    if D::PAIRS {
                         to_pairs(row, row, head_dim);
                     }
                 }
+                let rows: RowPtrs =
+                    std::array::from_fn(|lane| parts.rows.add(lane * head_dim).cast_const().cast());
                 let pack = Pack { rows: &rows, format: Format::F32, k: n_steps, steps, dest };
                 S::enter::<Fma, _>(pack);
             }
@@ -374,14 +357,13 @@ impl Attention<'_> {
 
     /// V of a tile, as panels of columns.
     #[inline(always)]
-    unsafe fn pack_values<S: Simd, D: Dot>(&self, tile: &Located<'_>, parts: Parts) {
+    unsafe fn pack_values<S: Simd, D: Dot>(&self, slots: &[Row; TILE], n: usize, parts: Parts) {
         let (panel, head_dim) = (2 * S::LANES, self.shape.head_dim);
         let per_step = if D::PAIRS { 2 } else { 1 };
-        for first in (0..tile.spots.len()).step_by(per_step) {
+        for first in (0..n).step_by(per_step) {
             // An odd last slot is paired with zeros: its partner's weight is 0, and 0 * NaN is not.
-            let has_next = first + 1 < tile.spots.len();
-            let slots = [first, if has_next { first + 1 } else { first }];
-            let mut rows = slots.map(|slot| self.slot(tile, slot, Side::V));
+            let has_next = first + 1 < n;
+            let mut rows = [slots[first], slots[(first + 1).min(n - 1)]];
             for (row, idx) in rows.iter_mut().zip(0..per_step) {
                 if row.coding.is_coded() {
                     // SAFETY: a slot in use; the scratch has a row for each lane.
@@ -440,30 +422,6 @@ impl Attention<'_> {
                 }
             }
         }
-    }
-}
-
-/// Where a slot is: a page, and its index there.
-#[derive(Clone, Copy)]
-struct Spot {
-    page: *const u8,
-    /// Of its table.
-    part: Part,
-    slot: usize,
-}
-
-/// The slots of a tile.
-struct Located<'a> {
-    spots: &'a [Spot],
-    kv_head: usize,
-}
-
-impl Located<'_> {
-    /// How many slots from `idx` on are in one page; 1 behind the last.
-    #[inline(always)]
-    fn run(&self, idx: usize) -> usize {
-        let rest = self.spots.get(idx..).unwrap_or_default();
-        rest.iter().take_while(|spot| spot.page == rest[0].page).count().max(1)
     }
 }
 

@@ -64,6 +64,10 @@ pub(in super::super) struct Row {
 }
 
 impl Row {
+    /// None.
+    pub(in super::super) const NONE: Self =
+        Self { coding: Coding::F32, codes: std::ptr::null(), params: std::ptr::null() };
+
     /// `slot` of `page`.
     #[inline(always)]
     pub(in super::super) fn new(
