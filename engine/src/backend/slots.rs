@@ -9,15 +9,18 @@ use crate::store::PageLayout;
 /// Slots of a tile.
 pub const TILE: usize = 64;
 
-/// Slots of some layers. They have numbers, by which attention counts its tiles and splits: those that were given back
-/// count as if they were still there, so that the bits do not depend on when they went.
+/// Slots of some layers. They have numbers, by which attention counts its tiles and splits: from
+/// [`Sides::skew`](crate::store::Sides::skew) on, so that those of a strip are in one page; those that were given back count as
+/// if they were still there, so that the bits do not depend on when they went.
 #[derive(Clone, Debug)]
 pub struct Slots {
     positions: Vec<u32>,
     /// Least and greatest position in each tile that has slots.
     bounds: Vec<[u32; 2]>,
-    /// So many at the front hold the position that is their number.
+    /// So many at the front hold the position that is their number from 0 on.
     n_dense: usize,
+    /// The number of the first.
+    skew: usize,
     n_pinned: usize,
     n_gone: usize,
 }
@@ -25,8 +28,8 @@ pub struct Slots {
 impl Slots {
     /// Slots for these positions, `n_gone` of them given back.
     pub fn new(layout: &PageLayout, n_gone: usize, positions: Vec<u32>) -> Self {
-        let n_pinned = layout.first_len();
-        let mut slots = Self { positions, bounds: Vec::new(), n_dense: 0, n_pinned, n_gone };
+        let (skew, n_pinned) = (layout.kv.skew(), layout.first_len());
+        let mut slots = Self { positions, bounds: Vec::new(), n_dense: 0, skew, n_pinned, n_gone };
         slots.edit(0, |_, _| ());
         slots
     }
@@ -53,7 +56,7 @@ impl Slots {
         self.n_gone
     }
 
-    /// True if the first `n` hold the positions that are their numbers.
+    /// True if the first `n` hold the positions that are their numbers, counted from 0.
     pub fn are_dense(&self, n: usize) -> bool {
         n <= self.n_dense
     }
@@ -96,22 +99,24 @@ impl Slots {
         self.bounds.extend(bounds);
         self.n_dense = self.n_dense.min(first);
         let rest = self.positions.iter().enumerate().skip(self.n_dense);
-        self.n_dense += rest.take_while(|&(slot, &p)| p as usize == self.number(slot)).count();
+        self.n_dense +=
+            rest.take_while(|&(slot, &p)| p as usize + self.skew == self.number(slot)).count();
         edited
     }
 
     /// The number of a slot.
     #[inline]
     fn number(&self, slot: usize) -> usize {
-        if slot < self.n_pinned { slot } else { slot + self.n_gone }
+        self.skew + if slot < self.n_pinned { slot } else { slot + self.n_gone }
     }
 
     /// The slot with a number, or the next behind those that were given back.
     #[inline]
     fn at(&self, number: usize) -> usize {
-        match number < self.n_pinned {
-            true => number,
-            false => self.n_pinned.max(number.saturating_sub(self.n_gone)),
+        let idx = number.saturating_sub(self.skew);
+        match idx < self.n_pinned {
+            true => idx,
+            false => self.n_pinned.max(idx.saturating_sub(self.n_gone)),
         }
     }
 

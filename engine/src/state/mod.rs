@@ -28,7 +28,7 @@ use crate::file::NewFile;
 use crate::keep::Evict;
 use crate::memory;
 use crate::recipe::{Recipe, SessionOptions, StreamOptions};
-use crate::sequence::{GIVEN_UP, Pending, Segment, Saved};
+use crate::sequence::{GIVEN_UP, Pending, Saved, Segment};
 use crate::session::Session;
 
 /// A part of a blob.

@@ -2,8 +2,8 @@
 //!
 //! A *task* is a sequence, a key head and a run of tokens whose query heads share that key head: the
 //! heads of a token are packed as rows of one product, so K and V are read once for all of them. It walks
-//! the slots in tiles of 64, counted from the first slot whatever the page length; a running maximum and sum turn
-//! scores into weights.
+//! the slots in tiles of 64, counted from [`Sides::skew`](crate::store::Sides::skew) whatever the page length; a running
+//! maximum and sum turn scores into weights.
 //!
 //! In prefill ([`flash`]) K is packed like a weight panel (a slot is a weight row), scores come from the
 //! micro-kernel of the matrix products, and the same micro-kernel adds the weighted V. In decode ([`few`])
