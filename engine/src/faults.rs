@@ -826,7 +826,7 @@ fn an_answer_whose_logits_cannot_be_recalled_is_no_error() {
     }
 }
 
-/// What a token has taken up again is there when it is decoded once more for its logits, and no more than that.
+/// What a token has revived is there when it is decoded once more for its logits, and no more than that.
 #[test]
 fn logits_of_a_session_that_prunes_are_recalled_as_they_were() {
     let points = [(1, 0.5), (3, 0.5)].map(|(layer, keep_rate)| PrunePoint { layer, keep_rate });

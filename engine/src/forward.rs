@@ -70,7 +70,7 @@ pub(crate) struct Pass<'a> {
     /// Pages to code then.
     pub(crate) seals: Vec<Seal>,
     /// Hidden states to move first, from the store in transit to the one that waits.
-    pub(crate) parks: Vec<(AuxRow, AuxRow)>,
+    pub(crate) waits: Vec<(AuxRow, AuxRow)>,
     pub(crate) layers: Range<usize>,
     /// Hidden states that the batch's rows come from; none: their tokens are embedded.
     pub(crate) from: Vec<AuxRow>,
@@ -173,11 +173,11 @@ impl<B: Backend> Executor<B> {
 
     /// Moves hidden states to where they wait, as many at a time as a pass has rows: there may be most of a
     /// prompt's, and a cancel does not wait for them.
-    fn park(&mut self, parks: &[(AuxRow, AuxRow)], stop: &Stop) -> Result<(), Error> {
-        for parks in parks.chunks(self.plan.max_rows) {
+    fn wait(&mut self, waits: &[(AuxRow, AuxRow)], stop: &Stop) -> Result<(), Error> {
+        for waits in waits.chunks(self.plan.max_rows) {
             check(stop)?;
             let AuxRows { transit, waiting } = self.aux.as_mut().ok_or_else(no_aux)?;
-            let pairs: Vec<_> = parks.iter().map(|(from, to)| (from.row, to.row)).collect();
+            let pairs: Vec<_> = waits.iter().map(|(from, to)| (from.row, to.row)).collect();
             self.backend.copy_rows(transit, waiting, &pairs)?;
         }
         Ok(())
@@ -327,7 +327,7 @@ impl<B: Backend> Execute for Executor<B> {
         if !pass.seals.is_empty() {
             self.backend.seal_pages(&mut self.pages, &pass.seals)?;
         }
-        self.park(&pass.parks, stop)?;
+        self.wait(&pass.waits, stop)?;
         self.forward(pass, stop)
     }
 

@@ -31,7 +31,7 @@ pub struct ModelOptions {
     pub batch: usize,
     /// Tokens that can be between segments of the layers, all sessions that prune together: those that wait
     /// at prune points, and as many that a call moves through the layers. One for each token of such
-    /// sessions; a call that takes up waiting tokens and leaves them at a later point keeps both until it is
+    /// sessions; a call that revives tokens and prunes them at a later point keeps both until it is
     /// done, so that it can be undone. Memory is committed as it is written.
     pub aux_tokens: usize,
     /// Keeps the hidden states that prompts of sessions that prune have behind the first segment, 4 bytes a

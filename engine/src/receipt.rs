@@ -21,7 +21,7 @@ pub struct Receipt {
     pub n_waiting: usize,
     /// Bytes of the pages of their hidden states.
     pub aux_bytes: usize,
-    /// Times that an earlier call's token was taken up again at a prune point.
+    /// Times that an earlier call's token was revived at a prune point.
     pub n_revived: usize,
     /// The smallest share of the attention of a prompt's last rows that went to the tokens which went on from a prune
     /// point; 1 if nothing was pruned.

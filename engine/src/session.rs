@@ -134,12 +134,12 @@ impl Session {
         self.seq.history(&self.model.plan().layout)
     }
 
-    /// Number of tokens that the session has taken in and not forgotten since; a stream has left some behind.
+    /// Number of tokens that the session has taken in and not cut off since; a stream has rolled some off.
     pub fn len(&self) -> usize {
         self.seq.len()
     }
 
-    /// Tokens that a stream has left behind.
+    /// Tokens that a stream has rolled off.
     pub fn n_gone(&self) -> usize {
         self.seq.n_gone
     }
@@ -345,16 +345,16 @@ impl Session {
         })
     }
 
-    /// Forgets the tokens from `len` on; the pages that only they needed are free at once. Queued tokens
-    /// are dropped too. Logits are gone unless nothing was forgotten.
+    /// Cuts off the tokens from `len` on; the pages that only they needed are free at once. Queued tokens
+    /// are dropped too. Logits are gone unless nothing was cut off.
     ///
     /// What follows is as if the session had never gone further, but for three things that stay. In a session that prunes,
-    /// where those that are forgotten chose whom to leave behind and whom to take up again, that stands, and no number
+    /// where those that are cut off chose whom to prune and whom to revive, that stands, and no number
     /// depends on them otherwise, because a token sees none behind it (a slot between others stays, without a token, until
     /// those behind it go). What a cache of sealed pages has coded stays so, although a session that never went further
-    /// would still hold it in 16 bits. And `h2o` has counted the attention that forgotten tokens paid.
+    /// would still hold it in 16 bits. And `h2o` has counted the attention that they paid.
     ///
-    /// A stream has left behind what tokens from some length on do not see, and a session that evicts cannot go back to in
+    /// A stream has rolled off what tokens from some length on do not see, and a session that evicts cannot go back to in
     /// front of its last eviction: less than [`least_len`](Self::least_len) is [`Error::State`], and nothing changes. 0 is
     /// always possible.
     pub fn truncate(&mut self, len: usize) -> Result<(), Error> {

@@ -30,9 +30,9 @@ pub struct Lazy {
     /// A sequence shorter than this goes on whole: scoring would cost more than it saves. (Where a longer one was cut back to
     /// such a length, what waits goes on with the next prompt, or step by step.)
     pub min_len: usize,
-    /// Tokens that a decode step takes up again at one point, at most; a prompt is not limited.
+    /// Tokens that a decode step revives at one point, at most; a prompt is not limited.
     pub max_revived: usize,
-    /// False: what was left behind stays behind (one-shot pruning), to see what revival is worth.
+    /// False: what waits stays there (one-shot pruning), to see what revival is worth.
     pub revives: bool,
     /// What decides between tokens.
     pub order: Order,
@@ -51,7 +51,7 @@ pub enum Order {
     },
 }
 
-/// A layer boundary at which tokens are left behind.
+/// A layer boundary at which tokens are pruned.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PrunePoint {
     /// Layers before the point.
@@ -171,7 +171,7 @@ impl Lazy {
     }
 
     /// The positions that go on from point `point_idx`, ascending: of the tokens in `positions` (a slot that
-    /// was given up has none) with these `scores`, in a sequence of `len` tokens.
+    /// is empty has none) with these `scores`, in a sequence of `len` tokens.
     ///
     /// Ties go to the earlier token, so that the choice does not depend on the order of slots.
     pub fn select(
@@ -196,7 +196,7 @@ impl Lazy {
         selected
     }
 
-    /// Of tokens that are chosen and wait, the ones that a decode step takes up, ascending.
+    /// Of tokens that are chosen and wait, the ones that a decode step revives, ascending.
     pub fn revive(&self, waiting: &[u32], positions: &[Option<u32>], scores: &[f32]) -> Vec<u32> {
         let mut wanted: Vec<_> = match waiting.len() > self.max_revived {
             true => self.ranked(positions, scores),
@@ -219,7 +219,7 @@ impl Lazy {
             })
             .collect();
         if !live.is_sorted_by_key(|&(_, position)| position) {
-            live.sort_unstable_by_key(|&(_, position)| position); // tokens that were taken up again come last
+            live.sort_unstable_by_key(|&(_, position)| position); // revived tokens come last
         }
         let reach = self.pool / 2;
         let highest = |i: usize| {

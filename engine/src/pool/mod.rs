@@ -44,8 +44,8 @@ impl Pool {
         }
     }
 
-    /// Gives up hidden states that are kept for sessions to come; true if that freed a page.
-    pub fn give_up_hidden(&mut self) -> bool {
+    /// Frees hidden states that are kept for sessions to come; true if that freed a page.
+    pub fn free_hidden(&mut self) -> bool {
         let pages = self.prefixes.forget_hidden();
         self.aux.transit.release(&pages) > 0
     }

@@ -8,7 +8,7 @@
 //! a prompt: what becomes of the prompt changes nothing in a full page, and a page that is to be written again is forgotten first.
 //!
 //! Sessions that prune share the layers before their first prune point, with others whose first point is the
-//! same. For that the hidden states behind these layers are needed too, which a session gives up as its
+//! same. For that the hidden states behind these layers are needed too, which a session gives back as its
 //! tokens move on. So where the model was opened to keep them, the index is one more holder of their
 //! pages, until the KV pages go or somebody else needs the room.
 

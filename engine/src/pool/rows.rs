@@ -14,7 +14,7 @@ use crate::store::PageId;
 pub enum Store {
     /// On its way through the layers: f32.
     Transit,
-    /// Left behind at a prune point: the KV cache's format.
+    /// Waiting at a prune point: the KV cache's format.
     Waiting,
 }
 

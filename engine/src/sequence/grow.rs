@@ -25,8 +25,8 @@ pub(crate) struct Places {
     pub(crate) from: Vec<AuxRow>,
     /// Rows for what comes out; none behind the last segment.
     pub(crate) to: Vec<AuxRow>,
-    /// Hidden states that are parked on the way, from where they are in transit to where they wait.
-    pub(crate) parks: Vec<(AuxRow, AuxRow)>,
+    /// Hidden states that begin to wait: from where they are in transit to where they do.
+    pub(crate) waits: Vec<(AuxRow, AuxRow)>,
 }
 
 /// The slots of a segment that is restored.
@@ -49,7 +49,7 @@ impl Sequence {
         }
     }
 
-    /// Takes what the tokens at `positions` need to go through a segment, and those that are parked to wait in
+    /// Takes what the tokens at `positions` need to go through a segment, and those that are pruned to wait in
     /// front of it: all or nothing. From here on they are where the pass brings them.
     pub(crate) fn take(
         &mut self,
@@ -60,10 +60,10 @@ impl Sequence {
     ) -> Result<Places, Error> {
         let is_last = segment + 1 == self.segments.len();
         let n_rows = if is_last { 0 } else { positions.len() };
-        let n_parked = self.stage.parked.len();
-        let mut rows = self.waiting.take(Store::Waiting, n_parked, &mut pool.aux)?;
+        let n_pruned = self.stage.pruned.len();
+        let mut rows = self.waiting.take(Store::Waiting, n_pruned, &mut pool.aux)?;
         let mut to = self.waiting.take(Store::Transit, n_rows, &mut pool.aux);
-        if to.is_err() && pool.give_up_hidden() {
+        if to.is_err() && pool.free_hidden() {
             to = self.waiting.take(Store::Transit, n_rows, &mut pool.aux);
         }
         let grown = to.and_then(|to| {
@@ -73,17 +73,17 @@ impl Sequence {
         let (added, swapped) = grown.inspect_err(|_| self.waiting.give(&rows, &mut pool.aux))?;
         let log = &mut self.journal.log;
         log.extend(swapped.map(|column| Delta::Swapped { segment, column }));
-        let to = rows.split_off(n_parked);
+        let to = rows.split_off(n_pruned);
         if self.segments.len() == 1 {
-            return Ok(Places { segment, added, from: Vec::new(), to, parks: Vec::new() });
+            return Ok(Places { segment, added, from: Vec::new(), to, waits: Vec::new() });
         }
         #[allow(clippy::cast_possible_truncation)] // schedules have at most 16 points
         let now = segment as u8;
-        let mut parks = Vec::with_capacity(n_parked);
-        for (&position, row) in self.stage.parked.iter().zip(rows) {
+        let mut waits = Vec::with_capacity(n_pruned);
+        for (&position, row) in self.stage.pruned.iter().zip(rows) {
             if let Some(was) = self.waiting.put(position, row) {
                 log.push(Delta::Moved { position, row: was, depth: now });
-                parks.push((was, row));
+                waits.push((was, row));
             }
         }
         let mut from = Vec::with_capacity(if segment == 0 { 0 } else { positions.len() });
@@ -102,7 +102,7 @@ impl Sequence {
                 None => self.waiting.depths.push(now + 1),
             }
         }
-        Ok(Places { segment, added, from, to, parks })
+        Ok(Places { segment, added, from, to, waits })
     }
 
     /// The pass that took this is done: gives back what no call needs to go back.
@@ -135,7 +135,7 @@ impl Sequence {
         if !columns.is_empty() {
             log.push(Delta::Sealed { segment: *segment, columns });
         }
-        self.stage.parked.clear();
+        self.stage.pruned.clear();
     }
 
     /// All is as it was at the mark, which is the youngest, but for what is pending.
@@ -261,7 +261,7 @@ impl Sequence {
 
     /// What was pending is done with: nothing can be undone any more.
     pub(crate) fn settle(&mut self, layout: &PageLayout, pool: &mut Pool) {
-        self.give_up_journal(pool);
+        self.drop_journal(pool);
         // The last token may be computed once more.
         self.roll(self.len().saturating_sub(1), layout, pool);
         let n_gone = self.segments[0].slots.n_gone();
@@ -272,7 +272,7 @@ impl Sequence {
         }
     }
 
-    pub(super) fn give_up_journal(&mut self, pool: &mut Pool) {
+    pub(super) fn drop_journal(&mut self, pool: &mut Pool) {
         for delta in std::mem::take(&mut self.journal).log {
             match delta {
                 Delta::Swapped { segment, column: columns }
@@ -353,7 +353,7 @@ mod tests {
             |slot: usize| if slot < layout.first_len() { slot } else { slot + slots.n_gone() };
         let mut tiles: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         (0..positions.len()).for_each(|slot| {
-            tiles.entry((layout.kv.skew() + index(slot)) / TILE).or_default().push(slot)
+            tiles.entry((layout.kv.skew() + index(slot)) / TILE).or_default().push(slot);
         });
         assert!(slots.lots(0..positions.len(), TILE).flatten().eq(0..positions.len()));
         assert!(

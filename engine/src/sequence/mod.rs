@@ -4,7 +4,7 @@
 //!
 //! A token goes through the segments of the layers in order, each at most once, so one number says all about it: how many it
 //! has gone through. Its KV is in those, and its hidden state is kept behind the last of them, unless that was the end: in
-//! transit until the next tokens are chosen, and parked by the pass that follows if it is not among them.
+//! transit until the next tokens are chosen, and from the pass that follows it waits if it is not among them.
 
 mod grow;
 mod journal;
@@ -20,7 +20,7 @@ pub(crate) use journal::Mark;
 pub(crate) use measured::Measured;
 pub(crate) use pending::{Drawn, Pending, Stage, Turn, Work};
 pub(crate) use room::Lists;
-pub(crate) use segment::{GIVEN_UP, Segment};
+pub(crate) use segment::{EMPTY, Segment};
 pub(crate) use waiting::Waiting;
 
 use std::ops::Range;
@@ -41,9 +41,9 @@ use segment::Ends;
 #[derive(Debug)]
 pub(crate) struct Sequence {
     pub(crate) recipe: Recipe,
-    /// Its tokens, but for those that a stream has left behind.
+    /// Its tokens, but for those that a stream has rolled off.
     pub(crate) tokens: Vec<u32>,
-    /// Tokens behind those of the first page that a stream has left behind.
+    /// Tokens behind those of the first page that a stream has rolled off.
     pub(crate) n_gone: usize,
     /// First to last layer; one segment where nothing is pruned.
     pub(crate) segments: Vec<Segment>,
@@ -96,7 +96,7 @@ impl Sequence {
         }
     }
 
-    /// Tokens that it has taken in and not forgotten since; a stream has left some behind.
+    /// Tokens that it has taken in and not cut off since; a stream has rolled some off.
     pub(crate) fn len(&self) -> usize {
         self.tokens.len() + self.n_gone
     }
@@ -169,7 +169,7 @@ impl Sequence {
 
     /// Cuts it back to a length that is possible, with nothing queued.
     pub(crate) fn cut(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
-        self.forget(len, layout, pool);
+        self.cut_back(len, layout, pool);
         self.measured.truncate(self.segments[0].len());
         if len == 0 {
             self.n_gone = 0;
@@ -180,10 +180,10 @@ impl Sequence {
         (self.logits_ready, self.drawn) = (false, None);
     }
 
-    /// Forgets what is held of the tokens from position `len` on.
-    pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
+    /// Cuts off what is held of the tokens from position `len` on.
+    pub(crate) fn cut_back(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         for segment in &mut self.segments {
-            segment.forget(len, layout, pool);
+            segment.cut_back(len, layout, pool);
         }
         self.waiting.truncate(len, &mut pool.aux);
     }
@@ -217,7 +217,7 @@ impl Sequence {
 
     /// Gives everything back.
     pub(crate) fn release(&mut self, pool: &mut Pool) {
-        self.give_up_journal(pool);
+        self.drop_journal(pool);
         for segment in &mut self.segments {
             segment.cut(Ends::default(), pool);
         }

@@ -33,9 +33,9 @@ pub(crate) struct Stage {
     pub(crate) chosen: Vec<u32>,
     /// How many of them have.
     pub(crate) done: usize,
-    /// Positions that have come through the segment before and were not chosen, ascending: the next pass parks
+    /// Positions that have come through the segment before and were not chosen, ascending: in the next pass they begin to wait;
     /// their hidden states. There is one, because the new tokens at the end always go on.
-    pub(crate) parked: Vec<u32>,
+    pub(crate) pruned: Vec<u32>,
 }
 
 /// Rows of one sequence in one pass.

@@ -15,7 +15,7 @@ pub(crate) struct Segment {
     pub(crate) first_layer: usize,
     /// Layers in the segment.
     pub(crate) n_layers: usize,
-    /// Its slots; at [`GIVEN_UP`] is one whose token was forgotten. Those behind the first page are given back: [`Segment::roll`].
+    /// Its slots; at [`EMPTY`] is one whose token was cut off. Those behind the first page are given back: [`Segment::roll`].
     pub(crate) slots: Slots,
     /// Page ids, `[page_idx][layer]`: a column of `n_layers` pages for the slots that [`PageLayout::place`] says. Where pages
     /// are sealed, the first page and those.
@@ -34,7 +34,7 @@ pub(crate) struct Ends {
 }
 
 /// Position of a slot that holds no token any more: later than any row, so that nobody sees it.
-pub(crate) const GIVEN_UP: u32 = u32::MAX;
+pub(crate) const EMPTY: u32 = u32::MAX;
 
 /// What a segment has grown by for the rows of a pass.
 #[derive(Debug)]
@@ -254,15 +254,15 @@ impl Segment {
         of_layers.collect()
     }
 
-    /// Forgets the tokens at positions from `len` on and gives back the pages behind the last that stays. A
+    /// Cuts off the tokens at positions from `len` on and gives back the pages behind the last that stays. A
     /// slot between others stays where it is, without a token, and so do those behind it in a sealed page.
-    pub(crate) fn forget(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
+    pub(crate) fn cut_back(&mut self, len: usize, layout: &PageLayout, pool: &mut Pool) {
         self.slots.edit(0, |positions, _| {
             let late = positions.iter_mut().filter(|position| **position as usize >= len);
-            late.for_each(|position| *position = GIVEN_UP);
+            late.for_each(|position| *position = EMPTY);
         });
         let positions = self.slots.positions();
-        let Some(last) = positions.iter().rposition(|&position| position != GIVEN_UP) else {
+        let Some(last) = positions.iter().rposition(|&position| position != EMPTY) else {
             return self.truncate(0, layout, pool);
         };
         let of_segment = self.layout(layout);
@@ -345,7 +345,7 @@ impl Segment {
         });
     }
 
-    /// Gives up the slots from `n_slots` on, all those of a sealed page or none, and the pages that only they needed.
+    /// Gives back the slots from `n_slots` on, all those of a sealed page or none, and the pages that only they needed.
     pub(crate) fn truncate(&mut self, n_slots: usize, layout: &PageLayout, pool: &mut Pool) {
         if n_slots >= self.len() {
             return;

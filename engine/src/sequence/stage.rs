@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::ops::Range;
 
-use super::{GIVEN_UP, Pending, Segment, Sequence, Stage, Work};
+use super::{EMPTY, Pending, Segment, Sequence, Stage, Work};
 use crate::backend::Phase;
 use crate::plan::Plan;
 use crate::pool::Store;
@@ -153,7 +153,7 @@ impl Sequence {
     pub(crate) fn n_choosing(&self, work: &Work) -> Option<usize> {
         let lazy = self.recipe.lazy.as_ref()?;
         let len = self.len() + if work.segment == 0 { work.tokens.len() } else { 0 };
-        // A generated token goes on in any case: its query only chooses among those that wait, of which it may take up a
+        // A generated token goes on in any case: its query only chooses among those that wait, of which it may revive a
         // few even where the sequence has been cut back to a length that is not pruned.
         let is_choice = match self.pending {
             Pending::Prompt { .. } => lazy.prunes(len),
@@ -164,18 +164,18 @@ impl Sequence {
     }
 
     /// The tokens that go through the next segment, once the last of this one has: those in front of it that
-    /// are chosen. Those that have just come there and are not are parked.
+    /// are chosen. Those that have just come there and are not chosen are pruned.
     pub(crate) fn choose(&mut self, scores: Option<&[f32]>) {
         let Stage { segment, .. } = self.stage;
         let slots = self.segments[segment].slots.positions();
         let positions: Vec<Option<u32>> =
-            slots.iter().map(|&position| (position != GIVEN_UP).then_some(position)).collect();
+            slots.iter().map(|&position| (position != EMPTY).then_some(position)).collect();
         let lazy = self.recipe.lazy.as_ref();
         let selected = match (lazy.filter(|lazy| lazy.prunes(self.len())), scores) {
             (Some(lazy), Some(scores)) => lazy.select(segment, &positions, scores, self.len()),
             _ => {
                 let mut all: Vec<u32> = positions.iter().flatten().copied().collect();
-                all.sort_unstable(); // tokens that were taken up again are in later slots
+                all.sort_unstable(); // revived tokens are in later slots
                 all
             }
         };
@@ -202,11 +202,11 @@ impl Sequence {
         }
         chosen.sort_unstable();
         #[allow(clippy::cast_possible_truncation)] // bounded by the context length
-        let mut parked = match segment {
+        let mut pruned = match segment {
             0 => ((self.len() - self.n_new()) as u32..self.len() as u32).collect(),
             _ => std::mem::take(&mut self.stage.chosen),
         };
-        parked.retain(|position| chosen.binary_search(position).is_err());
-        self.stage = Stage { segment: segment + 1, chosen, done: 0, parked };
+        pruned.retain(|position| chosen.binary_search(position).is_err());
+        self.stage = Stage { segment: segment + 1, chosen, done: 0, pruned };
     }
 }

@@ -3,7 +3,7 @@
 //! A token that has gone through some segments and not through all has one hidden state, in one of two
 //! stores of the device. Tokens that a call is moving through the layers are in [`Store::Transit`], in f32 like
 //! the residual stream, so that cutting the layers into segments changes no bit. Those that stay behind at a prune point are
-//! parked in [`Store::Waiting`], in the precision of the KV cache, until they are wanted; between calls
+//! waiting in [`Store::Waiting`], in the precision of the KV cache, until they are wanted; between calls
 //! a session has nothing in transit.
 
 use std::collections::BTreeMap;
@@ -114,7 +114,7 @@ impl Waiting {
         self.row_of.remove(&position)
     }
 
-    /// Forgets positions from `len` on.
+    /// Cuts off positions from `len` on.
     pub(crate) fn truncate(&mut self, len: usize, pool: &mut AuxPool) {
         self.depths.truncate(len);
         while let Some((position, row)) = self.row_of.pop_last() {

@@ -14,7 +14,7 @@
 //! | waiting | the hidden states that wait, `[hidden_dim]` each in the format of KV that is not coded, by position | that prune |
 //!
 //! Where the slots of the first segment are not written, slot i holds token i, but for streams and for sessions that
-//! evict: there the slots behind those that were kept hold the last tokens. A slot whose token was forgotten stays,
+//! evict: there the slots behind those that were kept hold the last tokens. A slot whose token was cut off stays,
 //! because the order of slots decides the bits of attention; what it held does not, unless pages are sealed.
 //! KV does not depend on the length of pages but where they are sealed.
 //!
@@ -45,7 +45,7 @@ pub(super) struct Header {
     pub(super) n_kv_heads: u32,
     pub(super) head_dim: u32,
     pub(super) vocab_size: u32,
-    /// Without those that a stream has left behind.
+    /// Without those that a stream has rolled off.
     pub(super) n_tokens: u64,
     /// [`ModelConfig::fingerprint`](loris_loader::ModelConfig::fingerprint), its low half; see [`Header::n_shareable`].
     pub(super) config: u32,
@@ -93,7 +93,7 @@ impl Head {
 pub(super) struct Counts {
     /// Which must be as long again where pages go or are coded as a whole; else 0.
     pub(super) page_len: u64,
-    /// Tokens that a stream has left behind.
+    /// Tokens that a stream has rolled off.
     pub(super) n_gone: u64,
     /// Tokens when some were evicted last.
     pub(super) since: u64,

@@ -11,7 +11,7 @@ use crate::engine::Model;
 use crate::error::Error;
 use crate::memory;
 use crate::pool::AuxRow;
-use crate::sequence::{GIVEN_UP, Segment};
+use crate::sequence::{EMPTY, Segment};
 use crate::session::Session;
 use crate::store::{Coding, PageLayout, Run, Side};
 
@@ -27,8 +27,8 @@ impl Session {
         let shared = &*self.model.shared;
         let layout = segment.layout(&shared.plan.layout);
         // What they hold means nothing, unless it is about to be sealed with the others.
-        let is_void = |&(_, &p): &(usize, &u32)| p == GIVEN_UP && !layout.kv.are_sealed();
-        let given_up = || (0..).zip(segment.slots.positions()).filter(is_void);
+        let is_void = |&(_, &p): &(usize, &u32)| p == EMPTY && !layout.kv.are_sealed();
+        let empty = || (0..).zip(segment.slots.positions()).filter(is_void);
         let mut pages = buffer(segment.n_pages() / segment.n_layers, layout.bytes())?;
         for layer in 0..segment.n_layers {
             let mut device = shared.device();
@@ -37,7 +37,7 @@ impl Session {
                 device.read_page(id, page)?;
             }
             drop(device);
-            for (slot, _) in given_up() {
+            for (slot, _) in empty() {
                 for run in layout.runs(slot..slot + 1) {
                     for range in heads(layout).flat_map(|head| slots_of(layout, head, &run)) {
                         pages[range].fill(0);

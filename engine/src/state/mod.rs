@@ -28,7 +28,7 @@ use crate::file::NewFile;
 use crate::keep::Evict;
 use crate::memory;
 use crate::recipe::{Recipe, SessionOptions, StreamOptions};
-use crate::sequence::{GIVEN_UP, Pending, Saved, Segment};
+use crate::sequence::{EMPTY, Pending, Saved, Segment};
 use crate::session::Session;
 
 /// A part of a blob.
@@ -591,7 +591,7 @@ fn unsound(field: &'static str, e: &Error) -> Error {
 }
 
 /// The slots of segment `idx` must hold each token that has gone through it once, and no other; slots that
-/// were given up may be among them, but not at the end, unless that is the one of the `n_coded` slots of sealed pages.
+/// are empty may be among them, but not at the end, unless that is the one of the `n_coded` slots of sealed pages.
 fn check_slots(
     idx: usize,
     positions: &[u32],
@@ -601,7 +601,7 @@ fn check_slots(
     let mut is_missing: Vec<bool> = depth.iter().map(|&depth| usize::from(depth) > idx).collect();
     let unsound = |position: &u32| match is_missing.get_mut(*position as usize) {
         Some(is_missing) => !std::mem::take(is_missing),
-        None => *position != GIVEN_UP,
+        None => *position != EMPTY,
     };
     if let Some(position) = positions.iter().copied().find(unsound) {
         let expected = "each token that has gone through the segment, once".into();
@@ -611,7 +611,7 @@ fn check_slots(
         return Err(mismatch("positions", "no slot".into(), format!("a slot of {position}")));
     }
     match positions.last() {
-        Some(&GIVEN_UP) if n_coded != Some(positions.len()) => {
+        Some(&EMPTY) if n_coded != Some(positions.len()) => {
             let found = "a slot without a token at the end".into();
             Err(mismatch("positions", found, "a token".into()))
         }

@@ -32,7 +32,7 @@ const IS_SEALED: u32 = 8;
 /// The length of an answer does.
 const HAS_ANSWER: u32 = 16;
 
-/// What a stream sees, and has left behind.
+/// What a stream sees, and has rolled off.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Streamed {

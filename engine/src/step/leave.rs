@@ -43,9 +43,9 @@ impl Member<'_> {
         n_keep.map(|n_keep| Leaving { n_keep, shown })
     }
 
-    /// Forgets in each layer all but the slots that rank highest there, and frees their pages. Where pages that are
+    /// Evicts in each layer all but the slots that rank highest there, and frees their pages. Where pages that are
     /// shared would have to be copied and there are none for that, all stay for now. Should the device fail while slots
-    /// move, the sequence forgets everything.
+    /// move, the sequence is empty.
     pub(crate) fn evict(
         &mut self,
         device: &mut dyn Execute,

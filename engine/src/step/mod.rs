@@ -86,7 +86,7 @@ impl Shared {
         loop {
             let mut layers = None;
             let mut jobs = Vec::new();
-            let mut n_free = self.plan.max_rows; // beside the new tokens, those that sessions take up again
+            let mut n_free = self.plan.max_rows; // beside the new tokens, those that sessions revive
             let mut lists = Lists::new(n_free);
             for ((member, result), is_served) in asked.iter_mut().zip(&mut is_served) {
                 if *is_served || n_free == 0 || jobs.len() == self.plan.batch {

@@ -19,8 +19,8 @@ pub(super) fn pass<'a>(
         seqs: Vec::new(),
         logit_rows: Vec::new(),
     };
-    let (copies, seals, parks, from, to, mass, observed) = Default::default();
-    let mut pass = Pass { batch, copies, seals, parks, layers: 0..0, from, to, mass, observed };
+    let (copies, seals, waits, from, to, mass, observed) = Default::default();
+    let mut pass = Pass { batch, copies, seals, waits, layers: 0..0, from, to, mass, observed };
     for job in jobs {
         let Job { change: Change { member, .. }, work, places, .. } = job;
         let layout = &member.shared.plan.layout;
@@ -63,7 +63,7 @@ pub(super) fn pass<'a>(
         pass.layers = segment.layers();
         pass.copies.extend_from_slice(&added.copies);
         pass.seals.extend_from_slice(&added.seals);
-        pass.parks.extend_from_slice(&places.parks);
+        pass.waits.extend_from_slice(&places.waits);
         pass.from.extend_from_slice(&places.from);
         pass.to.extend_from_slice(&places.to);
     }

@@ -6,7 +6,7 @@
 //! Prefill is not recorded: its launches hide behind its work.
 //!
 //! In a session that prunes, each segment of the layers has forms of its own, one for each number of tokens that are
-//! taken up again. Which rows of the aux cache come and go, and which rows score, changes from pass to pass: `forward`
+//! revived. Which rows of the aux cache come and go, and which rows score, changes from pass to pass: `forward`
 //! does that around the recording.
 
 use std::ops::Range;
