@@ -352,9 +352,9 @@ mod tests {
         let index =
             |slot: usize| if slot < layout.first_len() { slot } else { slot + slots.n_gone() };
         let mut tiles: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        (0..positions.len()).for_each(|slot| {
+        for slot in 0..positions.len() {
             tiles.entry((layout.kv.skew() + index(slot)) / TILE).or_default().push(slot);
-        });
+        }
         assert!(slots.lots(0..positions.len(), TILE).flatten().eq(0..positions.len()));
         assert!(
             slots.lots(0..positions.len(), TILE).map(Vec::from_iter).eq(tiles.values().cloned())
