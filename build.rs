@@ -6,10 +6,10 @@
 //! script writes. The library gets a table of kernels, and one of names for each family.
 //!
 //! **Images.** nvcc, if there is one, makes of each kernel file a cubin for each architecture, and
-//! PTX. What ptxas says about registers is held against the comment on the row, `// <= 168, d32 128
-//! registers`: more registers, a spill or a stack frame fail the build. The shared memory of a
-//! kernel is a constant beside it in the image. Without nvcc the build goes on and the library has
-//! no images.
+//! PTX; what is embedded is compressed. What ptxas says about registers is held against the comment
+//! on the row, `// <= 168, d32 128 registers`: more registers, a spill or a stack frame fail the
+//! build. The shared memory of a kernel is a constant beside it in the image. Without nvcc the build
+//! goes on and the library has no images.
 //!
 //! **The twin.** With the feature `twin` the same kernel files and the driver in `twin/` become a
 //! shared library, by the host's C++ compiler.
@@ -205,9 +205,31 @@ fn build_images(cache: &Cache, rows: &mut [Row]) -> Result<Images> {
             check_resources(&made, arch, rows, &mut resources, &mut problems);
         }
         note_smem(&made, rows)?;
-        images.push((made.file, arch.to_string(), made.path));
+        let image = compressed(&made.path, arch, &nvcc)?;
+        images.push((made.file, arch.to_string(), image));
     }
     if problems.is_empty() { Ok((images, resources, String::new())) } else { Err(problems) }
+}
+
+/// The image as a compressed fatbin, which the driver takes too and which is a fifth as large; as it
+/// is where there is no `fatbinary` beside nvcc.
+fn compressed(image: &Path, arch: &str, nvcc: &Path) -> Result<PathBuf> {
+    let fatbinary = nvcc.with_file_name("fatbinary");
+    let made = PathBuf::from(format!("{}.fatbin", image.display()));
+    if !fatbinary.is_file() {
+        return Ok(image.to_owned());
+    }
+    if !made.is_file() {
+        let part = format!("{}.part", made.display());
+        let (kind, sm) = arch.split_once('_').unwrap_or_default();
+        let kind = if kind == "sm" { "elf" } else { "ptx" };
+        let mut command = Command::new(fatbinary);
+        command.args(["-64", "--compress-all"]).arg(format!("--create={part}"));
+        command.arg(format!("--image3=kind={kind},sm={sm},file={}", image.display()));
+        output(&mut command)?;
+        fs::rename(part, &made).map_err(text)?;
+    }
+    Ok(made)
 }
 
 /// Reads what ptxas says of each kernel, as
@@ -459,7 +481,7 @@ impl Job {
 
     /// Whether a file of the cache is of another version of this source.
     fn replaces(&self, file: &str) -> bool {
-        let file = file.strip_suffix(".log").unwrap_or(file);
+        let file = [".log", ".fatbin"].iter().find_map(|of| file.strip_suffix(of)).unwrap_or(file);
         file != self.name && file.starts_with(&self.prefix) && file.ends_with(&self.suffix)
     }
 }

@@ -300,7 +300,7 @@ fn kernels(compute: (u32, u32)) -> Result<&'static str, String> {
 
 fn load(arch: &'static str) -> Result<Vec<(&'static str, Module)>, Error> {
     let module = |file: &'static str, data: &[u8]| {
-        let module = Module::from_cubin(data, &[]);
+        let module = Module::from_fatbin(data, &[]);
         module
             .map(|m| (file, m))
             .map_err(|_| fail("cuModuleLoadDataEx", format!("{file} for {arch}")))

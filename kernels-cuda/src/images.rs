@@ -14,7 +14,7 @@ pub struct Image {
     pub file: &'static str,
     /// `sm_80`, `sm_89` and `sm_90a` are cubins, `compute_80` is PTX.
     pub arch: &'static str,
-    /// What the driver loads.
+    /// What the driver loads: a fatbin of one of them, compressed.
     pub data: &'static [u8],
 }
 
