@@ -2,7 +2,7 @@
 //!
 //! **Kernels.** A row of a kernel file, `KERNEL(name, ..)`, is a kernel. A row `FAMILY(name, ..)` is
 //! one for each head width and each pair of formats that attention is compiled for, a row
-//! `KEY_FAMILY(name, ..)` one for each format of keys: their lists are `formats.h`, which this
+//! `KEY_FAMILY(name, ..)` one for each format of keys: their lists are `codings.h`, which this
 //! script writes. The library gets a table of kernels, and one of names for each family.
 //!
 //! **Images.** nvcc, if there is one, makes of each kernel file a cubin for each architecture, and
@@ -72,9 +72,11 @@ fn run() -> Result<()> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     // OUT_DIR is <target>/<profile>/build/<package>/out.
     let target = out.ancestors().nth(4).ok_or("OUT_DIR is too short")?;
-    let header = loris_formats::header();
-    fs::write(out.join("formats.h"), &header).map_err(text)?;
-    let cache = Cache::new(target.join("kernels"), &out, &header)?;
+    let headers = [loris_formats::header(), loris_formats::codings()];
+    for (name, header) in ["formats.h", "codings.h"].iter().zip(&headers) {
+        fs::write(out.join(name), header).map_err(text)?;
+    }
+    let cache = Cache::new(target.join("kernels"), &out, &headers)?;
 
     let (mut rows, families) = kernel_rows()?;
     let (images, resources, why_none) = build_images(&cache, &mut rows)?;
@@ -401,10 +403,10 @@ struct Made {
 }
 
 impl Cache {
-    fn new(folder: PathBuf, made_headers: &Path, formats: &str) -> Result<Self> {
+    fn new(folder: PathBuf, made_headers: &Path, made: &[String]) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
         let mut hasher = DefaultHasher::new();
-        formats.hash(&mut hasher);
+        made.hash(&mut hasher);
         for (folder, extension) in
             [("include", "h"), ("include", "cuh"), ("include/kv", "cuh"), ("twin", "hpp")]
         {

@@ -118,8 +118,8 @@ pub struct loris_model_params {
     /// weights belong in a new file that is renamed over the old one, which then stays as it is for those who map it.
     /// "read": weights are copied, and what happens to the file does not matter. NULL: "mmap".
     pub load: *const c_char,
-    /// Number format of the KV cache: "bf16", "f32", "fp8", "int8", "int4", "int4-channel" or "int2", or one for keys and
-    /// one for values, as in "int8:int4". NULL: "bf16".
+    /// Number format of the KV cache, or one for keys and one for values, as in "int8:int4"; loris_build_info lists the
+    /// formats, as "kv-int8". NULL: "bf16".
     pub kv: *const c_char,
     /// Tokens that the page pool holds, all sessions together; 0: one session of the model's context, at most 131072, or
     /// one stream.

@@ -1,4 +1,4 @@
-//! What the build makes for kernels: names of those for each pair of codings, and `formats.h`.
+//! What the build makes for kernels: names of those for each pair of codings, `formats.h` and `codings.h`.
 
 use crate::{CODINGS, Coding, FORMATS, PAIRS, SKEW, STRIP, WIDE};
 
@@ -44,7 +44,7 @@ impl Family {
     }
 }
 
-/// `formats.h`: numbers and sizes of codings, as constants, and the lists of the kernels of families.
+/// `formats.h`: numbers and sizes of codings, as constants.
 pub fn header() -> String {
     let mut header = format!(
         "// Made by build.rs from kernels-cuda/formats.\n#pragma once\n\n#include <stdint.h>\n\n\
@@ -67,10 +67,27 @@ pub fn header() -> String {
             }
         }
     }
-    header + &Family::Pairs.list("KV_PAIRS") + &Family::Keys.list("KV_KEYS")
+    header
 }
 
-/// The struct of a coding in `include/kv/coding.cuh`: `Int4Channel`.
+/// `codings.h`: the codings by name, and the lists of the kernels of families.
+pub fn codings() -> String {
+    let (mut includes, mut names) = (Vec::new(), String::new());
+    for coding in CODINGS {
+        let (file, is) = coding.kernel();
+        includes.push(format!("#include \"kv/{file}.cuh\"\n"));
+        names += &format!("template <int D>\nusing {} = {is};\n", type_name(coding));
+    }
+    includes.sort();
+    includes.dedup();
+    let lists = Family::Pairs.list("KV_PAIRS") + &Family::Keys.list("KV_KEYS");
+    format!(
+        "// Made by build.rs from kernels-cuda/formats.\n#pragma once\n\n{}\n{names}{lists}",
+        includes.concat()
+    )
+}
+
+/// The name of a coding among kernels: `Int4Channel`.
 fn type_name(coding: Coding) -> String {
     let name = coding.to_string();
     name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect()

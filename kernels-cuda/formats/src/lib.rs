@@ -12,143 +12,9 @@ mod table;
 use std::fmt;
 use std::str::FromStr;
 
-pub use header::{Family, HEAD_DIMS, header};
+pub use header::{Family, HEAD_DIMS, codings, header};
 pub use layout::{PageForm, PageLayout, Part, Run, Runs};
-pub use table::{CODINGS, FORMATS, Format, PAIRS, SKEW, STRIP, WIDE};
-
-/// One number of a head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// float32.
-    F32,
-    /// bfloat16, rounded to nearest even.
-    Bf16,
-    /// 8-bit floats, 4 bits of exponent and 3 of mantissa (OCP 8-bit floating point, section 5).
-    E4m3,
-    /// Integers from -127 to 127.
-    I8,
-    /// Integers from 0 to 15.
-    U4,
-    /// Integers from 0 to 3.
-    U2,
-}
-
-/// Which numbers have what their codes are multiplied with, f16, in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Share {
-    /// None: codes are the numbers.
-    Nothing,
-    /// Those of a head of a slot: a scale, the largest magnitude over the largest code.
-    Slot,
-    /// Those of a group of a head of a slot: a scale and a zero, the least number.
-    Group,
-    /// Those of a channel of a head in all slots of a page: a scale and a zero (KIVI, Liu et al. 2024, section 3).
-    Channel,
-}
-
-/// How the numbers of one side of a page are coded: what kernels are compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Coding {
-    /// One number.
-    pub code: Code,
-    /// What others have in common with it.
-    pub share: Share,
-}
-
-#[allow(missing_docs)] // named as they are made
-impl Coding {
-    pub const F32: Self = Self::new(Code::F32, Share::Nothing);
-    pub const BF16: Self = Self::new(Code::Bf16, Share::Nothing);
-    pub const FP8: Self = Self::new(Code::E4m3, Share::Slot);
-    pub const INT8: Self = Self::new(Code::I8, Share::Slot);
-    pub const INT4: Self = Self::new(Code::U4, Share::Group);
-    pub const INT2: Self = Self::new(Code::U2, Share::Group);
-    pub const INT4_CHANNEL: Self = Self::new(Code::U4, Share::Channel);
-    pub const INT2_CHANNEL: Self = Self::new(Code::U2, Share::Channel);
-
-    pub const fn new(code: Code, share: Share) -> Self {
-        Self { code, share }
-    }
-}
-
-impl Coding {
-    /// Bits of a code.
-    pub const fn bits(self) -> usize {
-        match self.code {
-            Code::F32 => 32,
-            Code::Bf16 => 16,
-            Code::E4m3 | Code::I8 => 8,
-            Code::U4 => 4,
-            Code::U2 => 2,
-        }
-    }
-
-    /// Numbers are kept as codes that params belong to.
-    pub const fn is_coded(self) -> bool {
-        !matches!(self.share, Share::Nothing)
-    }
-
-    /// The numbers of a channel share their params, in all slots of a page.
-    pub const fn is_by_channel(self) -> bool {
-        matches!(self.share, Share::Channel)
-    }
-
-    /// So many numbers have their codes in the same bytes, and the width of a head is a multiple of it.
-    pub const fn unit(self) -> usize {
-        match self.bits() {
-            bits @ 1..8 => 16 * 8 / bits, // packed in 16 bytes
-            _ => 1,
-        }
-    }
-
-    /// Numbers of a group, in a head of this width.
-    pub const fn group(self, head_dim: usize) -> usize {
-        match self.share {
-            Share::Group | Share::Channel if head_dim.is_multiple_of(64) => 64,
-            Share::Group | Share::Channel => 32,
-            Share::Nothing | Share::Slot => head_dim,
-        }
-    }
-
-    /// Bytes of the codes of a head of one slot.
-    #[inline]
-    pub const fn code_bytes(self, head_dim: usize) -> usize {
-        head_dim * self.bits() / 8
-    }
-
-    /// Bytes of the params of a head of one slot, where they are the slot's.
-    #[inline]
-    pub const fn param_bytes(self, head_dim: usize) -> usize {
-        match self.share {
-            Share::Nothing | Share::Channel => 0,
-            Share::Slot => 2,
-            Share::Group => 4 * (head_dim / self.group(head_dim)),
-        }
-    }
-
-    /// Bytes of the params of a head that all slots of a page have in common: the scales of all channels, then their
-    /// zeros.
-    #[inline]
-    pub const fn channel_bytes(self, head_dim: usize) -> usize {
-        if self.is_by_channel() { 4 * head_dim } else { 0 }
-    }
-}
-
-/// As in the names of kernels: `int4`, `int4_channel`.
-impl fmt::Display for Coding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let code = match self.code {
-            Code::F32 => "f32",
-            Code::Bf16 => "bf16",
-            Code::E4m3 => "fp8",
-            Code::I8 => "int8",
-            Code::U4 => "int4",
-            Code::U2 => "int2",
-        };
-        let channel = if self.is_by_channel() { "_channel" } else { "" };
-        write!(f, "{code}{channel}")
-    }
-}
+pub use table::{CODINGS, Code, Coding, FORMATS, Format, PAIRS, SKEW, STRIP, Share, WIDE};
 
 /// When numbers are coded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -273,6 +139,24 @@ impl From<KvFormats> for Sides {
 impl From<KvFormat> for Sides {
     fn from(format: KvFormat) -> Self {
         KvFormats::from(format).into()
+    }
+}
+
+/// Head counts and widths of the attention block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Query heads.
+    pub n_q_heads: usize,
+    /// Key and value heads; `n_q_heads` is a multiple.
+    pub n_kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+impl AttentionShape {
+    /// Query heads that share a key head.
+    pub fn group_size(&self) -> usize {
+        self.n_q_heads / self.n_kv_heads.max(1)
     }
 }
 

@@ -1,26 +1,7 @@
-// The codings by name, and what asks which one it is. A new kind is a file beside the others and a
-// line here.
+// What asks which coding it is. codings.h (the build makes it) has the codings by name.
 #pragma once
 
-#include "byte.cuh"
-#include "channel.cuh"
-#include "group.cuh"
-#include "wide.cuh"
-
-template <int D>
-using Bf16 = Wide<D>;
-template <int D>
-using Fp8 = Byte<D, FP8>;
-template <int D>
-using Int8 = Byte<D, INT8>;
-template <int D>
-using Int4 = Group<D, 4>;
-template <int D>
-using Int2 = Group<D, 2>;
-template <int D>
-using Int4Channel = Channel<D, 4>;
-template <int D>
-using Int2Channel = Channel<D, 2>;
+#include "codings.h"
 
 // Kernels of `body<D, K, V>` with `smem<D, K, V>` bytes of shared memory: for each pair of codings
 // and each width of heads, or for each coding of keys. The build reads these rows as it does

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use loris::backend::cpu::Isa;
 use loris::loader::{Json, LoadMode};
 use loris::read::MAX_SINKS;
+use loris::store::FORMATS;
 use loris::{DeviceChoice, EngineOptions, KvFormats, ModelOptions, StreamOptions, share};
 
 /// Counts of tokens, where nothing else limits them before the model is known.
@@ -333,13 +334,18 @@ impl ContextArgs {
 /// The longest context that a session gets without being asked.
 const MAX_DEFAULT_CTX: usize = 131_072;
 
+fn kv_help() -> String {
+    let formats = FORMATS.map(|format| format!("{} ({})", format.name, format.says)).join(", ");
+    format!(
+        "Number format of the KV cache: {formats}; or one for keys and one for values, as in int8:int4. Less than 16 \
+         bits hold more context in the same memory"
+    )
+}
+
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Memory")]
 pub(crate) struct SizeArgs {
-    /// Number format of the KV cache: bf16, f32, fp8, int8, int4, int4-plain (without rotation), int4-channel and
-    /// int2 (whole pages, keys channel by channel; the last tokens stay in 16 bits), or one for keys and one for
-    /// values, as in int8:int4. Less than 16 bits hold more context in the same memory
-    #[arg(long, value_name = "FORMAT", default_value = "bf16")]
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", help = kv_help())]
     pub(crate) kv: KvFormats,
     /// Prompt tokens that go through the layers together
     #[arg(long, value_name = "N", default_value_t = ModelOptions::default().chunk,

@@ -1,36 +1,10 @@
-//! The only place that chooses a family by its coding.
+//! What is asked of rows, by the family of their coding.
 
 use super::super::simd::Simd;
 use super::family::{Family, Row, params};
 use super::numbers::Walk;
+use super::with_family;
 use crate::store::Coding;
-
-/// `$body` with `$family` as the [`Family`] of a coding.
-macro_rules! with_family {
-    ($coding:expr, $family:ident => $body:expr) => {{
-        use $crate::backend::cpu::kv::{
-            byte::Byte, channel::Channel, group::Group, numbers, wide::Wide,
-        };
-        macro_rules! arm {
-            ($one:ty) => {{
-                type $family = $one;
-                $body
-            }};
-        }
-        match $coding {
-            Coding::F32 => arm!(Wide<numbers::F32>),
-            Coding::BF16 => arm!(Wide<numbers::Bf16>),
-            Coding::FP8 => arm!(Byte<numbers::E4m3>),
-            Coding::INT8 => arm!(Byte<numbers::Int8>),
-            Coding::INT4 => arm!(Group<4>),
-            Coding::INT2 => arm!(Group<2>),
-            Coding::INT4_CHANNEL => arm!(Channel<4>),
-            Coding::INT2_CHANNEL => arm!(Channel<2>),
-            other => unreachable!("{other} is in no table"),
-        }
-    }};
-}
-pub(super) use with_family;
 
 impl Row {
     /// What the numbers of its slots are to be multiplied with, once [`read_unscaled`](Self::read_unscaled) has

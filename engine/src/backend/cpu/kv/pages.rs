@@ -1,8 +1,8 @@
 //! KV pages of the CPU backend: one lazily committed run of memory.
 
 use super::super::mem::{Buf, Shared};
-use super::choose::with_family;
 use super::family::Family;
+use super::with_family;
 use crate::backend::{Batch, Table};
 use crate::error::Error;
 use crate::store::{Coding, PageForm, PageId, PageLayout, Part, Run, Side, Sides};

@@ -2,9 +2,9 @@
 
 use super::super::simd::{Dot, Kernel, Simd};
 use super::super::team::Tasks;
-use super::choose::with_family;
 use super::family::{Family, Row, encode_slots};
 use super::pages::{CpuPages, Writer};
+use super::with_family;
 use crate::store::{Coding, PageForm, Part, Seal, Side, When};
 
 /// Codes pages: a task for each of them and key head.
