@@ -3,7 +3,7 @@
 use loris::backend::cpu::{CpuBackend, CpuOptions, Isa};
 use loris::backend::cuda::{CudaBackend, CudaOptions};
 use loris::backend::{Backend, Phase, RowUse};
-use loris::store::{AttentionShape, PageLayout};
+use loris::store::{AttentionShape, HEAD_DIMS, PageLayout};
 use loris_loader::Dtype;
 
 use super::{Case, F32};
@@ -96,7 +96,7 @@ pub(crate) fn cudas() -> Vec<Target<CudaBackend>> {
         make: Box::new(move |_| CudaBackend::new(&options).unwrap()),
         numbers: Numbers::Bf16,
         runs: |case| {
-            [32, 64, 128].contains(&case.shape.head_dim)
+            HEAD_DIMS.contains(&case.shape.head_dim)
                 && case.shape.group_size() <= 16
                 && case.page_len.is_power_of_two()
                 && CUDA_KV.contains(&case.kv.to_string().as_str())

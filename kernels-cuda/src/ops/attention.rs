@@ -4,7 +4,8 @@
 //! of the two kernels runs is the caller's choice by phase; a row's bits depend on neither the other rows, nor
 //! chunks, nor pages.
 
-use loris_formats::{Coding, Sides};
+pub use loris_formats::AttentionShape;
+use loris_formats::{Coding, HEAD_DIMS, Sides};
 
 use crate::abi::{
     AttentionDecodeArgs, AttentionMergeArgs, AttentionPrefillArgs, LORIS_NO_WINDOW,
@@ -21,88 +22,62 @@ const BLOCK_Q: usize = 128;
 const BLOCK_KV: usize = 64;
 const MERGE: [&str; 3] = ["attention_merge_d32", "attention_merge_d64", "attention_merge_d128"];
 
-/// Heads of an attention layer.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AttentionShape {
-    /// Query heads, a multiple of `n_kv_heads`.
-    pub n_q_heads: usize,
-    /// Key and value heads.
-    pub n_kv_heads: usize,
-    /// Elements of a head: 32, 64 or 128.
-    pub head_dim: usize,
+pub(crate) fn scale(shape: AttentionShape) -> f32 {
+    1.0 / (shape.head_dim as f32).sqrt()
 }
 
-impl AttentionShape {
-    /// Query heads that share a key and value head.
-    pub fn group_size(&self) -> usize {
-        self.n_q_heads / self.n_kv_heads.max(1)
-    }
+/// The kernel of a shape's head_dim.
+pub(crate) fn variant(
+    shape: AttentionShape,
+    kernels: [&'static str; HEAD_DIMS.len()],
+) -> Result<&'static str, Error> {
+    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
+    let whole = n_kv_heads > 0 && n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads);
+    let expected = "a multiple of n_kv_heads";
+    Error::check_supported("attention n_q_heads", n_q_heads, whole, expected)?;
+    by_head_dim(head_dim, kernels)
+}
 
-    pub(crate) fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
-    }
+/// The pool and the batch fit the shape and each other.
+pub(crate) fn check_pages(
+    shape: AttentionShape,
+    batch: &DeviceBatch,
+    layer: usize,
+    pages: &KvPages,
+) -> Result<(), Error> {
+    let page_len = pages.page_len;
+    let is_supported = page_len.is_power_of_two() && (16..=256).contains(&page_len);
+    let expected = "a power of two from 16 to 256";
+    Error::check_supported("attention page_len", page_len, is_supported, expected)?;
+    Error::check_size("attention pages n_kv_heads", pages.n_kv_heads, shape.n_kv_heads)?;
+    Error::check_size("attention pages head_dim", pages.head_dim, shape.head_dim)?;
+    let has_codes = pages.kv.v.coding != Coding::INT2 || shape.head_dim >= 64;
+    Error::check_supported("int2 head_dim", shape.head_dim, has_codes, "64 or 128")?;
+    Error::check_room("attention pages, at least", pages.n_pages, batch.n_pages())?;
+    let bytes = pages.n_pages * pages.page_bytes();
+    Error::check_room("attention pages data, at least", pages.data.len(), bytes)?;
+    Error::check_room("attention layers, at least", batch.n_layers(), layer + 1)
+}
 
-    /// The kernel of this head_dim.
-    pub(crate) fn variant(&self, kernels: [&'static str; 3]) -> Result<&'static str, Error> {
-        let Self { n_q_heads, n_kv_heads, head_dim } = *self;
-        let whole = n_kv_heads > 0 && n_q_heads > 0 && n_q_heads.is_multiple_of(n_kv_heads);
-        Error::check_supported(
-            "attention n_q_heads",
-            n_q_heads,
-            whole,
-            "a multiple of n_kv_heads",
-        )?;
-        by_head_dim(head_dim, kernels)
-    }
-
-    /// The pool and the batch fit the shape and each other.
-    pub(crate) fn check_pages(
-        &self,
-        batch: &DeviceBatch,
-        layer: usize,
-        pages: &KvPages,
-    ) -> Result<(), Error> {
-        let page_len = pages.page_len;
-        let is_supported = page_len.is_power_of_two() && (16..=256).contains(&page_len);
-        let expected = "a power of two from 16 to 256";
-        Error::check_supported("attention page_len", page_len, is_supported, expected)?;
-        Error::check_size("attention pages n_kv_heads", pages.n_kv_heads, self.n_kv_heads)?;
-        Error::check_size("attention pages head_dim", pages.head_dim, self.head_dim)?;
-        let has_codes = pages.kv.v.coding != Coding::INT2 || self.head_dim >= 64;
-        Error::check_supported("int2 head_dim", self.head_dim, has_codes, "64 or 128")?;
-        Error::check_room("attention pages, at least", pages.n_pages, batch.n_pages())?;
-        let bytes = pages.n_pages * pages.page_bytes();
-        Error::check_room("attention pages data, at least", pages.data.len(), bytes)?;
-        Error::check_room("attention layers, at least", batch.n_layers(), layer + 1)
-    }
-
-    pub(crate) fn check_rows(
-        &self,
-        what: [&'static str; 2],
-        n_rows: usize,
-        rows: &Rows<u16>,
-    ) -> Result<(), Error> {
-        Error::check_size(what[0], rows.width, self.n_q_heads * self.head_dim)?;
-        Error::check_room(what[1], rows.n_rows, n_rows)
-    }
-
-    fn check(
-        &self,
-        batch: &DeviceBatch,
-        layer: usize,
-        q: &Rows<u16>,
-        pages: &KvPages,
-        out: &Rows<u16>,
-        lse: Option<&Buffer<f32>>,
-    ) -> Result<(), Error> {
-        let n_rows = batch.n_rows();
-        self.check_pages(batch, layer, pages)?;
-        self.check_rows(["attention q width", "attention q rows, at least"], n_rows, q)?;
-        self.check_rows(["attention out width", "attention out rows, at least"], n_rows, out)?;
-        lse.map_or(Ok(()), |lse| {
-            Error::check_room("attention lse, at least", lse.len(), n_rows * self.n_q_heads)
-        })
-    }
+/// The pages, the rows of Q and of what comes out, and the log sums fit the shape and the batch.
+fn check(
+    shape: AttentionShape,
+    batch: &DeviceBatch,
+    layer: usize,
+    q: &Rows<u16>,
+    pages: &KvPages,
+    out: &Rows<u16>,
+    lse: Option<&Buffer<f32>>,
+) -> Result<(), Error> {
+    let (n_rows, width) = (batch.n_rows(), shape.n_q_heads * shape.head_dim);
+    check_pages(shape, batch, layer, pages)?;
+    Error::check_size("attention q width", q.width, width)?;
+    Error::check_room("attention q rows, at least", q.n_rows, n_rows)?;
+    Error::check_size("attention out width", out.width, width)?;
+    Error::check_room("attention out rows, at least", out.n_rows, n_rows)?;
+    lse.map_or(Ok(()), |lse| {
+        Error::check_room("attention lse, at least", lse.len(), n_rows * shape.n_q_heads)
+    })
 }
 
 /// The work list of a prefill batch: all packed rows of all sequences, those that see most first.
@@ -135,8 +110,8 @@ pub fn attention_prefill(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(ATTENTION_PREFILL[attention_variant(pages.kv)?])?;
-    shape.check(batch, layer, q, pages, out, lse.as_deref())?;
+    let kernel = variant(shape, ATTENTION_PREFILL[attention_variant(pages.kv)?])?;
+    check(shape, batch, layer, q, pages, out, lse.as_deref())?;
     let grid = [to_u32(batch.n_tiles()), to_u32(shape.n_kv_heads), 1];
     let launch = Launch { kernel, grid, block: 128, extra_smem: 0 };
     let args = AttentionPrefillArgs {
@@ -149,7 +124,7 @@ pub fn attention_prefill(
         layer: to_u32(layer),
         n_q_heads: to_u32(shape.n_q_heads),
         window: window.unwrap_or(LORIS_NO_WINDOW),
-        scale: shape.scale(),
+        scale: scale(shape),
     };
     // SAFETY: the buffers hold what the kernel reads and writes, as checked.
     unsafe { device.launch(&launch, &args) }
@@ -198,13 +173,13 @@ pub fn attention_decode(
     out: &mut Rows<u16>,
     lse: Option<&mut Buffer<f32>>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(ATTENTION_DECODE[attention_variant(pages.kv)?])?;
-    let merge_kernel = shape.variant(MERGE)?;
+    let kernel = variant(shape, ATTENTION_DECODE[attention_variant(pages.kv)?])?;
+    let merge_kernel = variant(shape, MERGE)?;
     let (n_rows, group_size) = (batch.n_rows(), shape.group_size());
     let n_splits = n_splits(pages.kv, batch.max_kv_len());
     Error::check_supported("attention_decode group_size", group_size, group_size <= 16, "1 to 16")?;
     Error::check_supported("attention_decode rows", n_rows, n_rows <= 65535, "up to 65535")?;
-    shape.check(batch, layer, q, pages, out, lse.as_deref())?;
+    check(shape, batch, layer, q, pages, out, lse.as_deref())?;
     let n_parts = n_rows * shape.n_q_heads * n_splits;
     let sums = n_parts * shape.head_dim;
     Error::check_room("attention_decode partial sums, at least", partial.out.len(), sums)?;
@@ -222,7 +197,7 @@ pub fn attention_decode(
         n_q_heads: to_u32(shape.n_q_heads),
         window: window.unwrap_or(LORIS_NO_WINDOW),
         max_splits: to_u32(n_splits),
-        scale: shape.scale(),
+        scale: scale(shape),
     };
     // SAFETY: the buffers hold what the kernel reads and writes, as checked.
     unsafe { device.launch(&launch, &args)? };

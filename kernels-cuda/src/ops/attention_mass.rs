@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use loris_formats::Coding;
+use loris_formats::{AttentionShape, Coding};
 
 use crate::abi::{AttentionMassArgs, LORIS_NO_WINDOW, LORIS_SCORE_ROWS};
 use crate::images::generated::ATTENTION_MASS;
 use crate::kv::attention_variant;
-use crate::ops::attention::AttentionShape;
+use crate::ops::attention::{check_pages, scale, variant};
 use crate::ops::batch::DeviceBatch;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows, to_u32};
 
@@ -35,10 +35,12 @@ pub fn attention_mass(
     n_so_far: usize,
     scores: &mut Buffer<f32>,
 ) -> Result<(), Error> {
-    let kernel = shape.variant(ATTENTION_MASS[attention_variant(pages.kv)?])?;
+    let kernel = variant(shape, ATTENTION_MASS[attention_variant(pages.kv)?])?;
     let (n_rows, max_kv_len) = (batch.n_rows(), batch.max_kv_len());
-    shape.check_pages(batch, layer, pages)?;
-    shape.check_rows(["attention_mass q width", "attention_mass q rows, at least"], n_rows, q)?;
+    check_pages(shape, batch, layer, pages)?;
+    let width = shape.n_q_heads * shape.head_dim;
+    Error::check_size("attention_mass q width", q.width, width)?;
+    Error::check_room("attention_mass q rows, at least", q.n_rows, n_rows)?;
     Error::check_room("attention_mass sequences, at least", batch.n_seqs(), seq_idx + 1)?;
     Error::check_supported("attention_mass rows", rows.len(), !rows.is_empty(), "at least one")?;
     Error::check_room("attention_mass rows of the batch, at least", n_rows, rows.end)?;
@@ -64,7 +66,7 @@ pub fn attention_mass(
             layer: to_u32(layer),
             n_q_heads: to_u32(shape.n_q_heads),
             window: window.unwrap_or(LORIS_NO_WINDOW),
-            scale: shape.scale(),
+            scale: scale(shape),
         };
         // SAFETY: the buffers hold what the kernel reads and writes, as checked.
         unsafe { device.launch(&launch, &args)? };

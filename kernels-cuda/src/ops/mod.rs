@@ -23,20 +23,21 @@ pub mod sample;
 pub mod slot_move;
 pub mod token_select;
 
+use loris_formats::HEAD_DIMS;
+
 use crate::Error;
 
-/// The kernel for heads of this width: of 32, of 64 or of 128.
-fn by_head_dim(head_dim: usize, kernels: [&'static str; 3]) -> Result<&'static str, Error> {
-    match head_dim {
-        32 => Ok(kernels[0]),
-        64 => Ok(kernels[1]),
-        128 => Ok(kernels[2]),
-        _ => Err(Error::Unsupported {
-            what: "head_dim".into(),
-            found: head_dim.to_string(),
-            expected: "32, 64 or 128",
-        }),
-    }
+/// The kernel for heads of this width, of one for each of [`HEAD_DIMS`].
+fn by_head_dim(
+    head_dim: usize,
+    kernels: [&'static str; HEAD_DIMS.len()],
+) -> Result<&'static str, Error> {
+    let idx = HEAD_DIMS.iter().position(|&d| d == head_dim);
+    idx.map(|idx| kernels[idx]).ok_or_else(|| Error::Unsupported {
+        what: "head_dim".into(),
+        found: head_dim.to_string(),
+        expected: "32, 64 or 128",
+    })
 }
 
 /// `found` elements are enough.

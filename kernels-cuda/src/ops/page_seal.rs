@@ -1,9 +1,8 @@
 //! Launcher of `page_seal`: pages of a tail become one page of codes.
 
-use loris_formats::{Coding, PageLayout, Sides};
+use loris_formats::{AttentionShape, Coding, PageLayout, Sides};
 
 use crate::abi::PageSealArgs;
-use crate::ops::attention::AttentionShape;
 use crate::{Buffer, Cost, Device, Error, KvPages, Launch};
 
 /// Codes pages. `seals` is `[n_seals][n_from + 1]` page ids: as many pages of a tail as hold the slots of a page, in

@@ -3,10 +3,11 @@
 use std::iter::repeat_n;
 
 use loris_kernels::abi::{LORIS_DENSE, LorisQTile, LorisSeq};
-use loris_kernels::ops::attention::{self, AttentionShape};
+use loris_kernels::ops::attention;
 use loris_kernels::ops::batch::{self, HostBatch};
 
 use crate::backend::{Batch, Phase, Seq};
+use crate::store::AttentionShape;
 
 /// Arrays of the batch at hand; see `LorisBatch` in `abi.h`.
 #[derive(Debug, Default)]

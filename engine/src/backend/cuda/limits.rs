@@ -5,14 +5,10 @@ use loris_loader::ModelConfig;
 
 use crate::error::Error;
 use crate::plan::Plan;
-use crate::store::AttentionShape;
+use crate::store::{HEAD_DIMS, Sides};
 
 /// Fails where the kernels lack what the model or an option asks for.
 pub fn check(plan: &Plan, config: &ModelConfig) -> Result<(), Error> {
-    let AttentionShape { head_dim, .. } = plan.shape;
-    if ![32, 64, 128].contains(&head_dim) {
-        return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
-    }
     let group_size = plan.shape.group_size();
     if group_size > 16 {
         return Err(unsupported("query heads a key head", group_size, "at most 16"));
@@ -22,14 +18,22 @@ pub fn check(plan: &Plan, config: &ModelConfig) -> Result<(), Error> {
             return Err(unsupported(what, width, "a multiple of 8"));
         }
     }
-    match has_kernels(plan.layout.kv) {
+    check_pages(plan.shape.head_dim, plan.layout.kv, plan.kv)
+}
+
+/// Pages of heads of this width in these formats, which are called `name`.
+pub(super) fn check_pages(head_dim: usize, kv: Sides, name: impl ToString) -> Result<(), Error> {
+    if !HEAD_DIMS.contains(&head_dim) {
+        return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
+    }
+    match has_kernels(kv) {
         true => Ok(()),
-        false => Err(unsupported("--kv", plan.kv, KV_FORMATS)),
+        false => Err(unsupported("--kv", name, KV_FORMATS)),
     }
 }
 
 /// What [`has_kernels`] takes.
-pub(super) const KV_FORMATS: &str = "bf16, fp8, int8, int4, int4-plain, int4-channel, int2, int8:int4 or bf16:int4; other formats on the CPU";
+const KV_FORMATS: &str = "bf16, fp8, int8, int4, int4-plain, int4-channel, int2, int8:int4 or bf16:int4; other formats on the CPU";
 
 /// Device memory of a model, all of it taken from the start: weights are bf16 there whatever they are stored in, operands of
 /// products too, and the page pool is not taken as it fills.

@@ -1,6 +1,5 @@
 //! Attention mass: what attention leaves for it, and the way to the host.
 
-use loris_kernels::ops::attention::AttentionShape;
 use loris_kernels::ops::attention_mass;
 use loris_kernels::ops::batch::DeviceBatch;
 use loris_kernels::{Buffer, Device, KvPages, Rows};
@@ -9,6 +8,7 @@ use super::rows::missing;
 use crate::backend::{MassRows, Seq};
 use crate::error::Error;
 use crate::memory;
+use crate::store::AttentionShape;
 
 /// What mass is made from. Attention leaves its part in every pass, wanted or not: a number for each row and head,
 /// next to the head that it gives, and so a recording serves both.

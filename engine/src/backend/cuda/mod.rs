@@ -38,12 +38,12 @@ use loris_kernels::ops::{
     page_copy, page_seal, qkv_decode, rmsnorm, slot_move,
 };
 use loris_kernels::{
-    Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging, has_kernels,
+    Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging,
 };
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
-use self::limits::{KV_FORMATS, unsupported};
+use self::limits::{check_pages, unsupported};
 use self::mass::Mass;
 use self::passes::{Form, Recorder};
 use self::rows::{Data, Gathered, missing};
@@ -94,12 +94,6 @@ pub struct CudaBackend {
     chooser: Chooser,
 }
 
-/// Attention's shape as launchers take it.
-fn kernel_shape(shape: AttentionShape) -> attention::AttentionShape {
-    let AttentionShape { n_q_heads, n_kv_heads, head_dim } = shape;
-    attention::AttentionShape { n_q_heads, n_kv_heads, head_dim }
-}
-
 /// A window as launchers take it: one of 2^32 - 1 positions and more is none.
 fn kernel_window(window: Option<usize>) -> Option<u32> {
     window.and_then(|window| u32::try_from(window).ok())
@@ -145,7 +139,6 @@ impl CudaBackend {
         if self.partial.as_ref().is_none_or(is_small) {
             self.recorder.forget();
             self.partial = None;
-            let shape = kernel_shape(shape);
             self.partial = Some(Partial::new(&self.device, shape, n_rows, form.n_splits)?);
         }
         Ok(())
@@ -201,12 +194,7 @@ impl Backend for CudaBackend {
 
     fn pages(&mut self, layout: PageLayout, n_pages: usize) -> Result<KvPages, Error> {
         let PageLayout { n_kv_heads, page_len, head_dim, kv, .. } = layout;
-        if !has_kernels(kv) {
-            return Err(unsupported("--kv", format!("{kv:?}"), KV_FORMATS));
-        }
-        if ![32, 64, 128].contains(&head_dim) {
-            return Err(unsupported("head_dim", head_dim, "32, 64 or 128"));
-        }
+        check_pages(head_dim, kv, format!("{kv:?}"))?;
         if !page_len.is_power_of_two() || !(16..=256).contains(&page_len) {
             return Err(unsupported("--page-len", page_len, "a power of two from 16 to 256"));
         }
@@ -219,7 +207,7 @@ impl Backend for CudaBackend {
     fn begin(&mut self, batch: &Batch<'_>, shape: AttentionShape) -> Result<(), Error> {
         self.staging = None;
         self.shape = Some(shape);
-        self.arrays.fill(batch, kernel_shape(shape));
+        self.arrays.fill(batch, shape);
         let form = Form::new(batch, &self.arrays, self.kv);
         if batch.phase == Phase::Decode {
             self.reserve_decode(&form, shape)?;
@@ -303,7 +291,7 @@ impl Backend for CudaBackend {
     ) -> Result<(), Error> {
         let Self { device: d, batch: on_device, partial, shape, mass, .. } = self;
         let on_device = on_device.as_ref().ok_or_else(|| missing("batch"))?;
-        let shape = kernel_shape(shape.ok_or_else(|| missing("shape"))?);
+        let shape = shape.ok_or_else(|| missing("shape"))?;
         let (window, lse) = (kernel_window(window), mass.lse.as_mut());
         let (q, out) = (q.bf16()?, out.bf16_mut()?);
         match batch.phase {
@@ -386,7 +374,7 @@ impl Backend for CudaBackend {
         mass: &mut Vec<f32>,
     ) -> Result<(), Error> {
         let on_device = self.batch.as_ref().ok_or_else(|| missing("batch"))?;
-        let shape = kernel_shape(self.shape.ok_or_else(|| missing("shape"))?);
+        let shape = self.shape.ok_or_else(|| missing("shape"))?;
         let (d, seq, window) = (&self.device, &batch.seqs[of.seq_idx], kernel_window(window));
         let q = q.bf16()?;
         self.mass.add(d, shape, on_device, seq, of, layer, window, q, pages, mass)
