@@ -82,13 +82,17 @@ mod tests {
 
     /// All that is to be what it was, apart from pages, and those with their holders.
     fn digest(seq: &Sequence, pool: &Pool) -> [String; 2] {
-        let slots: Vec<_> = seq.segments.iter().map(|s| (s.n_gone, &s.positions)).collect();
+        let slots: Vec<_> =
+            seq.segments.iter().map(|s| (s.slots.n_gone(), s.slots.positions())).collect();
         let rows: Vec<_> = seq.waiting.rows().collect();
         let (tokens, depths, notes) = (&seq.tokens, &seq.waiting.depths, seq.mark().notes);
         let pages = seq.segments.iter().flat_map(Segment::pages);
         let pages: Vec<_> = pages.map(|page| (page, pool.pages.is_shared(page))).collect();
         let used = (pool.pages.n_used(), pool.aux.n_used());
-        [format!("{slots:?} {rows:?} {tokens:?} {depths:?} {notes:?}"), format!("{pages:?} {used:?}")]
+        [
+            format!("{slots:?} {rows:?} {tokens:?} {depths:?} {notes:?}"),
+            format!("{pages:?} {used:?}"),
+        ]
     }
 
     /// Calls of random lengths, whose passes and which themselves are undone at random.
@@ -107,7 +111,7 @@ mod tests {
         };
         let aux = AuxPool::new(20, facts.n_aux_pages, layout.page_len).unwrap();
         let mut pool = Pool::new(facts.n_pages, aux).unwrap();
-        let mut seq = Sequence::new(options.check(&facts).unwrap().0, facts.n_layers);
+        let mut seq = Sequence::new(options.check(&facts).unwrap().0, facts.n_layers, &layout);
         let mut state = 1u64;
         let mut random = move |n: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

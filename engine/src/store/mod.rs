@@ -1,8 +1,8 @@
 //! How the KV cache is stored: what all who speak of its pages share.
 
 pub use loris_formats::{
-    AttentionShape, Code, Coding, FORMATS, Format, HEAD_DIMS, Held, KvFormat, KvFormats, PageForm, PageLayout, Part, Run, Runs, Share,
-    Side, Sides, When,
+    AttentionShape, Code, Coding, FORMATS, Format, HEAD_DIMS, Held, KvFormat, KvFormats, PageForm,
+    PageLayout, Part, Run, Runs, Share, Side, Sides, When,
 };
 
 /// Index of a page in its pool.

@@ -37,9 +37,7 @@ use loris_kernels::ops::{
     embed, fill_random, key_norm, linear, linear_decode, lm_head, mlp_gate, mlp_gate_decode,
     page_copy, page_seal, qkv_decode, rmsnorm, slot_move,
 };
-use loris_kernels::{
-    Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging,
-};
+use loris_kernels::{Buffer, Device, DeviceOptions, KvPages, Matrix, PageTable, Rows, Staging};
 use loris_loader::TensorView;
 
 use self::batch::Arrays;
