@@ -5,9 +5,9 @@ mod common;
 #[path = "common/kv.rs"]
 mod kv;
 
+use common::product::seq;
 use kv::{CODED, Given, LAYER, Part, Positions, Sequence, both, check, formats, shape, upload};
 use loris_formats::{Coding, Sides};
-use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::attention::{attention_cost, attention_prefill, q_tiles};
 use loris_kernels::{Device, Error};
 
@@ -28,12 +28,7 @@ fn run_and_check(
     page_len: usize,
     window: Option<u32>,
 ) -> Given {
-    let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
-    let what = format!("{shape:?}, {kv:?}, page_len {page_len}, window {window:?}");
-    let given = run(device, parts, page_len, window);
-    let (out, lse) = check(&what, parts, window, &given);
-    println!("{what}: out {out:.1e}, lse {lse:.1e}");
-    given
+    check(parts, page_len, window, run(device, parts, page_len, window))
 }
 
 #[test]
@@ -140,7 +135,7 @@ fn sharp_and_flat_attention() {
         let given = run(&device, &[Part::last(&seq, 50)], 64, None);
         let parts = [Part::last(&seq, 50)];
         if q_scale < 100.0 {
-            check("scale", &parts, None, &given);
+            check(&parts, 64, None, given);
         } else {
             // Scores of hundreds: an f32 holds their logarithm to 1e-4 no more.
             assert!(given.lse.iter().all(|lse| lse.is_finite()));
@@ -230,14 +225,7 @@ fn bits_are_those_of_the_row_alone() {
 
 #[test]
 fn work_list_covers_all_rows_longest_first() {
-    let seq = |n_rows, kv_start| LorisSeq {
-        row_start: 0,
-        n_rows,
-        kv_start,
-        page_table_start: 0,
-        positions_start: LORIS_DENSE,
-        ..LorisSeq::default()
-    };
+    let seq = |n_rows, kv_start| seq(0, n_rows, kv_start, 0);
     let tiles = q_tiles(shape(6, 2, 64), &[seq(100, 0), seq(0, 5), seq(1, 1000)]);
     let tiles: Vec<_> = tiles.iter().map(|t| (t.seq_idx, t.packed_start)).collect();
     assert_eq!(tiles, [(2, 0), (0, 128), (0, 256), (0, 0)]);
@@ -245,14 +233,7 @@ fn work_list_covers_all_rows_longest_first() {
 
 #[test]
 fn cost_counts_the_triangle() {
-    let seq = |n_rows, kv_start| LorisSeq {
-        row_start: 0,
-        n_rows,
-        kv_start,
-        page_table_start: 0,
-        positions_start: LORIS_DENSE,
-        ..LorisSeq::default()
-    };
+    let seq = |n_rows, kv_start| seq(0, n_rows, kv_start, 0);
     let cost = attention_cost(shape(2, 1, 64), Sides::default(), &[seq(4, 0), seq(1, 9)], None);
     assert_eq!(cost.flops, (1 + 2 + 3 + 4 + 10) * 2 * 4 * 64);
     assert_eq!(cost.bytes, 5 * 2 * 64 * 4 + 14 * 64 * 4);

@@ -8,21 +8,16 @@ mod common;
 #[path = "decode/qkv.rs"]
 mod qkv;
 
+use common::product::{BF16, EPS, SUMS, download, matrix, product, rows, same_bits, seq, widen};
 use common::{Random, compare, from_bf16, from_bf16s, to_bf16};
-use loris_kernels::abi::{LORIS_DENSE, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::{linear_decode, lm_head, mlp_gate_decode};
 use loris_kernels::{Buffer, Device, Error, Matrix, Rows};
 
-const EPS: f32 = 1e-5;
-/// Bound of f32 sums of exact products, of the largest value of a row.
-const SUMS: f64 = 1e-5;
 /// Bound where a norm takes part.
 const NORMED: f64 = 1e-4;
 /// Bound against a reference that does not round the input.
 const TEXTBOOK: f64 = 1e-2;
-/// Relative error of rounding to bf16.
-const BF16: f64 = 1.0 / 256.0;
 
 /// (rows, n, k): counts of rows around a tile of 8 and a group of 16, with tails of k and n; the last
 /// k are longer than what a block takes at once.
@@ -166,24 +161,6 @@ fn sizes_that_do_not_fit_are_refused() {
 
 // What runs on the device.
 
-fn matrix(device: &Device, w: &[u16], n: usize) -> Matrix {
-    Matrix { data: Buffer::from_slice(device, w, "w").unwrap(), n, k: w.len() / n }
-}
-
-/// Rows on the device; there is room for one where there are none.
-fn rows<T: loris_kernels::Pod>(device: &Device, data: &[T], width: usize) -> Rows<T> {
-    let n_rows = data.len() / width;
-    let mut rows = Rows::new(device, n_rows.max(1), width, "rows").unwrap();
-    rows.data.upload(device, 0, data).unwrap();
-    rows
-}
-
-fn download<T: loris_kernels::Pod>(device: &Device, from: &Buffer<T>, len: usize) -> Vec<T> {
-    let mut out = vec![T::zeroed(); len];
-    from.download(device, 0, &mut out).unwrap();
-    out
-}
-
 fn run_linear(
     device: &Device,
     w: &[u16],
@@ -246,24 +223,7 @@ fn run_lm_head(
     download(device, &logits.data, logit_rows.len() * n)
 }
 
-fn seq(row_start: usize, n_rows: usize, kv_start: usize, page_table_start: usize) -> LorisSeq {
-    LorisSeq {
-        row_start: row_start as u32,
-        n_rows: n_rows as u32,
-        kv_start: kv_start as u32,
-        page_table_start: page_table_start as u32,
-        positions_start: LORIS_DENSE,
-        ..LorisSeq::default()
-    }
-}
-
-// References and comparisons.
-
-/// `a w^T` of rows of k.
-fn product(a: &[f64], w: &[f64], k: usize) -> Vec<f64> {
-    let dot = |a: &[f64], w: &[f64]| a.iter().zip(w).map(|(a, w)| a * w).sum::<f64>();
-    a.chunks(k).flat_map(|a| w.chunks(k).map(move |w| dot(a, w))).collect()
-}
+// References.
 
 /// Rows divided by their rms, times the norm's weight; `rounded`: x times the weight is rounded to
 /// bf16.
@@ -278,14 +238,6 @@ fn normed(x: &[f32], norm: &[f32], rounded: bool) -> Vec<f64> {
         }));
     }
     out
-}
-
-fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-fn widen(a: &[u16]) -> Vec<f64> {
-    a.iter().map(|&bits| f64::from(from_bf16(bits))).collect()
 }
 
 /// Weights of a norm: about 1.

@@ -5,16 +5,11 @@ mod common;
 
 use std::ops::Range;
 
-use common::{Random, compare, from_bf16, from_bf16s};
+use common::product::{BF16, EPS, SUMS, download, product, rows, same_bits, widen};
+use common::{Random, compare, from_bf16s};
 use loris_kernels::abi::{GateUpPrefillArgs, LinearPrefillArgs};
 use loris_kernels::ops::{linear, mlp_gate, rmsnorm};
-use loris_kernels::{Buffer, Device, Error, Launch, Matrix, Pod, Rows};
-
-/// Bound of f32 sums of exact products, of the largest value of a row.
-const SUMS: f64 = 1e-5;
-/// What rounding to bf16 adds: relative.
-const BF16: f64 = 1.0 / 256.0;
-const EPS: f32 = 1e-5;
+use loris_kernels::{Buffer, Device, Error, Launch, Matrix, Rows};
 
 #[test]
 fn rmsnorm_of_each_row() {
@@ -236,35 +231,4 @@ impl Product {
             unsafe { device.launch(&launch, args).unwrap() };
         }
     }
-}
-
-/// Rows on the device; there is room for one where there are none.
-fn rows<T: Pod>(device: &Device, data: &[T], width: usize) -> Rows<T> {
-    let n_rows = data.len() / width;
-    let mut rows = Rows::new(device, n_rows.max(1), width, "rows").unwrap();
-    rows.data.upload(device, 0, data).unwrap();
-    rows
-}
-
-fn download<T: Pod>(device: &Device, from: &Buffer<T>, len: usize) -> Vec<T> {
-    let mut out = vec![T::zeroed(); len];
-    from.download(device, 0, &mut out).unwrap();
-    out
-}
-
-// References and comparison.
-
-/// a w^T in f64: a is `[..][k]`, w is `[n][k]`.
-fn product(a: &[f64], w: &[f64], k: usize) -> Vec<f64> {
-    a.chunks(k)
-        .flat_map(|a| w.chunks(k).map(|w| a.iter().zip(w).map(|(a, w)| a * w).sum()))
-        .collect()
-}
-
-fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
-}
-
-fn widen(bits: &[u16]) -> Vec<f64> {
-    bits.iter().map(|&bits| f64::from(from_bf16(bits))).collect()
 }

@@ -1,5 +1,5 @@
 //! Sequences with queries, keys and values for tests of attention, their pages on a device, and the textbook.
-#![allow(dead_code, unreachable_pub)] // each test uses its part
+#![allow(dead_code, unreachable_pub, clippy::print_stdout)] // each test uses its part
 
 use std::ops::Range;
 
@@ -463,10 +463,12 @@ impl Given {
     }
 }
 
-/// Holds what was given against the textbook; returns the largest errors of out and lse.
+/// Holds what was given against the textbook, and prints the largest errors.
 #[track_caller]
-pub fn check(what: &str, parts: &[Part<'_>], window: Option<u32>, given: &Given) -> (f64, f64) {
-    let AttentionShape { n_q_heads, head_dim, .. } = parts[0].seq.shape;
+pub fn check(parts: &[Part<'_>], page_len: usize, window: Option<u32>, given: Given) -> Given {
+    let (shape, kv) = (parts[0].seq.shape, parts[0].seq.kv);
+    let AttentionShape { n_q_heads, head_dim, .. } = shape;
+    let what = format!("{shape:?}, {kv:?}, page_len {page_len}, window {window:?}");
     let (mut worst_out, mut worst_lse, mut i) = (0.0f64, 0.0f64, 0);
     for part in parts {
         for row in part.kv_start..part.kv_len() {
@@ -491,5 +493,6 @@ pub fn check(what: &str, parts: &[Part<'_>], window: Option<u32>, given: &Given)
         }
     }
     assert_eq!(given.lse.len(), i);
-    (worst_out, worst_lse)
+    println!("{what}: out {worst_out:.1e}, lse {worst_lse:.1e}");
+    given
 }

@@ -1,9 +1,15 @@
 //! What tests of kernels share: a device, random numbers, bf16, a comparison.
 #![allow(dead_code, unreachable_pub)] // each test uses its part
 
+pub mod product;
+pub mod qkv;
+mod twin;
+
 use std::path::PathBuf;
 
 use loris_kernels::{Device, DeviceOptions, TWIN};
+
+pub use twin::Twin;
 
 /// Options of the device under test: the twin, or with `LORIS_TEST_DRIVER=cuda` the real one.
 pub fn options() -> DeviceOptions {
@@ -19,86 +25,6 @@ pub fn device() -> Device {
 /// Whether tests may ask the twin about faults, leaks and calls.
 pub fn on_twin() -> bool {
     options().driver.is_some()
-}
-
-/// The twin beside its driver functions.
-#[derive(Debug)]
-pub struct Twin(libloading::Library);
-
-impl Twin {
-    /// The twin, loaded already or not.
-    pub fn get() -> Self {
-        // SAFETY: the twin's initialisers do nothing but set variables.
-        Self(unsafe { libloading::Library::new(TWIN) }.expect("the twin is built"))
-    }
-
-    /// What the twin last found wrong in a kernel that this thread launched; empty if nothing.
-    pub fn last_fault(&self) -> String {
-        // SAFETY: the twin declares `const char *loris_twin_last_fault()`.
-        let function = unsafe {
-            self.0
-                .get::<unsafe extern "C" fn() -> *const std::ffi::c_char>(c"loris_twin_last_fault")
-        };
-        // SAFETY: it takes no arguments.
-        let text = unsafe { function.expect("the twin has it")() };
-        if text.is_null() {
-            return String::new();
-        }
-        // SAFETY: the text ends in zero and stays until the next fault.
-        unsafe { std::ffi::CStr::from_ptr(text) }.to_string_lossy().into_owned()
-    }
-
-    /// Calls of driver functions by this thread so far.
-    pub fn calls(&self) -> u64 {
-        // SAFETY: the twin declares `uint64_t loris_twin_calls()`.
-        let function = unsafe { self.0.get::<unsafe extern "C" fn() -> u64>(c"loris_twin_calls") };
-        // SAFETY: it takes no arguments.
-        unsafe { function.expect("the twin has it")() }
-    }
-
-    /// Makes this thread's `n`th call from now on (0: the next) return `code`, instead of doing
-    /// anything.
-    pub fn fail_call(&self, n: i64, code: i32) {
-        // SAFETY: the twin declares `void loris_twin_fail_call(int64_t n, int code)`.
-        let function =
-            unsafe { self.0.get::<unsafe extern "C" fn(i64, i32)>(c"loris_twin_fail_call") };
-        // SAFETY: it takes any numbers.
-        unsafe { function.expect("the twin has it")(n, code) };
-    }
-
-    /// Device memory of contexts that this thread makes from now on.
-    pub fn set_memory(&self, n_bytes: usize) {
-        // SAFETY: the twin declares `void loris_twin_set_memory(size_t n_bytes)`.
-        let function =
-            unsafe { self.0.get::<unsafe extern "C" fn(usize)>(c"loris_twin_set_memory") };
-        // SAFETY: it takes any number.
-        unsafe { function.expect("the twin has it")(n_bytes) };
-    }
-
-    /// The order in which threads of kernels run.
-    pub fn set_seed(&self, seed: u64) {
-        // SAFETY: the twin declares `void loris_twin_set_seed(uint64_t seed)`.
-        let function = unsafe { self.0.get::<unsafe extern "C" fn(u64)>(c"loris_twin_set_seed") };
-        // SAFETY: it takes any number.
-        unsafe { function.expect("the twin has it")(seed) };
-    }
-
-    /// What this thread made and has not ended: contexts, memory, streams, modules, events, graphs.
-    pub fn leaks(&self) -> (usize, String) {
-        type Leaks = unsafe extern "C" fn(*mut *const std::ffi::c_char) -> usize;
-        // SAFETY: the twin declares `size_t loris_twin_leaks(const char **text)`.
-        let function =
-            unsafe { self.0.get::<Leaks>(c"loris_twin_leaks") }.expect("the twin has it");
-        let mut text = std::ptr::null();
-        // SAFETY: it writes the address of a text.
-        let n = unsafe { function(&mut text) };
-        if text.is_null() {
-            return (n, String::new());
-        }
-        // SAFETY: the text ends in zero and stays until the next call.
-        let text = unsafe { std::ffi::CStr::from_ptr(text) };
-        (n, text.to_string_lossy().into_owned())
-    }
 }
 
 /// Random numbers (splitmix64): small, and the same everywhere.
