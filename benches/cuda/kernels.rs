@@ -22,7 +22,7 @@ use loris_kernels::ops::{
     mlp_gate_decode, page_copy, page_seal, qkv_decode, rmsnorm, row_copy, sample, slot_move,
     token_select,
 };
-use loris_kernels::{Buffer, Device, Error, KvPages, Matrix, PageTable, Rows};
+use loris_kernels::{Buffer, Cost, Device, Error, KvPages, Matrix, PageTable, Rows};
 use support::{
     Bench, Options, PAGE_LEN, print_header, random_floats, random_matrix, random_pages,
     random_rows, random_table, random_x, seqs_of, sequences,
@@ -190,7 +190,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
         bench.case(
             ["linear", "decode"],
             &format!("{name} rows={n_rows} n={n} k={k}"),
-            linear_decode::linear_decode_cost(n_rows, n, k),
+            Cost::product(n_rows, n, k, [2, 8]),
             |d, seed| {
                 let a = random_rows(d, n_rows, k, seed)?;
                 Ok((random_matrix(d, n, k, seed)?, a, random_x(d, n_rows, n, seed)?))
@@ -202,7 +202,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["gate_up", "decode"],
         &format!("{name} rows={n_rows} n={n} k={hidden_dim}"),
-        mlp_gate_decode::gate_up_decode_cost(n_rows, n, hidden_dim),
+        Cost::product(n_rows, 2 * n, hidden_dim, [4, 1]),
         |d, seed| {
             let gate = random_matrix(d, n, hidden_dim, seed)?;
             let up = random_matrix(d, n, hidden_dim, seed + 1)?;
@@ -216,7 +216,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["qkv", "decode"],
         &format!("{name} rows={n_rows} n={} k={hidden_dim}", q_dim + 2 * kv_dim),
-        qkv_decode::qkv_decode_cost(n_rows, q_dim + 2 * kv_dim, hidden_dim),
+        Cost::product(n_rows, q_dim + 2 * kv_dim, hidden_dim, [4, 2]),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, BF16, &vec![(PAGE_LEN, 1); n_rows], seed)?;
             let (norm, x) = normed(d, n_rows, hidden_dim, seed)?;
@@ -231,7 +231,7 @@ fn decode_products(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["lm_head", "decode"],
         &format!("{name} rows={n_rows} n={vocab_size} k={hidden_dim}"),
-        lm_head::lm_head_cost(n_rows, vocab_size, hidden_dim),
+        Cost::product(n_rows, vocab_size, hidden_dim, [4, 4]),
         |d, seed| {
             let (batch, _) = sequences(d, heads, BF16, &vec![(0, 1); n_rows], seed)?;
             let (norm, x) = normed(d, n_rows, hidden_dim, seed)?;
@@ -274,7 +274,7 @@ fn prefill_products(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["gate_up", "prefill"],
         &format!("{name} rows={n_rows} n={ffn_dim} k={hidden_dim}"),
-        mlp_gate::gate_up_cost(n_rows, ffn_dim, hidden_dim),
+        Cost::product(n_rows, 2 * ffn_dim, hidden_dim, [2, 1]),
         |d, seed| {
             let gate = random_matrix(d, ffn_dim, hidden_dim, seed)?;
             let up = random_matrix(d, ffn_dim, hidden_dim, seed + 1)?;
@@ -286,7 +286,7 @@ fn prefill_products(bench: &mut Bench, model: Model, n_rows: usize) {
     bench.case(
         ["qkv", "prefill"],
         &format!("{name} rows={n_rows} n={} k={hidden_dim}", q_dim + 2 * kv_dim),
-        qkv::qkv_cost(n_rows, q_dim + 2 * kv_dim, hidden_dim),
+        Cost::product(n_rows, q_dim + 2 * kv_dim, hidden_dim, [2, 2]),
         |d, seed| {
             let (batch, pages) = sequences(d, heads, BF16, &[(0, n_rows)], seed)?;
             let a = random_rows(d, n_rows, hidden_dim, seed)?;
@@ -300,7 +300,7 @@ fn linear_prefill(bench: &mut Bench, name: &str, n_rows: usize, n: usize, k: usi
     bench.case(
         ["linear", "prefill"],
         &format!("{name} rows={n_rows} n={n} k={k}"),
-        linear::linear_cost(n_rows, n, k),
+        Cost::product(n_rows, n, k, [2, 8]),
         |d, seed| {
             let a = random_rows(d, n_rows, k, seed)?;
             Ok((random_matrix(d, n, k, seed)?, a, random_x(d, n_rows, n, seed)?))

@@ -40,3 +40,12 @@ pub struct Cost {
     /// Floating point operations, a multiply-add being two.
     pub flops: u64,
 }
+
+impl Cost {
+    /// A product of `n_rows` rows of `k` numbers with `n` rows of weights in bf16, all matrices together: each once, and `row_bytes`
+    /// of each number of the rows that go in and that come out.
+    pub fn product(n_rows: usize, n: usize, k: usize, row_bytes: [usize; 2]) -> Self {
+        let bytes = n * k * 2 + n_rows * (k * row_bytes[0] + n * row_bytes[1]);
+        Self { bytes: bytes as u64, flops: (2 * n_rows * n * k) as u64 }
+    }
+}

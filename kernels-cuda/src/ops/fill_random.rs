@@ -1,7 +1,7 @@
 //! Launcher of `fill_random`: weights for benchmarks and tests, the same on every device.
 
 use crate::abi::FillRandomArgs;
-use crate::{Cost, Device, Error, Launch, Matrix};
+use crate::{Device, Error, Launch, Matrix};
 
 const N_THREADS: u64 = 256;
 
@@ -18,11 +18,6 @@ pub fn fill_random(device: &Device, out: &mut Matrix, seed: u64, scale: f32) -> 
     let args = FillRandomArgs { out: out.data.ptr() as *mut u16, n, seed, scale };
     // SAFETY: the matrix has n elements.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// Writes bf16.
-pub fn fill_random_cost(n: usize) -> Cost {
-    Cost { bytes: 2 * n as u64, flops: 0 }
 }
 
 /// Element `i` of a matrix filled with `seed` and `scale`, as bf16 bits.

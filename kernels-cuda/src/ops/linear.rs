@@ -3,7 +3,7 @@
 use crate::abi::LinearPrefillArgs;
 use crate::images::kernel;
 use crate::ops::{at_least, equal, multiple};
-use crate::{Cost, Device, DeviceInfo, Error, Launch, Matrix, Pod, Rows};
+use crate::{Device, DeviceInfo, Error, Launch, Matrix, Pod, Rows};
 
 /// Rows of a block of a product of prefill.
 const BLOCK_M: usize = 128;
@@ -80,10 +80,4 @@ pub fn linear_prefill(
     let launch = prefill_launch(kernel, block_n, n_rows, w.n.div_ceil(block_n));
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// W and a once, x read and written.
-pub fn linear_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 2 + n_rows * k * 2 + n_rows * n * 8, flops: 2 * n_rows * n * k }
 }

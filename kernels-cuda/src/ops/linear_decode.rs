@@ -7,7 +7,7 @@
 use std::ptr;
 
 use crate::abi::{LORIS_DECODE_ROWS, LinearDecodeArgs, LorisDecodeInput};
-use crate::{Buffer, Cost, Device, Error, Launch, Matrix, Rows};
+use crate::{Buffer, Device, Error, Launch, Matrix, Rows};
 
 /// Rows of each weight matrix that a block takes.
 const WEIGHT_ROWS: usize = 16;
@@ -42,12 +42,6 @@ pub fn linear_decode(
     let launch = decode_launch(["linear_decode_add_r8", "linear_decode_add_r16"], n_rows, w.n);
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// The weights once, a once, x to and fro.
-pub fn linear_decode_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 2 + n_rows * k * 2 + n_rows * n * 8, flops: 2 * n_rows * n * k }
 }
 
 /// `Ok` if the kernels can stream the matrix.

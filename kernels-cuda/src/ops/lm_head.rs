@@ -3,7 +3,7 @@
 use crate::abi::LinearDecodeArgs;
 use crate::ops::batch::DeviceBatch;
 use crate::ops::linear_decode::{check_weights, decode_launch, norm_input};
-use crate::{Buffer, Cost, Device, Error, Matrix, Rows};
+use crate::{Buffer, Device, Error, Matrix, Rows};
 
 /// `logits[i] = norm(x[r]) head^T` for the i-th of the rows r whose logits the batch wants.
 pub fn lm_head(
@@ -32,10 +32,4 @@ pub fn lm_head(
     // SAFETY: the pointers are to buffers of the sizes just checked; logit rows are rows of the
     // batch.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// The weights, x and the logits once.
-pub fn lm_head_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 2 + n_rows * k * 4 + n_rows * n * 4, flops: 2 * n_rows * n * k }
 }

@@ -2,7 +2,7 @@
 
 use crate::abi::GateUpPrefillArgs;
 use crate::ops::{equal, linear};
-use crate::{Cost, Device, Error, Matrix, Rows};
+use crate::{Device, Error, Matrix, Rows};
 
 /// `h = bf16(silu(a gate^T) * (a up^T))` for the first `n_rows` rows, many.
 pub fn gate_up_prefill(
@@ -38,10 +38,4 @@ pub fn gate_up_prefill(
     let launch = linear::prefill_launch(kernel, block_n, n_rows, gate.n.div_ceil(block_n / 2));
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// Both matrices and a once, h once.
-pub fn gate_up_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 4 + n_rows * k * 2 + n_rows * n * 2, flops: 4 * n_rows * n * k }
 }

@@ -2,7 +2,7 @@
 
 use crate::abi::GateUpDecodeArgs;
 use crate::ops::linear_decode::{check_weights, decode_launch, norm_input};
-use crate::{Buffer, Cost, Device, Error, Matrix, Rows};
+use crate::{Buffer, Device, Error, Matrix, Rows};
 
 /// `h = silu(norm(x) gate^T) * (norm(x) up^T)` of the first `n_rows` rows.
 #[expect(clippy::too_many_arguments)]
@@ -34,10 +34,4 @@ pub fn gate_up_decode(
     let launch = decode_launch(["gate_up_decode_r8", "gate_up_decode_r16"], n_rows, gate.n);
     // SAFETY: the pointers are to buffers of the sizes just checked.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// Both matrices, x and h once. `n` counts the rows of one matrix.
-pub fn gate_up_decode_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: 2 * n * k * 2 + n_rows * k * 4 + n_rows * n * 2, flops: 4 * n_rows * n * k }
 }

@@ -3,7 +3,7 @@
 use crate::abi::{LorisHeads, QkvPrefillArgs};
 use crate::ops::batch::DeviceBatch;
 use crate::ops::{at_least, equal, linear};
-use crate::{Buffer, Cost, Device, Error, KvPages, Matrix, Rows};
+use crate::{Buffer, Device, Error, KvPages, Matrix, Rows};
 
 const OP: &str = "qkv";
 
@@ -127,10 +127,4 @@ pub fn qkv_prefill(
     // SAFETY: the pointers are to buffers of the sizes just checked, and the batch names pages of
     // the pool.
     unsafe { device.launch(&launch, &args) }
-}
-
-/// The matrices and a once, Q, K and V once. `n` counts the columns of all three.
-pub fn qkv_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 2 + n_rows * k * 2 + n_rows * n * 2, flops: 2 * n_rows * n * k }
 }

@@ -7,7 +7,7 @@ use crate::abi::{LorisHeads, QkvDecodeArgs, QkvFinishArgs};
 use crate::ops::batch::DeviceBatch;
 use crate::ops::linear_decode::{check_weights, decode_launch, norm_input};
 use crate::ops::qkv::QkvWeights;
-use crate::{Buffer, Cost, Device, Error, KvPages, Launch, Rows};
+use crate::{Buffer, Device, Error, KvPages, Launch, Rows};
 
 /// Q of the batch's rows of `x`, normalised on the way, to `q`; K and V to their slots of `pages`.
 ///
@@ -72,10 +72,4 @@ fn qkv_finish(
     let launch = Launch { kernel, grid, block: 128, extra_smem: 0 };
     // SAFETY: `qkv_decode` has checked the sizes, and has filled `raw` in this stream.
     unsafe { device.launch(&launch, &QkvFinishArgs { raw, heads }) }
-}
-
-/// The matrices and x once, Q, K and V once. `n` counts the columns of all three.
-pub fn qkv_decode_cost(n_rows: usize, n: usize, k: usize) -> Cost {
-    let (n_rows, n, k) = (n_rows as u64, n as u64, k as u64);
-    Cost { bytes: n * k * 2 + n_rows * k * 4 + n_rows * n * 2, flops: 2 * n_rows * n * k }
 }
