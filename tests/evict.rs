@@ -21,7 +21,10 @@ use loris::{
 };
 use naive::Naive;
 use reference::compare_to;
-use support::{bits, checkpoint, cuda_options, deep, open_cpu, open_cuda, open_with, rounded};
+use support::{
+    bits, checkpoint, cuda_options, deep, open_cpu, open_cuda, open_with, prompt, rounded,
+    run_turns,
+};
 
 const NAME: &str = "llama-tied";
 const N_LAYERS: usize = 4;
@@ -48,11 +51,6 @@ fn evicting(spec: &str) -> SessionOptions {
 
 fn session(model: &Model, spec: &str) -> Session {
     model.session(&evicting(spec)).unwrap()
-}
-
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
 }
 
 /// A whole algorithm: what each layer holds, by position.
@@ -255,30 +253,16 @@ fn in_bf16(chunk: usize) -> ModelOptions {
     ModelOptions { kv: KvFormat::BF16.into(), ..options(chunk) }
 }
 
-/// Logits after turns of a prompt and some tokens each.
-fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
-    let mut out = Vec::new();
-    for &(n, n_decoded) in turns {
-        s.prefill(&prompt(n, n)).unwrap();
-        out.push(bits(s.logits().unwrap()));
-        for token in 0..n_decoded {
-            s.decode(token as u32 % 128).unwrap();
-            out.push(bits(s.logits().unwrap()));
-        }
-    }
-    out
-}
-
 const TURNS: [(usize, usize); 3] = [(90, 20), (1, 3), (40, 20)];
 /// For the twin.
 const SHORT: [(usize, usize); 3] = [(42, 3), (1, 2), (20, 18)];
 
 fn keeping_all_is_dense(model: &Model, turns: &[(usize, usize)]) {
-    let want = run(&mut model.session(&SessionOptions::default()).unwrap(), turns);
+    let want = run_turns(&mut model.session(&SessionOptions::default()).unwrap(), turns);
     for name in RANKS {
         for keep in ["100%", "174"] {
             let mut s = session(model, &format!("{name}:{keep}"));
-            assert!(run(&mut s, turns) == want, "{name}:{keep}");
+            assert!(run_turns(&mut s, turns) == want, "{name}:{keep}");
             assert_eq!(s.receipt().n_evicted, 0);
         }
     }
@@ -304,9 +288,9 @@ fn bits_do_not_depend_on_chunks_threads_or_pages() {
         };
         for name in [RANKS[idx], RANKS[(idx + 2) % 6]] {
             let spec = format!("{name}:40%,window=6");
-            let want = run(&mut session(&open(2, 64, 16), &spec), &TURNS);
+            let want = run_turns(&mut session(&open(2, 64, 16), &spec), &TURNS);
             for (threads, chunk, page_len) in [(1, 7, 16), (3, 16, 32), (2, 89, 16), (2, 512, 64)] {
-                let got = run(&mut session(&open(threads, chunk, page_len), &spec), &TURNS);
+                let got = run_turns(&mut session(&open(threads, chunk, page_len), &spec), &TURNS);
                 assert!(got == want, "{kv}, {spec}: {threads} threads, {chunk}, {page_len}");
             }
         }
@@ -328,7 +312,7 @@ fn bits_on_cuda_do_not_depend_on_chunks_pages_or_recordings() {
             let engine = Engine::new(&EngineOptions { passes, ..cuda_options() }).unwrap();
             let model = engine.open_checkpoint(rounded(NAME, Dtype::BF16), &options).unwrap();
             let mut s = session(&model, &format!("{name}:40%,window=6"));
-            (run(&mut s, &SHORT), s.receipt().n_evicted)
+            (run_turns(&mut s, &SHORT), s.receipt().n_evicted)
         };
         let want = answer(64, 16, Passes::Replayed);
         assert!(want.1 > 30, "{kv} {name}");
@@ -391,14 +375,14 @@ fn sharing(ranks: &[&str], open: &dyn Fn() -> Model, keep: usize, turns: &[(usiz
     for spec in specs.chain([format!("snapkv:{keep},window=16")]) {
         let name = &*spec;
         let model = open();
-        let want = run(&mut session(&model, &spec), turns);
-        let want_dense = run(&mut model.session(&SessionOptions::default()).unwrap(), turns);
+        let want = run_turns(&mut session(&model, &spec), turns);
+        let want_dense = run_turns(&mut model.session(&SessionOptions::default()).unwrap(), turns);
         assert_eq!(model.pool_usage().n_used, 0);
 
         let mut dense = model.session(&SessionOptions::default()).unwrap();
         dense.prefill(&prompt(n, n)).unwrap();
         let mut s = session(&model, &spec);
-        assert!(run(&mut s, turns) == want, "{name}");
+        assert!(run_turns(&mut s, turns) == want, "{name}");
         let n_shared = s.receipt().n_shared;
         // The rows that score are computed, and the last one.
         let n_scored = Evict::parse(&spec).unwrap().n_mass_rows().clamp(1, n);
@@ -406,18 +390,18 @@ fn sharing(ranks: &[&str], open: &dyn Fn() -> Model, keep: usize, turns: &[(usiz
         assert_eq!(n_shared, n_alike, "{name}");
         // What it has evicted is nobody's prefix, and the other's pages are whole.
         let mut later = model.session(&SessionOptions::default()).unwrap();
-        assert!(run(&mut later, turns) == want_dense, "{name}");
+        assert!(run_turns(&mut later, turns) == want_dense, "{name}");
         dense.truncate(n - 1).unwrap();
         dense.decode(prompt(n, n)[n - 1]).unwrap();
 
         drop(s);
         // A fork of a session that has evicted, before it does again.
         let mut s = session(&model, &spec);
-        let n = run(&mut s, &turns[..2]).len();
+        let n = run_turns(&mut s, &turns[..2]).len();
         let mut fork = s.fork().unwrap();
         drop(dense);
         for s in [&mut s, &mut fork] {
-            assert!(run(s, &turns[2..]) == want[n..], "{name}");
+            assert!(run_turns(s, &turns[2..]) == want[n..], "{name}");
         }
         drop((s, fork, later));
         assert_eq!(model.pool_usage().n_used, 0, "{name}");
@@ -474,9 +458,9 @@ fn a_prompt_that_is_stopped_changes_nothing() {
     let model = open(&options(8));
     for name in RANKS {
         let spec = format!("{name}:30,window=5");
-        let want = run(&mut session(&model, &spec), &TURNS);
+        let want = run_turns(&mut session(&model, &spec), &TURNS);
         let mut s = session(&model, &spec);
-        let n = run(&mut s, &TURNS[..2]).len();
+        let n = run_turns(&mut s, &TURNS[..2]).len();
         for n_passes in 0..5 {
             let mut n_left = n_passes;
             let before = (s.tokens().to_vec(), s.receipt(), bits(s.logits().unwrap()));
@@ -490,7 +474,7 @@ fn a_prompt_that_is_stopped_changes_nothing() {
             assert!(matches!(outcome, Err(Error::Cancelled)));
             assert!((s.tokens().to_vec(), s.receipt(), bits(s.logits().unwrap())) == before);
         }
-        assert!(run(&mut s, &TURNS[2..]) == want[n..], "{name}");
+        assert!(run_turns(&mut s, &TURNS[2..]) == want[n..], "{name}");
     }
 }
 

@@ -9,10 +9,11 @@ use std::ops::ControlFlow;
 use loris::compute::{Lazy, PrunePoint};
 use loris::keep::Evict;
 use loris::loader::{Checkpoint, Dtype};
+use loris::store::{FORMATS, Format, Sides};
 use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };
-use support::{bits, cuda_options, deep, open_with, options, rounded};
+use support::{bits, cuda_options, deep, open_with, options, prompt, rounded, session};
 
 const N_TOKENS: usize = 300;
 
@@ -34,15 +35,6 @@ fn checkpoint(n_layers: usize) -> Checkpoint {
 
 fn open(n_layers: usize, threads: usize, options: &ModelOptions) -> Model {
     open_with(threads, checkpoint(n_layers), options)
-}
-
-fn session(model: &Model) -> Session {
-    model.session(&SessionOptions::default()).unwrap()
-}
-
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
 }
 
 /// Logits after a prompt and after some tokens more.
@@ -303,17 +295,34 @@ fn what_does_not_go_together_is_refused() {
     assert!(error.contains("4 bits") && error.contains("96 wide"), "{error}");
     // CUDA has kernels for some, and says so of the others before anything is loaded.
     let engine = loris::Engine::new(&cuda_options()).unwrap();
-    let with_kernels = ["fp8", "int8", "int4", "int4-plain", "int4-channel", "int2", "int8:int4"];
     for format in coded().into_iter().chain(sealed()) {
         let options = ModelOptions { kv: format, ..options(64) };
         let opened = engine.open_checkpoint(checkpoint(2), &options);
-        if with_kernels.contains(&format.to_string().as_str()) {
+        if loris_kernels::has_kernels(format.into()) {
             assert_eq!(opened.unwrap().plan().kv, format);
             continue;
         }
         let error = opened.unwrap_err();
-        let is_named =
-            matches!(&error, Error::Unsupported { found, .. } if *found == format.to_string());
-        assert!(is_named, "{error}");
+        let Error::Unsupported { found, expected, .. } = error else { panic!("{error}") };
+        assert_eq!(found, format.to_string());
+        for row in FORMATS {
+            let is_named = expected.split(", ").any(|name| name == row.name);
+            assert_eq!(is_named, has_kernels(&row), "{}: {expected}", row.name);
+        }
     }
+}
+
+fn has_kernels(row: &Format) -> bool {
+    loris_kernels::has_kernels(Sides { k: row.k, v: row.v })
+}
+
+/// The table of formats in the documents is that of the code.
+#[test]
+fn formats_are_documented() {
+    let rows = FORMATS.map(|row| {
+        let devices = if has_kernels(&row) { "CPU, CUDA" } else { "CPU" };
+        format!("| `{}` | {} | {devices} |\n", row.name, row.says)
+    });
+    let rows = rows.concat();
+    assert!(include_str!("../engine/docs/limits.md").contains(&rows), "limits.md lacks\n{rows}");
 }

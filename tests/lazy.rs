@@ -18,7 +18,7 @@ use loris::store::Coding;
 use loris::{Error, KvFormat, Model, ModelOptions, Progress, Session, SessionOptions};
 use naive::Naive;
 use reference::compare_to;
-use support::{argmax, bits, checkpoint, deep, isa, open_cpu, open_cuda, rounded};
+use support::{argmax, bits, checkpoint, deep, isa, open_cpu, open_cuda, prompt, rounded, turn};
 
 const NAME: &str = "llama-tied";
 
@@ -41,12 +41,6 @@ fn options(chunk: usize) -> ModelOptions {
 
 fn session(model: &Model, lazy: Option<&Lazy>) -> Session {
     model.session(&SessionOptions { lazy: lazy.cloned(), ..SessionOptions::default() }).unwrap()
-}
-
-/// A prompt of `n` tokens, another for each `seed`.
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
 }
 
 /// The whole algorithm, token by token.
@@ -279,16 +273,7 @@ fn a_session_on_cuda_follows_the_reference_token_by_token() {
 
 /// Bits of the logits after each of some turns, of so many tokens each, and after each of five more tokens.
 fn run(s: &mut Session, turns: &[usize]) -> Vec<Vec<u32>> {
-    let mut out = Vec::new();
-    for (turn, &n) in (1..).zip(turns) {
-        s.prefill(&prompt(turn, n)).unwrap();
-        out.push(bits(s.logits().unwrap()));
-        for _ in 0..5 {
-            s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
-            out.push(bits(s.logits().unwrap()));
-        }
-    }
-    out
+    (1..).zip(turns).flat_map(|(seed, &n)| turn(s, &prompt(seed, n), 5)).collect()
 }
 
 fn keeping_all_is_dense(open: &dyn Fn(&ModelOptions) -> Model, turns: &[usize]) {
@@ -620,17 +605,6 @@ fn a_step_below_the_guard_takes_up_no_more_than_the_cap() {
     }
 }
 
-/// A turn of `n` tokens and some decoded ones; bits of the logits after each.
-fn turn(s: &mut Session, seed: usize, n: usize) -> Vec<Vec<u32>> {
-    s.prefill(&prompt(seed, n)).unwrap();
-    let mut out = vec![bits(s.logits().unwrap())];
-    for _ in 0..6 {
-        s.decode(argmax(s.logits().unwrap()) as u32).unwrap();
-        out.push(bits(s.logits().unwrap()));
-    }
-    out
-}
-
 #[test]
 fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
     let schedules = [
@@ -650,7 +624,10 @@ fn sessions_of_different_schedules_in_one_step_change_no_bit_of_each_other() {
             .enumerate()
             .map(|(i, lazy)| {
                 let mut s = session(&model, lazy.as_ref());
-                turns.iter().flat_map(|&(seed, n)| turn(&mut s, seed + 10 * i, n)).collect()
+                turns
+                    .iter()
+                    .flat_map(|&(seed, n)| turn(&mut s, &prompt(seed + 10 * i, n), 6))
+                    .collect()
             })
             .collect();
         let mut all: Vec<Session> = schedules.iter().map(|l| session(&model, l.as_ref())).collect();
@@ -769,8 +746,8 @@ fn a_full_pool_in_the_middle_loses_nothing() {
     };
     let roomy = open(20, 20);
     let mut s = session(&roomy, Some(&lazy));
-    let mut want = turn(&mut s, 1, 30);
-    want.extend(turn(&mut s, 2, 60));
+    let mut want = turn(&mut s, &prompt(1, 30), 6);
+    want.extend(turn(&mut s, &prompt(2, 60), 6));
     let (mut n_kv, mut n_aux, mut n_whole) = (0, 0, 0);
     let sizes = (1..9).map(|n| (20, n)).chain((1..9).map(|n| (n, 20)));
     for (kv_pages, aux_pages) in sizes {
@@ -809,7 +786,7 @@ fn a_full_pool_in_the_middle_loses_nothing() {
         if n_seen == 7 {
             // The second turn did not fit: a shorter one goes on from what is there.
             let mut short = session(&roomy, Some(&lazy));
-            turn(&mut short, 1, 30);
+            turn(&mut short, &prompt(1, 30), 6);
             short.decode(5).unwrap();
             if s.decode(5).is_ok() {
                 assert!(bits(s.logits().unwrap()) == bits(short.logits().unwrap()));
@@ -828,9 +805,9 @@ fn a_prompt_can_be_stopped_after_every_pass() {
     let lazy = Lazy { max_revived: 2, ..lazy(&[(1, 0.4), (3, 0.5), (4, 0.5)]) };
     let model = open_cpu(deep(checkpoint(NAME), N_LAYERS), &options(8));
     let mut other = session(&model, Some(&lazy));
-    turn(&mut other, 1, 30);
+    turn(&mut other, &prompt(1, 30), 6);
     let mut s = other.fork().unwrap();
-    let want = turn(&mut other, 2, 40);
+    let want = turn(&mut other, &prompt(2, 40), 6);
     drop(other);
     let before = left(&s);
     let mut n_stopped = 0;

@@ -12,39 +12,15 @@ use std::time::SystemTime;
 
 use loris::loader::{Dtype, LoadMode};
 use loris::{Engine, Error, Model, ModelOptions, Progress, Session, SessionOptions};
-use support::{argmax, bits, open, open_with, options, reference, rounded};
+use support::{
+    argmax, best, bits, check_company, open, open_with, options, prompt, reference, rounded, run,
+    session,
+};
 
 const NAME: &str = "llama3-rope";
 
 fn model(options: &ModelOptions) -> Model {
     open(rounded(NAME, Dtype::BF16), options)
-}
-
-fn session(model: &Model) -> Session {
-    model.session(&SessionOptions::default()).unwrap()
-}
-
-#[allow(clippy::cast_possible_truncation)]
-fn best(session: &Session) -> u32 {
-    argmax(session.logits().unwrap()) as u32
-}
-
-/// A prompt of `n` tokens, another for each `seed`.
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
-}
-
-/// Bits of the logits after the prompt and after each of `n` greedy tokens.
-fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
-    let mut s = session(model);
-    s.prefill(prompt).unwrap();
-    let mut out = vec![bits(s.logits().unwrap())];
-    for _ in 0..n {
-        s.decode(best(&s)).unwrap();
-        out.push(bits(s.logits().unwrap()));
-    }
-    out
 }
 
 /// A prompt looks at the weight files first; a token does not.
@@ -126,36 +102,8 @@ fn bits_do_not_depend_on_chunk_page_length_or_threads() {
 
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    let lens = [1, 2, 15, 16, 17, 63, 64, 65, 100];
-    let n_tokens = 5;
     let model = model(&ModelOptions { chunk: 40, batch: 4, ..options(4096) });
-    let alone: Vec<_> = lens.iter().map(|&n| run(&model, &prompt(n, n), n_tokens)).collect();
-
-    // Sessions join at different times, so passes hold prompts of some and tokens of others.
-    let mut sessions: Vec<Session> = lens.iter().map(|_| session(&model)).collect();
-    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); lens.len()];
-    for round in 0.. {
-        if let Some(&n) = lens.get(round) {
-            sessions[round].feed(&prompt(n, n)).unwrap();
-        }
-        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
-        let results = model.step(&mut refs);
-        for (i, result) in results.iter().enumerate() {
-            if *result.as_ref().unwrap() == Progress::Ready {
-                seen[i].push(bits(sessions[i].logits().unwrap()));
-                if seen[i].len() <= n_tokens {
-                    let token = best(&sessions[i]);
-                    sessions[i].push(token).unwrap();
-                }
-            }
-        }
-        if round > lens.len() && results.iter().all(|r| matches!(r, Ok(Progress::Idle))) {
-            break;
-        }
-    }
-    for (i, n) in lens.iter().enumerate() {
-        assert!(seen[i] == alone[i], "the session of {n} tokens");
-    }
+    check_company(&model, &[1, 2, 15, 16, 17, 63, 64, 65, 100], 5);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Session, SessionOptions, StreamOptions,
 };
 use old::{old, section};
-use support::{argmax, bits, deep, open, open_cpu, open_cuda, open_with, options, rounded};
+use support::{bits, deep, open, open_cpu, open_cuda, open_with, options, prompt, rounded, turn};
 use xxhash_rust::xxh3::xxh3_64;
 
 const NAME: &str = "llama3-rope";
@@ -240,7 +240,7 @@ fn sections_that_contradict_themselves_are_refused_by_name() {
     let model = lazy_model(&ModelOptions { page_len: 16, aux_tokens: 256, ..options(256) });
     let lazy = Some(schedule(&[(1, 0.5), (4, 0.5)]));
     let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
-    turn(&mut s, 1, 41);
+    turn(&mut s, &prompt(1, 41), 5);
     let blob = save(&s);
     drop(s);
     let forged = |at: Range<usize>, bytes: &[u8]| {
@@ -309,21 +309,6 @@ fn schedule(points: &[(usize, f64)]) -> Lazy {
     Lazy { min_len: 0, sinks: 2, max_revived: 1, ..Lazy::new(points) }
 }
 
-fn prompt(seed: u32, n: u32) -> Vec<u32> {
-    (0..n).map(|i| (i * 31 + seed * 17 + i * i * (seed + 3)) % 128).collect()
-}
-
-/// Another turn; bits of the logits after each step.
-fn turn(session: &mut Session, seed: u32, n: u32) -> Vec<Vec<u32>> {
-    session.prefill(&prompt(seed, n)).unwrap();
-    let mut seen = vec![bits(session.logits().unwrap())];
-    for _ in 0..5 {
-        session.decode(argmax(session.logits().unwrap()) as u32).unwrap();
-        seen.push(bits(session.logits().unwrap()));
-    }
-    seen
-}
-
 fn save(session: &Session) -> Vec<u8> {
     let mut blob = Vec::new();
     session.save(&mut blob).unwrap();
@@ -360,8 +345,8 @@ fn a_restored_session_that_prunes_gives_the_same_bits() {
                 let options =
                     SessionOptions { lazy: Some(lazy.clone()), ..SessionOptions::default() };
                 let mut s = model.session(&options).unwrap();
-                turn(&mut s, 1, 70);
-                turn(&mut s, 2, 9);
+                turn(&mut s, &prompt(1, 70), 5);
+                turn(&mut s, &prompt(2, 9), 5);
                 s.truncate(s.len() - n_forgotten).unwrap();
                 let blob = save(&s);
                 let mut restored = restore(&other, &blob).unwrap();
@@ -380,8 +365,11 @@ fn a_restored_session_that_prunes_gives_the_same_bits() {
                     assert!(restored.logits().is_none(), "{what}");
                 }
                 for seed in [3, 4] {
-                    let want = turn(&mut s, seed, 11);
-                    assert!(turn(&mut restored, seed, 11) == want, "{what}, turn {seed}");
+                    let want = turn(&mut s, &prompt(seed, 11), 5);
+                    assert!(
+                        turn(&mut restored, &prompt(seed, 11), 5) == want,
+                        "{what}, turn {seed}"
+                    );
                 }
                 assert_eq!(restored.receipt().n_waiting, s.receipt().n_waiting, "{what}");
                 drop((s, restored));
@@ -426,7 +414,7 @@ fn a_restored_session_prunes_as_the_saved_one_did_or_is_refused() {
     let lazy = schedule(&[(1, 0.5), (4, 0.5)]);
     let with = |lazy: &Lazy| SessionOptions { lazy: Some(lazy.clone()), ..Default::default() };
     let mut s = model.session(&with(&lazy)).unwrap();
-    turn(&mut s, 1, 40);
+    turn(&mut s, &prompt(1, 40), 5);
     let blob = save(&s);
     assert!(model.restore(&mut &*blob, &with(&lazy)).is_ok());
     for other in [
@@ -474,7 +462,7 @@ fn forged() -> Forged {
     let model = lazy_model(&ModelOptions { page_len: 16, aux_tokens: 256, ..options(256) });
     let lazy = Some(schedule(&[(1, 0.5), (4, 0.5)]));
     let mut s = model.session(&SessionOptions { lazy, ..SessionOptions::default() }).unwrap();
-    turn(&mut s, 1, 41);
+    turn(&mut s, &prompt(1, 41), 5);
     let blob = old(&save(&s));
     let points = 64 + 48;
     let answer = 8; // how many of the tokens it has
@@ -487,20 +475,28 @@ fn forged() -> Forged {
     Forged { model, points, depths, slots, n_slots, kv, blob }
 }
 
+/// The blob with these bytes there, sealed anew.
+fn forge(blob: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut blob = blob.to_vec();
+    assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
+    blob[at..at + bytes.len()].copy_from_slice(bytes);
+    seal(&mut blob);
+    blob
+}
+
+/// What is wrong with it.
+fn refusal(model: &Model, blob: &[u8], at: usize, bytes: &[u8]) -> &'static str {
+    match restore(model, &forge(blob, at, bytes)) {
+        Err(Error::SavedState { field, .. }) => field,
+        other => panic!("at {at}: {other:?}"),
+    }
+}
+
 #[test]
 fn layers_that_contradict_each_other_are_refused_by_name() {
     let Forged { model, blob, points, depths, slots, n_slots, .. } = forged();
     let n_segments = 3;
-    let refusal = |at: usize, bytes: &[u8]| {
-        let mut blob = blob.clone();
-        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
-        blob[at..at + bytes.len()].copy_from_slice(bytes);
-        seal(&mut blob);
-        match restore(&model, &blob) {
-            Err(Error::SavedState { field, .. }) => field,
-            other => panic!("at {at}: {other:?}"),
-        }
-    };
+    let refusal = |at: usize, bytes: &[u8]| refusal(&model, &blob, at, bytes);
     let through_two = (0..46).find(|&i| blob[depths + i] == 2).unwrap();
     let through_one = (0..46).find(|&i| blob[depths + i] == 1).unwrap();
     assert_eq!(refusal(60, &17_u32.to_le_bytes()), "prune points");
@@ -602,7 +598,7 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
             let mut s = model.session(&options).unwrap();
             for n in [0, 9, 45, 60, 3] {
                 if n > 0 {
-                    turn(&mut s, n, n);
+                    turn(&mut s, &prompt(n, n), 5);
                 }
                 let blob = save(&s);
                 let mut restored = restore(&other, &blob).unwrap();
@@ -613,7 +609,10 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
                 assert_eq!(restored.logits().map(bits), s.logits().map(bits));
                 assert!(save(&restored) == blob, "{kv} {options:?} after {n}");
                 let mut fork = s.fork().unwrap();
-                assert!(turn(&mut restored, 7, 20) == turn(&mut fork, 7, 20), "{options:?}, {n}");
+                assert!(
+                    turn(&mut restored, &prompt(7, 20), 5) == turn(&mut fork, &prompt(7, 20), 5),
+                    "{options:?}, {n}"
+                );
                 // Cut back as far as either can be, to before it was saved where nothing was left behind, both know as much.
                 assert_eq!(restored.least_len(), fork.least_len(), "{options:?}, {n}");
                 let len = fork.least_len().max(8);
@@ -621,7 +620,10 @@ fn restored_streams_and_sessions_that_evict_give_the_same_bits() {
                     s.truncate(len).unwrap();
                 }
                 assert_eq!(restored.len(), fork.len(), "{options:?}");
-                assert!(turn(&mut restored, 3, 9) == turn(&mut fork, 3, 9), "{options:?}, {n}");
+                assert!(
+                    turn(&mut restored, &prompt(3, 9), 5) == turn(&mut fork, &prompt(3, 9), 5),
+                    "{options:?}, {n}"
+                );
             }
         }
         assert_eq!((model.pool_usage().n_used, other.pool_usage().n_used), (0, 0));
@@ -660,7 +662,10 @@ fn a_session_that_evicts_moves_between_cuda_and_the_cpu() {
                 assert!((d / n).sqrt() <= allowed, "{kv} {spec}: {}", (d / n).sqrt());
             }
             if std::ptr::eq(to, &other) {
-                assert!(turn(&mut s, 7, 20) == turn(&mut restored, 7, 20), "{kv} {spec}");
+                assert!(
+                    turn(&mut s, &prompt(7, 20), 5) == turn(&mut restored, &prompt(7, 20), 5),
+                    "{kv} {spec}"
+                );
             }
         }
     }
@@ -671,21 +676,12 @@ fn streams_and_evictions_that_contradict_themselves_are_refused_by_name() {
     let model = lazy_model(&ModelOptions { page_len: 16, chunk: 32, ..options(512) });
     let blob_of = |options: &SessionOptions| {
         let mut s = model.session(options).unwrap();
-        turn(&mut s, 1, 60);
+        turn(&mut s, &prompt(1, 60), 5);
         save(&s)
     };
     let blobs = [blob_of(&streaming(4, 20)), blob_of(&evicting("h2o:24"))];
     let [stream, evicted] = blobs.each_ref().map(|blob| old(blob));
-    let refusal = |blob: &[u8], at: usize, bytes: &[u8]| {
-        let mut blob = blob.to_vec();
-        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
-        blob[at..at + bytes.len()].copy_from_slice(bytes);
-        seal(&mut blob);
-        match restore(&model, &blob) {
-            Err(Error::SavedState { field, .. }) => field,
-            other => panic!("at {at}: {other:?}"),
-        }
-    };
+    let refusal = |blob: &[u8], at: usize, bytes: &[u8]| refusal(&model, blob, at, bytes);
     let long = |n: u64| n.to_le_bytes();
     assert_eq!(refusal(&stream, 64, &65_u32.to_le_bytes()), "policy", "sinks");
     assert_eq!(refusal(&stream, 68, &0_u32.to_le_bytes()), "policy", "window");
@@ -845,17 +841,8 @@ fn sealed_pages_that_contradict_themselves_are_refused_by_name() {
     // The header, the page length and the number of sealed pages; 100 tokens and their logits.
     let slots = 64 + 8 + 8 + 400 + 512;
     assert_eq!(blob[slots..slots + 8], 100_u64.to_le_bytes());
-    let restore_forged = |at: usize, bytes: &[u8]| {
-        let mut blob = blob.clone();
-        assert!(blob[at..at + bytes.len()] != *bytes, "at {at}: forged nothing");
-        blob[at..at + bytes.len()].copy_from_slice(bytes);
-        seal(&mut blob);
-        restore(&model, &blob)
-    };
-    let refusal = |at: usize, bytes: &[u8]| match restore_forged(at, bytes) {
-        Err(Error::SavedState { field, .. }) => field,
-        other => panic!("at {at}: {other:?}"),
-    };
+    let restore_forged = |at: usize, bytes: &[u8]| restore(&model, &forge(&blob, at, bytes));
+    let refusal = |at: usize, bytes: &[u8]| refusal(&model, &blob, at, bytes);
     let long = |n: u64| n.to_le_bytes();
     assert_eq!(blob[72..80], long(3), "pages in front of the last two and the row's own");
     assert_eq!(refusal(56, &1_u32.to_le_bytes()), "flags");

@@ -14,7 +14,7 @@ use loris::{
     Error, KvFormat, KvFormats, Model, ModelOptions, Progress, Session, SessionOptions,
     StreamOptions,
 };
-use support::{bits, open_cpu, open_cuda, open_with, options, rounded};
+use support::{bits, logits, open_cpu, open_cuda, open_with, options, prompt, rounded, run_turns};
 
 const STREAM: StreamOptions = StreamOptions { sink: 4, window: 60 };
 
@@ -86,40 +86,17 @@ fn session(model: &Model, stream: StreamOptions) -> Session {
     model.session(&stream_options(stream)).unwrap()
 }
 
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
-}
-
-fn logits(session: &Session) -> Vec<u32> {
-    bits(session.logits().unwrap())
-}
-
-/// Logits after turns of a prompt and some tokens each.
-fn run(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
-    let mut out = Vec::new();
-    for &(n, n_decoded) in turns {
-        s.prefill(&prompt(n, n)).unwrap();
-        out.push(logits(s));
-        for token in 0..n_decoded {
-            s.decode(token as u32 % 128).unwrap();
-            out.push(logits(s));
-        }
-    }
-    out
-}
-
 fn a_stream_that_is_not_full_is_a_sequence_as_any(place: &Place) {
     for &kv in &place.formats {
         let model = (place.open)(2, &ModelOptions { kv, page_len: 16, ..options(1_024) });
         let turns = [(40, 10), (10, 4)];
-        let want = run(&mut model.session(&SessionOptions::default()).unwrap(), &turns);
+        let want = run_turns(&mut model.session(&SessionOptions::default()).unwrap(), &turns);
         let mut s = session(&model, STREAM);
-        assert!(run(&mut s, &turns) == want, "{kv}");
+        assert!(run_turns(&mut s, &turns) == want, "{kv}");
         assert_eq!(s.n_gone(), 0);
         // One more sees no longer everything.
         let mut dense = model.session(&SessionOptions::default()).unwrap();
-        run(&mut dense, &turns);
+        run_turns(&mut dense, &turns);
         for s in [&mut s, &mut dense] {
             s.decode(5).unwrap();
         }
@@ -132,7 +109,7 @@ fn as_many_sinks_as_there_may_be(place: &Place) {
         let stream = StreamOptions { sink, window: 40 };
         let run_at = |page_len, chunk| {
             let model = (place.open)(2, &ModelOptions { page_len, chunk, ..options(2_048) });
-            run(&mut session(&model, stream), &[(150, 9), (60, 3)])
+            run_turns(&mut session(&model, stream), &[(150, 9), (60, 3)])
         };
         assert!(run_at(64, 512) == run_at(256, 11), "{sink} sinks");
     }
@@ -150,12 +127,12 @@ fn bits_do_not_depend_on_when_pages_go(place: &Place) {
     }
     for &kv in &place.formats {
         let options = ModelOptions { kv, ..options(2_048) };
-        let want = run(&mut session(&(place.open)(2, &options), STREAM), &turns);
+        let want = run_turns(&mut session(&(place.open)(2, &options), STREAM), &turns);
         for &(chunk, page_len, threads) in &sizes {
             let options = ModelOptions { chunk, page_len, ..options.clone() };
             let model = (place.open)(threads, &options);
             let mut s = session(&model, STREAM);
-            let got = run(&mut s, &turns);
+            let got = run_turns(&mut s, &turns);
             assert!(got == want, "{kv}: chunk {chunk}, page {page_len}, {threads} threads");
             assert_eq!(s.len(), len);
             assert!(s.n_gone() > len - 64 - 2 * page_len.max(16), "{}", s.n_gone());
@@ -231,10 +208,10 @@ fn a_call_that_is_stopped_changes_nothing(place: &Place) {
 fn a_fork_goes_on_as_the_stream_does(place: &Place) {
     let model = (place.open)(2, &ModelOptions { page_len: 16, chunk: 50, ..options(2_048) });
     let mut s = session(&model, STREAM);
-    run(&mut s, &[(200, 30)]);
+    run_turns(&mut s, &[(200, 30)]);
     let mut fork = s.fork().unwrap();
     let turns = if place.is_slow { [(50, 10)] } else { [(100, 50)] };
-    let (a, b) = (run(&mut s, &turns), run(&mut fork, &turns));
+    let (a, b) = (run_turns(&mut s, &turns), run_turns(&mut fork, &turns));
     assert!(a == b);
 }
 
@@ -263,7 +240,10 @@ fn truncation_goes_back_as_far_as_the_window_is_there(place: &Place) {
                 s.decode(7).unwrap();
             }
             assert!(logits(&short) == logits(&cut), "{kv}: cut to {len}");
-            assert!(run(&mut short, &[(20, 2)]) == run(&mut cut, &[(20, 2)]), "{kv}: cut to {len}");
+            assert!(
+                run_turns(&mut short, &[(20, 2)]) == run_turns(&mut cut, &[(20, 2)]),
+                "{kv}: cut to {len}"
+            );
         }
         let left = |s: &Session| {
             let bytes = s.receipt().kv_bytes;
@@ -296,14 +276,17 @@ fn truncation_goes_back_as_far_as_the_window_is_there(place: &Place) {
             let mut short = session(&model, STREAM);
             short.prefill(&[&prompt(5, n)[..], &on_its_way].concat()[..least]).unwrap();
             assert!(
-                run(&mut short, &[(20, 2)]) == run(&mut s, &[(20, 2)]),
+                run_turns(&mut short, &[(20, 2)]) == run_turns(&mut s, &[(20, 2)]),
                 "{kv}: {n_steps} steps"
             );
         }
 
         whole.truncate(0).unwrap();
         assert_eq!(left(&whole), (vec![], 0, 0, 0, None));
-        assert!(run(&mut whole, &[(90, 5)]) == run(&mut session(&model, STREAM), &[(90, 5)]));
+        assert!(
+            run_turns(&mut whole, &[(90, 5)])
+                == run_turns(&mut session(&model, STREAM), &[(90, 5)])
+        );
     }
 }
 
@@ -341,7 +324,7 @@ fn company_changes_nothing(place: &Place) {
     };
     let model = open();
     let alone: Vec<_> =
-        (0..4).map(|idx| run(&mut start(&model, idx), &[(lens[idx], 20)])).collect();
+        (0..4).map(|idx| run_turns(&mut start(&model, idx), &[(lens[idx], 20)])).collect();
     let model = open();
     let mut sessions: Vec<_> = (0..4).map(|idx| start(&model, idx)).collect();
     for (s, n) in sessions.iter_mut().zip(lens) {

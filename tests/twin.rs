@@ -7,8 +7,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod support;
+#[path = "../kernels-cuda/tests/common/twin.rs"]
+mod twin;
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::c_int;
 use std::ops::ControlFlow;
 
 use loris::backend::cuda::{self, CudaBytes};
@@ -20,7 +22,11 @@ use loris::{
     Passes, Plan, Progress, Sampler, SamplerParams, Session, SessionOptions, StreamOptions,
     generate,
 };
-use support::{argmax, bits, checkpoint, cuda_options, open_cpu, open_cuda, options, rounded};
+use support::{
+    argmax, best, bits, check_company, checkpoint, cuda_options, logits, open_cpu, open_cuda,
+    options, prompt, rounded, run, session,
+};
+use twin::Twin;
 
 const NAME: &str = "llama-tied";
 
@@ -37,19 +43,6 @@ fn model() -> Model {
     open_cuda(rounded(NAME, Dtype::BF16), &small())
 }
 
-fn session(model: &Model) -> Session {
-    model.session(&SessionOptions::default()).unwrap()
-}
-
-#[allow(clippy::cast_possible_truncation)]
-fn best(session: &Session) -> u32 {
-    argmax(session.logits().unwrap()) as u32
-}
-
-fn logits(session: &Session) -> Vec<u32> {
-    bits(session.logits().unwrap())
-}
-
 /// A session that prunes after the layers of `points`; short sequences too.
 fn lazy_session(model: &Model, points: &[(usize, f64)]) -> Session {
     let points = points.iter().map(|&(layer, keep_rate)| PrunePoint { layer, keep_rate }).collect();
@@ -57,91 +50,15 @@ fn lazy_session(model: &Model, points: &[(usize, f64)]) -> Session {
     model.session(&SessionOptions { lazy: Some(lazy), ..SessionOptions::default() }).unwrap()
 }
 
-/// A prompt of `n` tokens, another for each `seed`.
-#[allow(clippy::cast_possible_truncation)]
-fn prompt(seed: usize, n: usize) -> Vec<u32> {
-    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
-}
-
-/// Bits of the logits after the prompt and after each of `n` greedy tokens.
-fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
-    let mut s = session(model);
-    s.prefill(prompt).unwrap();
-    let mut out = vec![logits(&s)];
-    for _ in 0..n {
-        s.decode(best(&s)).unwrap();
-        out.push(logits(&s));
-    }
-    out
-}
-
-/// What the twin lets tests switch.
-struct Twin {
-    library: libloading::Library,
-    /// What an earlier thread of the same id has left: a call that frees may be one that fails.
-    before: String,
-}
-
-impl Twin {
-    /// `None` where tests run on a GPU.
-    fn new() -> Option<Self> {
-        if std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda") {
-            return None;
-        }
-        // SAFETY: the library has no initialiser that does anything.
-        let library = unsafe { libloading::Library::new(loris_kernels::TWIN) }.unwrap();
-        let mut twin = Self { library, before: String::new() };
-        twin.before = twin.leaks();
-        Some(twin)
-    }
-
-    fn get<F: Copy>(&self, name: &str) -> F {
-        // SAFETY: the types are those of `twin/state.cpp`.
-        *unsafe { self.library.get::<F>(name.as_bytes()) }.unwrap()
-    }
-
-    fn set_seed(&self, seed: u64) {
-        self.get::<extern "C" fn(u64)>("loris_twin_set_seed")(seed);
-    }
-
-    fn set_memory(&self, bytes: usize) {
-        self.get::<extern "C" fn(usize)>("loris_twin_set_memory")(bytes);
-    }
-
-    /// Driver calls of this thread so far.
-    fn calls(&self) -> u64 {
-        self.get::<extern "C" fn() -> u64>("loris_twin_calls")()
-    }
-
-    /// Driver calls that `work` makes.
-    fn calls_of<T>(&self, work: impl FnOnce() -> T) -> i64 {
-        let before = self.calls();
-        work();
-        (self.calls() - before).try_into().unwrap()
-    }
-
-    /// Runs `work` with its n-th driver call failing.
-    fn failing<T>(&self, n: i64, code: c_int, work: impl FnOnce() -> T) -> T {
-        let fail = self.get::<extern "C" fn(i64, c_int)>("loris_twin_fail_call");
-        fail(n, code);
-        let out = work();
-        fail(-1, 0);
-        out
-    }
-
-    /// Objects of the driver that this thread has made and that still are.
-    fn leaks(&self) -> String {
-        let leaks: extern "C" fn(*mut *const c_char) -> usize = self.get("loris_twin_leaks");
-        let mut text = std::ptr::null();
-        leaks(&mut text);
-        // SAFETY: the twin writes the address of a string that lives until its next call.
-        unsafe { CStr::from_ptr(text) }.to_str().unwrap().to_owned()
-    }
+/// `None` where tests run on a GPU.
+fn twin() -> Option<Twin> {
+    let is_real = std::env::var("LORIS_TEST_DRIVER").is_ok_and(|name| name == "cuda");
+    (!is_real).then(Twin::get)
 }
 
 #[test]
 fn the_order_of_threads_changes_no_bit() {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
     let base = run(&model(), &prompt(1, 21), 2);
     for seed in 1..=10 {
         twin.set_seed(seed);
@@ -176,7 +93,7 @@ fn replayed_passes_give_the_bits_of_launched_ones() {
 
 #[test]
 fn a_replayed_step_is_an_upload_a_launch_and_a_read() {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
     let model = model();
     let mut s = session(&model);
     s.prefill(&prompt(1, 20)).unwrap();
@@ -261,7 +178,7 @@ fn sessions_that_prune_do_not_depend_on_company() {
 /// A segment more costs a replayed step a batch, its rows' two ways, the scores and their read.
 #[test]
 fn a_replayed_step_of_two_segments_stays_short() {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
     let model = open_cuda(rounded(NAME, Dtype::BF16), &lazy_options());
     let mut s = lazy_session(&model, &[(1, 1.0)]);
     s.prefill(&prompt(1, 20)).unwrap();
@@ -273,33 +190,7 @@ fn a_replayed_step_of_two_segments_stays_short() {
 
 #[test]
 fn bits_do_not_depend_on_the_batch() {
-    let model = model();
-    let lens = [1, 16, 17, 40];
-    let alone: Vec<_> = lens.iter().map(|&n| run(&model, &prompt(n, n), 3)).collect();
-    let mut sessions: Vec<Session> = lens.iter().map(|_| session(&model)).collect();
-    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); lens.len()];
-    for round in 0.. {
-        if let Some(&n) = lens.get(round) {
-            sessions[round].feed(&prompt(n, n)).unwrap();
-        }
-        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
-        let results = model.step(&mut refs);
-        for (i, result) in results.iter().enumerate() {
-            if *result.as_ref().unwrap() == Progress::Ready {
-                seen[i].push(logits(&sessions[i]));
-                if seen[i].len() <= 3 {
-                    let token = best(&sessions[i]);
-                    sessions[i].push(token).unwrap();
-                }
-            }
-        }
-        if round > lens.len() && results.iter().all(|r| matches!(r, Ok(Progress::Idle))) {
-            break;
-        }
-    }
-    for (i, n) in lens.iter().enumerate() {
-        assert!(seen[i] == alone[i], "the session of {n} tokens");
-    }
+    check_company(&model(), &[1, 16, 17, 40], 3);
 }
 
 #[test]
@@ -668,14 +559,16 @@ fn device_memory_counts_tokens_that_wait() {
 
 #[test]
 fn memory_that_does_not_suffice_is_named() {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
+    // An earlier thread of the same id may have left something.
+    let left = twin.leaks();
     twin.set_memory(1 << 20);
     let large = ModelOptions { kv_tokens: Some(1 << 16), ..small() };
     let engine = Engine::new(&cuda_options()).unwrap();
     let open = |options| engine.open_checkpoint(rounded(NAME, Dtype::BF16), options);
     let error = open(&large).unwrap_err();
     assert!(matches!(error, Error::OutOfDeviceMemory { what: "the KV page pool", .. }), "{error}");
-    assert_eq!(twin.leaks(), twin.before);
+    assert_eq!(twin.leaks(), left);
     twin.set_memory(1 << 30);
     run(&open(&small()).unwrap(), &prompt(1, 3), 1);
 }
@@ -689,7 +582,9 @@ fn is_of_device(e: &Error) -> bool {
 
 #[test]
 fn a_load_that_fails_anywhere_leaves_nothing() {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
+    // An earlier thread of the same id may have left something.
+    let left = twin.leaks();
     let open = || {
         let engine = Engine::new(&cuda_options())?;
         engine.open_checkpoint(rounded(NAME, Dtype::BF16), &small())
@@ -697,14 +592,14 @@ fn a_load_that_fails_anywhere_leaves_nothing() {
     let mut opened = None;
     let n_calls = twin.calls_of(|| opened = Some(open().unwrap()));
     drop(opened);
-    assert_eq!(twin.leaks(), twin.before);
+    assert_eq!(twin.leaks(), left);
     let mut unheard = Vec::new();
     for n in 0..n_calls {
         match twin.failing(n, CODES[n as usize % 2], open) {
             Err(e) => assert!(is_of_device(&e), "call {n}: {e:?}"),
             Ok(_) => unheard.push(n),
         }
-        assert_eq!(twin.leaks(), twin.before, "call {n}");
+        assert_eq!(twin.leaks(), left, "call {n}");
     }
     // A context is made current when it is made and again before it is used.
     assert!(unheard.len() <= 1, "calls {unheard:?} of {n_calls} failed and nobody heard");
@@ -713,7 +608,8 @@ fn a_load_that_fails_anywhere_leaves_nothing() {
 /// Step 0 is a prompt, the others decode. One of them meets a driver call that fails, each call in turn: the
 /// step fails as a whole or not at all, and succeeds when it is tried again.
 fn fail_in_step(failing: usize, tokens: &[u32], open: &dyn Fn() -> Session) {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
+    let left = twin.leaks();
     let n_steps = 3.min(failing + 2);
     let step = |s: &mut Session, idx: usize| match idx {
         0 => s.prefill(tokens),
@@ -735,7 +631,7 @@ fn fail_in_step(failing: usize, tokens: &[u32], open: &dyn Fn() -> Session) {
     let mut healthy = fresh();
     let n_calls = twin.calls_of(|| step(&mut healthy, failing).unwrap());
     drop(healthy);
-    assert_eq!(twin.leaks(), twin.before);
+    assert_eq!(twin.leaks(), left);
     let mut n_failed = 0;
     for n in 0..n_calls {
         let mut s = fresh();
@@ -783,7 +679,7 @@ fn a_replayed_step_that_fails_anywhere_is_undone() {
 /// A prompt that ends with an eviction meets a driver call that fails, each call in turn: it is undone, or, where slots
 /// were about to move, the session is empty.
 fn fail_in_eviction(spec: &str) {
-    let Some(twin) = Twin::new() else { return };
+    let Some(twin) = twin() else { return };
     let open = || {
         let evict = Some(Evict::parse(spec).unwrap());
         let options = SessionOptions { evict, ..SessionOptions::default() };

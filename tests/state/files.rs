@@ -15,7 +15,7 @@ use crate::support::{checkpoint, open, options};
 use crate::{prompt, save};
 
 /// A session of `n` tokens, its blob, and a folder with nothing in it.
-fn saved(n: u32) -> (Session, Vec<u8>, TempDir) {
+fn saved(n: usize) -> (Session, Vec<u8>, TempDir) {
     let model = open(checkpoint("llama-tied"), &options(256));
     let mut session = model.session(&SessionOptions::default()).unwrap();
     session.prefill(&prompt(1, n)).unwrap();
@@ -44,7 +44,7 @@ fn of_ten_who_save_to_one_path_one_is_there_whole() {
     let path = folder.path().join("state");
     let model = open(checkpoint("llama-tied"), &options(2_048));
     let start = Barrier::new(10);
-    let saver = |i: u32| {
+    let saver = |i: usize| {
         let mut session = model.session(&SessionOptions::default()).unwrap();
         session.prefill(&prompt(i, 40 + 20 * i)).unwrap();
         session

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use loris::backend::cpu::Isa;
 use loris::loader::{Checkpoint, Dtype, ModelConfig, OpenOptions, Weights};
-use loris::{DeviceChoice, Engine, EngineOptions, Model, ModelOptions};
+use loris::{
+    DeviceChoice, Engine, EngineOptions, Model, ModelOptions, Progress, Session, SessionOptions,
+};
 use safetensors::SafeTensors;
 
 /// Every fixture, with the context that its tokens need.
@@ -157,6 +159,87 @@ pub fn argmax(logits: &[f32]) -> usize {
 
 pub fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
+}
+
+pub fn session(model: &Model) -> Session {
+    model.session(&SessionOptions::default()).unwrap()
+}
+
+/// A prompt of `n` tokens, another for each `seed`.
+#[allow(clippy::cast_possible_truncation)]
+pub fn prompt(seed: usize, n: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 31 + seed * 17 + i * i * (seed + 3)) % 128) as u32).collect()
+}
+
+/// Bits of the logits after the last token.
+pub fn logits(session: &Session) -> Vec<u32> {
+    bits(session.logits().unwrap())
+}
+
+#[allow(clippy::cast_possible_truncation)]
+pub fn best(session: &Session) -> u32 {
+    argmax(session.logits().unwrap()) as u32
+}
+
+/// The logits after a prompt and after each of `n` greedy tokens.
+pub fn turn(s: &mut Session, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
+    s.prefill(prompt).unwrap();
+    let mut out = vec![logits(s)];
+    for _ in 0..n {
+        s.decode(best(s)).unwrap();
+        out.push(logits(s));
+    }
+    out
+}
+
+/// The same of a new session.
+pub fn run(model: &Model, prompt: &[u32], n: usize) -> Vec<Vec<u32>> {
+    turn(&mut session(model), prompt, n)
+}
+
+/// The logits after turns of a prompt and some tokens each, whatever the model thinks of them.
+#[allow(clippy::cast_possible_truncation)]
+pub fn run_turns(s: &mut Session, turns: &[(usize, usize)]) -> Vec<Vec<u32>> {
+    let mut out = Vec::new();
+    for &(n, n_decoded) in turns {
+        s.prefill(&prompt(n, n)).unwrap();
+        out.push(logits(s));
+        for token in 0..n_decoded {
+            s.decode(token as u32 % 128).unwrap();
+            out.push(logits(s));
+        }
+    }
+    out
+}
+
+/// Sessions of prompts of these lengths, and of `n_tokens` greedy tokens each, that join a batch one by one have the bits
+/// that each has alone: passes hold prompts of some and tokens of others.
+pub fn check_company(model: &Model, lens: &[usize], n_tokens: usize) {
+    let alone: Vec<_> = lens.iter().map(|&n| run(model, &prompt(n, n), n_tokens)).collect();
+    let mut sessions: Vec<Session> = lens.iter().map(|_| session(model)).collect();
+    let mut seen: Vec<Vec<Vec<u32>>> = vec![Vec::new(); lens.len()];
+    for round in 0.. {
+        if let Some(&n) = lens.get(round) {
+            sessions[round].feed(&prompt(n, n)).unwrap();
+        }
+        let mut refs: Vec<&mut Session> = sessions.iter_mut().collect();
+        let results = model.step(&mut refs);
+        for (i, result) in results.iter().enumerate() {
+            if *result.as_ref().unwrap() == Progress::Ready {
+                seen[i].push(logits(&sessions[i]));
+                if seen[i].len() <= n_tokens {
+                    let token = best(&sessions[i]);
+                    sessions[i].push(token).unwrap();
+                }
+            }
+        }
+        if round > lens.len() && results.iter().all(|r| matches!(r, Ok(Progress::Idle))) {
+            break;
+        }
+    }
+    for (i, n) in lens.iter().enumerate() {
+        assert!(seen[i] == alone[i], "the session of {n} tokens");
+    }
 }
 
 /// A checkpoint of `n_layers` layers: those of a fixture again and again.
