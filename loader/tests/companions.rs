@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Folder, byte_tokenizer};
+use common::{Folder, byte_tokenizer, llama_tokenizer};
 use loris_loader::{Chat, ChatTemplate, Error, Message, Special, Tokenizer};
 use serde_json::{Value, json};
 
@@ -144,58 +144,31 @@ fn a_space_is_put_before_texts_where_the_class_does_that() {
     assert_eq!(open(&folder).unwrap().encode("hi", Special::Parse).unwrap(), hi[1..]);
 }
 
-/// A tokenizer of Llama 2's kind: a space before every piece of text, which is a token of its own here.
-fn llama2() -> Value {
-    let added = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
-    json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "\u{2581}"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "\u{2581}"}]},
-        "pre_tokenizer": null,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true,
-                  "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "\u{2581}": 3, "h": 4, "i": 5}, "merges": []}
-    })
-}
-
 /// `transformers` 5 makes a Llama 2 tokenizer up anew: it gives [3, 4, 5, 1, 4, 5] for the second text, without the
 /// space after the special token that the model was trained with. tokenizer.json is followed.
 #[test]
 fn llama_2_is_what_its_tokenizer_json_says() {
+    let llama2 = llama_tokenizer("\u{2581}", &json!([]));
     let class = |more: Value| {
         let mut config = json!({"tokenizer_class": "LlamaTokenizer", "legacy": false});
         config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         config
     };
     for more in [json!({}), json!({"add_prefix_space": null}), json!({"add_prefix_space": true})] {
-        assert_eq!(encode(&llama2(), class(more.clone()), "hi"), [3, 4, 5]);
-        assert_eq!(encode(&llama2(), class(more), "hi<s>hi"), [3, 4, 5, 1, 3, 4, 5]);
+        assert_eq!(encode(&llama2, class(more.clone()), "hi"), [3, 4, 5]);
+        assert_eq!(encode(&llama2, class(more), "hi<s>hi"), [3, 4, 5, 1, 3, 4, 5]);
     }
     // What is put around a prompt is tokenizer.json's too, as in the reference.
     let no_bos = class(json!({"add_bos_token": false, "add_eos_token": true}));
-    let folder = with_config(&llama2(), no_bos);
+    let folder = with_config(&llama2, no_bos);
     let prompt = open(&folder).unwrap().encode_prompt("hi", Special::Parse).unwrap();
     assert_eq!(prompt, [1, 3, 4, 5]);
     // The class has names where no file says any, but null is something said.
     assert_eq!(names(&folder).unwrap(), "<s>|</s>|<unk>||");
-    let folder = with_config(&llama2(), class(json!({"bos_token": null})));
+    let folder = with_config(&llama2, class(json!({"bos_token": null})));
     assert_eq!(names(&folder).unwrap(), "|</s>|<unk>||");
     // No space where the file beside it says so; then none is taken from the answer either.
-    let tokenizer =
-        open(&with_config(&llama2(), class(json!({"add_prefix_space": false})))).unwrap();
+    let tokenizer = open(&with_config(&llama2, class(json!({"add_prefix_space": false})))).unwrap();
     assert_eq!(tokenizer.encode("hi", Special::Parse).unwrap(), [4, 5]);
     assert_eq!(tokenizer.decode(&[3, 4, 5], Special::Plain).unwrap(), " hi");
 }

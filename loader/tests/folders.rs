@@ -20,62 +20,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use common::{Folder, tiny_config};
+use common::{Folder, Random, added, llama_tokenizer, tiny_config};
 use loris_loader::{Chat, Checkpoint, Error, Message, OpenOptions, Special, open};
 use serde_json::{Map, Value, json};
 
-/// A small generator (xorshift), so that the same cases come every time.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-    fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
-        &list[self.below(list.len())]
-    }
-}
-
 type Files = BTreeMap<&'static str, Vec<u8>>;
 
-fn added(id: u32, content: &str) -> Value {
-    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-           "normalized": false, "special": true})
-}
-
-fn bpe() -> Value {
-    json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
-        "normalizer": {"type": "Sequence", "normalizers": [
-            {"type": "Prepend", "prepend": "_"}, {"type": "Replace", "pattern": {"String": " "}, "content": "_"}]},
-        "pre_tokenizer": null,
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "_"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                  "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "_": 3, "h": 4, "i": 5, "hi": 6, "<0x0A>": 7},
-                  "merges": [["h", "i"]]}
-    })
-}
-
 fn byte_level() -> Value {
-    let mut tokenizer = bpe();
+    let mut tokenizer = llama_tokenizer("_", &json!([["h", "i"]]));
     tokenizer["normalizer"] = json!({"type": "NFC"});
     tokenizer["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
         {"type": "Split", "pattern": {"Regex": "\\s+|\\w+"}, "behavior": "Isolated", "invert": false},
@@ -112,7 +64,11 @@ const TEMPLATES: [&str; 3] = [
 /// Small folders that open.
 fn bases() -> Vec<Files> {
     let mut bases = Vec::new();
-    for (i, tokenizer) in [bpe(), byte_level(), words(), unigram()].into_iter().enumerate() {
+    for (i, tokenizer) in
+        [llama_tokenizer("_", &json!([["h", "i"]])), byte_level(), words(), unigram()]
+            .into_iter()
+            .enumerate()
+    {
         for family in ["llama", "mistral", "qwen2", "qwen3"] {
             let mut config = tiny_config();
             config["model_type"] = family.into();
@@ -501,7 +457,7 @@ fn mutated_folders_never_panic() {
     let mut failed = None;
     let started = Instant::now();
     for case in 0..count {
-        let mut random = Random::new(seed.wrapping_mul(1 << 40).wrapping_add(case));
+        let mut random = Random::seeded(seed.wrapping_mul(1 << 40).wrapping_add(case));
         random.next();
         let mut files = random.pick(&bases).clone();
         mutate(&mut files, &mut random);

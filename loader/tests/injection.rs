@@ -5,7 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::byte_tokenizer;
+use common::{Random, byte_tokenizer};
 use loris_loader::{Chat, ChatTemplate, Json, Message, Tokenizer};
 use serde_json::{Value, json};
 
@@ -69,70 +69,58 @@ fn tokenizers() -> Vec<Tokenizer> {
     ]
 }
 
-/// A seeded source of numbers.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 % n as u64).unwrap()
-    }
-
-    /// A text of control tokens, halves of them, what normalisers make of others, and what templates look for.
-    fn content(&mut self) -> String {
-        const REST: [&str; 33] = [
-            "<|",
-            "|>",
-            "im_end",
-            "im_",
-            "end|>",
-            "<|im_start",
-            "start|>",
-            "[/",
-            "INST]",
-            "/s>",
-            "<",
-            ">",
-            "|",
-            "\u{fdd0}",
-            "\u{fffe}",
-            "\u{feff}",
-            "\u{200b}",
-            "＜｜ｉｍ＿ｅｎｄ｜＞",
-            "＜/s＞",
-            "<~im_end~>",
-            "<|IM_END|>",
-            "</S>",
-            "<\u{2f}s>",
-            "\n",
-            " ",
-            "\\n",
-            "\"",
-            "{{ eos_token }}",
-            "{% raw %}",
-            "x",
-            "ﬁ",
-            "ss",
-            "CONTINUE_FINAL_MESSAGE_TAG ",
-        ];
-        let mut text = String::new();
-        for _ in 0..1 + self.below(6) {
-            match self.below(3) {
-                0 => text.push_str(TOKENS[self.below(TOKENS.len())]),
-                1 => {
-                    let token = TOKENS[self.below(TOKENS.len())];
-                    let chars: Vec<char> = token.chars().collect();
-                    let cut = self.below(chars.len());
-                    let half = if self.below(2) == 0 { &chars[..cut] } else { &chars[cut..] };
-                    text.extend(half);
-                }
-                _ => text.push_str(REST[self.below(REST.len())]),
+/// A text of control tokens, halves of them, what normalisers make of others, and what templates look for.
+fn content(random: &mut Random) -> String {
+    const REST: [&str; 33] = [
+        "<|",
+        "|>",
+        "im_end",
+        "im_",
+        "end|>",
+        "<|im_start",
+        "start|>",
+        "[/",
+        "INST]",
+        "/s>",
+        "<",
+        ">",
+        "|",
+        "\u{fdd0}",
+        "\u{fffe}",
+        "\u{feff}",
+        "\u{200b}",
+        "＜｜ｉｍ＿ｅｎｄ｜＞",
+        "＜/s＞",
+        "<~im_end~>",
+        "<|IM_END|>",
+        "</S>",
+        "<\u{2f}s>",
+        "\n",
+        " ",
+        "\\n",
+        "\"",
+        "{{ eos_token }}",
+        "{% raw %}",
+        "x",
+        "ﬁ",
+        "ss",
+        "CONTINUE_FINAL_MESSAGE_TAG ",
+    ];
+    let mut text = String::new();
+    for _ in 0..1 + random.below(6) {
+        match random.below(3) {
+            0 => text.push_str(TOKENS[random.below(TOKENS.len())]),
+            1 => {
+                let token = TOKENS[random.below(TOKENS.len())];
+                let chars: Vec<char> = token.chars().collect();
+                let cut = random.below(chars.len());
+                let half = if random.below(2) == 0 { &chars[..cut] } else { &chars[cut..] };
+                text.extend(half);
             }
+            _ => text.push_str(REST[random.below(REST.len())]),
         }
-        text
     }
+    text
 }
 
 /// A chat with these texts in every place that takes one.
@@ -182,7 +170,7 @@ fn contents_add_no_control_token() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut n_contents = 0;
     while n_contents < 10_002 {
-        let texts = [random.content(), random.content(), random.content()];
+        let texts = [content(&mut random), content(&mut random), content(&mut random)];
         n_contents += texts.len();
         let hostile = chat(&texts);
         let (a, b) = (random.below(templates.len()), random.below(tokenizers.len()));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{exact, raw, tiny_weights, weights};
+use common::{Random, exact, raw, tiny_weights, weights};
 use loris_loader::safetensors::parse;
 
 /// Panics unless both agree in the way that is promised; returns whether we accept.
@@ -27,21 +27,6 @@ fn compare(bytes: &[u8]) -> bool {
         assert_eq!(info.range, range, "{name}");
     }
     true
-}
-
-/// A small generator (xorshift), so that the same cases come every time.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
 }
 
 fn seeds() -> Vec<Vec<u8>> {

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::fault::fault;
-use super::methods::{capitalize, lower, pad, replace, split_lines, strip, upper};
+use super::methods::{capitalize, int_or, lower, pad, replace, split_lines, strip, upper};
 use super::run::{CallArgs, R, Run, char_offset};
 use super::text::{Builder, Str, is_space};
 use super::value::{ENTRY_BYTES, Items, Value};
@@ -21,7 +21,7 @@ const FILTERS: &[(&str, Filter)] = &[
     }),
     ("center", |run, value, args| {
         let [width] = args.bind("center", ["width"])?;
-        let width = int_or(width, 80, "center")?;
+        let width = int_or(width.as_ref(), 80, "center")?;
         pad(&value.text(run.meter)?, width, &Str::own(" "), "both", run.meter).map(Value::Str)
     }),
     ("count", length),
@@ -86,7 +86,7 @@ const FILTERS: &[(&str, Filter)] = &[
         let (from, to) = (from.text(run.meter)?, to.text(run.meter)?);
         let count = match count {
             None | Some(Value::None) => -1,
-            some => int_or(some, -1, "replace")?,
+            some => int_or(some.as_ref(), -1, "replace")?,
         };
         replace(&value.text(run.meter)?, &from, &to, count, run.meter).map(Value::Str)
     }),
@@ -168,15 +168,6 @@ pub(crate) fn apply(run: &mut Run<'_>, name: &str, value: Value, args: CallArgs)
     }
 }
 
-fn int_or(value: Option<Value>, default: i128, what: &str) -> R<i128> {
-    match value {
-        None => Ok(default),
-        Some(value) => value
-            .as_int()
-            .ok_or_else(|| fault(format!("{what}: takes an int, not {}", value.type_name()))),
-    }
-}
-
 fn is_set(value: Option<Value>) -> bool {
     value.is_some_and(|value| value.is_true())
 }
@@ -254,7 +245,7 @@ fn abs(_: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 
 fn batch(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let [size, fill] = args.bind("batch", ["linecount", "fill_with"])?;
-    let size = usize::try_from(int_or(size, 0, "batch")?).unwrap_or(0);
+    let size = usize::try_from(int_or(size.as_ref(), 0, "batch")?).unwrap_or(0);
     if size == 0 {
         return Err(fault("batch: takes the size of a batch"));
     }
@@ -273,7 +264,7 @@ fn batch(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 
 fn slices(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let [n, fill] = args.bind("slice", ["slices", "fill_with"])?;
-    let n = usize::try_from(int_or(n, 0, "slice")?).unwrap_or(0);
+    let n = usize::try_from(int_or(n.as_ref(), 0, "slice")?).unwrap_or(0);
     if n == 0 {
         return Err(fault("slice: takes the number of slices"));
     }
@@ -500,7 +491,8 @@ fn reverse(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 
 fn round(_: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let [precision, method] = args.bind("round", ["precision", "method"])?;
-    let precision = i32::try_from(int_or(precision, 0, "round")?.clamp(-400, 400)).unwrap_or(0);
+    let precision =
+        i32::try_from(int_or(precision.as_ref(), 0, "round")?.clamp(-400, 400)).unwrap_or(0);
     let method = match &method {
         None => "common",
         Some(Value::Str(method)) => method.as_str(),
@@ -656,9 +648,10 @@ fn truncate(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let end = end.map_or_else(|| Ok(Str::own("...")), |end| end.text(run.meter))?;
     let leeway = match leeway {
         None | Some(Value::None) => 5,
-        some => int_or(some, 5, "truncate")?,
+        some => int_or(some.as_ref(), 5, "truncate")?,
     };
-    let (length, n) = (int_or(length, 255, "truncate")?, text.as_str().chars().count() as i128);
+    let (length, n) =
+        (int_or(length.as_ref(), 255, "truncate")?, text.as_str().chars().count() as i128);
     let end_len = end.as_str().chars().count() as i128;
     if length < end_len || leeway < 0 {
         return Err(fault(format!(
@@ -684,7 +677,7 @@ fn indent(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let pad = match width {
         Some(Value::Str(pad)) => pad,
         other => {
-            let n = usize::try_from(int_or(other, 4, "indent")?).unwrap_or(0).min(1 << 16);
+            let n = usize::try_from(int_or(other.as_ref(), 4, "indent")?).unwrap_or(0).min(1 << 16);
             run.meter.take(n)?;
             Str::own(" ".repeat(n))
         }
@@ -711,7 +704,7 @@ fn indent(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
 fn to_int(run: &mut Run<'_>, value: Value, args: CallArgs) -> R<Value> {
     let [default, base] = args.bind("int", ["default", "base"])?;
     let default = default.unwrap_or(Value::Int(0));
-    let base = u32::try_from(int_or(base, 10, "int")?).unwrap_or(10);
+    let base = u32::try_from(int_or(base.as_ref(), 10, "int")?).unwrap_or(10);
     Ok(match &value {
         Value::Undefined(why) => return Err(fault(&**why)),
         Value::Str(text) => {

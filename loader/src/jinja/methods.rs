@@ -226,7 +226,7 @@ fn optional_text(value: Option<&Value>, what: &str) -> R<Option<Str>> {
     }
 }
 
-fn int(value: Option<&Value>, default: i128, what: &str) -> R<i128> {
+pub(super) fn int_or(value: Option<&Value>, default: i128, what: &str) -> R<i128> {
     match value {
         None => Ok(default),
         Some(value) => value
@@ -410,7 +410,7 @@ fn bounded(
     let len = text.as_str().chars().count() as i128;
     let place = |value: Option<&Value>, default: i128| match value {
         None | Some(Value::None) => Ok(default),
-        some => int(some, 0, what).map(|n| if n < 0 { (n + len).max(0) } else { n }),
+        some => int_or(some, 0, what).map(|n| if n < 0 { (n + len).max(0) } else { n }),
     };
     let (start, end) = (place(start, 0)?, place(end, len)?.min(len));
     if start > end {
@@ -463,7 +463,7 @@ fn of_str(run: &mut Run<'_>, this: &Str, name: &str, args: CallArgs) -> R<Value>
         "split" | "rsplit" => {
             let [separator, most] = args.bind(name, ["sep", "maxsplit"])?;
             let separator = optional_text(separator.as_ref(), name)?;
-            let most = int(most.as_ref(), -1, name)?;
+            let most = int_or(most.as_ref(), -1, name)?;
             return list_of(split(this, separator.as_ref(), most, name == "rsplit")?, meter);
         }
         "splitlines" => {
@@ -509,7 +509,7 @@ fn of_str(run: &mut Run<'_>, this: &Str, name: &str, args: CallArgs) -> R<Value>
         "replace" => {
             let [from, to, count] = args.bind(name, ["old", "new", "count"])?;
             let (from, to) = (text(from.as_ref(), name)?, text(to.as_ref(), name)?);
-            return replace(this, &from, &to, int(count.as_ref(), -1, name)?, meter)
+            return replace(this, &from, &to, int_or(count.as_ref(), -1, name)?, meter)
                 .map(Value::Str);
         }
         "center" | "ljust" | "rjust" => {
@@ -521,11 +521,11 @@ fn of_str(run: &mut Run<'_>, this: &Str, name: &str, args: CallArgs) -> R<Value>
                 "rjust" => "right",
                 _ => "both",
             };
-            return pad(this, int(Some(&width), 0, name)?, &fill, side, meter).map(Value::Str);
+            return pad(this, int_or(Some(&width), 0, name)?, &fill, side, meter).map(Value::Str);
         }
         "zfill" => {
             let [width] = args.bind(name, ["width"])?;
-            let width = int(width.as_ref(), 0, name)?;
+            let width = int_or(width.as_ref(), 0, name)?;
             let sign = usize::from(plain.starts_with(['+', '-']));
             let digits = this.slice(sign..plain.len());
             let digits = pad(&digits, width - sign as i128, &Str::own("0"), "right", meter)?;
@@ -536,7 +536,7 @@ fn of_str(run: &mut Run<'_>, this: &Str, name: &str, args: CallArgs) -> R<Value>
         }
         "expandtabs" => {
             let [size] = args.bind(name, ["tabsize"])?;
-            return expand_tabs(this, int(size.as_ref(), 8, name)?, meter).map(Value::Str);
+            return expand_tabs(this, int_or(size.as_ref(), 8, name)?, meter).map(Value::Str);
         }
         _ => args.none(name)?,
     }

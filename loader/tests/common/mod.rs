@@ -7,6 +7,28 @@ use loris_loader::{Checkpoint, Error, Expected, OpenOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+/// A small generator (xorshift), so that the same cases come every time.
+pub struct Random(pub u64);
+
+impl Random {
+    /// Of a seed that may be small.
+    pub fn seeded(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % n.max(1) as u64) as usize
+    }
+    pub fn pick<'a, T>(&mut self, list: &'a [T]) -> &'a T {
+        &list[self.below(list.len())]
+    }
+}
+
 /// A model folder that goes away with the test.
 pub struct Folder(TempDir);
 
@@ -182,4 +204,32 @@ pub fn check(rows: &[Row]) {
         assert!(!message.chars().any(|c| c.is_control()), "{name}: {message:?}");
         assert!(message.len() < 1000, "{name}: {message}");
     }
+}
+
+pub fn added(id: u32, content: &str) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+           "normalized": false, "special": true})
+}
+
+/// A tokenizer of Llama 2's kind, that writes spaces as `space`: one before every piece of text, which is a token of its own.
+pub fn llama_tokenizer(space: &str, merges: &Value) -> Value {
+    json!({
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": [added(0, "<unk>"), added(1, "<s>"), added(2, "</s>")],
+        "normalizer": {"type": "Sequence", "normalizers": [
+            {"type": "Prepend", "prepend": space}, {"type": "Replace", "pattern": {"String": " "}, "content": space}]},
+        "pre_tokenizer": null,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": space}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
+                  "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, space: 3, "h": 4, "i": 5, "hi": 6, "<0x0A>": 7},
+                  "merges": merges}
+    })
 }
