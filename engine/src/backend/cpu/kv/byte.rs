@@ -2,7 +2,7 @@
 
 use half::f16;
 
-use super::super::simd::{Simd, e4m3_value, f16_value};
+use super::super::simd::{Simd, f16_value};
 use super::family::{Family, Row};
 use super::numbers::{E4m3, Element, Int8, Plain};
 
@@ -18,8 +18,6 @@ pub(super) trait ByteElement: Element {
     const UNIT: f32;
     /// The nearest code.
     fn code(x: f32) -> u8;
-    /// What a code stands for, in units.
-    fn value(code: u8) -> f32;
 }
 
 impl ByteElement for Int8 {
@@ -30,11 +28,6 @@ impl ByteElement for Int8 {
     fn code(x: f32) -> u8 {
         x.round_ties_even().clamp(-127.0, 127.0) as i8 as u8
     }
-
-    #[inline(always)]
-    fn value(code: u8) -> f32 {
-        f32::from(code as i8)
-    }
 }
 
 impl ByteElement for E4m3 {
@@ -44,11 +37,6 @@ impl ByteElement for E4m3 {
     #[inline(always)]
     fn code(x: f32) -> u8 {
         e4m3(x)
-    }
-
-    #[inline(always)]
-    fn value(code: u8) -> f32 {
-        e4m3_value(code)
     }
 }
 
@@ -66,19 +54,8 @@ impl<E: ByteElement> Family for Byte<E> {
 
     #[inline(always)]
     unsafe fn read<S: Simd>(row: Row, n_rows: usize, n: usize, to: *mut f32, stride: usize) {
-        let whole = n - n % S::LANES;
-        // SAFETY: the caller's; vectors lie inside the n numbers of a row.
-        unsafe {
-            for r in 0..n_rows {
-                let (codes, to) = (row.codes.add(r * n), to.add(r * stride));
-                for i in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(i), E::load::<S>(codes.add(i)));
-                }
-                for i in whole..n {
-                    *to.add(i) = E::value(*codes.add(i));
-                }
-            }
-        }
+        // SAFETY: the caller's.
+        unsafe { Plain::<E>::read::<S>(row.codes, n_rows, n, to, stride) }
     }
 
     #[inline(always)]
@@ -121,6 +98,7 @@ fn e4m3(x: f32) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::simd::e4m3_value;
     use super::*;
 
     /// Every e4m3 number, in order.

@@ -1,9 +1,10 @@
 //! Keys and values as they lie in pages, 32 numbers at a time: what decode multiplies with goes from the codes of a
 //! page into registers and nowhere else.
 
+use std::convert::identity;
 use std::marker::PhantomData;
 
-use super::super::simd::Simd;
+use super::super::simd::{Simd, bf16_value, e4m3_value};
 
 /// Numbers of a chunk.
 pub(in super::super) const CHUNK: usize = 32;
@@ -43,28 +44,38 @@ pub(super) trait Element: Copy {
     /// # Safety
     /// As [`Simd`]: `LANES` of them at `p`.
     unsafe fn load<S: Simd>(p: *const u8) -> S::V;
+    /// The one at `p`, in the units of [`load`](Self::load).
+    ///
+    /// # Safety
+    /// There is one.
+    unsafe fn value(p: *const u8) -> f32;
 }
 
 macro_rules! element {
-    ($name:ident, $bytes:literal, $load:ident) => {
+    ($name:ident, $bits:ty, $load:ident, $value:expr) => {
         #[derive(Clone, Copy)]
         pub(super) struct $name;
 
         impl Element for $name {
-            const BYTES: usize = $bytes;
+            const BYTES: usize = size_of::<$bits>();
             #[inline(always)]
             unsafe fn load<S: Simd>(p: *const u8) -> S::V {
                 // SAFETY: the caller's.
                 unsafe { S::$load(p.cast()) }
             }
+            #[inline(always)]
+            unsafe fn value(p: *const u8) -> f32 {
+                // SAFETY: the caller's.
+                $value(unsafe { p.cast::<$bits>().read_unaligned() })
+            }
         }
     };
 }
 
-element!(F32, 4, load);
-element!(Bf16, 2, load_bf16);
-element!(Int8, 1, load_i8);
-element!(E4m3, 1, load_e4m3);
+element!(F32, f32, load, identity);
+element!(Bf16, u16, load_bf16, bf16_value);
+element!(Int8, i8, load_i8, f32::from);
+element!(E4m3, u8, load_e4m3, e4m3_value);
 
 /// Numbers one after another.
 #[derive(Clone, Copy)]
@@ -78,6 +89,33 @@ impl<E: Element> Plain<E> {
     #[inline(always)]
     pub(super) fn new(base: *const u8, d: usize) -> Self {
         Self { base, row_bytes: d * E::BYTES, element: PhantomData }
+    }
+
+    /// `n_rows` heads of `n` such numbers as f32, `stride` apart.
+    ///
+    /// # Safety
+    /// As [`Simd`]; there are as many, and there is room for them.
+    #[inline(always)]
+    pub(super) unsafe fn read<S: Simd>(
+        codes: *const u8,
+        n_rows: usize,
+        n: usize,
+        to: *mut f32,
+        stride: usize,
+    ) {
+        let whole = n - n % S::LANES;
+        // SAFETY: the caller's; vectors lie inside the n numbers of a row.
+        unsafe {
+            for r in 0..n_rows {
+                let (from, to) = (codes.add(r * n * E::BYTES), to.add(r * stride));
+                for i in (0..whole).step_by(S::LANES) {
+                    S::store(to.add(i), E::load::<S>(from.add(i * E::BYTES)));
+                }
+                for i in whole..n {
+                    *to.add(i) = E::value(from.add(i * E::BYTES));
+                }
+            }
+        }
     }
 }
 

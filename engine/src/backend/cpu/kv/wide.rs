@@ -1,6 +1,6 @@
 //! Numbers that are not coded: bf16 and f32.
 
-use super::super::simd::{Simd, bf16_bits, bf16_value};
+use super::super::simd::{Simd, bf16_bits};
 use super::family::{Family, Row};
 use super::numbers::{Bf16, Element, F32, Plain};
 
@@ -13,9 +13,6 @@ pub(super) trait WideElement: Element {
     /// # Safety
     /// Room for a number at `to`.
     unsafe fn write(x: f32, to: *mut u8);
-    /// # Safety
-    /// A number at `from`.
-    unsafe fn value(from: *const u8) -> f32;
 }
 
 impl WideElement for Bf16 {
@@ -24,12 +21,6 @@ impl WideElement for Bf16 {
         // SAFETY: the caller's.
         unsafe { to.cast::<u16>().write_unaligned(bf16_bits(x)) }
     }
-
-    #[inline(always)]
-    unsafe fn value(from: *const u8) -> f32 {
-        // SAFETY: the caller's.
-        bf16_value(unsafe { from.cast::<u16>().read_unaligned() })
-    }
 }
 
 impl WideElement for F32 {
@@ -37,12 +28,6 @@ impl WideElement for F32 {
     unsafe fn write(x: f32, to: *mut u8) {
         // SAFETY: the caller's.
         unsafe { to.cast::<f32>().write_unaligned(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn value(from: *const u8) -> f32 {
-        // SAFETY: the caller's.
-        unsafe { from.cast::<f32>().read_unaligned() }
     }
 }
 
@@ -61,19 +46,8 @@ impl<E: WideElement> Family for Wide<E> {
 
     #[inline(always)]
     unsafe fn read<S: Simd>(row: Row, n_rows: usize, n: usize, to: *mut f32, stride: usize) {
-        let whole = n - n % S::LANES;
         // SAFETY: the caller's.
-        unsafe {
-            for r in 0..n_rows {
-                let (from, to) = (row.codes.add(r * n * E::BYTES), to.add(r * stride));
-                for i in (0..whole).step_by(S::LANES) {
-                    S::store(to.add(i), E::load::<S>(from.add(i * E::BYTES)));
-                }
-                for i in whole..n {
-                    *to.add(i) = E::value(from.add(i * E::BYTES));
-                }
-            }
-        }
+        unsafe { Plain::<E>::read::<S>(row.codes, n_rows, n, to, stride) }
     }
 
     #[inline(always)]

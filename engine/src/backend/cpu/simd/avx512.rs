@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
-use super::vector::{Dot, Kernel, MAX_LANES, Simd};
+use super::vector::{Dot, Kernel, MAX_LANES, Simd, instructions};
 
 /// Vectors of 512 bits.
 #[derive(Clone, Copy)]
@@ -42,6 +42,27 @@ impl Simd for Avx512 {
     const TILE_ROWS: usize = 14;
     type V = __m512;
 
+    instructions! {
+        splat(x: f32) -> __m512 = _mm512_set1_ps(x);
+        load(p: *const f32) -> __m512 = _mm512_loadu_ps(p);
+        store(p: *mut f32, v: __m512) -> () = _mm512_storeu_ps(p, v);
+        load_f16(p: *const u16) -> __m512 = _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()));
+        f16(bits: u16) -> f32 = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))));
+        load_i8(p: *const u8) -> __m512 = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast())));
+        add(a: __m512, b: __m512) -> __m512 = _mm512_add_ps(a, b);
+        sub(a: __m512, b: __m512) -> __m512 = _mm512_sub_ps(a, b);
+        mul(a: __m512, b: __m512) -> __m512 = _mm512_mul_ps(a, b);
+        div(a: __m512, b: __m512) -> __m512 = _mm512_div_ps(a, b);
+        fma(a: __m512, b: __m512, c: __m512) -> __m512 = _mm512_fmadd_ps(a, b, c);
+        max(a: __m512, b: __m512) -> __m512 = _mm512_max_ps(a, b);
+        min(a: __m512, b: __m512) -> __m512 = _mm512_min_ps(a, b);
+        // Scale 0: to an integer; then round to nearest even, no exceptions.
+        round(a: __m512) -> __m512 = _mm512_roundscale_ps::<0x08>(a);
+        largest(a: __m512) -> f32 = _mm512_reduce_max_ps(a);
+        even_bf16(pairs: __m512) -> __m512 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs)));
+        prefetch(p: *const u8) -> () = _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+
     #[inline(always)]
     unsafe fn enter<D: Dot, K: Kernel>(kernel: K) {
         unsafe {
@@ -51,21 +72,6 @@ impl Simd for Avx512 {
                 entry::<D, K>(kernel);
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> __m512 {
-        unsafe { _mm512_set1_ps(x) }
-    }
-
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> __m512 {
-        unsafe { _mm512_loadu_ps(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: __m512) {
-        unsafe { _mm512_storeu_ps(p, v) }
     }
 
     #[inline(always)]
@@ -82,21 +88,6 @@ impl Simd for Avx512 {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(p: *const u16) -> __m512 {
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
-    }
-
-    #[inline(always)]
-    unsafe fn f16(bits: u16) -> f32 {
-        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }
 
     #[inline(always)]
@@ -119,47 +110,6 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn add(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_add_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_sub_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_mul_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn div(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_div_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
-        unsafe { _mm512_fmadd_ps(a, b, c) }
-    }
-
-    #[inline(always)]
-    unsafe fn max(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_max_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn min(a: __m512, b: __m512) -> __m512 {
-        unsafe { _mm512_min_ps(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn round(a: __m512) -> __m512 {
-        // Scale 0: to an integer; then round to nearest even, no exceptions.
-        unsafe { _mm512_roundscale_ps::<0x08>(a) }
-    }
-
-    #[inline(always)]
     unsafe fn scale_by_pow2(a: __m512, n: __m512) -> __m512 {
         unsafe {
             // Below the normal numbers the instruction would give subnormals; the contract says zero.
@@ -177,16 +127,6 @@ impl Simd for Avx512 {
             let d = _mm_add_ps(c, _mm_movehl_ps(c, c));
             _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn largest(a: __m512) -> f32 {
-        unsafe { _mm512_reduce_max_ps(a) }
-    }
-
-    #[inline(always)]
-    unsafe fn even_bf16(pairs: __m512) -> __m512 {
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
     }
 
     #[inline(always)]
@@ -234,10 +174,5 @@ impl Simd for Avx512 {
                 v[12 + c] = _mm512_shuffle_f32x4::<0xdd>(t[4 + c], t[12 + c]);
             }
         }
-    }
-
-    #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 }

@@ -1,7 +1,7 @@
 //! Eight-lane arrays: runs everywhere, and the compiler maps it to what the target has.
 
 use super::narrow::{bf16_value, e4m3_value, f16_value};
-use super::vector::{Dot, Kernel, MAX_LANES, Simd};
+use super::vector::{Dot, Kernel, MAX_LANES, Simd, instructions};
 
 const N: usize = 8;
 
@@ -19,27 +19,31 @@ impl Simd for Portable {
     const TILE_ROWS: usize = 4;
     type V = [f32; N];
 
+    // SAFETY: the caller has N elements, or room for them, behind each pointer.
+    instructions! {
+        splat(x: f32) -> [f32; N] = [x; N];
+        load(p: *const f32) -> [f32; N] = p.cast::<[f32; N]>().read_unaligned();
+        store(p: *mut f32, v: [f32; N]) -> () = p.cast::<[f32; N]>().write_unaligned(v);
+        f16(bits: u16) -> f32 = f16_value(bits);
+        load_i8(p: *const u8) -> [f32; N] = p.cast::<[i8; N]>().read_unaligned().map(f32::from);
+        load_e4m3(p: *const u8) -> [f32; N] = p.cast::<[u8; N]>().read_unaligned().map(e4m3_value);
+        add(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| a + b);
+        sub(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| a - b);
+        mul(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| a * b);
+        div(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| a / b);
+        max(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| if a > b { a } else { b });
+        min(a: [f32; N], b: [f32; N]) -> [f32; N] = map(a, b, |a, b| if a < b { a } else { b });
+        largest(a: [f32; N]) -> f32 = a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m });
+        even_bf16(pairs: [f32; N]) -> [f32; N] = pairs.map(|p| f32::from_bits(p.to_bits() << 16));
+        odd_bf16(pairs: [f32; N]) -> [f32; N] = pairs.map(|p| f32::from_bits(p.to_bits() & 0xffff_0000));
+        load_bf16(p: *const u16) -> [f32; N] = p.cast::<[u16; N]>().read_unaligned().map(bf16_value);
+        load_f16(p: *const u16) -> [f32; N] = p.cast::<[u16; N]>().read_unaligned().map(f16_value);
+    }
+
     #[inline(always)]
     unsafe fn enter<D: Dot, K: Kernel>(kernel: K) {
         // SAFETY: no instructions beyond the target's are used.
         unsafe { kernel.run::<Self, D>() }
-    }
-
-    #[inline(always)]
-    unsafe fn splat(x: f32) -> [f32; N] {
-        [x; N]
-    }
-
-    #[inline(always)]
-    unsafe fn load(p: *const f32) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[f32; N]>().read_unaligned() }
-    }
-
-    #[inline(always)]
-    unsafe fn store(p: *mut f32, v: [f32; N]) {
-        // SAFETY: the caller has room for N elements there.
-        unsafe { p.cast::<[f32; N]>().write_unaligned(v) }
     }
 
     #[inline(always)]
@@ -51,61 +55,10 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(p: *const u16) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
-        bits.map(bf16_value)
-    }
-
-    #[inline(always)]
-    unsafe fn load_f16(p: *const u16) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        let bits = unsafe { p.cast::<[u16; N]>().read_unaligned() };
-        bits.map(f16_value)
-    }
-
-    #[inline(always)]
-    unsafe fn f16(bits: u16) -> f32 {
-        f16_value(bits)
-    }
-
-    #[inline(always)]
-    unsafe fn load_i8(p: *const u8) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[i8; N]>().read_unaligned() }.map(f32::from)
-    }
-
-    #[inline(always)]
-    unsafe fn load_e4m3(p: *const u8) -> [f32; N] {
-        // SAFETY: the caller has N elements there.
-        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(e4m3_value)
-    }
-
-    #[inline(always)]
     unsafe fn load_codes<const SHIFT: i32, const MASK: i32>(p: *const u8) -> [f32; N] {
         // SAFETY: the caller has N elements there.
         let bytes = unsafe { p.cast::<[u8; N]>().read_unaligned() };
         bytes.map(|byte| ((i32::from(byte) >> SHIFT) & MASK) as f32)
-    }
-
-    #[inline(always)]
-    unsafe fn add(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| a + b)
-    }
-
-    #[inline(always)]
-    unsafe fn sub(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| a - b)
-    }
-
-    #[inline(always)]
-    unsafe fn mul(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| a * b)
-    }
-
-    #[inline(always)]
-    unsafe fn div(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| a / b)
     }
 
     #[inline(always)]
@@ -116,16 +69,6 @@ impl Simd for Portable {
         } else {
             std::array::from_fn(|i| a[i] * b[i] + c[i])
         }
-    }
-
-    #[inline(always)]
-    unsafe fn max(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| if a > b { a } else { b })
-    }
-
-    #[inline(always)]
-    unsafe fn min(a: [f32; N], b: [f32; N]) -> [f32; N] {
-        map(a, b, |a, b| if a < b { a } else { b })
     }
 
     #[inline(always)]
@@ -147,21 +90,6 @@ impl Simd for Portable {
     unsafe fn sum(a: [f32; N]) -> f32 {
         let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
         (b[0] + b[2]) + (b[1] + b[3])
-    }
-
-    #[inline(always)]
-    unsafe fn largest(a: [f32; N]) -> f32 {
-        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
-    }
-
-    #[inline(always)]
-    unsafe fn even_bf16(pairs: [f32; N]) -> [f32; N] {
-        pairs.map(|p| f32::from_bits(p.to_bits() << 16))
-    }
-
-    #[inline(always)]
-    unsafe fn odd_bf16(pairs: [f32; N]) -> [f32; N] {
-        pairs.map(|p| f32::from_bits(p.to_bits() & 0xffff_0000))
     }
 
     #[inline(always)]

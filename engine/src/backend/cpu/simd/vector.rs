@@ -78,6 +78,18 @@ pub(in super::super) trait Simd: Copy + 'static {
     unsafe fn prefetch(p: *const u8);
 }
 
+/// Functions of [`Simd`] that are an expression each.
+macro_rules! instructions {
+    ($($name:ident($($arg:ident: $of:ty),*) -> $out:ty = $is:expr;)*) => {
+        $(#[inline(always)]
+        #[allow(unused_unsafe, clippy::undocumented_unsafe_blocks)] // where the impl says
+        unsafe fn $name($($arg: $of),*) -> $out {
+            unsafe { $is }
+        })*
+    };
+}
+pub(super) use instructions;
+
 /// One step of a matrix product: what a 32-bit unit of A and of B holds and how it is accumulated.
 pub(in super::super) trait Dot: 'static {
     /// A unit is a pair of bf16 numbers (even index in the low half), not an f32.
