@@ -69,23 +69,20 @@ pub extern "C" fn loris_version() -> *const c_char {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_build_info(buf: *mut c_char, cap: usize, n: *mut usize) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let mut archs: Vec<&str> =
-                loris_kernels::images().iter().map(|image| image.arch).collect();
-            archs.sort_unstable();
-            archs.dedup();
-            let info = serde_json::json!({
-                "version": env!("CARGO_PKG_VERSION"),
-                "abi": format!("{}.{}", LORIS_ABI_VERSION >> 16, LORIS_ABI_VERSION & 0xffff),
-                "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
-                "cuda_images": archs,
-                "features": features(),
-                "commit": option_env!("LORIS_COMMIT"),
-            });
-            copy_text(&info.to_string(), buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let mut archs: Vec<&str> = loris_kernels::images().iter().map(|image| image.arch).collect();
+        archs.sort_unstable();
+        archs.dedup();
+        let info = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "abi": format!("{}.{}", LORIS_ABI_VERSION >> 16, LORIS_ABI_VERSION & 0xffff),
+            "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+            "cuda_images": archs,
+            "features": features(),
+            "commit": option_env!("LORIS_COMMIT"),
+        });
+        copy_text(&info.to_string(), buf, cap, n)
+    })
 }
 
 /// Returns 1 if this build has the feature, else 0 (an unknown name included): "cpu", "cuda", "batch", "fork",
@@ -131,15 +128,13 @@ pub unsafe extern "C" fn loris_engine_open(
     engine: *mut *mut loris_engine,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("engine", engine, std::ptr::null_mut())?;
-            let params = read(params)?;
-            let opened = Engine::new(&options(&params)?)?;
-            write("engine", engine, make(opened))?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("engine", engine, std::ptr::null_mut())?;
+        let params = read(params)?;
+        let opened = Engine::new(&options(&params)?)?;
+        write("engine", engine, make(opened))?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Frees an engine; NULL is fine. Its models live on until they are freed themselves. Any thread.

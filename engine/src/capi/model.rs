@@ -45,22 +45,20 @@ pub unsafe extern "C" fn loris_model_open(
     model: *mut *mut loris_model,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("model", model, std::ptr::null_mut())?;
-            let engine = get(engine)?.clone(); // a callback may free the handle
-            let dir = Path::new(c_text("dir", dir)?);
-            let params = read(params)?;
-            let options = options(&params)?;
-            let mut progress = |LoadProgress { done, total }| match params.progress {
-                Some(f) if f(params.progress_data, done, total) != 0 => ControlFlow::Break(()),
-                _ => ControlFlow::Continue(()),
-            };
-            let opened = engine.open_with(dir, &options, &mut progress)?;
-            write("model", model, make(opened))?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("model", model, std::ptr::null_mut())?;
+        let engine = get(engine)?.clone(); // a callback may free the handle
+        let dir = Path::new(c_text("dir", dir)?);
+        let params = read(params)?;
+        let options = options(&params)?;
+        let mut progress = |LoadProgress { done, total }| match params.progress {
+            Some(f) if f(params.progress_data, done, total) != 0 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let opened = engine.open_with(dir, &options, &mut progress)?;
+        write("model", model, make(opened))?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Frees a model; NULL is fine. Its sessions live on, and its memory with them, until they are freed. Any thread.
@@ -118,29 +116,27 @@ pub unsafe extern "C" fn loris_model_get_info(
     info: *mut loris_model_info,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            let (config, plan) = (model.config(), model.plan());
-            #[allow(clippy::cast_possible_truncation)] // range-checked when the config was read
-            let small = |n: usize| n as u32;
-            let facts = loris_model_info {
-                n_layers: small(config.n_layers),
-                n_q_heads: small(config.n_q_heads),
-                n_kv_heads: small(config.n_kv_heads),
-                head_dim: small(config.head_dim),
-                hidden_dim: small(config.hidden_dim),
-                ffn_dim: small(config.ffn_dim),
-                vocab_size: small(config.vocab_size),
-                ctx_len: config.ctx_len as u64,
-                weight_bytes: plan.weight_bytes,
-                has_tokenizer: u32::from(model.tokenizer().is_some()),
-                has_chat_template: u32::from(model.chat_template().is_some()),
-                ..Versioned::defaults()
-            };
-            fill_sized(info, facts)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        let (config, plan) = (model.config(), model.plan());
+        #[allow(clippy::cast_possible_truncation)] // range-checked when the config was read
+        let small = |n: usize| n as u32;
+        let facts = loris_model_info {
+            n_layers: small(config.n_layers),
+            n_q_heads: small(config.n_q_heads),
+            n_kv_heads: small(config.n_kv_heads),
+            head_dim: small(config.head_dim),
+            hidden_dim: small(config.hidden_dim),
+            ffn_dim: small(config.ffn_dim),
+            vocab_size: small(config.vocab_size),
+            ctx_len: config.ctx_len as u64,
+            weight_bytes: plan.weight_bytes,
+            has_tokenizer: u32::from(model.tokenizer().is_some()),
+            has_chat_template: u32::from(model.chat_template().is_some()),
+            ..Versioned::defaults()
+        };
+        fill_sized(info, facts)
+    })
 }
 
 /// Fills *info with the state of the model's page pool. Any thread.
@@ -150,23 +146,21 @@ pub unsafe extern "C" fn loris_model_get_kv_info(
     info: *mut loris_kv_info,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            let (usage, plan) = (model.pool_usage(), model.plan());
-            let state = loris_kv_info {
-            #[allow(clippy::cast_possible_truncation)] // at most 256
-            page_len: plan.layout.page_len as u32,
-            n_pages: usage.n_pages as u64,
-            n_used: usage.n_used as u64,
-            n_peak: usage.n_peak as u64,
-            page_bytes: usage.page_bytes as u64,
-            bytes_per_token: plan.kv_bytes_per_token as u64,
-            ..Versioned::defaults()
-        };
-            fill_sized(info, state)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        let (usage, plan) = (model.pool_usage(), model.plan());
+        let state = loris_kv_info {
+        #[allow(clippy::cast_possible_truncation)] // at most 256
+        page_len: plan.layout.page_len as u32,
+        n_pages: usage.n_pages as u64,
+        n_used: usage.n_used as u64,
+        n_peak: usage.n_peak as u64,
+        page_bytes: usage.page_bytes as u64,
+        bytes_per_token: plan.kv_bytes_per_token as u64,
+        ..Versioned::defaults()
+    };
+        fill_sized(info, state)
+    })
 }
 
 /// Copies the name of the device that the model runs on, such as "cpu" or "cuda:0". buf, cap and n as in
@@ -203,21 +197,19 @@ pub unsafe extern "C" fn loris_model_sampling_params(
     params: *mut loris_sampling_params,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            let advised = SamplerParams::advised(&model.config().generation);
-            let advised = loris_sampling_params {
-                temperature: advised.temperature,
-                top_p: advised.top_p,
-                min_p: advised.min_p,
-                repetition_penalty: advised.repetition_penalty,
-                top_k: u32::try_from(advised.top_k).unwrap_or(0), // more than any vocabulary: all
-                ..Versioned::defaults()
-            };
-            fill_sized(params, advised)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        let advised = SamplerParams::advised(&model.config().generation);
+        let advised = loris_sampling_params {
+            temperature: advised.temperature,
+            top_p: advised.top_p,
+            min_p: advised.min_p,
+            repetition_penalty: advised.repetition_penalty,
+            top_k: u32::try_from(advised.top_k).unwrap_or(0), // more than any vocabulary: all
+            ..Versioned::defaults()
+        };
+        fill_sized(params, advised)
+    })
 }
 
 /// Advances n sessions of the model that have tokens queued (loris_session_feed, loris_session_push): one token where
@@ -246,42 +238,40 @@ pub unsafe extern "C" fn loris_model_step(
     statuses: *mut i32,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            let handles = slice("sessions", sessions, n)?;
-            if n > 0 && (statuses.is_null() || !statuses.is_aligned()) {
-                return Err(Failure::invalid("statuses: is NULL or not aligned"));
-            }
-            let bytes = n.saturating_mul(STEP_BYTES_OF_SESSION);
-            memory::room_for(bytes, "the sessions of a step")?;
-            let mut entered: Vec<_> = handles
-                .iter()
-                .map(|&handle| get(handle.cast_const()).and_then(|session| session.enter()))
-                .collect();
-            let mut ready: Vec<_> =
-                entered.iter_mut().flatten().map(|inner| &mut inner.session).collect();
-            let mut results = model.step(&mut ready).into_iter();
-            let mut first = None;
-            for (i, entered) in entered.into_iter().enumerate() {
-                let result = entered.and_then(|_| match results.next() {
-                    Some(result) => Ok(result?),
-                    None => Err(Failure::new(LORIS_E_INVALID_ARG, "no result")),
-                });
-                let status = match result {
-                    Ok(Progress::Ready) => LORIS_OK,
-                    Ok(Progress::Pending { .. }) => LORIS_PENDING,
-                    Ok(Progress::Idle) => LORIS_IDLE,
-                    Err(failure) => {
-                        let status = failure.status;
-                        first.get_or_insert(failure);
-                        status
-                    }
-                };
-                statuses.add(i).write(status);
-            }
-            first.map(remember);
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        let handles = slice("sessions", sessions, n)?;
+        if n > 0 && (statuses.is_null() || !statuses.is_aligned()) {
+            return Err(Failure::invalid("statuses: is NULL or not aligned"));
+        }
+        let bytes = n.saturating_mul(STEP_BYTES_OF_SESSION);
+        memory::room_for(bytes, "the sessions of a step")?;
+        let mut entered: Vec<_> = handles
+            .iter()
+            .map(|&handle| get(handle.cast_const()).and_then(|session| session.enter()))
+            .collect();
+        let mut ready: Vec<_> =
+            entered.iter_mut().flatten().map(|inner| &mut inner.session).collect();
+        let mut results = model.step(&mut ready).into_iter();
+        let mut first = None;
+        for (i, entered) in entered.into_iter().enumerate() {
+            let result = entered.and_then(|_| match results.next() {
+                Some(result) => Ok(result?),
+                None => Err(Failure::new(LORIS_E_INVALID_ARG, "no result")),
+            });
+            let status = match result {
+                Ok(Progress::Ready) => LORIS_OK,
+                Ok(Progress::Pending { .. }) => LORIS_PENDING,
+                Ok(Progress::Idle) => LORIS_IDLE,
+                Err(failure) => {
+                    let status = failure.status;
+                    first.get_or_insert(failure);
+                    status
+                }
+            };
+            statuses.add(i).write(status);
+        }
+        first.map(remember);
+        Ok(LORIS_OK)
+    })
 }

@@ -48,16 +48,14 @@ pub unsafe extern "C" fn loris_session_open(
     session: *mut *mut loris_session,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("session", session, std::ptr::null_mut())?;
-            let model = get(model)?;
-            let options = options(model, &read(params)?)?;
-            let opened = handle(model, model.session(&options)?)?;
-            write("session", session, opened)?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("session", session, std::ptr::null_mut())?;
+        let model = get(model)?;
+        let options = options(model, &read(params)?)?;
+        let opened = handle(model, model.session(&options)?)?;
+        write("session", session, opened)?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Frees a session and its pages; NULL is fine, and so is freeing it after its model. Any thread, when no call on it
@@ -124,24 +122,20 @@ unsafe fn with(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_cancel(session: *const loris_session) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            get(session)?.canceller.cancel();
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        get(session)?.canceller.cancel();
+        Ok(LORIS_OK)
+    })
 }
 
 /// Withdraws a loris_session_cancel that came when no call ran, so that the next one is not stopped. Any thread.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn loris_session_uncancel(session: *const loris_session) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            get(session)?.canceller.withdraw();
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        get(session)?.canceller.withdraw();
+        Ok(LORIS_OK)
+    })
 }
 
 /// Runs n tokens of a prompt, or of the next turn, through the model; afterwards the logits of the last are ready.
@@ -354,16 +348,14 @@ pub unsafe extern "C" fn loris_logprobs(
     n_top: usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let logits = slice("logits", logits, n_vocab)?;
-            if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
-                let what = format!("logits: the one at {at} is not finite");
-                return Err(Failure::new(LORIS_E_NUMERIC, what));
-            }
-            give_logprobs(logits, slice("tokens", tokens, n_tokens)?, logprobs, top, n_top)
-        })
-    }
+    call(|| unsafe {
+        let logits = slice("logits", logits, n_vocab)?;
+        if let Some(at) = logits.iter().position(|logit| !logit.is_finite()) {
+            let what = format!("logits: the one at {at} is not finite");
+            return Err(Failure::new(LORIS_E_NUMERIC, what));
+        }
+        give_logprobs(logits, slice("tokens", tokens, n_tokens)?, logprobs, top, n_top)
+    })
 }
 
 /// # Safety
@@ -708,22 +700,20 @@ pub unsafe extern "C" fn loris_session_restore(
     session: *mut *mut loris_session,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("session", session, std::ptr::null_mut())?;
-            let model = get(model)?;
-            let mut bytes = slice("bytes", bytes, n)?;
-            let options = options(model, &read(params)?)?;
-            let restored = model.restore(&mut bytes, &options)?;
-            if !bytes.is_empty() {
-                let what = format!("saved session: {} bytes too many", bytes.len());
-                return Err(Failure::new(LORIS_E_FORMAT, what));
-            }
-            let restored = handle(model, restored)?;
-            write("session", session, restored)?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("session", session, std::ptr::null_mut())?;
+        let model = get(model)?;
+        let mut bytes = slice("bytes", bytes, n)?;
+        let options = options(model, &read(params)?)?;
+        let restored = model.restore(&mut bytes, &options)?;
+        if !bytes.is_empty() {
+            let what = format!("saved session: {} bytes too many", bytes.len());
+            return Err(Failure::new(LORIS_E_FORMAT, what));
+        }
+        let restored = handle(model, restored)?;
+        write("session", session, restored)?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// As loris_session_restore, from the file path (UTF-8). Any thread.
@@ -735,17 +725,15 @@ pub unsafe extern "C" fn loris_session_restore_file(
     session: *mut *mut loris_session,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("session", session, std::ptr::null_mut())?;
-            let model = get(model)?;
-            let path = Path::new(c_text("path", path)?);
-            let options = options(model, &read(params)?)?;
-            let restored = handle(model, model.restore_file(path, &options)?)?;
-            write("session", session, restored)?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("session", session, std::ptr::null_mut())?;
+        let model = get(model)?;
+        let path = Path::new(c_text("path", path)?);
+        let options = options(model, &read(params)?)?;
+        let restored = handle(model, model.restore_file(path, &options)?)?;
+        write("session", session, restored)?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Panics inside a call on the session, for tests of what follows. Only libraries with debug assertions have it.

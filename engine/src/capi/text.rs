@@ -57,22 +57,20 @@ pub unsafe extern "C" fn loris_tokenize(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let tokenizer = tokenizer(get(model)?)?;
-            let text = self::text("text", text, text_len)?;
-            check_flags("flags", flags, LORIS_PARSE_SPECIAL | LORIS_ADD_EDGES)?;
-            let special = match flags & LORIS_PARSE_SPECIAL {
-                0 => Special::Plain,
-                _ => Special::Parse,
-            };
-            let ids = match flags & LORIS_ADD_EDGES {
-                0 => tokenizer.encode(text, special)?,
-                _ => tokenizer.encode_prompt(text, special)?,
-            };
-            copy(&ids, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let tokenizer = tokenizer(get(model)?)?;
+        let text = self::text("text", text, text_len)?;
+        check_flags("flags", flags, LORIS_PARSE_SPECIAL | LORIS_ADD_EDGES)?;
+        let special = match flags & LORIS_PARSE_SPECIAL {
+            0 => Special::Plain,
+            _ => Special::Parse,
+        };
+        let ids = match flags & LORIS_ADD_EDGES {
+            0 => tokenizer.encode(text, special)?,
+            _ => tokenizer.encode_prompt(text, special)?,
+        };
+        copy(&ids, buf, cap, n)
+    })
 }
 
 /// Sets *n to a number of tokens that no text of text_len bytes has more than, with LORIS_ADD_EDGES or without: as many as
@@ -84,13 +82,11 @@ pub unsafe extern "C" fn loris_max_tokens(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("n", n, 0)?;
-            write("n", n, tokenizer(get(model)?)?.max_tokens(text_len))?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("n", n, 0)?;
+        write("n", n, tokenizer(get(model)?)?.max_tokens(text_len))?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Copies the bytes that a token adds to a text: often not whole characters, and with most tokenizers a space in front; of a special
@@ -106,13 +102,11 @@ pub unsafe extern "C" fn loris_token_bytes(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            check_token(model, token)?;
-            copy(&tokenizer(model)?.token_bytes(token)?, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        check_token(model, token)?;
+        copy(&tokenizer(model)?.token_bytes(token)?, buf, cap, n)
+    })
 }
 
 /// Sets *flags to what a token is: LORIS_TOKEN_SPECIAL, LORIS_TOKEN_EOS, LORIS_TOKEN_UNUSED. Any thread. Since 0.6.
@@ -123,21 +117,19 @@ pub unsafe extern "C" fn loris_token_flags(
     flags: *mut u32,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("flags", flags, 0)?;
-            let model = get(model)?;
-            check_token(model, token)?;
-            let tokenizer = tokenizer(model)?;
-            let facts = [
-                (LORIS_TOKEN_SPECIAL, tokenizer.is_special(token)),
-                (LORIS_TOKEN_EOS, model.config().eos_ids.contains(&token)),
-                (LORIS_TOKEN_UNUSED, tokenizer.id_to_token(token).is_none()),
-            ];
-            write("flags", flags, facts.iter().filter(|(_, is)| *is).map(|(flag, _)| flag).sum())?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("flags", flags, 0)?;
+        let model = get(model)?;
+        check_token(model, token)?;
+        let tokenizer = tokenizer(model)?;
+        let facts = [
+            (LORIS_TOKEN_SPECIAL, tokenizer.is_special(token)),
+            (LORIS_TOKEN_EOS, model.config().eos_ids.contains(&token)),
+            (LORIS_TOKEN_UNUSED, tokenizer.id_to_token(token).is_none()),
+        ];
+        write("flags", flags, facts.iter().filter(|(_, is)| *is).map(|(flag, _)| flag).sum())?;
+        Ok(LORIS_OK)
+    })
 }
 
 fn check_token(model: &Model, id: u32) -> Result<(), Error> {
@@ -162,14 +154,12 @@ pub unsafe extern "C" fn loris_detokenize(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let tokenizer = tokenizer(get(model)?)?;
-            let tokens = slice("tokens", tokens, n_tokens)?;
-            let text = tokenizer.decode(tokens, shown("flags", flags)?)?;
-            copy_text(&text, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let tokenizer = tokenizer(get(model)?)?;
+        let tokens = slice("tokens", tokens, n_tokens)?;
+        let text = tokenizer.decode(tokens, shown("flags", flags)?)?;
+        copy_text(&text, buf, cap, n)
+    })
 }
 
 /// Opens a stream that turns ids into text as they come. flags: LORIS_SHOW_SPECIAL. On LORIS_OK *stream is a
@@ -181,16 +171,14 @@ pub unsafe extern "C" fn loris_text_stream_open(
     stream: *mut *mut loris_text_stream,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("stream", stream, std::ptr::null_mut())?;
-            let tokenizer = tokenizer(get(model)?)?;
-            let opened = TextStream::new(tokenizer, shown("flags", flags)?);
-            let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
-            write("stream", stream, opened)?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("stream", stream, std::ptr::null_mut())?;
+        let tokenizer = tokenizer(get(model)?)?;
+        let opened = TextStream::new(tokenizer, shown("flags", flags)?);
+        let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
+        write("stream", stream, opened)?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// As loris_text_stream_open, for ids that come behind the n_tokens ids of tokens, whose text was shown: where an answer
@@ -204,17 +192,15 @@ pub unsafe extern "C" fn loris_text_stream_open_after(
     stream: *mut *mut loris_text_stream,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            write("stream", stream, std::ptr::null_mut())?;
-            let tokenizer = tokenizer(get(model)?)?;
-            let before = slice("tokens", tokens, n_tokens)?;
-            let opened = TextStream::after(tokenizer, shown("flags", flags)?, before)?;
-            let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
-            write("stream", stream, opened)?;
-            Ok(LORIS_OK)
-        })
-    }
+    call(|| unsafe {
+        write("stream", stream, std::ptr::null_mut())?;
+        let tokenizer = tokenizer(get(model)?)?;
+        let before = slice("tokens", tokens, n_tokens)?;
+        let opened = TextStream::after(tokenizer, shown("flags", flags)?, before)?;
+        let opened = make(Mutex::new(Stream { stream: Some(opened), text: Vec::new() }));
+        write("stream", stream, opened)?;
+        Ok(LORIS_OK)
+    })
 }
 
 /// Takes the next id. *text becomes the text that is now complete: *text_len bytes of whole UTF-8 characters and a NUL,
@@ -228,17 +214,15 @@ pub unsafe extern "C" fn loris_text_stream_push(
     text_len: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let mut inner = enter(get(stream.cast_const())?)?;
-            check_outputs(text, text_len)?;
-            let new = match &mut inner.stream {
-                Some(stream) => stream.push(token)?,
-                None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
-            };
-            show(&mut inner, new, text, text_len)
-        })
-    }
+    call(|| unsafe {
+        let mut inner = enter(get(stream.cast_const())?)?;
+        check_outputs(text, text_len)?;
+        let new = match &mut inner.stream {
+            Some(stream) => stream.push(token)?,
+            None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
+        };
+        show(&mut inner, new, text, text_len)
+    })
 }
 
 /// Ends the stream: *text becomes what was held back, as in loris_text_stream_push. The stream can then only be
@@ -250,17 +234,15 @@ pub unsafe extern "C" fn loris_text_stream_finish(
     text_len: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let mut inner = enter(get(stream.cast_const())?)?;
-            check_outputs(text, text_len)?;
-            let rest = match inner.stream.take() {
-                Some(stream) => stream.finish()?,
-                None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
-            };
-            show(&mut inner, rest, text, text_len)
-        })
-    }
+    call(|| unsafe {
+        let mut inner = enter(get(stream.cast_const())?)?;
+        check_outputs(text, text_len)?;
+        let rest = match inner.stream.take() {
+            Some(stream) => stream.finish()?,
+            None => return Err(Failure::new(LORIS_E_STATE, "the text stream was finished")),
+        };
+        show(&mut inner, rest, text, text_len)
+    })
 }
 
 /// Fails, before anything happens to the stream, unless the outputs can be written.
@@ -340,15 +322,13 @@ pub unsafe extern "C" fn loris_chat_tokenize(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
-            let chat = chat(roles, contents, n_messages, flags)?;
-            let ids = model.encode_chat(&chat)?;
-            copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
+        let chat = chat(roles, contents, n_messages, flags)?;
+        let ids = model.encode_chat(&chat)?;
+        copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
+    })
 }
 
 /// As loris_chat_tokenize, but gives the prompt as text, for people to read: a special token that a content spells
@@ -365,16 +345,14 @@ pub unsafe extern "C" fn loris_chat_render(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
-            let chat = chat(roles, contents, n_messages, flags)?;
-            let template = model.chat_template().ok_or_else(template_missing)?;
-            let text = template.render(&chat)?;
-            copy_text(&text, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        check_flags("flags", flags, LORIS_ADD_GENERATION_PROMPT)?;
+        let chat = chat(roles, contents, n_messages, flags)?;
+        let template = model.chat_template().ok_or_else(template_missing)?;
+        let text = template.render(&chat)?;
+        copy_text(&text, buf, cap, n)
+    })
 }
 
 /// As loris_chat_tokenize, of a chat with all that templates know: request_len bytes of JSON, an object with "messages"
@@ -395,15 +373,13 @@ pub unsafe extern "C" fn loris_chat_tokenize_json(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            check_flags("flags", flags, 0)?;
-            let chat = Chat::from_json(self::text("request", request, request_len)?)?;
-            let ids = model.encode_chat(&chat)?;
-            copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        check_flags("flags", flags, 0)?;
+        let chat = Chat::from_json(self::text("request", request, request_len)?)?;
+        let ids = model.encode_chat(&chat)?;
+        copy(&ids.ok_or_else(template_missing)?, buf, cap, n)
+    })
 }
 
 /// As loris_chat_render, of a request as in loris_chat_tokenize_json. flags: 0. buf, cap and n as in loris_detokenize. Any
@@ -419,13 +395,11 @@ pub unsafe extern "C" fn loris_chat_render_json(
     n: *mut usize,
 ) -> i32 {
     // SAFETY: the caller keeps to the header.
-    unsafe {
-        call(|| {
-            let model = get(model)?;
-            check_flags("flags", flags, 0)?;
-            let chat = Chat::from_json(self::text("request", request, request_len)?)?;
-            let template = model.chat_template().ok_or_else(template_missing)?;
-            copy_text(&template.render(&chat)?, buf, cap, n)
-        })
-    }
+    call(|| unsafe {
+        let model = get(model)?;
+        check_flags("flags", flags, 0)?;
+        let chat = Chat::from_json(self::text("request", request, request_len)?)?;
+        let template = model.chat_template().ok_or_else(template_missing)?;
+        copy_text(&template.render(&chat)?, buf, cap, n)
+    })
 }
