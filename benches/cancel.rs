@@ -231,31 +231,28 @@ impl Row {
         self.at(0.99).as_secs_f64() / self.layer.as_secs_f64()
     }
 
+    /// A pass, a layer, and latencies: the median, the 99th percentile, the largest.
+    fn times(&self) -> [f64; 5] {
+        [self.pass, self.layer, self.at(0.5), self.at(0.99), self.at(1.0)].map(ms)
+    }
+
     fn print(&self) {
+        let [pass, layer, p50, p99, most] = self.times();
         println!(
-            "| {:<24} | {:>5} | {:>9.3} | {:>9.3} | {:>8.4} | {:>8.4} | {:>8.4} | {:>9.3} |",
+            "| {:<24} | {:>5} | {pass:>9.3} | {layer:>9.3} | {p50:>8.4} | {p99:>8.4} | {most:>8.4} | {:>9.3} |",
             self.what,
             self.latencies.len(),
-            ms(self.pass),
-            ms(self.layer),
-            ms(self.at(0.5)),
-            ms(self.at(0.99)),
-            ms(self.at(1.0)),
             self.ratio()
         );
     }
 
     /// Adds the row to the record.
     fn record(&self, machine: &str) {
+        let [pass, layer, p50, p99, most] = self.times();
         let row = format!(
-            "{machine},{},{},{:.3},{:.3},{:.4},{:.4},{:.4},{:.3}",
+            "{machine},{},{},{pass:.3},{layer:.3},{p50:.4},{p99:.4},{most:.4},{:.3}",
             self.what,
             self.latencies.len(),
-            ms(self.pass),
-            ms(self.layer),
-            ms(self.at(0.5)),
-            ms(self.at(0.99)),
-            ms(self.at(1.0)),
             self.ratio()
         );
         machine::add_row("cancel.csv", HEADER, &row);

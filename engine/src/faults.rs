@@ -36,51 +36,58 @@ type Hook = Box<dyn FnMut(Call) -> Result<(), Error> + Send>;
 
 /// The real device behind a hook. It draws tokens if it is told to, as a GPU does.
 struct Hooked {
-    real: Box<dyn Execute>,
+    /// `None` while it takes its place.
+    real: Option<Box<dyn Execute>>,
     hook: Arc<Mutex<Hook>>,
     draws: bool,
+}
+
+impl Hooked {
+    fn real(&mut self) -> &mut dyn Execute {
+        &mut **self.real.as_mut().unwrap()
+    }
 }
 
 impl Execute for Hooked {
     fn run(&mut self, pass: &Pass<'_>, stop: &Stop) -> Result<Done, Error> {
         lock(&self.hook)(Call::Run)?;
-        self.real.run(pass, stop)
+        self.real().run(pass, stop)
     }
 
     fn n_runs(&self) -> u64 {
-        self.real.n_runs()
+        self.real.as_ref().unwrap().n_runs()
     }
 
     fn sample(&mut self, idx: usize, _draw: &Draw) -> Result<Option<u32>, Error> {
         lock(&self.hook)(Call::Sample)?;
         let mut logits = vec![0.0; N_VOCAB];
-        self.real.read_logits(idx, &mut logits)?;
+        self.real().read_logits(idx, &mut logits)?;
         Ok(self.draws.then(|| best(&logits)))
     }
 
     fn read_logits(&mut self, idx: usize, out: &mut [f32]) -> Result<(), Error> {
         lock(&self.hook)(Call::ReadLogits)?;
-        self.real.read_logits(idx, out)
+        self.real().read_logits(idx, out)
     }
 
     fn read_page(&mut self, page: PageId, out: &mut [u8]) -> Result<(), Error> {
-        self.real.read_page(page, out)
+        self.real().read_page(page, out)
     }
 
     fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), Error> {
-        self.real.write_page(page, bytes)
+        self.real().write_page(page, bytes)
     }
 
     fn read_aux(&mut self, row: AuxRow, out: &mut [f32]) -> Result<(), Error> {
-        self.real.read_aux(row, out)
+        self.real().read_aux(row, out)
     }
 
     fn write_aux(&mut self, row: AuxRow, from: &[f32]) -> Result<(), Error> {
-        self.real.write_aux(row, from)
+        self.real().write_aux(row, from)
     }
 
     fn key_norms(&mut self, table: Table<'_>, layer: usize, out: &mut [f32]) -> Result<(), Error> {
-        self.real.key_norms(table, layer, out)
+        self.real().key_norms(table, layer, out)
     }
 
     fn keep_slots(
@@ -91,7 +98,7 @@ impl Execute for Hooked {
     ) -> Result<(), Error> {
         let outcome = lock(&self.hook)(Call::KeepSlots);
         let n = if outcome.is_ok() { keep.len() } else { 1 }; // part of it is done when it fails
-        self.real.keep_slots(copies, table, &keep[..n])?;
+        self.real().keep_slots(copies, table, &keep[..n])?;
         outcome
     }
 }
@@ -130,60 +137,11 @@ fn model_of(checkpoint: Checkpoint, draws: bool) -> (Model, Arc<Mutex<Hook>>) {
     let mut model = Engine::new(&options).unwrap().open_checkpoint(checkpoint, &sizes).unwrap();
     let hook: Arc<Mutex<Hook>> = Arc::new(Mutex::new(Box::new(|_| Ok(()))));
     let shared = Arc::get_mut(&mut model.shared).unwrap();
-    let exec = std::mem::replace(&mut shared.exec, Mutex::new(Box::new(Nothing)));
-    let real = exec.into_inner().unwrap();
-    shared.exec = Mutex::new(Box::new(Hooked { real, hook: hook.clone(), draws }));
+    let exec = shared.exec.get_mut().unwrap();
+    let hooked = |real| Box::new(Hooked { real, hook: hook.clone(), draws });
+    let real = std::mem::replace(exec, hooked(None));
+    *exec = hooked(Some(real));
     (model, hook)
-}
-
-/// Stands where a device is about to be.
-struct Nothing;
-
-impl Execute for Nothing {
-    fn run(&mut self, _: &Pass<'_>, _: &Stop) -> Result<Done, Error> {
-        unreachable!()
-    }
-
-    fn n_runs(&self) -> u64 {
-        unreachable!()
-    }
-
-    fn sample(&mut self, _: usize, _: &Draw) -> Result<Option<u32>, Error> {
-        unreachable!()
-    }
-
-    fn read_logits(&mut self, _: usize, _: &mut [f32]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn read_page(&mut self, _: PageId, _: &mut [u8]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn write_page(&mut self, _: PageId, _: &[u8]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn read_aux(&mut self, _: AuxRow, _: &mut [f32]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn write_aux(&mut self, _: AuxRow, _: &[f32]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn key_norms(&mut self, _: Table<'_>, _: usize, _: &mut [f32]) -> Result<(), Error> {
-        unreachable!()
-    }
-
-    fn keep_slots(
-        &mut self,
-        _: &[(PageId, PageId)],
-        _: Table<'_>,
-        _: &[Vec<u32>],
-    ) -> Result<(), Error> {
-        unreachable!()
-    }
 }
 
 #[derive(Clone, Copy, Debug)]
