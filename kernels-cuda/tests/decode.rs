@@ -74,7 +74,7 @@ fn bits_of_a_row_are_its_own() {
     }
     if common::on_twin() {
         for seed in 1..4 {
-            common::Twin::get().set_seed(seed);
+            common::twin::Twin::get().set_seed(seed);
             assert!(same_bits(&linear(0..9), &all.0[..9 * n]), "linear, threads in order {seed}");
             assert_eq!(gate_up(0..9), all.1[..9 * n], "gate_up, threads in order {seed}");
         }

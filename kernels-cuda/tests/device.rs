@@ -5,7 +5,8 @@ mod common;
 
 use std::thread;
 
-use common::{Random, Twin, device, on_twin, options};
+use common::twin::Twin;
+use common::{Random, device, on_twin, options};
 use loris_kernels::abi::{LORIS_DENSE, LorisQTile, LorisSeq};
 use loris_kernels::ops::batch::{DeviceBatch, HostBatch};
 use loris_kernels::ops::fill_random::fill_random;

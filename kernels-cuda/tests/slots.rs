@@ -114,7 +114,7 @@ fn long_lists_do_not_race() {
         let mut pool = Pool::new(kv, 1, head_dim, 64, n as usize / 64 + 2);
         for seed in 0..every_order {
             if common::on_twin() {
-                common::Twin::get().set_seed(seed);
+                common::twin::Twin::get().set_seed(seed);
             }
             let keep: Vec<u32> = (0..n).filter(|&s| s < fixed || s % 40 != 9).collect();
             let late = (0..fixed).chain(n - (keep.len() as u32 - fixed)..n).collect();

@@ -3,13 +3,11 @@
 
 pub mod product;
 pub mod qkv;
-mod twin;
+pub mod twin;
 
 use std::path::PathBuf;
 
 use loris_kernels::{Device, DeviceOptions, TWIN};
-
-pub use twin::Twin;
 
 /// Options of the device under test: the twin, or with `LORIS_TEST_DRIVER=cuda` the real one.
 pub fn options() -> DeviceOptions {
