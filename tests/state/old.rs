@@ -9,8 +9,8 @@ use loris::keep::{Evict, Keep};
 use loris::loader::Dtype;
 use loris::{KvFormat, Model, ModelOptions, Session, SessionOptions, StreamOptions};
 
-use crate::support::{deep, open_on, options, root, rounded};
-use crate::{prompt, restore, save, seal};
+use crate::support::{deep, open_on, options, prompt, root, rounded};
+use crate::{restore, save, seal};
 
 /// The kinds of sessions, by the names of their files.
 fn kinds() -> [(&'static str, KvFormat, SessionOptions); 5] {
