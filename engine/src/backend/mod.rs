@@ -322,8 +322,8 @@ pub trait Backend: Send + 'static {
     ) -> Result<(), Error>;
 
     /// `out[r][h] = softmax(q[r][h] . K^T / sqrt(head_dim)) V` over the slots that row `r` sees:
-    /// `position(slot) <= position(r)`, and `position(slot) > position(r) - window` if there is one. A row of a
-    /// [`Rolling`] sequence that is full sees the sinks besides, with its query rotated to `stream.place(position)`.
+    /// `position(slot) <= position(r)`, and `position(slot) > position(r) - window` if there is one. A row with
+    /// more behind it than its [`Rule`] shows sees the sinks besides, with its query rotated to `rule.place(position)`.
     fn attention(
         &mut self,
         batch: &Batch<'_>,
