@@ -290,6 +290,26 @@ fn a_full_context_ends_the_answer() {
     assert_eq!((&done["finish"], &done["context_tokens"]), (&"ctx_full".into(), &64.into()));
 }
 
+/// What version 3 would have written of a session without options: tokens, logits and pages behind the header.
+fn as_version_3(saved: &[u8]) -> Vec<u8> {
+    let mut bytes = saved[..64].to_vec();
+    bytes[8] = 3;
+    bytes[48..56].fill(0);
+    bytes[56] = 1; // there are logits
+    let mut at = 64;
+    while !saved[at..].starts_with(b"end ") {
+        let n_bytes = u64::from_le_bytes(saved[at + 8..at + 16].try_into().unwrap());
+        let part = at + 16..at + 16 + usize::try_from(n_bytes).unwrap();
+        if [&b"tokens"[..], b"logits", b"pages"].iter().any(|name| saved[at..].starts_with(name)) {
+            bytes.extend(&saved[part.clone()]);
+        }
+        at = part.end;
+    }
+    let sum = xxhash_rust::xxh3::xxh3_64(&bytes);
+    bytes.extend(sum.to_le_bytes());
+    bytes
+}
+
 #[test]
 fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
     let folder = Folder::new();
@@ -315,13 +335,7 @@ fn a_saved_session_goes_on_as_if_it_had_never_stopped() {
     // An older file does not say of which config it is, nor where the answer begins.
     let save = ["-p", "a b c", "-n", "0", "--ignore-eos", "--json", "--save-state", &state];
     folder.run(&save).ok();
-    let mut bytes = std::fs::read(&state).unwrap();
-    bytes[8] = 3;
-    bytes[48..56].fill(0);
-    let end = bytes.len() - 8;
-    let sum = xxhash_rust::xxh3::xxh3_64(&bytes[..end]);
-    bytes[end..].copy_from_slice(&sum.to_le_bytes());
-    std::fs::write(&state, bytes).unwrap();
+    std::fs::write(&state, as_version_3(&std::fs::read(&state).unwrap())).unwrap();
     assert_failed(&folder.run(&["-n", "1", "--load-state", &state]), 1, "--trust-old-state");
     let resume = ["-n", "20", "--ignore-eos", "--json", "--load-state", &state];
     let trusting = [&resume[..], &["--trust-old-state"]].concat();

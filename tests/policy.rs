@@ -115,6 +115,8 @@ fn schedules_are_read_from_text() {
     );
     assert!(!read.revives);
     assert_eq!(read.order, Order::Random { seed: 0 });
+    assert_eq!(Lazy::parse(&read.to_string(), 30).unwrap(), read);
+    assert_eq!(Lazy::parse("8:0.7,random=9", 30).unwrap().order, Order::Random { seed: 9 });
     // A preset keeps its depth in a model of any number of layers.
     for n_layers in 2..100 {
         for preset in ["gentle", "paper", "hard"] {
@@ -156,7 +158,7 @@ fn schedules_are_read_from_text() {
         "8:0.5,pool=4",
         "8:0.5,pool=65",
         "8:0.5,wide=2",
-        "paper,random=1",
+        "paper,random=x",
         "8:0.5,paper",
     ] {
         let refused = Lazy::parse(bad, 30).unwrap_err().to_string();

@@ -210,6 +210,7 @@ mod tests {
         assert_eq!(evict("h2o:1024,sinks=8"), h2o);
         let snapkv = Evict { window: 16, pool: 5, ..Evict::new(Rank::SNAPKV, Keep::Share(0.25)) };
         assert_eq!(evict("snapkv:25%, window=16,pool=5"), snapkv);
+        assert_eq!([h2o, snapkv].map(|policy| evict(&policy.to_string())), [h2o, snapkv]);
         for spec in [
             "",
             "snapkv",
