@@ -116,6 +116,9 @@ fn schedules_are_read_from_text() {
     assert!(!read.revives);
     assert_eq!(read.order, Order::Random { seed: 0 });
     assert_eq!(Lazy::parse(&read.to_string(), 30).unwrap(), read);
+    let least = Lazy::parse("8:1e-300,16:1", 30).unwrap();
+    assert_eq!(Lazy::parse(&least.to_string(), 30).unwrap(), least);
+    assert!(least.to_string().len() < 100, "{least}");
     assert_eq!(Lazy::parse("8:0.7,random=9", 30).unwrap().order, Order::Random { seed: 9 });
     // A preset keeps its depth in a model of any number of layers.
     for n_layers in 2..100 {

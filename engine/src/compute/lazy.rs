@@ -254,7 +254,7 @@ impl fmt::Display for Lazy {
         // By name, so that none is forgotten.
         let Self { points, window, sinks, pool, min_len, max_revived, revives, order } = self;
         for PrunePoint { layer, keep_rate } in points {
-            write!(f, "{layer}:{keep_rate},")?;
+            write!(f, "{layer}:{keep_rate:?},")?; // 1e-300, not 300 zeros
         }
         write!(
             f,

@@ -97,18 +97,10 @@ pub const TABLE: &[Pair] = &[
             }
         },
     ),
-    goes_if(
-        Lazy,
-        Sealed,
-        "1 with a KV cache of sealed pages, whose rows come page by page",
-        |options, _| match &options.lazy {
-            Some(lazy) if lazy.window > 1 => {
-                let expected = "1 with a KV cache of sealed pages, whose rows come page by page";
-                Err(Error::option("lazy window", lazy.window, expected))
-            }
-            _ => Ok(()),
-        },
-    ),
+    goes_if(Lazy, Sealed, ONE_ROW, |options, _| match &options.lazy {
+        Some(lazy) if lazy.window > 1 => Err(Error::option("lazy window", lazy.window, ONE_ROW)),
+        _ => Ok(()),
+    }),
     refused(
         KeepsPrefixes,
         Coded,
@@ -128,6 +120,7 @@ pub const TABLE: &[Pair] = &[
     }),
 ];
 
+const ONE_ROW: &str = "1 with a KV cache of sealed pages, whose rows come page by page";
 const NO_LOGITS: &str =
     "a session that prunes or evicts has no logits of all rows; open one without lazy and evict";
 
